@@ -1,0 +1,47 @@
+"""PointRend: image segmentation as rendering, for Detectron2.
+
+Importing the package registers its heads; ``add_pointrend_config`` or ``load_config`` gives a
+config that knows their keys.
+
+Source: Kirillov, Wu, He, Girshick, "PointRend: Image Segmentation as Rendering", CVPR 2020.
+"""
+
+from . import registration
+from .config import add_pointrend_config, check_config, get_config_file, load_config
+from .data.augmentation import ColorAugSSDTransform
+from .mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
+from .point_head import (
+    POINT_HEAD_REGISTRY,
+    ImplicitPointHead,
+    StandardPointHead,
+    build_point_head,
+)
+from .registration import stock_heads
+from .roi_heads import PointRendROIHeads
+from .sampling import PointSampler, point_sample
+from .subdivision import PointPredictor, SubdivisionPlan, subdivide
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "POINT_HEAD_REGISTRY",
+    "ColorAugSSDTransform",
+    "ImplicitPointHead",
+    "ImplicitPointRendMaskHead",
+    "PointPredictor",
+    "PointRendMaskHead",
+    "PointRendROIHeads",
+    "PointSampler",
+    "StandardPointHead",
+    "SubdivisionPlan",
+    "add_pointrend_config",
+    "build_point_head",
+    "check_config",
+    "get_config_file",
+    "load_config",
+    "point_sample",
+    "stock_heads",
+    "subdivide",
+]
+
+registration.register()

@@ -1,0 +1,59 @@
+"""Frames and the regular grid: where a point is, written once for the whole package.
+
+Convention. Coordinates are (x, y). A cell or pixel with index ``i`` covers ``[i, i + 1)`` and its
+centre lies at ``i + 0.5`` (``align_corners=False`` everywhere). Three frames are in use:
+
+* ``coords_box``: [0, 1]² inside a region, (0, 0) its top left corner;
+* ``coords_img``: pixels of the network's input image;
+* ``coords_norm``: [0, 1]² in the whole image.
+
+Shapes: N regions (boxes or images), P points, H and W rows and columns of a grid.
+"""
+
+import torch
+from torch import Tensor
+
+
+def cell_centers(indices: Tensor, height: int, width: int) -> Tensor:
+    """Return the centres of grid cells that are given by their row-major index.
+
+    Args:
+        indices: any shape (...), integers in [0, height * width).
+        height: rows of the grid.
+        width: columns of the grid.
+
+    Returns:
+        (..., 2) float32 coordinates in [0, 1]², in the frame that the grid covers.
+    """
+    columns = (indices % width).to(torch.float32)
+    rows = torch.div(indices, width, rounding_mode="floor").to(torch.float32)
+    return torch.stack(((columns + 0.5) / width, (rows + 0.5) / height), dim=-1)
+
+
+def regular_grid(num_regions: int, side: int, device: torch.device | str | None = None) -> Tensor:
+    """Return the cell centres of a square grid, the same for every region.
+
+    Args:
+        num_regions: N; may be a traced size.
+        side: cells along each side.
+        device: where the coordinates are made.
+
+    Returns:
+        (N, side², 2) ``coords_box`` in row-major order (a view that is expanded along N).
+    """
+    centers = cell_centers(torch.arange(side * side, device=device), side, side)
+    return centers[None].expand(num_regions, -1, -1)
+
+
+def box_to_image_coords(coords_box: Tensor, boxes: Tensor) -> Tensor:
+    """Convert coordinates from the frame of each box to pixels of the image.
+
+    Args:
+        coords_box: (N, P, 2) in [0, 1]² of the box.
+        boxes: (N, 4) as (x0, y0, x1, y1) in pixels.
+
+    Returns:
+        (N, P, 2) ``coords_img``.
+    """
+    corner, opposite = boxes[:, None, :2], boxes[:, None, 2:]
+    return coords_box * (opposite - corner) + corner

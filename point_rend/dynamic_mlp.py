@@ -1,0 +1,112 @@
+"""The mathematics of a per-instance MLP, whose weights are themselves a prediction.
+
+Shapes: N instances, D input channels, C output channels, P points. A parameter vector holds the
+weights of all layers, first to last, each (outputs, inputs) row-major, then all biases.
+
+Source: Cheng, Parkhi, Kirillov, "Pointly-Supervised Instance Segmentation", section 5.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MLPLayout:
+    """Where the weights and biases of every layer stand in a parameter vector.
+
+    Args:
+        in_channels: D, at least 1.
+        hidden_channels: width of each hidden layer.
+        out_channels: C.
+        num_hidden: hidden layers, at least 1.
+
+    Raises:
+        ValueError: if a width or the number of layers is not positive.
+    """
+
+    in_channels: int
+    hidden_channels: int
+    out_channels: int
+    num_hidden: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"MLPLayout.{name} must be at least 1, got {value}")
+
+    @property
+    def layer_shapes(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of every layer, the output layer included."""
+        hidden = [self.hidden_channels] * self.num_hidden
+        widths = [self.in_channels, *hidden, self.out_channels]
+        return [(outputs, inputs) for inputs, outputs in pairwise(widths)]
+
+    @property
+    def num_parameters(self) -> int:
+        """Length of the parameter vector."""
+        return sum(outputs * inputs + outputs for outputs, inputs in self.layer_shapes)
+
+    def split(self, parameters: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Cut parameter vectors into layers.
+
+        Args:
+            parameters: (N, ``num_parameters``).
+
+        Returns:
+            Weights, each (N, outputs, inputs), and biases, each (N, outputs, 1).
+
+        Raises:
+            ValueError: if the vectors have another length.
+        """
+        if parameters.dim() != 2 or parameters.shape[1] != self.num_parameters:
+            raise ValueError(
+                f"expected parameters of shape (N, {self.num_parameters}) for the layers "
+                f"{self.layer_shapes}, got {tuple(parameters.shape)}"
+            )
+        shapes = self.layer_shapes
+        sizes = [outputs * inputs for outputs, inputs in shapes]
+        chunks = parameters.split(sizes + [outputs for outputs, _ in shapes], dim=1)
+        weights = [chunk.unflatten(1, s) for chunk, s in zip(chunks, shapes, strict=False)]
+        biases = [chunk[:, :, None] for chunk in chunks[len(shapes) :]]
+        return weights, biases
+
+
+def apply_mlp(inputs: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    """Run each instance's own MLP (ReLU between the layers) on its points.
+
+    Args:
+        inputs: (N, D, P).
+        weights: per layer (N, outputs, inputs).
+        biases: per layer (N, outputs, 1).
+
+    Returns:
+        (N, C, P) outputs of the last layer.
+    """
+    x = inputs
+    last = len(weights) - 1
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        x = torch.bmm(weight, x) + bias
+        if layer < last:
+            x = F.relu(x)
+    return x
+
+
+def fourier_features(coords: Tensor, frequencies: Tensor) -> Tensor:
+    """Encode positions by sines and cosines of random projections.
+
+    Args:
+        coords: (N, P, 2) in [0, 1]².
+        frequencies: (2, F).
+
+    Returns:
+        (N, 2F, P): F sines, then F cosines, of 2π (2 coords − 1) · frequencies.
+
+    Source: Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions".
+    """
+    phases = 2 * math.pi * ((2 * coords - 1) @ frequencies)
+    return torch.cat((phases.sin(), phases.cos()), dim=2).transpose(1, 2)

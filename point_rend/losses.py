@@ -1,0 +1,43 @@
+"""Losses and measures on points: tensors in, tensors out.
+
+Shapes: N regions, C channels, P points. A label of −1 marks a point that does not count.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED_LABEL = -1
+
+
+def binary_point_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the binary cross entropy, averaged over the points that count.
+
+    Args:
+        logits: (N, P).
+        labels: (N, P) in [0, 1], soft values allowed, or −1 for points to leave out.
+
+    Returns:
+        A scalar; 0, with a graph to ``logits``, where no point counts.
+    """
+    counted = labels != IGNORED_LABEL
+    summed = F.binary_cross_entropy_with_logits(
+        logits.float(), labels.float(), weight=counted.float(), reduction="sum"
+    )
+    return summed / counted.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def binary_point_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the share of counted points on the right side of the threshold.
+
+    Args:
+        logits: (N, P); foreground above 0.
+        labels: (N, P); foreground above 0.5, −1 for points to leave out.
+
+    Returns:
+        A scalar in [0, 1]; 0 where no point counts.
+    """
+    counted = labels != IGNORED_LABEL
+    right = ((logits > 0) == (labels > 0.5)) & counted
+    return right.sum() / counted.sum().clamp(min=1)

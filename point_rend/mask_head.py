@@ -1,0 +1,420 @@
+"""The registered mask heads: the standard one, and its implicit sibling.
+
+Shapes: N boxes over all images, K classes, C channels, P points.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from .coarse_mask_head import CoarseMaskHead
+from .config import point_head_num_classes
+from .coordinates import box_to_image_coords, regular_grid
+from .point_features import point_sample_fine_grained_features, pool_regular_grid
+from .point_head import build_point_head, class_point_logits, roi_mask_point_loss
+from .sampling import PointSampler, point_sample
+from .subdivision import PointPredictor, SubdivisionPlan, subdivide
+from .targets import sample_point_labels
+from .uncertainty import foreground_uncertainty, select_class_channel
+
+Features = Mapping[str, Tensor]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BoxFeatureReader:
+    """Reads the chosen levels of an image's features inside boxes.
+
+    Args:
+        names: the levels, in the order in which their channels are concatenated.
+        scales: per level its size over the image's, 1 / stride.
+        channels: of all levels together.
+    """
+
+    names: tuple[str, ...]
+    scales: tuple[float, ...]
+    channels: int
+
+    @classmethod
+    def from_shapes(
+        cls, names: Sequence[str], input_shape: Mapping[str, ShapeSpec], key: str
+    ) -> "BoxFeatureReader":
+        """Look the levels up; ValueError with the config's ``key`` if one is not there."""
+        missing = [name for name in names if name not in input_shape]
+        if missing or not names:
+            raise ValueError(
+                f"{key} is {tuple(names)}: expected at least one of the features that the ROI "
+                f"heads receive, {sorted(input_shape)} (MODEL.ROI_HEADS.IN_FEATURES)"
+            )
+        shapes = [input_shape[name] for name in names]
+        return cls(
+            names=tuple(names),
+            scales=tuple(1.0 / shape.stride for shape in shapes),
+            channels=sum(shape.channels for shape in shapes),
+        )
+
+    def grid(self, features: Features, boxes: Sequence[Boxes], side: int) -> Tensor:
+        """Read a regular grid of every box: (N, channels, side, side)."""
+        return pool_regular_grid([features[n] for n in self.names], self.scales, boxes, side)
+
+    def points(self, features: Features, boxes: Sequence[Boxes], coords_box: Tensor) -> Tensor:
+        """Read points of every box, (N, P, 2) ``coords_box``: (N, channels, P)."""
+        levels = [features[n] for n in self.names]
+        return point_sample_fine_grained_features(levels, self.scales, boxes, coords_box)[0]
+
+
+def _check_input_shape(input_shape: object, head_name: str) -> None:
+    if not isinstance(input_shape, Mapping):
+        raise ValueError(
+            f"MODEL.ROI_MASK_HEAD.NAME {head_name} reads the feature maps itself: expected "
+            "MODEL.ROI_MASK_HEAD.POOLER_TYPE '' (empty), so that the ROI heads do not pool for it"
+        )
+
+
+def _build_coarse_head(
+    cfg: CfgNode, reader: BoxFeatureReader, output_shape: tuple[int, ...]
+) -> CoarseMaskHead:
+    side = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
+    return CoarseMaskHead(
+        input_shape=ShapeSpec(channels=reader.channels, height=side, width=side),
+        conv_dim=cfg.MODEL.ROI_MASK_HEAD.CONV_DIM,
+        fc_dims=[cfg.MODEL.ROI_MASK_HEAD.FC_DIM] * cfg.MODEL.ROI_MASK_HEAD.NUM_FC,
+        output_shape=output_shape,
+    )
+
+
+def _label_points(instances: Sequence[Instances], coords_box: Tensor) -> Tensor:
+    boxes = torch.cat([x.proposal_boxes.tensor for x in instances])
+    return sample_point_labels(instances, box_to_image_coords(coords_box, boxes))
+
+
+def _attach_masks(instances: Sequence[Instances], logits: Tensor) -> None:
+    """Give every image its masks as ``pred_masks``, probabilities of shape (N_i, 1, S, S)."""
+    boxes_per_image = [x.pred_boxes.tensor.size(0) for x in instances]
+    masks = logits.sigmoid().split(boxes_per_image)
+    for image_instances, image_masks in zip(instances, masks, strict=True):
+        image_instances.pred_masks = image_masks
+
+
+def _render(predict: PointPredictor, instances: Sequence[Instances], plan: SubdivisionPlan) -> None:
+    """Render each box's mask from a dense grid upwards and attach it to its image's instances."""
+    boxes = torch.cat([x.pred_boxes.tensor for x in instances])
+    grid = regular_grid(boxes.size(0), plan.start_side, boxes.device)
+    logits = subdivide(
+        predict(grid).unflatten(2, (plan.start_side, plan.start_side)),
+        predict,
+        foreground_uncertainty,
+        steps=plan.steps,
+        points_per_step=plan.points_per_step,
+    )
+    _attach_masks(instances, logits)
+
+
+class PointRendMaskHead(nn.Module):
+    """A coarse mask per box, rendered at the points where it is unsure.
+
+    Args:
+        coarse_head: maps (N, D, side, side) to coarse logits (N, K, S, S).
+        coarse_reader: the levels that the coarse head reads.
+        coarse_pooler_side: side of the grid that the coarse head reads.
+        point_head: maps features and coarse logits at points to logits; None for the coarse head
+            alone, which then gives masks of its own small side.
+        point_reader: the levels that the point head reads.
+        sampler: how training points are chosen.
+        plan: how masks are rendered.
+
+    Raises:
+        ValueError: if some of the parts that belong to the point head are missing.
+
+    Source: section 4 of the paper.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        coarse_head: nn.Module,
+        coarse_reader: BoxFeatureReader,
+        coarse_pooler_side: int,
+        point_head: nn.Module | None = None,
+        point_reader: BoxFeatureReader | None = None,
+        sampler: PointSampler | None = None,
+        plan: SubdivisionPlan | None = None,
+    ) -> None:
+        super().__init__()
+        parts = (point_head, point_reader, sampler, plan)
+        if any(part is None for part in parts) and any(part is not None for part in parts):
+            raise ValueError(
+                "PointRendMaskHead: point_head, point_reader, sampler and plan belong together: "
+                "give all of them or none"
+            )
+        self.coarse_head = coarse_head
+        self.coarse_reader = coarse_reader
+        self.coarse_pooler_side = coarse_pooler_side
+        self.point_head = point_head
+        self.point_reader = point_reader
+        self.sampler = sampler
+        self.plan = plan
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
+        """Read the arguments from a config; ``input_shape`` has the levels to choose from."""
+        _check_input_shape(input_shape, cls.__name__)
+        coarse_reader = BoxFeatureReader.from_shapes(
+            cfg.MODEL.ROI_MASK_HEAD.IN_FEATURES, input_shape, "MODEL.ROI_MASK_HEAD.IN_FEATURES"
+        )
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        coarse_channels = 1 if cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else num_classes
+        coarse_side = cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION
+        coarse = {
+            "coarse_head": _build_coarse_head(
+                cfg, coarse_reader, (coarse_channels, coarse_side, coarse_side)
+            ),
+            "coarse_reader": coarse_reader,
+            "coarse_pooler_side": cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION,
+        }
+        if not cfg.MODEL.ROI_MASK_HEAD.POINT_HEAD_ON:
+            logger.warning(
+                "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON is False: only the coarse %dx%d head is built, "
+                "there is no rendering. Set it to True for PointRend.",
+                coarse_side,
+                coarse_side,
+            )
+            return coarse
+        point_reader = BoxFeatureReader.from_shapes(
+            cfg.MODEL.POINT_HEAD.IN_FEATURES, input_shape, "MODEL.POINT_HEAD.IN_FEATURES"
+        )
+        return coarse | {
+            "point_head": build_point_head(
+                cfg,
+                ShapeSpec(channels=point_reader.channels),
+                num_classes=point_head_num_classes(cfg, num_classes, "MODEL.ROI_HEADS.NUM_CLASSES"),
+                coarse_channels=None if coarse_channels == num_classes else coarse_channels,
+            ),
+            "point_reader": point_reader,
+            "sampler": PointSampler(
+                num_points=cfg.MODEL.POINT_HEAD.TRAIN_NUM_POINTS,
+                oversample_ratio=cfg.MODEL.POINT_HEAD.OVERSAMPLE_RATIO,
+                importance_sample_ratio=cfg.MODEL.POINT_HEAD.IMPORTANCE_SAMPLE_RATIO,
+                on_regular_grid=cfg.MODEL.POINT_HEAD.get("TRAIN_ON_REGULAR_GRID", False),
+            ),
+            "plan": SubdivisionPlan(
+                start_side=coarse_side,
+                steps=cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS,
+                points_per_step=cfg.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS,
+            ).without_covered_steps(),
+        }
+
+    def forward(
+        self, features: Features, instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        """Return losses in training, and instances with ``pred_masks`` in inference.
+
+        Args:
+            features: per level (images, C_l, H_l, W_l).
+            instances: per image, in training foreground proposals with ``proposal_boxes``,
+                ``gt_classes`` and ``gt_masks``; in inference detections with ``pred_boxes`` and
+                ``pred_classes``.
+
+        Returns:
+            ``loss_mask`` and ``loss_mask_point``; or the same instances, each with ``pred_masks``
+            (N_i, 1, S, S), foreground probabilities in the box.
+        """
+        boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
+        pooled = self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
+        coarse_logits = self.coarse_head(pooled)
+        if self.training:
+            return self._losses(features, boxes, coarse_logits, instances)
+        self._predict_masks(features, boxes, coarse_logits, instances)
+        return instances
+
+    def _losses(
+        self,
+        features: Features,
+        boxes: Sequence[Boxes],
+        coarse_logits: Tensor,
+        instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        losses = {"loss_mask": mask_rcnn_loss(coarse_logits, instances)}
+        if self.point_head is None:
+            return losses
+        classes = torch.cat([x.gt_classes for x in instances])
+        uncertainty = partial(foreground_uncertainty, classes=classes)
+        coords = self.sampler.sample(coarse_logits, uncertainty)
+        point_logits = self.point_head(
+            self.point_reader.points(features, boxes, coords), point_sample(coarse_logits, coords)
+        )
+        labels = _label_points(instances, coords)
+        losses["loss_mask_point"] = roi_mask_point_loss(point_logits, instances, labels)
+        return losses
+
+    def _predict_masks(
+        self,
+        features: Features,
+        boxes: Sequence[Boxes],
+        coarse_logits: Tensor,
+        instances: list[Instances],
+    ) -> None:
+        classes = torch.cat([x.pred_classes for x in instances])
+        if self.point_head is None:
+            _attach_masks(instances, select_class_channel(coarse_logits, classes))
+            return
+
+        def predict(coords: Tensor) -> Tensor:
+            return class_point_logits(
+                self.point_head,
+                self.point_reader.points(features, boxes, coords),
+                point_sample(coarse_logits, coords),
+                classes=classes,
+            )
+
+        _render(predict, instances, self.plan)
+
+
+class ImplicitPointRendMaskHead(nn.Module):
+    """A mask per box as a function of position: an MLP whose weights the coarse head predicts.
+
+    Args:
+        parameter_head: maps (N, D, side, side) to MLP parameters (N, num_params).
+        coarse_reader: the levels that the parameter head reads.
+        coarse_pooler_side: side of the grid that the parameter head reads.
+        point_head: maps features, positions and parameters to logits.
+        point_reader: the levels that the point head reads.
+        num_train_points: P, uniformly random in the box.
+        plan: how masks are rendered.
+        l2_regularizer: weight of the mean square of the parameters.
+
+    Source: Cheng, Parkhi, Kirillov, "Pointly-Supervised Instance Segmentation", section 5.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        parameter_head: nn.Module,
+        coarse_reader: BoxFeatureReader,
+        coarse_pooler_side: int,
+        point_head: nn.Module,
+        point_reader: BoxFeatureReader,
+        num_train_points: int,
+        plan: SubdivisionPlan,
+        l2_regularizer: float,
+    ) -> None:
+        super().__init__()
+        if num_train_points < 1:
+            raise ValueError(
+                f"TRAIN_NUM_POINTS: expected at least 1 training point, got {num_train_points}"
+            )
+        self.parameter_head = parameter_head
+        self.coarse_reader = coarse_reader
+        self.coarse_pooler_side = coarse_pooler_side
+        self.point_head = point_head
+        self.point_reader = point_reader
+        self.num_train_points = num_train_points
+        self.plan = plan
+        self.l2_regularizer = l2_regularizer
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
+        """Read the arguments from a config; ``input_shape`` has the levels to choose from."""
+        _check_input_shape(input_shape, cls.__name__)
+        coarse_reader = BoxFeatureReader.from_shapes(
+            cfg.MODEL.ROI_MASK_HEAD.IN_FEATURES, input_shape, "MODEL.ROI_MASK_HEAD.IN_FEATURES"
+        )
+        point_reader = BoxFeatureReader.from_shapes(
+            cfg.MODEL.POINT_HEAD.IN_FEATURES, input_shape, "MODEL.POINT_HEAD.IN_FEATURES"
+        )
+        points_per_step = cfg.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS
+        start_side = math.isqrt(max(points_per_step, 0))
+        if start_side**2 != points_per_step:
+            raise ValueError(
+                f"MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS is {points_per_step}: the implicit head "
+                "starts from a square grid of that many points; expected a square number, e.g. "
+                f"{start_side**2} or {(start_side + 1) ** 2}"
+            )
+        point_head = build_point_head(
+            cfg,
+            ShapeSpec(channels=point_reader.channels),
+            num_classes=point_head_num_classes(
+                cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES, "MODEL.ROI_HEADS.NUM_CLASSES"
+            ),
+        )
+        return {
+            "parameter_head": _build_coarse_head(cfg, coarse_reader, (point_head.num_params,)),
+            "coarse_reader": coarse_reader,
+            "coarse_pooler_side": cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION,
+            "point_head": point_head,
+            "point_reader": point_reader,
+            "num_train_points": cfg.MODEL.POINT_HEAD.TRAIN_NUM_POINTS,
+            "plan": SubdivisionPlan(
+                start_side=start_side,
+                steps=cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS,
+                points_per_step=points_per_step,
+            ),
+            "l2_regularizer": cfg.MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER,
+        }
+
+    def forward(
+        self, features: Features, instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        """Return losses in training, and instances with ``pred_masks`` in inference.
+
+        Args, Returns: as :meth:`PointRendMaskHead.forward`; the losses are ``loss_l2`` and
+        ``loss_mask_point``.
+        """
+        boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
+        pooled = self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
+        parameters = self.parameter_head(pooled)
+        if self.training:
+            return self._losses(features, boxes, parameters, instances)
+        self._predict_masks(features, boxes, parameters, instances)
+        return instances
+
+    def _losses(
+        self,
+        features: Features,
+        boxes: Sequence[Boxes],
+        parameters: Tensor,
+        instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        num_boxes = parameters.shape[0]
+        coords = torch.rand(num_boxes, self.num_train_points, 2, device=parameters.device)
+        point_logits = self.point_head(
+            self.point_reader.points(features, boxes, coords), coords, parameters
+        )
+        labels = _label_points(instances, coords)
+        mean_square = parameters.square().sum() / max(parameters.numel(), 1)
+        return {
+            "loss_l2": self.l2_regularizer * mean_square,
+            "loss_mask_point": roi_mask_point_loss(point_logits, instances, labels),
+        }
+
+    def _predict_masks(
+        self,
+        features: Features,
+        boxes: Sequence[Boxes],
+        parameters: Tensor,
+        instances: list[Instances],
+    ) -> None:
+        classes = torch.cat([x.pred_classes for x in instances])
+
+        def predict(coords: Tensor) -> Tensor:
+            return class_point_logits(
+                self.point_head,
+                self.point_reader.points(features, boxes, coords),
+                coords,
+                parameters,
+                classes=classes,
+            )
+
+        _render(predict, instances, self.plan)

@@ -1,0 +1,114 @@
+"""Features at points: of several levels, for regions of several images.
+
+Also the place where the names live that other projects import from PointRend.
+
+Shapes: N regions over all images, C channels over all levels, P points.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from detectron2.layers import cat, shapes_to_tensor
+from detectron2.structures import Boxes
+from torch import Tensor
+
+from .coordinates import box_to_image_coords
+from .coordinates import regular_grid as generate_regular_grid_point_coords
+from .sampling import PointSampler, point_sample
+from .sampling import most_uncertain_cells as get_uncertain_point_coords_on_grid
+from .targets import sample_point_labels
+
+if TYPE_CHECKING:
+    from .uncertainty import Uncertainty
+
+__all__ = [
+    "concatenate_levels",
+    "generate_regular_grid_point_coords",
+    "get_point_coords_wrt_image",
+    "get_uncertain_point_coords_on_grid",
+    "get_uncertain_point_coords_with_randomness",
+    "pool_regular_grid",
+    "point_sample",
+    "point_sample_fine_grained_features",
+    "sample_point_labels",
+]
+
+
+def concatenate_levels(samples: Sequence[Tensor]) -> Tensor:
+    """Join what several levels say of the same points: (N, C_l, P) each → (N, ΣC_l, P)."""
+    return torch.cat(tuple(samples), dim=1)
+
+
+@torch.no_grad()
+def get_point_coords_wrt_image(boxes_coords: Tensor, point_coords: Tensor) -> Tensor:
+    """Convert ``coords_box`` (N, P, 2) of boxes (N, 4) to ``coords_img``, without gradient."""
+    return box_to_image_coords(point_coords, boxes_coords)
+
+
+def get_uncertain_point_coords_with_randomness(
+    coarse_logits: Tensor,
+    uncertainty_func: "Uncertainty | Callable[[Tensor], Tensor]",
+    num_points: int,
+    oversample_ratio: float,
+    importance_sample_ratio: float,
+) -> Tensor:
+    """Draw training points: :meth:`PointSampler.sample` under its historical name and signature."""
+    sampler = PointSampler(num_points, oversample_ratio, importance_sample_ratio)
+    return sampler.sample(coarse_logits, uncertainty_func)
+
+
+def point_sample_fine_grained_features(
+    features_list: Sequence[Tensor],
+    feature_scales: Sequence[float],
+    boxes: Sequence[Boxes],
+    point_coords: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Read the feature maps of each image at points given in its boxes' frames.
+
+    Args:
+        features_list: per level (images, C_l, H_l, W_l).
+        feature_scales: per level the feature map's size over the image's, 1 / stride.
+        boxes: per image its boxes, N_i of them, in pixels; N in all.
+        point_coords: (N, P, 2) ``coords_box``, the images' boxes one after the other.
+
+    Returns:
+        Features (N, ΣC_l, P), and the points as ``coords_img`` (N, P, 2).
+    """
+    coords_img = get_point_coords_wrt_image(Boxes.cat(list(boxes)).tensor, point_coords)
+    boxes_per_image = [b.tensor.size(0) for b in boxes]
+    features = []
+    for image, coords in enumerate(torch.split(coords_img, boxes_per_image)):
+        levels = []
+        for feature_map, scale in zip(features_list, feature_scales, strict=True):
+            height, width = feature_map.shape[-2:]
+            image_size = (shapes_to_tensor([width, height]) / scale).to(coords.device)
+            coords_norm = (coords / image_size)[None]  # (1, N_i, P, 2)
+            sampled = point_sample(feature_map[image : image + 1], coords_norm)  # (1, C_l, N_i, P)
+            levels.append(sampled[0].transpose(0, 1))  # (N_i, C_l, P)
+        features.append(concatenate_levels(levels))
+    return cat(features), coords_img
+
+
+def pool_regular_grid(
+    features_list: Sequence[Tensor],
+    feature_scales: Sequence[float],
+    boxes: Sequence[Boxes],
+    side: int,
+) -> Tensor:
+    """Read a regular grid of each box from all levels.
+
+    For boxes inside the image this is RoIAlign with one sample per bin, done on every level and
+    concatenated.
+
+    Args:
+        features_list, feature_scales, boxes: as for :func:`point_sample_fine_grained_features`.
+        side: bins along each side.
+
+    Returns:
+        (N, ΣC_l, side, side).
+    """
+    num_boxes = sum(b.tensor.size(0) for b in boxes)
+    coords = generate_regular_grid_point_coords(num_boxes, side, features_list[0].device)
+    pooled, _ = point_sample_fine_grained_features(features_list, feature_scales, boxes, coords)
+    return pooled.unflatten(2, (side, side))

@@ -1,0 +1,276 @@
+"""Point heads: from features at points to logits at points.
+
+Shapes: N regions, P points, D channels of the fine-grained features, K channels of the coarse
+prediction, C channels of the output (classes, or 1 if class-agnostic).
+"""
+
+from collections.abc import Sequence
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.utils.registry import Registry
+from torch import Tensor, nn
+
+from .dynamic_mlp import MLPLayout, apply_mlp, fourier_features
+from .losses import binary_point_accuracy, binary_point_loss
+from .uncertainty import select_class_channel
+
+POINT_HEAD_REGISTRY = Registry("POINT_HEAD")
+POINT_HEAD_REGISTRY.__doc__ = """
+Point heads by name (``MODEL.POINT_HEAD.NAME``), called as ``head(cfg, input_shape)``, where
+``input_shape.channels`` are those of the fine-grained features and ``MODEL.POINT_HEAD.NUM_CLASSES``
+is never the inheriting −1.
+"""
+
+NUM_FREQUENCIES = 128  # of the implicit head's positional encoding
+
+
+def _check_class_count(cfg: CfgNode) -> int:
+    num_classes = cfg.MODEL.POINT_HEAD.NUM_CLASSES
+    if num_classes < 1:
+        raise ValueError(
+            f"MODEL.POINT_HEAD.NUM_CLASSES is {num_classes}: a point head that is built by itself "
+            "has no head to inherit the number from; give it, or use build_point_head"
+        )
+    return num_classes
+
+
+@POINT_HEAD_REGISTRY.register()
+class StandardPointHead(nn.Module):
+    """A small MLP, the same at every point, over fine-grained features and the coarse prediction.
+
+    Args:
+        in_channels: D.
+        coarse_channels: K.
+        num_classes: C, 1 for class-agnostic masks.
+        fc_dim: width of the hidden layers.
+        num_fc: number of hidden layers.
+        coarse_pred_each_layer: append the coarse prediction to the input of every layer, not
+            only of the first.
+
+    Source: section 3.2 of the paper, "Point-wise representation and point head".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        coarse_channels: int,
+        num_classes: int,
+        fc_dim: int = 256,
+        num_fc: int = 3,
+        coarse_pred_each_layer: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_fc = num_fc
+        self.coarse_pred_each_layer = coarse_pred_each_layer
+        width = in_channels + coarse_channels
+        for number in range(1, num_fc + 1):
+            layer = nn.Conv1d(width, fc_dim, kernel_size=1)
+            weight_init.c2_msra_fill(layer)
+            self.add_module(f"fc{number}", layer)
+            width = fc_dim + (coarse_channels if coarse_pred_each_layer else 0)
+        self.predictor = nn.Conv1d(width, num_classes, kernel_size=1)
+        nn.init.normal_(self.predictor.weight, std=0.001)
+        nn.init.zeros_(self.predictor.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        """Read the arguments from a config; ``input_shape.channels`` is D."""
+        num_classes = _check_class_count(cfg)
+        return {
+            "in_channels": input_shape.channels,
+            "coarse_channels": num_classes,
+            "num_classes": 1 if cfg.MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK else num_classes,
+            "fc_dim": cfg.MODEL.POINT_HEAD.FC_DIM,
+            "num_fc": cfg.MODEL.POINT_HEAD.NUM_FC,
+            "coarse_pred_each_layer": cfg.MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER,
+        }
+
+    def _hidden(self, fine_grained_features: Tensor, coarse_features: Tensor) -> Tensor:
+        """Return the input of the predictor layer, (N, width, P)."""
+        x = torch.cat((fine_grained_features, coarse_features), dim=1)
+        for number in range(1, self.num_fc + 1):
+            x = F.relu(self.get_submodule(f"fc{number}")(x))
+            if self.coarse_pred_each_layer:
+                x = torch.cat((x, coarse_features), dim=1)
+        return x
+
+    def forward(self, fine_grained_features: Tensor, coarse_features: Tensor) -> Tensor:
+        """Map (N, D, P) and (N, K, P) to logits (N, C, P)."""
+        return self.predictor(self._hidden(fine_grained_features, coarse_features))
+
+    def predict_class(
+        self, fine_grained_features: Tensor, coarse_features: Tensor, *, classes: Tensor
+    ) -> Tensor:
+        """Return the one channel (N, 1, P) of each region's class in ``classes`` (N,)."""
+        x = self._hidden(fine_grained_features, coarse_features)
+        if self.predictor.out_channels == 1:
+            return self.predictor(x)
+        rows = self.predictor.weight[classes, :, 0]  # (N, width)
+        return torch.bmm(rows[:, None], x) + self.predictor.bias[classes, None, None]
+
+
+@POINT_HEAD_REGISTRY.register()
+class ImplicitPointHead(nn.Module):
+    """An MLP per instance, whose weights are predicted, over features and encoded positions.
+
+    Args:
+        in_channels: D.
+        num_classes: C, 1 for class-agnostic masks.
+        fc_dim: width of the hidden layers.
+        num_fc: number of hidden layers.
+        image_feature_enabled: read the fine-grained features.
+        positional_encoding_enabled: read the position in the box, as Fourier features.
+
+    Raises:
+        ValueError: if both inputs are off.
+
+    Source: Cheng, Parkhi, Kirillov, "Pointly-Supervised Instance Segmentation", section 5.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        fc_dim: int = 256,
+        num_fc: int = 3,
+        image_feature_enabled: bool = True,
+        positional_encoding_enabled: bool = True,
+    ) -> None:
+        super().__init__()
+        if not (image_feature_enabled or positional_encoding_enabled):
+            raise ValueError(
+                "MODEL.IMPLICIT_POINTREND: IMAGE_FEATURE_ENABLED and POS_ENC_ENABLED are both "
+                "False, which leaves the point head without input; expected at least one"
+            )
+        self.image_feature_enabled = image_feature_enabled
+        self.positional_encoding_enabled = positional_encoding_enabled
+        if positional_encoding_enabled:
+            self.register_buffer(
+                "positional_encoding_gaussian_matrix", torch.randn(2, NUM_FREQUENCIES)
+            )
+        self.layout = MLPLayout(
+            in_channels=in_channels * image_feature_enabled
+            + 2 * NUM_FREQUENCIES * positional_encoding_enabled,
+            hidden_channels=fc_dim,
+            out_channels=num_classes,
+            num_hidden=num_fc,
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        """Read the arguments from a config; ``input_shape.channels`` is D."""
+        num_classes = _check_class_count(cfg)
+        return {
+            "in_channels": input_shape.channels,
+            "num_classes": 1 if cfg.MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK else num_classes,
+            "fc_dim": cfg.MODEL.POINT_HEAD.FC_DIM,
+            "num_fc": cfg.MODEL.POINT_HEAD.NUM_FC,
+            "image_feature_enabled": cfg.MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED,
+            "positional_encoding_enabled": cfg.MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED,
+        }
+
+    @property
+    def num_params(self) -> int:
+        """Length of the parameter vector that each instance needs."""
+        return self.layout.num_parameters
+
+    def _inputs(self, fine_grained_features: Tensor, point_coords: Tensor) -> Tensor:
+        """Return the input of the MLP, (N, positions and features, P)."""
+        parts = []
+        if self.positional_encoding_enabled:
+            parts.append(fourier_features(point_coords, self.positional_encoding_gaussian_matrix))
+        if self.image_feature_enabled:
+            parts.append(fine_grained_features)
+        return torch.cat(parts, dim=1)
+
+    def forward(
+        self, fine_grained_features: Tensor, point_coords: Tensor, parameters: Tensor
+    ) -> Tensor:
+        """Map features (N, D, P), ``coords_box`` (N, P, 2) and parameters to logits (N, C, P)."""
+        inputs = self._inputs(fine_grained_features, point_coords)
+        return apply_mlp(inputs, *self.layout.split(parameters))
+
+    def predict_class(
+        self,
+        fine_grained_features: Tensor,
+        point_coords: Tensor,
+        parameters: Tensor,
+        *,
+        classes: Tensor,
+    ) -> Tensor:
+        """Return the one channel (N, 1, P) of each region's class in ``classes`` (N,)."""
+        weights, biases = self.layout.split(parameters)
+        weights[-1] = select_class_channel(weights[-1], classes)
+        biases[-1] = select_class_channel(biases[-1], classes)
+        return apply_mlp(self._inputs(fine_grained_features, point_coords), weights, biases)
+
+
+def class_point_logits(point_head: nn.Module, *inputs: Tensor, classes: Tensor) -> Tensor:
+    """Return each region's logits for its class only, (N, 1, P).
+
+    Args:
+        point_head: with a method ``predict_class`` that computes one channel; otherwise the
+            channel is taken from all that ``forward`` computes.
+        inputs: what the head's ``forward`` takes.
+        classes: (N,) integers.
+    """
+    if hasattr(point_head, "predict_class"):
+        return point_head.predict_class(*inputs, classes=classes)
+    return select_class_channel(point_head(*inputs), classes)
+
+
+def roi_mask_point_loss(
+    mask_logits: Tensor, instances: Sequence[Instances], point_labels: Tensor
+) -> Tensor:
+    """Return the point loss of the ground-truth classes, and log ``point/accuracy``.
+
+    Args:
+        mask_logits: (N, C, P) or class-agnostic (N, 1, P).
+        instances: per image its regions with ``gt_classes``; N in all.
+        point_labels: (N, P) in [0, 1], or −1 for points to leave out.
+
+    Returns:
+        A scalar: binary cross entropy averaged over the points that count.
+    """
+    if mask_logits.shape[1] > 1:
+        classes = torch.cat([x.gt_classes for x in instances])
+        mask_logits = select_class_channel(mask_logits, classes)
+    logits = mask_logits[:, 0]
+    if has_event_storage() and point_labels.numel() > 0:
+        accuracy = binary_point_accuracy(logits, point_labels)
+        get_event_storage().put_scalar("point/accuracy", accuracy.item())
+    return binary_point_loss(logits, point_labels)
+
+
+def build_point_head(
+    cfg: CfgNode,
+    input_shape: ShapeSpec,
+    *,
+    num_classes: int | None = None,
+    coarse_channels: int | None = None,
+) -> nn.Module:
+    """Build the point head that ``MODEL.POINT_HEAD.NAME`` names.
+
+    Args:
+        cfg: left as it is.
+        input_shape: ``channels`` of the fine-grained features.
+        num_classes: takes the place of ``MODEL.POINT_HEAD.NUM_CLASSES``.
+        coarse_channels: K, where it is not the number of classes.
+    """
+    if num_classes is not None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.POINT_HEAD.NUM_CLASSES = num_classes
+    head_class = POINT_HEAD_REGISTRY.get(cfg.MODEL.POINT_HEAD.NAME)
+    explicit = {} if coarse_channels is None else {"coarse_channels": coarse_channels}
+    return head_class(cfg, input_shape, **explicit)

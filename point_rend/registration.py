@@ -1,0 +1,67 @@
+"""Taking the registered names over from the stock project, whichever is imported first.
+
+Detectron2 ships a PointRend of its own (``detectron2.projects.point_rend``), which other projects
+import, and its registries refuse a second object of a name. So the stock project is imported first,
+where it can be, and its entries are then replaced by ours.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+
+from detectron2.modeling import ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
+from detectron2.utils.registry import Registry
+
+from .mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
+from .roi_heads import PointRendROIHeads
+
+_OURS: tuple[tuple[Registry, type], ...] = (
+    (ROI_MASK_HEAD_REGISTRY, PointRendMaskHead),
+    (ROI_MASK_HEAD_REGISTRY, ImplicitPointRendMaskHead),
+    (ROI_HEADS_REGISTRY, PointRendROIHeads),
+)
+_stock: dict[str, type] = {}
+
+
+def _set_entry(registry: Registry, name: str, entry: type | None) -> None:
+    # Registry has no public way to replace an entry; _obj_map is its only state.
+    registry._obj_map.pop(name, None)
+    if entry is not None:
+        registry.register(entry)
+
+
+def register() -> None:
+    """Put our heads under the registered names; :func:`stock_heads` restores what stood there."""
+    # The stock project needs OpenCV; without it nothing of that name is registered.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("detectron2.projects.point_rend")
+    for registry, ours in _OURS:
+        name = ours.__name__
+        present = registry._obj_map.get(name)
+        if present is not None and present is not ours:
+            _stock[name] = present
+        _set_entry(registry, name, ours)
+
+
+@contextlib.contextmanager
+def stock_heads() -> Iterator[None]:
+    """Restore the stock project's entries for the time of a ``with`` block.
+
+    Models that are built inside it are the stock project's, also the mask heads that its ROI heads
+    build by name.
+
+    Raises:
+        RuntimeError: if the stock project is not installed.
+    """
+    if not _stock:
+        raise RuntimeError(
+            "stock_heads(): detectron2.projects.point_rend could not be imported, so there are no "
+            "stock heads to restore"
+        )
+    try:
+        for registry, ours in _OURS:
+            _set_entry(registry, ours.__name__, _stock.get(ours.__name__))
+        yield
+    finally:
+        for registry, ours in _OURS:
+            _set_entry(registry, ours.__name__, ours)

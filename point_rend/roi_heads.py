@@ -1,0 +1,36 @@
+"""ROI heads for PointRend: Detectron2's, which also take configs and weights of older versions."""
+
+import logging
+
+from detectron2.config import CfgNode
+from detectron2.modeling import StandardROIHeads
+
+from .checkpoint import upgrade_state_dict
+
+logger = logging.getLogger(__name__)
+
+
+class PointRendROIHeads(StandardROIHeads):
+    """:class:`StandardROIHeads` that also takes configs and checkpoints of the first PointRend.
+
+    The first version called the mask head ``CoarseMaskHead`` and kept the point head beside it.
+    """
+
+    _version = 2
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict) -> dict:
+        if cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME == "CoarseMaskHead":
+            logger.warning(
+                "MODEL.ROI_MASK_HEAD.NAME CoarseMaskHead is the name of the first version: read "
+                "as PointRendMaskHead with POOLER_TYPE ''"
+            )
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.ROI_MASK_HEAD.NAME = "PointRendMaskHead"
+            cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ""
+        return super()._init_mask_head(cfg, input_shape)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):  # type: ignore[override]
+        upgrade_state_dict(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

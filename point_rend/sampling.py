@@ -1,0 +1,155 @@
+"""Reading maps at points, and choosing the points: in training at random, in inference on a grid.
+
+Shapes: N regions, C channels, P points, H and W rows and columns of a map. Coordinates are those of
+the frame that the map covers, in [0, 1]², (x, y).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .coordinates import cell_centers, regular_grid
+from .uncertainty import Uncertainty
+
+
+def point_sample(
+    input: Tensor,
+    point_coords: Tensor,
+    *,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+) -> Tensor:
+    """Read maps at arbitrary points by bilinear interpolation between cell centres.
+
+    Convention: outside the outermost cell centres the map fades into zeros (``padding_mode``). The
+    result is at least float32, also under mixed precision: half-precision coordinates are too
+    coarse for large maps.
+
+    Args:
+        input: (N, C, H, W).
+        point_coords: (N, P, 2) or (N, Hg, Wg, 2) in [0, 1]².
+        mode: ``bilinear`` or ``nearest``.
+        padding_mode: ``zeros`` or ``border``.
+        align_corners: must be False; the argument stands for callers that write it out.
+
+    Returns:
+        (N, C, P) or (N, C, Hg, Wg).
+
+    Raises:
+        ValueError: if the shapes do not belong together, or ``align_corners`` is True.
+    """
+    if align_corners:
+        raise ValueError("point_sample: align_corners=True contradicts the half-pixel convention")
+    if point_coords.dim() not in (3, 4) or point_coords.shape[-1] != 2:
+        raise ValueError(
+            "point_sample: expected coordinates of shape (N, P, 2) or (N, Hg, Wg, 2), got "
+            f"{tuple(point_coords.shape)}"
+        )
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    grid = 2.0 * point_coords.to(dtype) - 1.0
+    if point_coords.dim() == 3:
+        grid = grid.unsqueeze(2)  # (N, P, 1, 2)
+    sampled = F.grid_sample(
+        input.to(dtype), grid, mode=mode, padding_mode=padding_mode, align_corners=False
+    )
+    return sampled.squeeze(3) if point_coords.dim() == 3 else sampled
+
+
+@dataclass(frozen=True)
+class PointSampler:
+    """The training sampler: points at random, biased towards where the prediction is unsure.
+
+    ``oversample_ratio`` · P candidates are drawn uniformly; the most uncertain
+    ``importance_sample_ratio`` · P of them are kept; the rest is drawn uniformly anew. Uniform
+    sampling is (1, 0), the paper's mildly biased setting (3, 0.75), its heavily biased (10, 0.75);
+    ``on_regular_grid`` is the paper's fixed grid of √P × √P points, without randomness.
+
+    Args:
+        num_points: P, at least 1; a square number for the regular grid.
+        oversample_ratio: k of the paper, at least 1.
+        importance_sample_ratio: β of the paper, in [0, 1].
+        on_regular_grid: take the regular grid instead; k and β then do not matter.
+
+    Raises:
+        ValueError: for values out of these ranges.
+
+    Source: section 3.1, "Point selection for training"; table 4.
+    """
+
+    num_points: int = 14 * 14
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+    on_regular_grid: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_points < 1:
+            raise ValueError(
+                f"TRAIN_NUM_POINTS: expected at least 1 training point, got {self.num_points}"
+            )
+        if self.oversample_ratio < 1:
+            raise ValueError(
+                f"OVERSAMPLE_RATIO (k): expected at least 1, got {self.oversample_ratio}"
+            )
+        if not 0 <= self.importance_sample_ratio <= 1:
+            raise ValueError(
+                "IMPORTANCE_SAMPLE_RATIO (beta): expected a value in [0, 1], got "
+                f"{self.importance_sample_ratio}"
+            )
+        if self.on_regular_grid and math.isqrt(self.num_points) ** 2 != self.num_points:
+            raise ValueError(
+                "TRAIN_NUM_POINTS: expected a square number for TRAIN_ON_REGULAR_GRID, got "
+                f"{self.num_points}"
+            )
+
+    @torch.no_grad()
+    def sample(
+        self, logits: Tensor, uncertainty: Uncertainty, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw points for every region.
+
+        The uncertainty is taken at the interpolated logits: between a cell of −1 and one of +1 lies
+        the boundary, though both cells by themselves look certain.
+
+        Args:
+            logits: (N, C, H, W) coarse prediction.
+            uncertainty: rates (N, C, P) logits as (N, 1, P).
+            generator: source of randomness, the global one if None.
+
+        Returns:
+            (N, P, 2) coordinates in [0, 1]², the uncertain points first; no gradient.
+        """
+        num_regions = logits.shape[0]
+        if self.on_regular_grid:
+            return regular_grid(num_regions, math.isqrt(self.num_points), logits.device)
+        num_candidates = int(self.num_points * self.oversample_ratio)
+        num_important = int(self.importance_sample_ratio * self.num_points)
+        draw = {"device": logits.device, "generator": generator}
+
+        candidates = torch.rand(num_regions, num_candidates, 2, **draw)
+        scores = uncertainty(point_sample(logits, candidates))[:, 0]  # (N, candidates)
+        chosen = scores.topk(num_important, dim=1).indices
+        important = candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2))
+        num_uniform = self.num_points - num_important
+        if num_uniform == 0:
+            return important
+        return torch.cat((important, torch.rand(num_regions, num_uniform, 2, **draw)), dim=1)
+
+
+def most_uncertain_cells(uncertainty_map: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
+    """Choose the cells of a grid with the largest uncertainty, for each region by itself.
+
+    Args:
+        uncertainty_map: (N, 1, H, W).
+        num_points: how many cells; all of them if the grid is smaller.
+
+    Returns:
+        Row-major indices (N, P) and the cells' centres (N, P, 2) in [0, 1]², most uncertain first.
+    """
+    height, width = uncertainty_map.shape[-2:]
+    count = min(num_points, height * width)
+    indices = uncertainty_map.flatten(1).topk(count, dim=1).indices
+    return indices, cell_centers(indices, height, width)
