@@ -7,13 +7,13 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Small tensors: one thread per process is fastest, and the processes of a parallel run share the cores.
+# On small tensors one thread is fastest, and the processes of a parallel run share the cores.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with data sets that are too large for the repository; skips the test where there is none."""
+    """Folder with data sets too large for the repository; skips the test where there is none."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"needs the data sets of {folder}")

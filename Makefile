@@ -1,0 +1,46 @@
+# Everything runs in .venv, which the first target that needs it sets up (tools/setup_venv.sh):
+# Python 3.11 or 3.12 and a package index are all that has to be there.
+#
+#   make PYTHON=/path/to/python3.12 ...        that Python instead of the first suitable one
+#   make DETECTRON2=<requirement or path> ...  that Detectron2 (see tools/install_detectron2.py)
+#   make test ARGS="-k sampling"               more arguments for pytest
+
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: help demo test lint type format venv clean
+
+help:
+	@echo "make demo    train a small PointRend on drawn shapes, evaluate it, write pictures"
+	@echo "make test    run the tests"
+	@echo "make lint    check rules, layout and spelling"
+	@echo "make type    check the types"
+	@echo "make format  lay out the sources"
+	@echo "make venv    set up .venv, which the others do where it is missing"
+	@echo "make clean   remove .venv and caches; results in output/ stay"
+
+venv:
+	@sh tools/setup_venv.sh
+
+demo: venv
+	$(BIN)/python tools/demo.py $(ARGS)
+
+# One thread in each of a few processes is faster than many threads on small tensors.
+test: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+type: venv
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

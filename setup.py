@@ -1,0 +1,69 @@
+"""Package description; the exact versions that `make` installs stand in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    """The version in point_rend/__init__.py, read without importing (that would need torch)."""
+    source = (ROOT / "point_rend" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
+    if match is None:
+        raise ValueError('point_rend/__init__.py has no line `__version__ = "..."`')
+    return match[1]
+
+
+def long_description() -> str:
+    """The README, or nothing in a source tree without one."""
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+cityscapes = ["cityscapesscripts>=2.2"]
+lvis = ["lvis>=0.5.3"]
+
+setup(
+    name="point_rend",
+    version=version(),
+    description="PointRend: image segmentation as rendering, for Detectron2",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # The configs live at the top level, where people look for them, and travel inside the package.
+    packages=[*find_packages(include=["point_rend", "point_rend.*"]), "point_rend.configs"],
+    package_dir={"point_rend.configs": "configs"},
+    package_data={"point_rend.configs": ["**/*.yaml"]},
+    # Detectron2 is missing here because no package index has it under its own name:
+    # tools/install_detectron2.py installs it.
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=1.26",
+        "opencv-python>=4.8",
+        "pillow>=10",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.9",
+        "pycocotools>=2.0.7",
+        "pyyaml>=6",
+    ],
+    extras_require={
+        "cityscapes": cityscapes,
+        "lvis": lvis,
+        "dev": [
+            *cityscapes,
+            *lvis,
+            "codespell>=2.4",
+            "mypy>=1.15",
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "setuptools<81",
+            "wheel",
+        ],
+    },
+)

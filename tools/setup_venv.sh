@@ -1,0 +1,110 @@
+#!/bin/sh
+# Sets up .venv: everything that `make` needs, in the versions of constraints.txt.
+#
+#   [PYTHON=python3.12] [DETECTRON2=<requirement or path for pip>] sh tools/setup_venv.sh
+#
+# A .venv that is complete and belongs to these sources is left alone. A finished step is written
+# into .venv/set-up; after an interruption the steps behind the last finished one follow, and
+# a .venv whose packages are not all there is made anew.
+
+cd "$(dirname "$0")/.." || exit 1
+
+state=.venv/set-up
+lock=.venv/being-set-up
+python=.venv/bin/python
+key="$(cat constraints.txt setup.py tools/setup_venv.sh tools/install_detectron2.py | cksum) $(pwd -P)"
+
+fail() {
+    printf '\n*** %s\n' "$1" >&2
+    shift
+    for line in "$@"; do printf '    %s\n' "$line" >&2; done
+    exit 1
+}
+
+# Python 3.11 or 3.12 with all that makes a virtual environment (NumPy 1.26 has no wheel for 3.13).
+usable() {
+    "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+        >/dev/null 2>&1
+}
+
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        usable "$PYTHON" && echo "$PYTHON" && return
+        fail "PYTHON=$PYTHON cannot be used." "It has to be Python 3.11 or 3.12 with the modules venv and ensurepip." \
+            "It says: $("$PYTHON" --version 2>&1 | head -n 1)"
+    fi
+    for candidate in python3.11 python3.12 python3 python; do
+        usable "$candidate" && echo "$candidate" && return
+    done
+    fail "No Python 3.11 or 3.12 was found (with the modules venv and ensurepip)." \
+        "Debian, Ubuntu: sudo apt install python3 python3-venv" \
+        "Elsewhere: https://www.python.org/downloads/, or name one: make PYTHON=/path/to/python3.12"
+}
+
+version_of() { "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null; }
+
+finished() { grep -qsxF "$1" "$state"; }
+
+# The .venv is of these sources and of the wanted Python, and its interpreter runs.
+belongs() {
+    [ "$(head -n 1 "$state" 2>/dev/null)" = "$key" ] && usable "$python" &&
+        { [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$(version_of "$python")" ]; }
+}
+
+# What an interrupted pip or a hand may have damaged: the large packages are there.
+has_packages() {
+    "$python" -c '
+import importlib.util, sys
+names = ("torch", "torchvision", "numpy", "cv2", "pycocotools", "fvcore", "point_rend") + tuple(sys.argv[1:])
+sys.exit(any(importlib.util.find_spec(name) is None for name in names))' "$@" 2>/dev/null
+}
+
+# step NUMBER TITLE ADVICE COMMAND...: runs the command unless it was finished before.
+step() {
+    number=$1 title=$2 advice=$3
+    shift 3
+    if finished "step $number"; then return; fi
+    printf '\n=== Setting up, step %s of 5: %s\n' "$number" "$title"
+    "$@" || fail "Setting up stopped in step $number of 5 ($title)." "$advice" \
+        "Then type the same make command again; the steps before this one are kept where they can be."
+    echo "step $number" >>"$state"
+}
+
+if [ ! -d "$lock" ] && belongs && finished "step 5" && has_packages detectron2; then
+    if [ -n "${DETECTRON2:-}" ]; then
+        echo "DETECTRON2 is not used: .venv has its Detectron2 already. First type: make clean"
+    fi
+    exit 0
+fi
+
+mkdir -p .venv
+if ! mkdir "$lock" 2>/dev/null; then
+    other=$(cat "$lock/process" 2>/dev/null)
+    if [ -n "$other" ] && kill -0 "$other" 2>/dev/null; then
+        fail "Another set-up is at work on .venv (process $other)." "Wait for its end, then type the same make command again."
+    fi
+fi
+mkdir -p "$lock" && echo $$ >"$lock/process"
+trap 'rm -rf "$lock"' EXIT
+trap 'exit 130' INT TERM HUP
+
+if ! { belongs && finished "step 3" && has_packages; }; then
+    base=$(find_python) || exit 1
+    rm -f "$state"
+    find .venv -mindepth 1 -maxdepth 1 ! -path "$lock" -exec rm -rf {} +
+    started="with $base ($("$base" --version 2>&1))"
+fi
+
+network="Check the network (a proxy?) and the free disk space (7 GB)."
+[ -f "$state" ] || { echo "$key" >"$state.new" && mv "$state.new" "$state"; }
+step 1 "an empty .venv ${started:-}" "Check the free disk space and that the folder can be written." \
+    "${base:-}" -m venv .venv
+step 2 "pip and setuptools" "$network" \
+    "$python" -m pip install --upgrade --constraint constraints.txt pip setuptools wheel
+step 3 "PyTorch and the other packages (3 GB, some minutes)" "$network" \
+    "$python" -m pip install --no-build-isolation --constraint constraints.txt --editable '.[dev]'
+step 4 "Detectron2" "$network With DETECTRON2=...: check it, and the C++ compiler." \
+    "$python" tools/install_detectron2.py --constraint constraints.txt
+step 5 "a check that everything can be imported" "Type: make clean" \
+    "$python" -W ignore -c "import cv2, detectron2.modeling, fvcore, pycocotools.mask, torch, torchvision"
+printf '\n=== .venv is ready: Python %s\n\n' "$("$python" -c 'import platform; print(platform.python_version())')"
