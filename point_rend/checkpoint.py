@@ -1,0 +1,507 @@
+"""Checkpoints: keys of older versions, loading that runs no code, saving that breaks nothing."""
+
+import logging
+import math
+import os
+import pickle
+import re
+import reprlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, BinaryIO, Literal
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+# --- keys of older versions -------------------------------------------------------------------
+
+_LEGACY_NAMES = (
+    (re.compile(r"(^|\.)mask_point_head\."), r"\1mask_head.point_head."),
+    (re.compile(r"(^|\.)mask_coarse_head\."), r"\1mask_head.coarse_head."),
+    (re.compile(r"(^|\.)coarse_mask_fc(\d+)\."), r"\1fc\2."),
+)
+
+
+def upgrade_state_dict(
+    state_dict: MutableMapping[str, Any], prefix: str = ""
+) -> list[tuple[str, str]]:
+    """Rename, in place, the keys of older PointRend checkpoints to those of the present modules.
+
+    The first version kept ``mask_point_head`` and ``mask_coarse_head`` beside the mask head, and
+    the coarse head called its layers ``coarse_mask_fc1``, ... The order of the keys stays, and so
+    does the ``_metadata`` of a module's state.
+
+    Args:
+        state_dict: maps names of parameters to their values.
+        prefix: only keys that begin with it are looked at, and only behind it.
+
+    Returns:
+        The renamed keys as (old, new); empty for a state dict of the present version.
+
+    Raises:
+        ValueError: if two keys would get the same name; nothing has been renamed then.
+    """
+    old_keys: dict[str, str] = {}  # by the new key
+    for key in state_dict:
+        renamed = key
+        if key.startswith(prefix):
+            name = key[len(prefix) :]
+            for pattern, replacement in _LEGACY_NAMES:
+                name = pattern.sub(replacement, name)
+            renamed = prefix + name
+        if renamed in old_keys:
+            raise ValueError(
+                f"the checkpoint holds the same parameter twice, as {old_keys[renamed]!r} and as "
+                f"{key!r}: remove one of them"
+            )
+        old_keys[renamed] = key
+    renames = [(old, new) for new, old in old_keys.items() if old != new]
+    if renames:
+        entries = {new: state_dict[old] for new, old in old_keys.items()}
+        state_dict.clear()
+        state_dict.update(entries)
+        old, new = renames[0]
+        logger.warning(
+            "The checkpoint is of an older PointRend: %d keys renamed, such as %s to %s",
+            len(renames),
+            old,
+            new,
+        )
+    return renames
+
+
+# --- pickles of arrays ------------------------------------------------------------------------
+
+_ADMITTED_GLOBALS = frozenset(
+    {
+        "numpy.ndarray",
+        "numpy.dtype",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar",
+        "numpy.core.numeric._frombuffer",
+        "collections.OrderedDict",
+        "builtins.bytes",
+        "builtins.set",
+        "builtins.frozenset",
+        "_codecs.encode",
+    }
+)
+_PLAIN_DTYPE = re.compile(r"[|<>=]?([biufcSU]\d+|\?)")  # numbers and strings, no objects
+
+
+class _RefusedError(Exception):
+    """The file asks for something that is neither an array nor a plain container."""
+
+
+class _Global:
+    """Stands for a name in the file; a call of it is written down, not made."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *args: Any) -> "_Call":
+        return _Call(self.name, args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _RefusedError(f"a change of {self.name}")
+
+
+class _Call:
+    """A call that the file asks for, with the state and the items that its result shall get."""
+
+    __slots__ = ("args", "items", "name", "state")
+
+    def __init__(self, name: str, args: tuple) -> None:
+        self.name = name
+        self.args = args
+        self.state: Any = None
+        self.items: dict[Any, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items[key] = value
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads a pickle without importing, calling or changing anything that the file names."""
+
+    def find_class(self, module: str, name: str) -> _Global:
+        path = f"{module}.{name}"
+        path = re.sub(r"^__builtin__\.", "builtins.", path)  # Python 2
+        path = re.sub(r"^numpy\._core\.", "numpy.core.", path)  # NumPy 2
+        if path not in _ADMITTED_GLOBALS:
+            raise _RefusedError(f"{module}.{name}")
+        return _Global(path)
+
+
+def _make(value: Any, made: dict[int, Any]) -> Any:
+    """Make the arrays and containers of which the unpickler has only written down the calls.
+
+    Args:
+        value: what the unpickler returned, or a part of it.
+        made: what has been made of other parts, by their ids: a shared part stays shared.
+    """
+    if value is None or isinstance(value, bool | int | float | str | bytes | bytearray):
+        return value
+    if id(value) not in made:
+        new: Any
+        match value:
+            case dict():
+                new = {_make(key, made): _make(item, made) for key, item in value.items()}
+            case list() | tuple() | set() | frozenset():
+                new = type(value)(_make(item, made) for item in value)
+            case _Call():
+                new = _carry_out(
+                    value.name,
+                    _make(value.args, made),
+                    _make(value.state, made),
+                    _make(value.items, made),
+                )
+            case _Global(name="numpy.ndarray"):
+                new = np.ndarray
+            case _:
+                raise _RefusedError(getattr(value, "name", type(value).__name__))
+        made[id(value)] = new
+    return made[id(value)]
+
+
+def _carry_out(name: str, args: tuple, state: Any, items: dict) -> Any:
+    """Make the array, type, scalar, container or string that one call in the file stands for."""
+    match name, args:
+        case "numpy.dtype", (str(code), *_) if _PLAIN_DTYPE.fullmatch(code):
+            dtype = np.dtype(code)
+            return dtype.newbyteorder(state[1]) if state and state[1] != "|" else dtype
+        case "numpy.core.multiarray._reconstruct", (kind, *_) if kind is np.ndarray:
+            _version, shape, dtype, is_fortran, raw = state
+            return _array(shape, dtype, raw, "F" if is_fortran else "C")
+        case "numpy.core.multiarray.scalar", (dtype, raw):
+            return _array((), dtype, raw, "C")[()]
+        case "numpy.core.numeric._frombuffer", (raw, dtype, shape, order):
+            return _array(shape, dtype, raw, order)
+        case "collections.OrderedDict", _:
+            ordered: OrderedDict = OrderedDict(*args)
+            ordered.update(items)
+            if state and "_metadata" in state:  # the modules' versions, in a state_dict()
+                ordered._metadata = state["_metadata"]  # type: ignore[attr-defined]
+            return ordered
+        case "builtins.bytes", ():
+            return b""
+        case "builtins.set" | "builtins.frozenset", (list(members),):
+            return set(members) if name == "builtins.set" else frozenset(members)
+        case "_codecs.encode", (str(text), "latin1"):
+            return text.encode("latin1")
+    raise _RefusedError(f"{name}{reprlib.repr(args)}")
+
+
+def _array(
+    shape: tuple[int, ...], dtype: np.dtype, raw: bytes | str, order: Literal["C", "F"]
+) -> np.ndarray:
+    if isinstance(raw, str):  # Python 2 had one kind of string; it is read as latin1
+        raw = raw.encode("latin1")
+    if len(raw) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(raw)} bytes for an array of shape {shape} and type {dtype}")
+    return np.ndarray(shape, dtype, buffer=raw, order=order).copy(order="K")
+
+
+# --- the checkpointer -------------------------------------------------------------------------
+
+# Layers whose shape depends on the class count, with the dimensions that do.
+_CLASS_DIMENSIONS = (
+    (re.compile(r"(^|\.)point_head\.fc\d+\.weight$"), {1}),
+    (re.compile(r"(^|\.)point_head\.predictor\.weight$"), {0, 1}),
+    (re.compile(r"(^|\.)(cls_score|bbox_pred|predictor|prediction)\.(weight|bias)$"), {0}),
+)
+
+
+class SafeDetectionCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, safe from hostile files, misfits and interrupted saves.
+
+    It loads what its parent loads, to the same values, and differs in this:
+
+    - no code from a file runs: a file that asks for more than arrays and containers is refused;
+    - keys of older PointRend versions are renamed (:func:`upgrade_state_dict`);
+    - shapes that do not fit are an error, not a warning;
+    - ``last_checkpoint`` cannot lead out of ``save_dir``;
+    - a file gets its name when it is complete: an interrupted save leaves the former ones as
+      they were.
+
+    Args:
+        model: the model to load into and to save.
+        save_dir: folder of the checkpoints, if any are to be saved or resumed from.
+        save_to_disk: whether :meth:`save` writes; by default only in the main process.
+        allow_unsafe: load any pickle, which runs whatever code the file holds.
+        strict_shapes: whether every shape in a file must be the model's. Otherwise layers whose
+            shape depends on the class count may differ: they keep their initial values, as in
+            training with other classes, with a warning. Resuming is always strict.
+        checkpointables: further objects with a state, by the names they are saved under.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        allow_unsafe: bool = False,
+        strict_shapes: bool = True,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.allow_unsafe = allow_unsafe
+        self.strict_shapes = strict_shapes
+
+    # Loading
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint into the model and, unless told otherwise, into the checkpointables.
+
+        Args:
+            path: file or URL; nothing is loaded if empty.
+            checkpointables: names of those to load; by default all that the file has.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged, asks for code to run, holds the same parameter
+                under two names, or has shapes that the model does not.
+        """
+        if path and "://" not in path and not os.path.isfile(_without_query(path)):
+            raise FileNotFoundError(f"there is no checkpoint {path}")
+        try:
+            return super().load(path, checkpointables)
+        finally:
+            self._parsed_url_during_load = None  # the parent leaves it behind after an error
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Continue from the last checkpoint of ``save_dir``; without one load only the weights.
+
+        Args:
+            path: file or URL of the weights.
+            resume: whether to look for a last checkpoint at all.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: as :meth:`load`, or if ``last_checkpoint`` names no file of ``save_dir``.
+        """
+        last = self.get_checkpoint_file() if resume else ""
+        if not last:
+            if resume:
+                self.logger.warning(
+                    "Nothing to resume in '%s': starting afresh from '%s'", self.save_dir, path
+                )
+            return self.load(path, checkpointables=[])
+        asked, self.strict_shapes = self.strict_shapes, True
+        try:
+            return self.load(last)
+        finally:
+            self.strict_shapes = asked
+
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the last checkpoint in ``save_dir``, empty if there is none.
+
+        Raises:
+            FileNotFoundError: if ``last_checkpoint`` names a file that is not there.
+            ValueError: if it is empty or names anything but a file in ``save_dir``.
+        """
+        if not self.has_checkpoint():
+            return ""
+        tag = os.path.join(self.save_dir, "last_checkpoint")
+        with self.path_manager.open(tag, "rb") as file:
+            name = file.read().decode(errors="replace").strip()
+        if not name:
+            raise ValueError(f"{tag} is empty: write the name of a checkpoint into it or delete it")
+        path = os.path.join(self.save_dir, name)
+        leads_out = name != os.path.basename(name) or name in (os.curdir, os.pardir)
+        if not name.isprintable():  # such as the zeros that a crash leaves
+            leads_out = True
+        elif os.path.isdir(self.save_dir):  # on the local disk a link could lead out, too
+            folder = os.path.dirname(os.path.realpath(path))
+            leads_out = leads_out or folder != os.path.realpath(self.save_dir)
+        if leads_out:
+            raise ValueError(f"{tag} names {name!r}: it must name a file in its own folder")
+        if not self.path_manager.isfile(path):
+            raise FileNotFoundError(f"{tag} names {name!r}, but there is no such file")
+        return path
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            checkpoint = _from_model_zoo(_read(filename, self._unpickle))
+        elif filename.endswith(".pyth"):  # of pycls
+            state = _without(self._torch_load(filename).get("model_state"), "num_batches_tracked")
+            checkpoint = {"model": state, "__author__": "pycls", "matching_heuristics": True}
+        else:
+            checkpoint = super()._load_file(filename)
+        model = checkpoint["model"]
+        if not isinstance(model, dict) or not model:
+            raise ValueError(f"{filename} holds no parameters of a model")
+        for key, value in model.items():
+            if not isinstance(key, str) or not isinstance(value, np.ndarray | torch.Tensor):
+                raise ValueError(
+                    f"{filename}: the model's {key!r} must be an array or tensor, "
+                    f"not {type(value).__name__}"
+                )
+        return checkpoint
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        return _read(f, partial(torch.load, map_location="cpu", weights_only=not self.allow_unsafe))
+
+    def _unpickle(self, file: BinaryIO) -> Any:
+        if self.allow_unsafe:
+            return pickle.load(file, encoding="latin1")
+        return _make(_ArrayUnpickler(file, encoding="latin1").load(), {})
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        upgrade_state_dict(checkpoint["model"])
+        if checkpoint.get("matching_heuristics", False):
+            checkpoint["model"] = self._match_by_suffix(checkpoint)
+            checkpoint["matching_heuristics"] = False
+        incompatible = super()._load_model(checkpoint)
+        source = self._parsed_url_during_load.geturl() if self._parsed_url_during_load else "state"
+        misfits = incompatible.incorrect_shapes
+        lines = "".join(
+            f"\n  {key}: {in_file} in the file, {in_model} in the model"
+            for key, in_file, in_model in misfits
+        )
+        if not all(not self.strict_shapes and _differs_in_classes(*misfit) for misfit in misfits):
+            raise ValueError(f"{source}: shapes do not fit the model that is configured:{lines}")
+        if misfits:
+            self.logger.warning(
+                "%s has another number of classes; these layers start from scratch:%s",
+                source,
+                lines,
+            )
+            for key, _, _ in misfits:
+                incompatible.missing_keys.remove(key)
+            misfits.clear()
+        return incompatible
+
+    def _match_by_suffix(self, checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Name a checkpoint's parameters by the model's that end like them, fitting or not."""
+        self._convert_ndarray_to_tensor(checkpoint["model"])
+        in_model = self.model.state_dict()
+        matched = align_and_update_state_dicts(
+            in_model, checkpoint["model"], c2_conversion=checkpoint.get("__author__") == "Caffe2"
+        )
+        # Where shapes differ, the heuristics leave a parameter under its own name.
+        for key in in_model.keys() - matched.keys():
+            names = [name for name in matched if key.endswith("." + name)]
+            name = max(names, key=len, default=key)
+            if name in matched and matched[name].shape != in_model[key].shape:
+                matched[key] = matched.pop(name)
+        return matched
+
+    # Saving
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save the model and the checkpointables as ``name``.pth and make it the last checkpoint.
+
+        Args:
+            name: name of the file without its suffix.
+            kwargs: what else to save.
+
+        Raises:
+            ValueError: if ``name`` leads out of ``save_dir``.
+        """
+        if not os.path.isdir(self.save_dir) or not self.save_to_disk:
+            return super().save(name, **kwargs)  # nowhere, or where only the path manager leads
+        filename = f"{name}.pth"
+        if os.path.basename(filename) != filename:
+            raise ValueError(f"the name of a checkpoint must not hold a folder, got {name!r}")
+        path = os.path.join(self.save_dir, filename)
+        self.logger.info("Saving checkpoint to %s", path)
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        with _written_whole(path) as file:
+            torch.save({"model": self.model.state_dict(), **states, **kwargs}, file)
+        self.tag_last_checkpoint(filename)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Note which file in ``save_dir`` is the last checkpoint.
+
+        Args:
+            last_filename_basename: its name.
+        """
+        if not os.path.isdir(self.save_dir):
+            return super().tag_last_checkpoint(last_filename_basename)
+        with _written_whole(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+
+def _read(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[str, Any]:
+    with open(filename, "rb") as file:
+        try:
+            data = reader(file)
+        except Exception as error:
+            refused = re.search(r"GLOBAL (\S+)", str(error))
+            if isinstance(error, _RefusedError) or refused:
+                raise ValueError(
+                    f"{filename} is refused: it asks for {refused[1] if refused else error}, which "
+                    "could run code. If you trust who made it, load it with allow_unsafe=True"
+                ) from error
+            reason = str(error).rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
+            raise ValueError(
+                f"{filename} cannot be read, it is damaged or no checkpoint "
+                f"({type(error).__name__}: {reason})"
+            ) from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{filename} must hold a dict, not {type(data).__name__}")
+    return data
+
+
+def _from_model_zoo(data: dict[str, Any]) -> dict[str, Any]:
+    if "model" in data and "__author__" in data:  # Detectron2's
+        return data
+    blobs = _without(data.get("blobs", data), "_momentum")  # Detectron's; ImageNet's are bare
+    return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _without(parameters: Any, ending: str) -> Any:
+    if not isinstance(parameters, dict):
+        return parameters
+    return {key: value for key, value in parameters.items() if not str(key).endswith(ending)}
+
+
+def _differs_in_classes(key: str, in_file: tuple[int, ...], in_model: tuple[int, ...]) -> bool:
+    for pattern, dimensions in _CLASS_DIMENSIONS:
+        if pattern.search(key):
+            sizes = zip(in_file, in_model, strict=False)
+            differing = {i for i, (a, b) in enumerate(sizes) if a != b}
+            return len(in_file) == len(in_model) and differing <= dimensions
+    return False
+
+
+def _without_query(path: str) -> str:
+    return urlparse(path)._replace(query="").geturl()
+
+
+@contextmanager
+def _written_whole(path: str) -> Iterator[BinaryIO]:
+    """Open a file to write that appears under ``path`` when it is complete, or not at all."""
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
