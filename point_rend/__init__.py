@@ -7,6 +7,7 @@ Source: Kirillov, Wu, He, Girshick, "PointRend: Image Segmentation as Rendering"
 """
 
 from . import registration
+from .checkpoint import SafeDetectionCheckpointer
 from .config import add_pointrend_config, check_config, get_config_file, load_config
 from .data.augmentation import ColorAugSSDTransform
 from .mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
@@ -32,6 +33,7 @@ __all__ = [
     "PointRendMaskHead",
     "PointRendROIHeads",
     "PointSampler",
+    "SafeDetectionCheckpointer",
     "StandardPointHead",
     "SubdivisionPlan",
     "add_pointrend_config",
