@@ -52,7 +52,7 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.POINT_HEAD.OVERSAMPLE_RATIO": 3,
     # Share of the training points that are the most uncertain candidates (beta), 0 to 1.
     "MODEL.POINT_HEAD.IMPORTANCE_SAMPLE_RATIO": 0.75,
-    # Whether training points are a fixed regular grid instead (Table 4 of the paper, "regular grid").
+    # Whether the training points are a fixed regular grid instead (Table 4, "regular grid").
     "MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID": False,
     # Doublings of the mask's side at inference.
     "MODEL.POINT_HEAD.SUBDIVISION_STEPS": 5,
