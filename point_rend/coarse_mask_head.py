@@ -85,6 +85,6 @@ class CoarseMaskHead(nn.Module):
             x = F.relu(self.get_submodule(f"fc{number}")(x))
         return self.prediction(x).unflatten(1, self.output_shape)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):  # type: ignore[override]
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         upgrade_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -73,6 +73,15 @@ class BoxFeatureReader:
         return point_sample_fine_grained_features(levels, self.scales, boxes, coords_box)[0]
 
 
+@dataclass(frozen=True)
+class PointRefinement:
+    """How a point head is used: what it reads, where it is trained, how masks are rendered."""
+
+    reader: BoxFeatureReader
+    sampler: PointSampler
+    plan: SubdivisionPlan
+
+
 def _check_input_shape(input_shape: object, head_name: str) -> None:
     if not isinstance(input_shape, Mapping):
         raise ValueError(
@@ -129,12 +138,10 @@ class PointRendMaskHead(nn.Module):
         coarse_pooler_side: side of the grid that the coarse head reads.
         point_head: maps features and coarse logits at points to logits; None for the coarse head
             alone, which then gives masks of its own small side.
-        point_reader: the levels that the point head reads.
-        sampler: how training points are chosen.
-        plan: how masks are rendered.
+        refinement: how the point head is used; given with it.
 
     Raises:
-        ValueError: if some of the parts that belong to the point head are missing.
+        ValueError: if only one of ``point_head`` and ``refinement`` is given.
 
     Source: section 4 of the paper.
     """
@@ -147,24 +154,18 @@ class PointRendMaskHead(nn.Module):
         coarse_reader: BoxFeatureReader,
         coarse_pooler_side: int,
         point_head: nn.Module | None = None,
-        point_reader: BoxFeatureReader | None = None,
-        sampler: PointSampler | None = None,
-        plan: SubdivisionPlan | None = None,
+        refinement: PointRefinement | None = None,
     ) -> None:
         super().__init__()
-        parts = (point_head, point_reader, sampler, plan)
-        if any(part is None for part in parts) and any(part is not None for part in parts):
+        if (point_head is None) != (refinement is None):
             raise ValueError(
-                "PointRendMaskHead: point_head, point_reader, sampler and plan belong together: "
-                "give all of them or none"
+                "PointRendMaskHead: point_head and refinement belong together: give both or none"
             )
         self.coarse_head = coarse_head
         self.coarse_reader = coarse_reader
         self.coarse_pooler_side = coarse_pooler_side
         self.point_head = point_head
-        self.point_reader = point_reader
-        self.sampler = sampler
-        self.plan = plan
+        self.refinement = refinement
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
@@ -201,18 +202,20 @@ class PointRendMaskHead(nn.Module):
                 num_classes=point_head_num_classes(cfg, num_classes, "MODEL.ROI_HEADS.NUM_CLASSES"),
                 coarse_channels=None if coarse_channels == num_classes else coarse_channels,
             ),
-            "point_reader": point_reader,
-            "sampler": PointSampler(
-                num_points=cfg.MODEL.POINT_HEAD.TRAIN_NUM_POINTS,
-                oversample_ratio=cfg.MODEL.POINT_HEAD.OVERSAMPLE_RATIO,
-                importance_sample_ratio=cfg.MODEL.POINT_HEAD.IMPORTANCE_SAMPLE_RATIO,
-                on_regular_grid=cfg.MODEL.POINT_HEAD.get("TRAIN_ON_REGULAR_GRID", False),
+            "refinement": PointRefinement(
+                reader=point_reader,
+                sampler=PointSampler(
+                    num_points=cfg.MODEL.POINT_HEAD.TRAIN_NUM_POINTS,
+                    oversample_ratio=cfg.MODEL.POINT_HEAD.OVERSAMPLE_RATIO,
+                    importance_sample_ratio=cfg.MODEL.POINT_HEAD.IMPORTANCE_SAMPLE_RATIO,
+                    on_regular_grid=cfg.MODEL.POINT_HEAD.get("TRAIN_ON_REGULAR_GRID", False),
+                ),
+                plan=SubdivisionPlan(
+                    start_side=coarse_side,
+                    steps=cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS,
+                    points_per_step=cfg.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS,
+                ).without_covered_steps(),
             ),
-            "plan": SubdivisionPlan(
-                start_side=coarse_side,
-                steps=cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS,
-                points_per_step=cfg.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS,
-            ).without_covered_steps(),
         }
 
     def forward(
@@ -246,14 +249,13 @@ class PointRendMaskHead(nn.Module):
         instances: list[Instances],
     ) -> dict[str, Tensor]:
         losses = {"loss_mask": mask_rcnn_loss(coarse_logits, instances)}
-        if self.point_head is None:
+        if self.point_head is None or self.refinement is None:
             return losses
         classes = torch.cat([x.gt_classes for x in instances])
         uncertainty = partial(foreground_uncertainty, classes=classes)
-        coords = self.sampler.sample(coarse_logits, uncertainty)
-        point_logits = self.point_head(
-            self.point_reader.points(features, boxes, coords), point_sample(coarse_logits, coords)
-        )
+        coords = self.refinement.sampler.sample(coarse_logits, uncertainty)
+        fine = self.refinement.reader.points(features, boxes, coords)
+        point_logits = self.point_head(fine, point_sample(coarse_logits, coords))
         labels = _label_points(instances, coords)
         losses["loss_mask_point"] = roi_mask_point_loss(point_logits, instances, labels)
         return losses
@@ -266,19 +268,17 @@ class PointRendMaskHead(nn.Module):
         instances: list[Instances],
     ) -> None:
         classes = torch.cat([x.pred_classes for x in instances])
-        if self.point_head is None:
+        point_head, refinement = self.point_head, self.refinement
+        if point_head is None or refinement is None:
             _attach_masks(instances, select_class_channel(coarse_logits, classes))
             return
 
         def predict(coords: Tensor) -> Tensor:
-            return class_point_logits(
-                self.point_head,
-                self.point_reader.points(features, boxes, coords),
-                point_sample(coarse_logits, coords),
-                classes=classes,
-            )
+            fine = refinement.reader.points(features, boxes, coords)
+            coarse = point_sample(coarse_logits, coords)
+            return class_point_logits(point_head, fine, coarse, classes=classes)
 
-        _render(predict, instances, self.plan)
+        _render(predict, instances, refinement.plan)
 
 
 class ImplicitPointRendMaskHead(nn.Module):
@@ -349,8 +349,14 @@ class ImplicitPointRendMaskHead(nn.Module):
                 cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES, "MODEL.ROI_HEADS.NUM_CLASSES"
             ),
         )
+        num_params = getattr(point_head, "num_params", None)
+        if num_params is None:
+            raise ValueError(
+                f"MODEL.POINT_HEAD.NAME is {cfg.MODEL.POINT_HEAD.NAME}, which takes no predicted "
+                f"parameters: {cls.__name__} needs a head with num_params, e.g. ImplicitPointHead"
+            )
         return {
-            "parameter_head": _build_coarse_head(cfg, coarse_reader, (point_head.num_params,)),
+            "parameter_head": _build_coarse_head(cfg, coarse_reader, (num_params,)),
             "coarse_reader": coarse_reader,
             "coarse_pooler_side": cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION,
             "point_head": point_head,
@@ -389,9 +395,8 @@ class ImplicitPointRendMaskHead(nn.Module):
     ) -> dict[str, Tensor]:
         num_boxes = parameters.shape[0]
         coords = torch.rand(num_boxes, self.num_train_points, 2, device=parameters.device)
-        point_logits = self.point_head(
-            self.point_reader.points(features, boxes, coords), coords, parameters
-        )
+        fine = self.point_reader.points(features, boxes, coords)
+        point_logits = self.point_head(fine, coords, parameters)
         labels = _label_points(instances, coords)
         mean_square = parameters.square().sum() / max(parameters.numel(), 1)
         return {
@@ -409,12 +414,7 @@ class ImplicitPointRendMaskHead(nn.Module):
         classes = torch.cat([x.pred_classes for x in instances])
 
         def predict(coords: Tensor) -> Tensor:
-            return class_point_logits(
-                self.point_head,
-                self.point_reader.points(features, boxes, coords),
-                coords,
-                parameters,
-                classes=classes,
-            )
+            fine = self.point_reader.points(features, boxes, coords)
+            return class_point_logits(self.point_head, fine, coords, parameters, classes=classes)
 
         _render(predict, instances, self.plan)

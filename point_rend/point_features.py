@@ -5,8 +5,7 @@ Also the place where the names live that other projects import from PointRend.
 Shapes: N regions over all images, C channels over all levels, P points.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from detectron2.layers import cat, shapes_to_tensor
@@ -18,9 +17,7 @@ from .coordinates import regular_grid as generate_regular_grid_point_coords
 from .sampling import PointSampler, point_sample
 from .sampling import most_uncertain_cells as get_uncertain_point_coords_on_grid
 from .targets import sample_point_labels
-
-if TYPE_CHECKING:
-    from .uncertainty import Uncertainty
+from .uncertainty import Uncertainty
 
 __all__ = [
     "concatenate_levels",
@@ -48,7 +45,7 @@ def get_point_coords_wrt_image(boxes_coords: Tensor, point_coords: Tensor) -> Te
 
 def get_uncertain_point_coords_with_randomness(
     coarse_logits: Tensor,
-    uncertainty_func: "Uncertainty | Callable[[Tensor], Tensor]",
+    uncertainty_func: Uncertainty,
     num_points: int,
     oversample_ratio: float,
     importance_sample_ratio: float,

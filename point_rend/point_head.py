@@ -78,6 +78,7 @@ class StandardPointHead(nn.Module):
             width = fc_dim + (coarse_channels if coarse_pred_each_layer else 0)
         self.predictor = nn.Conv1d(width, num_classes, kernel_size=1)
         nn.init.normal_(self.predictor.weight, std=0.001)
+        assert self.predictor.bias is not None  # Conv1d has one by default
         nn.init.zeros_(self.predictor.bias)
 
     @classmethod
@@ -113,13 +114,17 @@ class StandardPointHead(nn.Module):
         x = self._hidden(fine_grained_features, coarse_features)
         if self.predictor.out_channels == 1:
             return self.predictor(x)
+        bias = self.predictor.bias
+        assert bias is not None
         rows = self.predictor.weight[classes, :, 0]  # (N, width)
-        return torch.bmm(rows[:, None], x) + self.predictor.bias[classes, None, None]
+        return torch.bmm(rows[:, None], x) + bias[classes, None, None]
 
 
 @POINT_HEAD_REGISTRY.register()
 class ImplicitPointHead(nn.Module):
     """An MLP per instance, whose weights are predicted, over features and encoded positions.
+
+    ``num_params`` is the length of the parameter vector that each instance needs.
 
     Args:
         in_channels: D.
@@ -134,6 +139,8 @@ class ImplicitPointHead(nn.Module):
 
     Source: Cheng, Parkhi, Kirillov, "Pointly-Supervised Instance Segmentation", section 5.
     """
+
+    positional_encoding_gaussian_matrix: Tensor
 
     @configurable
     def __init__(
@@ -165,6 +172,7 @@ class ImplicitPointHead(nn.Module):
             out_channels=num_classes,
             num_hidden=num_fc,
         )
+        self.num_params = self.layout.num_parameters
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -178,11 +186,6 @@ class ImplicitPointHead(nn.Module):
             "image_feature_enabled": cfg.MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED,
             "positional_encoding_enabled": cfg.MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED,
         }
-
-    @property
-    def num_params(self) -> int:
-        """Length of the parameter vector that each instance needs."""
-        return self.layout.num_parameters
 
     def _inputs(self, fine_grained_features: Tensor, point_coords: Tensor) -> Tensor:
         """Return the input of the MLP, (N, positions and features, P)."""
@@ -224,9 +227,10 @@ def class_point_logits(point_head: nn.Module, *inputs: Tensor, classes: Tensor) 
         inputs: what the head's ``forward`` takes.
         classes: (N,) integers.
     """
-    if hasattr(point_head, "predict_class"):
-        return point_head.predict_class(*inputs, classes=classes)
-    return select_class_channel(point_head(*inputs), classes)
+    predict_class = getattr(point_head, "predict_class", None)
+    if predict_class is None:
+        return select_class_channel(point_head(*inputs), classes)
+    return predict_class(*inputs, classes=classes)
 
 
 def roi_mask_point_loss(

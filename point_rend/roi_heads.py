@@ -31,6 +31,6 @@ class PointRendROIHeads(StandardROIHeads):
             cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ""
         return super()._init_mask_head(cfg, input_shape)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):  # type: ignore[override]
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         upgrade_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -127,16 +127,18 @@ class PointSampler:
             return regular_grid(num_regions, math.isqrt(self.num_points), logits.device)
         num_candidates = int(self.num_points * self.oversample_ratio)
         num_important = int(self.importance_sample_ratio * self.num_points)
-        draw = {"device": logits.device, "generator": generator}
 
-        candidates = torch.rand(num_regions, num_candidates, 2, **draw)
+        def uniform(count: int) -> Tensor:
+            return torch.rand(num_regions, count, 2, device=logits.device, generator=generator)
+
+        candidates = uniform(num_candidates)
         scores = uncertainty(point_sample(logits, candidates))[:, 0]  # (N, candidates)
         chosen = scores.topk(num_important, dim=1).indices
         important = candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2))
         num_uniform = self.num_points - num_important
         if num_uniform == 0:
             return important
-        return torch.cat((important, torch.rand(num_regions, num_uniform, 2, **draw)), dim=1)
+        return torch.cat((important, uniform(num_uniform)), dim=1)
 
 
 def most_uncertain_cells(uncertainty_map: Tensor, num_points: int) -> tuple[Tensor, Tensor]:

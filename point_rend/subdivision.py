@@ -18,7 +18,7 @@ from .uncertainty import Uncertainty
 class PointPredictor(Protocol):
     """A prediction that is bound to its features and answers for any points."""
 
-    def __call__(self, coords: Tensor) -> Tensor:
+    def __call__(self, coords: Tensor, /) -> Tensor:
         """Map (N, P, 2) coordinates in [0, 1]² to (N, C, P) logits."""
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 class Uncertainty(Protocol):
     """A function that rates the locations of a map or the points of a set."""
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, /) -> Tensor:
         """Map (N, C, ...) logits to (N, 1, ...) uncertainties."""
 
 
