@@ -195,13 +195,20 @@ class PointRendMaskHead(nn.Module):
         point_reader = BoxFeatureReader.from_shapes(
             cfg.MODEL.POINT_HEAD.IN_FEATURES, input_shape, "MODEL.POINT_HEAD.IN_FEATURES"
         )
+        point_head = build_point_head(
+            cfg,
+            ShapeSpec(channels=point_reader.channels),
+            num_classes=point_head_num_classes(cfg, num_classes, "MODEL.ROI_HEADS.NUM_CLASSES"),
+            coarse_channels=None if coarse_channels == num_classes else coarse_channels,
+        )
+        if hasattr(point_head, "num_params"):
+            raise ValueError(
+                f"MODEL.POINT_HEAD.NAME is {cfg.MODEL.POINT_HEAD.NAME}, whose parameters are to be "
+                "predicted: expected MODEL.ROI_MASK_HEAD.NAME ImplicitPointRendMaskHead for it, "
+                f"or another point head for {cls.__name__}"
+            )
         return coarse | {
-            "point_head": build_point_head(
-                cfg,
-                ShapeSpec(channels=point_reader.channels),
-                num_classes=point_head_num_classes(cfg, num_classes, "MODEL.ROI_HEADS.NUM_CLASSES"),
-                coarse_channels=None if coarse_channels == num_classes else coarse_channels,
-            ),
+            "point_head": point_head,
             "refinement": PointRefinement(
                 reader=point_reader,
                 sampler=PointSampler(
