@@ -1,0 +1,354 @@
+"""Looking at a data set before a run: are its images whole, can its annotations be used?
+
+Detectron2 finds most of this out in the middle of a training, or drops it without a word.
+An annotation here is a dict as in a COCO file; those that Detectron2 has loaded are alike but for
+their "bbox_mode".
+"""
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import ExifTags, Image
+
+from point_rend.data.coco import describe, read_coco
+
+SHOWN = 5  # faults that a message lists before it only counts the others
+END_OF_FILE = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+TURNED_SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation
+FILE_THREADS = 16
+
+Annotation = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+class ImageRecord(NamedTuple):
+    """One image of a data set; the sides are None where the data set does not say them."""
+
+    file_name: str
+    image_id: int | str
+    height: int | None
+    width: int | None
+    annotations: Sequence[Annotation]
+
+
+class Usable(NamedTuple):
+    """What a check has found.
+
+    Attributes:
+        annotations: Number of annotations that can be used, crowds not counted.
+        faults: Number of annotations that are, wholly or in part, impossible.
+    """
+
+    annotations: int
+    faults: int
+
+
+def check_dataset(name: str, *, training: bool, masks: bool) -> Usable:
+    """Check the images and annotations of a registered data set before a run.
+
+    Impossible annotations are named in a warning. A training goes without them (see
+    `leave_out_impossible_annotations`); in an evaluation they stay, so that an AP means the same as
+    everywhere, and what the evaluation cannot read is an error.
+
+    Args:
+        name: Registered name.
+        training: Whether the set is for training; if not, it is evaluated.
+        masks: Whether the annotations need masks.
+
+    Returns:
+        How many annotations there are to work with.
+
+    Raises:
+        FileNotFoundError: If images or the annotation file are missing.
+        ValueError: If images are truncated or differ in size from what is declared, if the
+            annotation file is not sound, or if an annotation is broken that cannot be left out.
+    """
+    images = _load_images(name)
+    check_image_files(name, images)
+
+    coco = _evaluator_type(name) == "coco"
+    usable, impossible, fatal = 0, [], []
+    for image in images:
+        for position, annotation in enumerate(image.annotations):
+            remainder, reasons = clean_annotation(annotation, image.height, image.width, masks)
+            usable += remainder is not None and not annotation.get("iscrowd", 0)
+            if coco and not training:
+                lacking = [key for key in ("area", "iscrowd") if key not in annotation]
+                reasons += [Reason(f"no {key!r}, which the evaluation needs") for key in lacking]
+            if reasons:
+                label = annotation.get("id", f"at position {position}")
+                faults = "; ".join(reason.text for reason in reasons)
+                text = f"annotation {label} of image {image.image_id} ({image.file_name}): {faults}"
+                impossible.append(text)
+                if any(reason.fatal for reason in reasons):
+                    fatal.append(text)
+
+    if fatal and not training:
+        raise ValueError(
+            f"{describe(name)} cannot be evaluated: {len(fatal)} annotations are broken"
+            + _listed(fatal)
+        )
+    if fatal and _evaluator_type(name) == "lvis":
+        raise ValueError(
+            f"{describe(name)} cannot be loaded: {len(fatal)} annotations are broken"
+            + _listed(fatal)
+        )
+    if impossible:
+        outcome = "left out, wholly or in part" if training else "kept for the evaluation"
+        logger.warning(
+            "%s: %d annotations are impossible and are %s%s",
+            describe(name),
+            len(impossible),
+            outcome,
+            _listed(impossible),
+        )
+    return Usable(usable, len(impossible))
+
+
+def leave_out_impossible_annotations(name: str, *, masks: bool) -> None:
+    """Make a registered data set yield its annotations without impossible ones from now on.
+
+    Args:
+        name: Registered name.
+        masks: Whether the annotations need masks.
+    """
+    load: Callable[[], list[dict[str, Any]]] = DatasetCatalog[name]
+
+    def load_clean() -> list[dict[str, Any]]:
+        records = load()
+        for record in records:
+            cleaned = (
+                clean_annotation(annotation, record["height"], record["width"], masks)[0]
+                for annotation in record["annotations"]
+            )
+            record["annotations"] = [annotation for annotation in cleaned if annotation is not None]
+        return records
+
+    DatasetCatalog[name] = load_clean
+
+
+class Reason(NamedTuple):
+    """Why an annotation cannot be used; fatal if evaluation tools stumble over it."""
+
+    text: str
+    fatal: bool = True
+
+
+def clean_annotation(
+    annotation: Annotation, height: int | None, width: int | None, masks: bool
+) -> tuple[Annotation | None, list[Reason]]:
+    """Take the impossible parts out of an annotation.
+
+    Args:
+        annotation: One object, with "bbox" and, if `masks`, "segmentation".
+        height: Height of the image in pixels, if known.
+        width: Width of the image in pixels, if known.
+        masks: Whether a mask is needed.
+
+    Returns:
+        The annotation with what can be used of it, or None; and what is wrong with the rest.
+    """
+    first, second, third, fourth = annotation["bbox"]
+    if annotation.get("bbox_mode", BoxMode.XYWH_ABS) == BoxMode.XYXY_ABS:
+        third, fourth = third - first, fourth - second
+    if not (third > 0 and fourth > 0):
+        return None, [Reason(f"bbox of size {third} x {fourth}", fatal=False)]
+    if not masks:
+        return annotation, []
+
+    mask = annotation.get("segmentation")
+    if not mask:
+        return None, [Reason("no segmentation")]
+    if isinstance(mask, dict):
+        reason = _rle_fault(mask, height, width)
+        return (None, [reason]) if reason else (annotation, [])
+
+    faults = [_polygon_fault(polygon) for polygon in mask]
+    reasons = [
+        Reason(f"polygon {number} of {len(mask)} {fault}")
+        for number, fault in enumerate(faults, start=1)
+        if fault
+    ]
+    possible = [polygon for polygon, fault in zip(mask, faults, strict=True) if not fault]
+    if not possible:
+        return None, reasons
+    if all(_polygon_area(polygon) == 0 for polygon in possible):
+        return None, [*reasons, Reason("polygons of area 0", fatal=False)]
+    return (annotation | {"segmentation": possible} if reasons else annotation), reasons
+
+
+def check_image_files(name: str, images: Sequence[ImageRecord]) -> None:
+    """Make sure that every image is there, is whole and has the declared size.
+
+    Args:
+        name: Name of the data set, for messages.
+        images: Its images.
+
+    Raises:
+        FileNotFoundError: If files are missing.
+        ValueError: If files are no images, are truncated or are not of the declared size.
+    """
+    with ThreadPoolExecutor(FILE_THREADS) as threads:
+        exists = list(threads.map(lambda image: os.path.isfile(image.file_name), images))
+        missing = [image for image, there in zip(images, exists, strict=True) if not there]
+        if missing:
+            raise FileNotFoundError(
+                f"{describe(name)}: {len(missing)} of {len(images)} images do not exist"
+                + _listed([f"image {image.image_id}, {image.file_name}" for image in missing])
+            )
+        faults = list(threads.map(_image_fault, images))
+    broken = [
+        f"image {image.image_id}, {image.file_name} {fault}"
+        for image, fault in zip(images, faults, strict=True)
+        if fault
+    ]
+    if broken:
+        raise ValueError(
+            f"{describe(name)}: {len(broken)} of {len(images)} images cannot be used"
+            + _listed(broken)
+        )
+
+
+def _image_fault(record: ImageRecord) -> str | None:
+    """Look at the header and the end of an image file; the pixels are decoded in doubt only."""
+    try:
+        with open(record.file_name, "rb") as file, Image.open(file) as image:
+            width, height = image.size
+            if image.getexif().get(ExifTags.Base.Orientation) in TURNED_SIDEWAYS:
+                width, height = height, width
+            end = END_OF_FILE.get(image.format or "")
+            if end is not None:
+                file.seek(-len(end), os.SEEK_END)
+                whole = file.read() == end
+            if end is None or not whole:
+                # Some cameras write more behind the end mark, and other formats have none.
+                file.seek(0)
+                with Image.open(file) as decoded:
+                    decoded.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        return f"is truncated or not an image ({error})"
+    if record.width is not None and (width, height) != (record.width, record.height):
+        return f"is {width} x {height} pixels, declared are {record.width} x {record.height}"
+    return None
+
+
+def _load_images(name: str) -> list[ImageRecord]:
+    """List the images of a data set with annotations that nobody has sifted yet."""
+    metadata = MetadataCatalog.get(name)
+    if _evaluator_type(name) == "coco" and metadata.get("json_file"):
+        return _images_of_json(read_coco(metadata.json_file), metadata.image_root)
+    if _evaluator_type(name) == "lvis":
+        content = read_coco(metadata.json_file, image_name="coco_url")
+        for image in content["images"]:
+            # Detectron2 takes the last folder and the name from the address.
+            image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
+        return _images_of_json(content, metadata.image_root)
+
+    # Any other loader may take minutes (Cityscapes): it runs once, and its result stays.
+    loaded = DatasetCatalog.get(name)
+    DatasetCatalog[name] = lambda: copy.deepcopy(loaded)
+    return [
+        ImageRecord(
+            record["file_name"],
+            record.get("image_id", position),
+            record.get("height"),
+            record.get("width"),
+            record.get("annotations", []),
+        )
+        for position, record in enumerate(loaded)
+    ]
+
+
+def _images_of_json(content: dict[str, Any], image_root: str) -> list[ImageRecord]:
+    annotations: dict[int | str, list[Annotation]] = {
+        image["id"]: [] for image in content["images"]
+    }
+    for annotation in content["annotations"]:
+        annotations[annotation["image_id"]].append(annotation)
+    return [
+        ImageRecord(
+            os.path.join(image_root, image["file_name"]),
+            image["id"],
+            image["height"],
+            image["width"],
+            annotations[image["id"]],
+        )
+        for image in content["images"]
+    ]
+
+
+def _evaluator_type(name: str) -> str | None:
+    return MetadataCatalog.get(name).get("evaluator_type")
+
+
+def _polygon_fault(polygon: Sequence[float]) -> str | None:
+    if len(polygon) % 2 or len(polygon) < 6:
+        return f"has {len(polygon)} numbers, a polygon needs an even count of 6 or more"
+    try:
+        finite = np.isfinite(np.asarray(polygon, dtype=np.float64)).all()
+    except (TypeError, ValueError):
+        return "has coordinates that are not numbers"
+    return None if finite else "has coordinates that are not finite"
+
+
+def _polygon_area(polygon: Sequence[float]) -> float:
+    """Shoelace formula, with the first corner as the origin."""
+    corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+    x, y = (corners[1:] - corners[0]).T
+    return abs(float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))) / 2
+
+
+def _rle_fault(rle: dict[str, Any], height: int | None, width: int | None) -> Reason | None:
+    size = tuple(rle["size"])
+    if height is not None and size != (height, width):
+        return Reason(f"RLE of size {size}, the image has (height, width) = ({height}, {width})")
+    counts = rle["counts"]
+    try:
+        runs = counts if isinstance(counts, list) else list(_runs(counts))
+    except ValueError as error:
+        return Reason(f"RLE that does not decode: {error}")
+    if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
+        return Reason(f"RLE of {sum(runs)} pixels, its size {size} has {size[0] * size[1]}")
+    if not sum(runs[1::2]):
+        return Reason("RLE of area 0", fatal=False)
+    return None
+
+
+def _runs(counts: str | bytes) -> Iterator[int]:
+    """Decode COCO's compressed run lengths without pycocotools, which trusts what it is given.
+
+    Each character holds 5 bits, lowest first, and a flag that more follow; a run after the third is
+    stored as its difference from the one two before it.
+    """
+    before: list[int] = []
+    value = shift = 0
+    for byte in counts.encode() if isinstance(counts, str) else counts:
+        digit = byte - ord("0")
+        if not 0 <= digit < 64:
+            raise ValueError(f"{chr(byte)!r} does not occur in one")
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        if digit & 16:
+            value -= 1 << shift
+        if len(before) > 2:
+            value += before[-2]
+        before.append(value)
+        yield value
+        value = shift = 0
+    if shift:
+        raise ValueError("it ends within a number")
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = [f"and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return ": " + "; ".join([*items[:SHOWN], *more])

@@ -1,0 +1,382 @@
+#!/usr/bin/env python
+"""Train and evaluate PointRend, and the baseline that it is compared with.
+
+    configs=configs/InstanceSegmentation
+    python train_net.py --config-file $configs/pointrend_rcnn_R_50_FPN_1x_coco.yaml
+
+Without a GPU add `MODEL.DEVICE cpu`. A data set of one's own in COCO format needs no code:
+`--register-coco NAME JSON IMAGE_ROOT` makes it known under a name for DATASETS.TRAIN and
+DATASETS.TEST, and the class count follows from the file.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import logging
+import os
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    verify_results,
+)
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch.multiprocessing.spawn import ProcessExitedException
+
+from point_rend.checkpoint import SafeDetectionCheckpointer
+from point_rend.config import (
+    add_pointrend_config,
+    check_config,
+    load_config,
+    merge_from_file_safely,
+)
+from point_rend.data.checks import check_dataset, leave_out_impossible_annotations
+from point_rend.data.coco import class_names, describe, register_coco
+from point_rend.data.mapper import NamingDatasetMapper
+
+USER_ERROR = 2  # exit code, as of argparse
+# What each type of evaluation needs beyond this package's own requirements.
+EVALUATOR_PACKAGES = {
+    "coco": (),
+    "lvis": ("lvis",),
+    "cityscapes_instance": ("cityscapesscripts", "shapely"),
+}
+UNSAID = -1
+
+logger = logging.getLogger("point_rend.train_net")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Extend Detectron2's parser by our own options."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--register-coco",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGE_ROOT"),
+        help="register a data set in COCO format under NAME; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-unsafe-checkpoint",
+        action="store_true",
+        help="load a checkpoint even if that runs code out of the file; only for files you trust",
+    )
+    return parser
+
+
+class Run(NamedTuple):
+    """All that a process needs to take part in a run."""
+
+    args: argparse.Namespace
+    cfg: CfgNode
+    unclean_datasets: tuple[str, ...]
+
+
+def setup(args: argparse.Namespace) -> Run:
+    """Build the config and refuse whatever would stop the run later.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The run, ready to be launched.
+
+    Raises:
+        FileNotFoundError: If a file or a folder is missing.
+        ValueError: If options, config, machine or data do not fit together.
+    """
+    if not args.config_file:
+        raise ValueError("--config-file is missing; the published configs are below configs/")
+    for dataset in args.register_coco:
+        register_coco(*dataset)
+    cfg = load_config(args.config_file, args.opts)
+    trains = not args.eval_only
+    needed = "TRAIN" if trains else "TEST"
+    if not cfg.DATASETS[needed]:
+        raise ValueError(f"DATASETS.{needed} is empty")
+    datasets = [*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST]
+    fill_class_count(cfg, datasets, is_said=says_class_count(args.config_file, args.opts))
+    check_config(cfg, training=trains)
+    check_machine(cfg, args.num_gpus, args.num_machines)
+    check_evaluators(cfg, datasets)
+    check_output_dir(cfg.OUTPUT_DIR)
+    cfg.freeze()
+
+    set_up_logger(cfg)
+    masks = cfg.MODEL.MASK_ON
+    for name in dict.fromkeys(cfg.DATASETS.TEST):
+        check_dataset(name, training=False, masks=masks)
+    unclean = []
+    if trains:
+        usable = 0
+        for name in dict.fromkeys(cfg.DATASETS.TRAIN):
+            found = check_dataset(name, training=True, masks=masks)
+            usable += found.annotations
+            if found.faults:
+                unclean.append(name)
+        if not usable:
+            raise ValueError(
+                "the training sets have no annotation that can be used: "
+                + ", ".join(map(describe, cfg.DATASETS.TRAIN))
+            )
+    return Run(args, cfg, tuple(unclean))
+
+
+def says_class_count(config_file: str, opts: Sequence[str]) -> bool:
+    """Tell whether MODEL.ROI_HEADS.NUM_CLASSES is given, even if by its default value."""
+    probe = get_cfg()
+    add_pointrend_config(probe)
+    probe.MODEL.ROI_HEADS.NUM_CLASSES = UNSAID
+    merge_from_file_safely(probe, config_file)
+    probe.merge_from_list(list(opts))
+    return probe.MODEL.ROI_HEADS.NUM_CLASSES != UNSAID
+
+
+def fill_class_count(cfg: CfgNode, datasets: Sequence[str], *, is_said: bool) -> None:
+    """Take the class count over from the data sets, or check that the given one is theirs.
+
+    Args:
+        cfg: The config; MODEL.ROI_HEADS.NUM_CLASSES may be changed.
+        datasets: Names of the registered data sets of the run.
+        is_said: Whether the user has given MODEL.ROI_HEADS.NUM_CLASSES.
+
+    Raises:
+        ValueError: If the data sets have different classes, or if a count in the config is not
+            theirs.
+    """
+    classes = class_names(datasets)
+    if classes is None:
+        return
+    if not is_said:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
+    counts = {"MODEL.ROI_HEADS.NUM_CLASSES": cfg.MODEL.ROI_HEADS.NUM_CLASSES}
+    if cfg.MODEL.POINT_HEAD.NUM_CLASSES >= 0:
+        counts["MODEL.POINT_HEAD.NUM_CLASSES"] = cfg.MODEL.POINT_HEAD.NUM_CLASSES
+    for key, count in counts.items():
+        if count != len(classes):
+            raise ValueError(
+                f"{key} is {count}, but {describe(datasets[0])} has {len(classes)} classes; "
+                "leave the key out and it follows the data set"
+            )
+
+
+def check_machine(cfg: CfgNode, num_gpus: int, num_machines: int) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: If MODEL.DEVICE or the number of GPUs does not fit this machine.
+    """
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    available = torch.cuda.device_count()
+    if on_gpu and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA device on this machine; "
+            "to run on the CPU pass: MODEL.DEVICE cpu"
+        )
+    if on_gpu and num_gpus > available:
+        raise ValueError(f"--num-gpus is {num_gpus}, but this machine has {available} CUDA devices")
+    if not on_gpu and num_gpus * num_machines > 1:
+        raise ValueError(
+            f"several processes need GPUs, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: "
+            "pass --num-gpus 1 --num-machines 1"
+        )
+
+
+def check_evaluators(cfg: CfgNode, datasets: Sequence[str]) -> None:
+    """Refuse test sets that nobody here can evaluate, before a training rather than after it.
+
+    Args:
+        cfg: The config.
+        datasets: Names of all data sets of the run.
+
+    Raises:
+        ValueError: If no evaluator is known for a test set, or if a package is missing.
+    """
+    kinds = {name: MetadataCatalog.get(name).get("evaluator_type") for name in datasets}
+    for name in cfg.DATASETS.TEST:
+        if kinds[name] not in EVALUATOR_PACKAGES:
+            raise ValueError(
+                f"cannot evaluate on {name}: its evaluator_type is {kinds[name]!r}, "
+                f"expected one of {', '.join(EVALUATOR_PACKAGES)}"
+            )
+    for name, kind in kinds.items():
+        for package in EVALUATOR_PACKAGES.get(kind, ()):
+            if importlib.util.find_spec(package) is None:
+                raise ValueError(f"{name} needs the package {package}: pip install {package}")
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Create the output directory and make sure that files can be written there.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ValueError(f"OUTPUT_DIR {output_dir!r} cannot be written: {error}") from error
+
+
+def set_up_logger(cfg: CfgNode) -> None:
+    """Let this package's messages take the way of Detectron2's: console and log file."""
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="point_rend")
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """Choose the evaluator by the data set's `evaluator_type`.
+
+    Args:
+        cfg: The config.
+        dataset_name: A registered name.
+
+    Returns:
+        The evaluator; results are written to OUTPUT_DIR/inference/DATASET_NAME.
+
+    Raises:
+        ValueError: If the data set is of another type.
+    """
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+    # Said in full, because Detectron2 leaves masks out if a model finds nothing.
+    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind == "coco":
+        return COCOEvaluator(dataset_name, tasks, output_dir=folder)
+    if kind == "lvis":
+        return LVISEvaluator(dataset_name, tasks, output_dir=folder)
+    if kind == "cityscapes_instance":
+        return CityscapesInstanceEvaluator(dataset_name)
+    raise ValueError(f"no evaluator for {dataset_name}, whose evaluator_type is {kind!r}")
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's trainer with our checkpointer, mapper and evaluators."""
+
+    def __init__(self, cfg: CfgNode, *, allow_unsafe_checkpoint: bool = False) -> None:
+        self.allow_unsafe_checkpoint = allow_unsafe_checkpoint
+        super().__init__(cfg)
+
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        """Build Detectron2's hooks around our checkpointer."""
+        # DefaultTrainer.__init__ names the class of its checkpointer outright and calls this method
+        # last. Only the hooks take hold of the checkpointer, so this is the place to replace it.
+        self.checkpointer = SafeDetectionCheckpointer(
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            trainer=weakref.proxy(self),
+            allow_unsafe=self.allow_unsafe_checkpoint,
+            strict_shapes=False,  # a training may start from a model of other classes
+        )
+        return super().build_hooks()
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Build Detectron2's loader with our mapper."""
+        return build_detection_train_loader(cfg, mapper=NamingDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Build Detectron2's loader with our mapper."""
+        mapper = NamingDatasetMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Build the evaluator of a data set."""
+        return build_evaluator(cfg, dataset_name)
+
+
+def run(args: argparse.Namespace, cfg: CfgNode, unclean_datasets: Sequence[str]) -> Any:
+    """Train or evaluate; every process of a run executes this.
+
+    Args:
+        args: The parsed command line.
+        cfg: The finished config, frozen.
+        unclean_datasets: Training sets with annotations that have to be left out.
+
+    Returns:
+        The results of the evaluation by data set, or of the only one; after a training None.
+    """
+    for dataset in args.register_coco:
+        register_coco(*dataset)
+    for name in unclean_datasets:
+        leave_out_impossible_annotations(name, masks=cfg.MODEL.MASK_ON)
+    default_setup(cfg, args)
+    set_up_logger(cfg)
+
+    if args.eval_only:
+        with user_errors():
+            model = Trainer.build_model(cfg)
+            checkpointer: DetectionCheckpointer = SafeDetectionCheckpointer(
+                model, cfg.OUTPUT_DIR, allow_unsafe=args.allow_unsafe_checkpoint
+            )
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+    with user_errors():
+        trainer = Trainer(cfg, allow_unsafe_checkpoint=args.allow_unsafe_checkpoint)
+        trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn errors that the user can put right into one line; bugs keep their traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        argv: The arguments; those of the process if not given.
+
+    Raises:
+        SystemExit: With code 2 after an error that the user can put right.
+    """
+    args = build_parser().parse_args(argv)
+    with user_errors():
+        job = setup(args)
+    try:
+        launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=job,
+        )
+    except ProcessExitedException as error:
+        # A worker that ended by `user_errors` has already said why.
+        raise SystemExit(error.exit_code) from error
+
+
+if __name__ == "__main__":
+    main()
