@@ -4,13 +4,13 @@
 #   [PYTHON=python3.12] [DETECTRON2=<requirement or path for pip>] sh tools/setup_venv.sh
 #
 # A .venv that is complete and belongs to these sources is left alone. A finished step is written
-# into .venv/set-up; after an interruption the steps behind the last finished one follow, and
-# a .venv whose packages are not all there is made anew.
+# into .venv/set-up. After an interruption the next run goes on behind the last finished step; a
+# .venv that is damaged or was left in the middle of its packages is made anew.
 
 cd "$(dirname "$0")/.." || exit 1
 
 state=.venv/set-up
-lock=.venv/being-set-up
+lock=.venv/lock
 python=.venv/bin/python
 key="$(cat constraints.txt setup.py tools/setup_venv.sh tools/install_detectron2.py | cksum) $(pwd -P)"
 
@@ -51,12 +51,13 @@ belongs() {
         { [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$(version_of "$python")" ]; }
 }
 
-# What an interrupted pip or a hand may have damaged: the large packages are there.
+# What a hand may have removed: the packages of the finished steps are there.
 has_packages() {
+    set -- torch torchvision numpy cv2 pycocotools fvcore point_rend
+    if finished "step 4"; then set -- "$@" detectron2; fi
     "$python" -c '
 import importlib.util, sys
-names = ("torch", "torchvision", "numpy", "cv2", "pycocotools", "fvcore", "point_rend") + tuple(sys.argv[1:])
-sys.exit(any(importlib.util.find_spec(name) is None for name in names))' "$@" 2>/dev/null
+sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))' "$@" 2>/dev/null
 }
 
 # step NUMBER TITLE ADVICE COMMAND...: runs the command unless it was finished before.
@@ -70,35 +71,40 @@ step() {
     echo "step $number" >>"$state"
 }
 
-if [ ! -d "$lock" ] && belongs && finished "step 5" && has_packages detectron2; then
+if belongs && finished "step 5" && has_packages; then
     if [ -n "${DETECTRON2:-}" ]; then
         echo "DETECTRON2 is not used: .venv has its Detectron2 already. First type: make clean"
     fi
     exit 0
 fi
 
-mkdir -p .venv
-if ! mkdir "$lock" 2>/dev/null; then
-    other=$(cat "$lock/process" 2>/dev/null)
-    if [ -n "$other" ] && kill -0 "$other" 2>/dev/null; then
-        fail "Another set-up is at work on .venv (process $other)." "Wait for its end, then type the same make command again."
-    fi
+base=$(find_python) || exit 1
+
+# One set-up at a time. The system gives the lock back when this shell and its children are gone.
+if [ -e .venv ] && [ ! -e "$lock" ]; then
+    fail "There is a .venv that was not made here." "Move it away, or remove it: make clean"
 fi
-mkdir -p "$lock" && echo $$ >"$lock/process"
-trap 'rm -rf "$lock"' EXIT
-trap 'exit 130' INT TERM HUP
+mkdir -p .venv && touch "$lock" || fail "The folder $(pwd) cannot be written."
+exec 9>"$lock"
+"$base" -c '
+import fcntl
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("Another set-up is at work on .venv; waiting for its end ...", flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)
+except OSError:  # a file system without locks
+    pass'
 
 if ! { belongs && finished "step 3" && has_packages; }; then
-    base=$(find_python) || exit 1
     rm -f "$state"
     find .venv -mindepth 1 -maxdepth 1 ! -path "$lock" -exec rm -rf {} +
-    started="with $base ($("$base" --version 2>&1))"
 fi
 
 network="Check the network (a proxy?) and the free disk space (7 GB)."
 [ -f "$state" ] || { echo "$key" >"$state.new" && mv "$state.new" "$state"; }
-step 1 "an empty .venv ${started:-}" "Check the free disk space and that the folder can be written." \
-    "${base:-}" -m venv .venv
+step 1 "an empty .venv with $base, $("$base" --version)" "Check the free disk space." \
+    "$base" -m venv .venv
 step 2 "pip and setuptools" "$network" \
     "$python" -m pip install --upgrade --constraint constraints.txt pip setuptools wheel
 step 3 "PyTorch and the other packages (3 GB, some minutes)" "$network" \
