@@ -212,7 +212,9 @@ def _array(
         raw = raw.encode("latin1")
     if len(raw) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{len(raw)} bytes for an array of shape {shape} and type {dtype}")
-    return np.ndarray(shape, dtype, buffer=raw, order=order).copy(order="K")
+    # A copy: a view of the file's bytes could not be written to, nor could torch swap them.
+    stored = np.ndarray(shape, dtype, buffer=raw, order=order)
+    return stored.astype(dtype.newbyteorder("="), order="K")
 
 
 # --- the checkpointer -------------------------------------------------------------------------
