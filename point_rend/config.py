@@ -173,40 +173,35 @@ def merge_from_file_safely(cfg: CfgNode, path: str) -> None:
 
 
 def check_config(cfg: CfgNode, *, training: bool) -> None:
-    """Refuse contradictions between keys that no single head can see.
+    """Refuse contradictions between keys, before anything is built from them.
 
     Args:
         cfg: A complete config.
         training: Whether the config is about to train a model.
 
     Raises:
-        ValueError: If keys of a PointRend mask head contradict others; the message names them.
+        ValueError: If keys of the mask head contradict others; the message names them.
     """
     model = cfg.MODEL
     mask_head = model.ROI_MASK_HEAD
-    if not model.MASK_ON or mask_head.NAME not in POINT_MASK_HEADS:
+    mask_format = cfg.INPUT.MASK_FORMAT
+    if not model.MASK_ON:
+        return
+    if training and mask_format not in ("bitmask", "polygon"):
+        raise ValueError(f"INPUT.MASK_FORMAT must be bitmask or polygon, got {mask_format!r}")
+    if mask_head.NAME not in POINT_MASK_HEADS:
         return
 
-    feature_keys = {"MODEL.ROI_MASK_HEAD.IN_FEATURES": mask_head.IN_FEATURES}
     if mask_head.POINT_HEAD_ON or mask_head.NAME == "ImplicitPointRendMaskHead":
         point_head_num_classes(cfg, model.ROI_HEADS.NUM_CLASSES, "MODEL.ROI_HEADS.NUM_CLASSES")
-        feature_keys["MODEL.POINT_HEAD.IN_FEATURES"] = model.POINT_HEAD.IN_FEATURES
-    for key, features in feature_keys.items():
-        missing = [name for name in features if name not in model.ROI_HEADS.IN_FEATURES]
-        if missing:
-            raise ValueError(
-                f"{key} names {missing}, but MODEL.ROI_HEADS.IN_FEATURES has only "
-                f"{list(model.ROI_HEADS.IN_FEATURES)}"
-            )
-
     if mask_head.NAME != "CoarseMaskHead" and mask_head.POOLER_TYPE:
         raise ValueError(
             f"MODEL.ROI_MASK_HEAD.NAME {mask_head.NAME} samples the feature maps itself: "
             f'MODEL.ROI_MASK_HEAD.POOLER_TYPE must be "", got {mask_head.POOLER_TYPE!r}'
         )
-    if training and cfg.INPUT.MASK_FORMAT != "bitmask":
+    if training and mask_format == "polygon":
         raise ValueError(
-            f"INPUT.MASK_FORMAT is {cfg.INPUT.MASK_FORMAT!r}, but {mask_head.NAME} is trained from "
+            f"INPUT.MASK_FORMAT is {mask_format!r}, but {mask_head.NAME} is trained from "
             "bitmasks: set INPUT.MASK_FORMAT to bitmask (annotations may be polygons all the same)"
         )
 

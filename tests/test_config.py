@@ -7,6 +7,8 @@ import pytest
 import yaml
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import build_mask_head
 
 import point_rend.config
 from point_rend.config import (
@@ -396,15 +398,40 @@ CONTRADICTIONS = [
         ["MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2"],
         "MODEL.ROI_MASK_HEAD.POOLER_TYPE must be \"\", got 'ROIAlignV2'",
     ),
-    (
-        ["MODEL.ROI_MASK_HEAD.IN_FEATURES", "['p2', 'p6']"],
-        r"MODEL.ROI_MASK_HEAD.IN_FEATURES names \['p6'\], but MODEL.ROI_HEADS.IN_FEATURES has",
-    ),
-    (
-        ["MODEL.POINT_HEAD.IN_FEATURES", "['res2', 'p2']"],
-        r"MODEL.POINT_HEAD.IN_FEATURES names \['res2'\], but MODEL.ROI_HEADS.IN_FEATURES has",
-    ),
 ]
+
+
+def build_mask_head_of(name: str, opts: list[str]) -> None:
+    narrow = ["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.FC_DIM", "8"]
+    cfg = load_config(get_config_file(f"InstanceSegmentation/{name}"), [*narrow, *opts])
+    levels = {f"p{n}": ShapeSpec(channels=256, stride=2**n) for n in range(2, 6)}
+    build_mask_head(cfg, levels)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("POINT_HEAD.SUBDIVISION_STEPS", "-1", "SUBDIVISION_STEPS: .* got -1"),
+        ("POINT_HEAD.SUBDIVISION_NUM_POINTS", "0", "SUBDIVISION_NUM_POINTS: .* got 0"),
+        ("POINT_HEAD.TRAIN_NUM_POINTS", "0", "TRAIN_NUM_POINTS: .* got 0"),
+        ("POINT_HEAD.OVERSAMPLE_RATIO", "0", "OVERSAMPLE_RATIO .* got 0"),
+        ("POINT_HEAD.IMPORTANCE_SAMPLE_RATIO", "1.5", "IMPORTANCE_SAMPLE_RATIO .* got 1.5"),
+        ("POINT_HEAD.IN_FEATURES", "['res2']", "MODEL.POINT_HEAD.IN_FEATURES .*'res2'"),
+        ("POINT_HEAD.NUM_CLASSES", "7", "MODEL.POINT_HEAD.NUM_CLASSES is 7, but .* is 80"),
+        ("ROI_MASK_HEAD.IN_FEATURES", "['p6']", "MODEL.ROI_MASK_HEAD.IN_FEATURES .*'p6'"),
+        ("ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION", "0", "MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION"),
+        ("ROI_MASK_HEAD.POOLER_RESOLUTION", "13", "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION.* 13x13"),
+    ],
+)
+def test_a_number_that_cannot_work_is_named_when_the_head_is_built(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        build_mask_head_of("pointrend_rcnn_R_50_FPN_1x_coco.yaml", [f"MODEL.{key}", value])
+
+
+def test_the_implicit_head_wants_a_square_number_of_points():
+    opts = ["MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", "700"]
+    with pytest.raises(ValueError, match=r"SUBDIVISION_NUM_POINTS is 700.* square number"):
+        build_mask_head_of("implicit_pointrend_R_50_FPN_1x_coco.yaml", opts)
 
 
 class TestCheckConfig:
@@ -431,11 +458,17 @@ class TestCheckConfig:
         assert cfg.INPUT.MASK_FORMAT == "polygon"
         check_config(cfg, training=True)
 
+    @pytest.mark.parametrize("mask_head", ["PointRendMaskHead", "MaskRCNNConvUpsampleHead"])
+    def test_an_unknown_mask_format_is_refused_for_every_mask_head(self, mask_head):
+        opts = ["MODEL.ROI_MASK_HEAD.NAME", mask_head, "INPUT.MASK_FORMAT", "bitmap"]
+        cfg = load_config(get_config_file(COCO_1X), opts)
+        with pytest.raises(ValueError, match="must be bitmask or polygon, got 'bitmap'"):
+            check_config(cfg, training=True)
+
     def test_a_point_head_that_is_off_contradicts_nothing(self):
         opts = [
             *("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", "False"),
             *("MODEL.POINT_HEAD.NUM_CLASSES", "81"),
-            *("MODEL.POINT_HEAD.IN_FEATURES", "['res2']"),
         ]
         check_config(load_config(get_config_file(COCO_1X), opts), training=True)
 
