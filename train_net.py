@@ -11,7 +11,6 @@ DATASETS.TEST, and the class count follows from the file.
 
 import argparse
 import contextlib
-import importlib.util
 import logging
 import os
 import sys
@@ -23,19 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
-from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
-    COCOEvaluator,
-    DatasetEvaluator,
-    LVISEvaluator,
-    verify_results,
-)
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing.spawn import ProcessExitedException
@@ -50,14 +39,9 @@ from point_rend.config import (
 from point_rend.data.checks import check_dataset, leave_out_impossible_annotations
 from point_rend.data.coco import class_names, describe, register_coco
 from point_rend.data.mapper import NamingDatasetMapper
+from point_rend.evaluation.build import build_evaluator, check_evaluators
 
 USER_ERROR = 2  # exit code, as of argparse
-# What each type of evaluation needs beyond this package's own requirements.
-EVALUATOR_PACKAGES = {
-    "coco": (),
-    "lvis": ("lvis",),
-    "cityscapes_instance": ("cityscapesscripts", "shapely"),
-}
 UNSAID = -1
 
 logger = logging.getLogger("point_rend.train_net")
@@ -109,14 +93,15 @@ def setup(args: argparse.Namespace) -> Run:
         register_coco(*dataset)
     cfg = load_config(args.config_file, args.opts)
     trains = not args.eval_only
-    needed = "TRAIN" if trains else "TEST"
-    if not cfg.DATASETS[needed]:
-        raise ValueError(f"DATASETS.{needed} is empty")
-    datasets = [*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST]
-    fill_class_count(cfg, datasets, is_said=says_class_count(args.config_file, args.opts))
+    train = cfg.DATASETS.TRAIN if trains else ()
+    if not (train if trains else cfg.DATASETS.TEST):
+        raise ValueError(f"DATASETS.{'TRAIN' if trains else 'TEST'} is empty")
+    datasets = [*train, *cfg.DATASETS.TEST]
+    class_count_is_said = says_class_count(args.config_file, args.opts)
+    fill_class_count(cfg, datasets, is_said=class_count_is_said)
     check_config(cfg, training=trains)
     check_machine(cfg, args.num_gpus, args.num_machines)
-    check_evaluators(cfg, datasets)
+    check_evaluators(train, cfg.DATASETS.TEST)
     check_output_dir(cfg.OUTPUT_DIR)
     cfg.freeze()
 
@@ -200,29 +185,6 @@ def check_machine(cfg: CfgNode, num_gpus: int, num_machines: int) -> None:
         )
 
 
-def check_evaluators(cfg: CfgNode, datasets: Sequence[str]) -> None:
-    """Refuse test sets that nobody here can evaluate, before a training rather than after it.
-
-    Args:
-        cfg: The config.
-        datasets: Names of all data sets of the run.
-
-    Raises:
-        ValueError: If no evaluator is known for a test set, or if a package is missing.
-    """
-    kinds = {name: MetadataCatalog.get(name).get("evaluator_type") for name in datasets}
-    for name in cfg.DATASETS.TEST:
-        if kinds[name] not in EVALUATOR_PACKAGES:
-            raise ValueError(
-                f"cannot evaluate on {name}: its evaluator_type is {kinds[name]!r}, "
-                f"expected one of {', '.join(EVALUATOR_PACKAGES)}"
-            )
-    for name, kind in kinds.items():
-        for package in EVALUATOR_PACKAGES.get(kind, ()):
-            if importlib.util.find_spec(package) is None:
-                raise ValueError(f"{name} needs the package {package}: pip install {package}")
-
-
 def check_output_dir(output_dir: str) -> None:
     """Create the output directory and make sure that files can be written there.
 
@@ -240,32 +202,6 @@ def check_output_dir(output_dir: str) -> None:
 def set_up_logger(cfg: CfgNode) -> None:
     """Let this package's messages take the way of Detectron2's: console and log file."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="point_rend")
-
-
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """Choose the evaluator by the data set's `evaluator_type`.
-
-    Args:
-        cfg: The config.
-        dataset_name: A registered name.
-
-    Returns:
-        The evaluator; results are written to OUTPUT_DIR/inference/DATASET_NAME.
-
-    Raises:
-        ValueError: If the data set is of another type.
-    """
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-    # Said in full, because Detectron2 leaves masks out if a model finds nothing.
-    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if kind == "coco":
-        return COCOEvaluator(dataset_name, tasks, output_dir=folder)
-    if kind == "lvis":
-        return LVISEvaluator(dataset_name, tasks, output_dir=folder)
-    if kind == "cityscapes_instance":
-        return CityscapesInstanceEvaluator(dataset_name)
-    raise ValueError(f"no evaluator for {dataset_name}, whose evaluator_type is {kind!r}")
 
 
 class Trainer(DefaultTrainer):

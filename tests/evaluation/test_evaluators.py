@@ -1,0 +1,161 @@
+"""The evaluators, fed with the ground truth as predictions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_lvis_instances
+from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
+from detectron2.data.datasets.cityscapes import load_cityscapes_instances
+from detectron2.data.datasets.lvis import get_lvis_instances_meta
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from point_rend import load_config
+from point_rend.data.coco import register_coco
+from point_rend.evaluation.build import build_evaluator, check_evaluators
+from tests.tiny_datasets import (
+    HEIGHT,
+    POINTREND,
+    WIDTH,
+    process_state_restored,
+    write_cityscapes,
+    write_coco,
+    write_lvis,
+)
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    with process_state_restored():
+        yield
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> CfgNode:
+    return load_config(POINTREND, ["OUTPUT_DIR", str(tmp_path / "output")])
+
+
+def bitmask(segmentation: object) -> np.ndarray:
+    if isinstance(segmentation, list):
+        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, HEIGHT, WIDTH))
+    return mask_util.decode(segmentation).astype(bool)
+
+
+def as_prediction(annotations: list[dict]) -> Instances:
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    masks = np.stack([bitmask(a["segmentation"]) for a in annotations])
+    found = Instances((HEIGHT, WIDTH))
+    found.pred_boxes = Boxes(torch.tensor(boxes))
+    found.pred_classes = torch.tensor([a["category_id"] for a in annotations])
+    found.scores = torch.linspace(0.9, 0.8, len(annotations))
+    found.pred_masks = torch.from_numpy(masks)
+    return found
+
+
+def evaluate(cfg: CfgNode, name: str, *, shifted: bool = False) -> dict[str, dict[str, float]]:
+    """Score the ground truth of a data set against itself, or moved aside by a third of a shape."""
+    records = DatasetCatalog.get(name)
+    evaluator = build_evaluator(cfg, name)
+    evaluator.reset()
+    for record in records:
+        found = as_prediction(record["annotations"])
+        if shifted:
+            found.pred_masks = found.pred_masks.roll(8, dims=2)
+        evaluator.process([record], [{"instances": found}])
+    return evaluator.evaluate()
+
+
+def register(kind: str, folder: Path) -> str:
+    if kind == "coco":
+        register_coco("tiny_coco", *write_coco(folder))
+        return "tiny_coco"
+    if kind == "lvis":
+        meta = get_lvis_instances_meta("lvis_v1")
+        register_lvis_instances("tiny_lvis_v1", meta, *write_lvis(folder))
+        return "tiny_lvis_v1"
+    image_dir, gt_dir = write_cityscapes(folder)
+    DatasetCatalog.register("tiny_city", lambda: load_cityscapes_instances(image_dir, gt_dir))
+    MetadataCatalog.get("tiny_city").set(
+        gt_dir=gt_dir, evaluator_type="cityscapes_instance", **_get_builtin_metadata("cityscapes")
+    )
+    return "tiny_city"
+
+
+@pytest.mark.parametrize("kind", ["coco", "lvis"])
+def test_the_ground_truth_scores_100_and_moved_aside_less(
+    kind: str, cfg: CfgNode, tmp_path: Path
+) -> None:
+    name = register(kind, tmp_path)
+    assert evaluate(cfg, name)["segm"]["AP"] == pytest.approx(100)
+    assert evaluate(cfg, name, shifted=True)["segm"]["AP"] < 30
+
+
+# Detectron2's loader calls shapely in an old way and leaves its worker processes to the collector.
+@pytest.mark.filterwarnings("ignore:The 'resolution' argument:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool:ResourceWarning")
+def test_cityscapes_masks_of_its_own_polygons_score_high_and_moved_aside_less(
+    cfg: CfgNode, tmp_path: Path
+) -> None:
+    # Detectron2 reads the polygons half a pixel fatter than the label images, so not quite 100.
+    name = register("cityscapes_instance", tmp_path)
+    assert evaluate(cfg, name)["segm"]["AP"] > 70
+    assert evaluate(cfg, name)["segm"]["AP50"] == pytest.approx(100)
+    assert evaluate(cfg, name, shifted=True)["segm"]["AP"] < 30
+
+
+def test_a_model_that_finds_nothing_has_results_for_boxes_and_masks(
+    cfg: CfgNode, tmp_path: Path
+) -> None:
+    name = register("coco", tmp_path)
+    evaluator = build_evaluator(cfg, name)
+    evaluator.reset()
+    for record in DatasetCatalog.get(name):
+        evaluator.process([record], [{"instances": Instances((HEIGHT, WIDTH), scores=[])}])
+    results = evaluator.evaluate()
+    assert np.isnan([results["bbox"]["AP"], results["segm"]["AP"]]).all()
+
+
+def test_a_class_without_annotations_has_no_ap_and_the_others_have(
+    cfg: CfgNode, tmp_path: Path
+) -> None:
+    written = write_coco(tmp_path)
+    content = written.read()
+    content["categories"].append({"id": 99, "name": "unicorn"})
+    written.rewrite(content)
+    register_coco("tiny_coco", *written)
+    segm = evaluate(cfg, "tiny_coco")["segm"]
+    assert np.isnan(segm["AP-unicorn"])
+    assert segm["AP-disc"] == pytest.approx(100)
+    assert segm["AP"] == pytest.approx(100)
+
+
+def test_results_of_several_sets_go_to_folders_of_their_own(cfg: CfgNode, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        register_coco(name, *write_coco(tmp_path / name))
+        evaluate(cfg, name)
+        assert (Path(cfg.OUTPUT_DIR) / "inference" / name / "coco_instances_results.json").is_file()
+
+
+def test_an_unknown_type_of_evaluation_is_named(cfg: CfgNode) -> None:
+    MetadataCatalog.get("odd").set(evaluator_type="odd_metric")
+    with pytest.raises(ValueError, match=r"odd.*odd_metric"):
+        build_evaluator(cfg, "odd")
+
+
+def test_an_unknown_type_of_evaluation_is_refused_before_the_training() -> None:
+    MetadataCatalog.get("odd").set(evaluator_type="odd_metric")
+    check_evaluators(["odd"], [])
+    with pytest.raises(ValueError, match=r"odd.*odd_metric"):
+        check_evaluators([], ["odd"])
+
+
+def test_a_missing_package_is_named_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    MetadataCatalog.get("city").set(evaluator_type="cityscapes_instance")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"city needs.*cityscapesscripts"):
+        check_evaluators(["city"], [])
