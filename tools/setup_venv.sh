@@ -112,5 +112,5 @@ step 3 "PyTorch and the other packages (3 GB, some minutes)" "$network" \
 step 4 "Detectron2" "$network With DETECTRON2=...: check it, and the C++ compiler." \
     "$python" tools/install_detectron2.py --constraint constraints.txt
 step 5 "a check that everything can be imported" "Type: make clean" \
-    "$python" -W ignore -c "import cv2, detectron2.modeling, fvcore, pycocotools.mask, torch, torchvision"
+    "$python" -W ignore -c "import cv2, detectron2.modeling, fvcore, pycocotools.mask, torch"
 printf '\n=== .venv is ready: Python %s\n\n' "$("$python" -c 'import platform; print(platform.python_version())')"
