@@ -54,7 +54,7 @@ def read_coco(json_file: str, *, image_name: str = "file_name") -> dict[str, Any
     _index(json_file, "annotation", annotations, ANNOTATION_FIELDS)
     for kind, records in {"image": images, "category": categories}.items():
         if not records:
-            raise ValueError(f"{json_file}: the list of every {kind} is empty")
+            raise ValueError(f"{json_file}: there is not one {kind} in it")
         _check_references(json_file, annotations, kind, records)
     for image in content["images"]:
         if image["width"] <= 0 or image["height"] <= 0:
