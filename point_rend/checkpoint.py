@@ -213,7 +213,7 @@ def _array(
     if len(raw) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{len(raw)} bytes for an array of shape {shape} and type {dtype}")
     # A copy: a view of the file's bytes could not be written to, nor could torch swap them.
-    stored = np.ndarray(shape, dtype, buffer=raw, order=order)
+    stored: np.ndarray = np.ndarray(shape, dtype, buffer=raw, order=order)
     return stored.astype(dtype.newbyteorder("="), order="K")
 
 
@@ -263,6 +263,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.allow_unsafe = allow_unsafe
         self.strict_shapes = strict_shapes
+        self._source = "the checkpoint"
 
     # Loading
 
@@ -283,6 +284,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         """
         if path and "://" not in path and not os.path.isfile(_without_query(path)):
             raise FileNotFoundError(f"there is no checkpoint {path}")
+        self._source = path
         try:
             return super().load(path, checkpointables)
         finally:
@@ -306,7 +308,9 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         if not last:
             if resume:
                 self.logger.warning(
-                    "Nothing to resume in '%s': starting afresh from '%s'", self.save_dir, path
+                    "Nothing to resume in '%s': starting afresh from %s",
+                    self.save_dir,
+                    path or "random weights",
                 )
             return self.load(path, checkpointables=[])
         asked, self.strict_shapes = self.strict_shapes, True
@@ -375,19 +379,17 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             checkpoint["model"] = self._match_by_suffix(checkpoint)
             checkpoint["matching_heuristics"] = False
         incompatible = super()._load_model(checkpoint)
-        source = self._parsed_url_during_load.geturl() if self._parsed_url_during_load else "state"
         misfits = incompatible.incorrect_shapes
-        lines = "".join(
-            f"\n  {key}: {in_file} in the file, {in_model} in the model"
-            for key, in_file, in_model in misfits
-        )
-        if not all(not self.strict_shapes and _differs_in_classes(*misfit) for misfit in misfits):
-            raise ValueError(f"{source}: shapes do not fit the model that is configured:{lines}")
+        errors = [m for m in misfits if self.strict_shapes or not _differs_in_classes(*m)]
+        if errors:
+            raise ValueError(
+                f"{self._source}: these shapes do not fit the configured model:{_listed(errors)}"
+            )
         if misfits:
             self.logger.warning(
                 "%s has another number of classes; these layers start from scratch:%s",
-                source,
-                lines,
+                self._source,
+                _listed(misfits),
             )
             for key, _, _ in misfits:
                 incompatible.missing_keys.remove(key)
@@ -402,7 +404,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             in_model, checkpoint["model"], c2_conversion=checkpoint.get("__author__") == "Caffe2"
         )
         # Where shapes differ, the heuristics leave a parameter under its own name.
-        for key in in_model.keys() - matched.keys():
+        for key in [key for key in in_model if key not in matched]:
             names = [name for name in matched if key.endswith("." + name)]
             name = max(names, key=len, default=key)
             if name in matched and matched[name].shape != in_model[key].shape:
@@ -453,8 +455,9 @@ def _read(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[str, Any]:
             refused = re.search(r"GLOBAL (\S+)", str(error))
             if isinstance(error, _RefusedError) or refused:
                 raise ValueError(
-                    f"{filename} is refused: it asks for {refused[1] if refused else error}, which "
-                    "could run code. If you trust who made it, load it with allow_unsafe=True"
+                    f"{filename} is refused: it asks for {refused[1] if refused else error}, and "
+                    "whatever is neither an array nor a plain container could run code. If you "
+                    "trust who made the file, load it with allow_unsafe=True"
                 ) from error
             reason = str(error).rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
             raise ValueError(
@@ -490,6 +493,13 @@ def _differs_in_classes(key: str, in_file: tuple[int, ...], in_model: tuple[int,
 
 def _without_query(path: str) -> str:
     return urlparse(path)._replace(query="").geturl()
+
+
+def _listed(misfits: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
+    return "".join(
+        f"\n  {key}: {in_file} in the file, {in_model} in the model"
+        for key, in_file, in_model in misfits
+    )
 
 
 @contextmanager

@@ -688,10 +688,10 @@ def test_a_hostile_torch_file_is_refused_and_runs_nothing(
 def test_a_refusal_names_the_function_that_the_file_asks_for(tmp_path: Path):
     data = zoo({"a": Reduced(os.system, "true")})
     path = write_pickle(tmp_path / "model.pkl", data)
-    with pytest.raises(ValueError, match=r"asks for posix\.system, which could run code"):
+    with pytest.raises(ValueError, match=r"asks for posix\.system, and .* could run code"):
         read(path)
     torch.save(data, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=r"asks for posix\.system, which could run code"):
+    with pytest.raises(ValueError, match=r"asks for posix\.system, and .* could run code"):
         SafeDetectionCheckpointer(net()).load(str(tmp_path / "model.pth"))
 
 
@@ -739,7 +739,7 @@ def save_net(path: Path, **settings: int) -> str:
 @pytest.mark.parametrize("strict", [True, False])
 def test_every_shape_that_does_not_fit_is_listed_in_one_error(tmp_path: Path, strict: bool):
     path = save_net(tmp_path / "model.pth", width=6)
-    with pytest.raises(ValueError, match="shapes do not fit") as error:
+    with pytest.raises(ValueError, match="these shapes do not fit") as error:
         SafeDetectionCheckpointer(net(), strict_shapes=strict).load(path)
     message = str(error.value)
     assert path in message
@@ -747,12 +747,14 @@ def test_every_shape_that_does_not_fit_is_listed_in_one_error(tmp_path: Path, st
     expected = net(width=6).state_dict()
     actual = net().state_dict()
     misfits = {key for key in expected if expected[key].shape != actual[key].shape}
+    if not strict:  # the inputs of this layer are the width and the classes
+        misfits.remove("mask_head.point_head.predictor.weight")
     assert {line.split(":")[0].strip() for line in message.splitlines()[1:]} == misfits
 
 
 def test_other_class_counts_are_an_error_by_default(tmp_path: Path):
     path = save_net(tmp_path / "model.pth", classes=7)
-    with pytest.raises(ValueError, match="shapes do not fit") as error:
+    with pytest.raises(ValueError, match="these shapes do not fit") as error:
         SafeDetectionCheckpointer(net()).load(path)
     keys = [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]]
     assert keys == CLASS_KEYS
@@ -793,7 +795,7 @@ def test_shapes_are_checked_under_the_present_names(tmp_path: Path):
 
 def test_a_shape_that_does_not_fit_is_an_error_for_matched_names_too(tmp_path: Path):
     path = write_pickle(tmp_path / "model.pkl", detectron_blobs())
-    with pytest.raises(ValueError, match="shapes do not fit") as error:
+    with pytest.raises(ValueError, match="these shapes do not fit") as error:
         SafeDetectionCheckpointer(detectron_net(width=6), strict_shapes=False).load(path)
     message = str(error.value)
     assert "roi_heads.box_head.fc1.weight: (5, 4) in the file, (6, 4) in the model" in message
@@ -852,7 +854,7 @@ def test_not_resuming_loads_the_weights_alone_silently(tmp_path: Path):
 def test_resuming_is_strict_about_shapes_even_where_loading_is_not(tmp_path: Path):
     SafeDetectionCheckpointer(net(classes=7), str(tmp_path)).save("m")
     checkpointer = SafeDetectionCheckpointer(net(), str(tmp_path), strict_shapes=False)
-    with pytest.raises(ValueError, match="shapes do not fit"):
+    with pytest.raises(ValueError, match="these shapes do not fit"):
         checkpointer.resume_or_load("unused", resume=True)
     checkpointer.resume_or_load(str(tmp_path / "m.pth"), resume=False)
 
