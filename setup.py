@@ -23,7 +23,8 @@ def long_description() -> str:
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
-cityscapes = ["cityscapesscripts>=2.2"]
+# Their evaluation writes a JSON file that fails on the integers of NumPy 2.
+cityscapes = ["cityscapesscripts>=2.2", "numpy<2"]
 lvis = ["lvis>=0.5.3"]
 
 setup(

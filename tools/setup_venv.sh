@@ -21,7 +21,8 @@ fail() {
     exit 1
 }
 
-# Python 3.11 or 3.12 with all that makes a virtual environment (NumPy 1.26 has no wheel for 3.13).
+# Python 3.11 or 3.12 with all that makes a virtual environment. The evaluation of Cityscapes fails
+# with NumPy 2, and NumPy 1 has no wheel for Python 3.13.
 usable() {
     "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
         >/dev/null 2>&1
