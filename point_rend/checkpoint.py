@@ -457,7 +457,8 @@ def _read(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[str, Any]:
                 raise ValueError(
                     f"{filename} is refused: it asks for {refused[1] if refused else error}, and "
                     "whatever is neither an array nor a plain container could run code. If you "
-                    "trust who made the file, load it with allow_unsafe=True"
+                    "trust who made the file, load it with allow_unsafe=True "
+                    "(train_net.py --allow-unsafe-checkpoint)"
                 ) from error
             reason = str(error).rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
             raise ValueError(
