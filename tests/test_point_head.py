@@ -1,0 +1,284 @@
+"""Point heads: one channel against all, layers against loops, errors against their keys."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from point_rend import POINT_HEAD_REGISTRY, ImplicitPointHead, StandardPointHead, build_point_head
+from point_rend.point_head import class_point_logits, roi_mask_point_loss
+from tests.synthetic import randomize, small_head_config
+
+CLASS_COUNTS = [1, 2, 80, 1203]
+FEATURES, POINTS = 6, 5
+
+
+def standard(num_classes: int, **changes) -> StandardPointHead:
+    head = StandardPointHead(
+        in_channels=FEATURES,
+        num_classes=num_classes,
+        **{"coarse_channels": num_classes, "fc_dim": 4} | changes,
+    )
+    randomize(head)
+    return head
+
+
+def implicit(num_classes: int, **changes) -> ImplicitPointHead:
+    torch.manual_seed(0)
+    return ImplicitPointHead(
+        in_channels=FEATURES, num_classes=num_classes, **{"fc_dim": 4} | changes
+    )
+
+
+def standard_inputs(head, regions: int = 3, points: int = POINTS, coarse: int | None = None):
+    generator = torch.Generator().manual_seed(1)
+    coarse = head.predictor.out_channels if coarse is None else coarse
+    return (
+        torch.randn(regions, FEATURES, points, generator=generator),
+        torch.randn(regions, coarse, points, generator=generator),
+    )
+
+
+def implicit_inputs(head, regions: int = 3, points: int = POINTS):
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(regions, FEATURES, points, generator=generator),
+        torch.rand(regions, points, 2, generator=generator),
+        torch.randn(regions, head.num_params, generator=generator) * 0.3,
+    )
+
+
+def some_classes(regions: int, num_classes: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(num_classes, (regions,), generator=generator)
+
+
+def assert_one_channel_equals_that_of_all(head, inputs, num_classes):
+    classes = some_classes(len(inputs[0]), num_classes)
+    everything = head(*inputs)
+    one = head.predict_class(*inputs, classes=classes)
+    assert one.dtype == everything.dtype == torch.float32
+    assert everything.shape == (len(classes), num_classes, POINTS)
+    assert one.shape == (len(classes), 1, POINTS)
+    expected = torch.stack([everything[i, c] for i, c in enumerate(classes.tolist())])[:, None]
+    # In the same arithmetic but for the order of a sum over up to 1459 channels.
+    scale = max(1.0, everything.abs().max().item())
+    torch.testing.assert_close(one, expected, rtol=0, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("num_classes", CLASS_COUNTS)
+@pytest.mark.parametrize("num_fc", [1, 2, 3, 4])
+@pytest.mark.parametrize("each_layer", [True, False])
+def test_the_standard_heads_one_channel_is_that_of_all(num_classes, num_fc, each_layer):
+    head = standard(num_classes, num_fc=num_fc, coarse_pred_each_layer=each_layer)
+    assert_one_channel_equals_that_of_all(head, standard_inputs(head), num_classes)
+
+
+@pytest.mark.parametrize("num_classes", CLASS_COUNTS)
+@pytest.mark.parametrize("num_fc", [1, 2, 3, 4])
+@pytest.mark.parametrize("switches", [(True, True), (True, False), (False, True)])
+def test_the_implicit_heads_one_channel_is_that_of_all(num_classes, num_fc, switches):
+    head = implicit(
+        num_classes,
+        num_fc=num_fc,
+        image_feature_enabled=switches[0],
+        positional_encoding_enabled=switches[1],
+    )
+    assert_one_channel_equals_that_of_all(head, implicit_inputs(head), num_classes)
+
+
+@pytest.mark.parametrize("each_layer", [True, False])
+def test_the_standard_head_is_a_small_mlp_at_every_point(each_layer):
+    head = standard(4, num_fc=2, coarse_pred_each_layer=each_layer)
+    features, coarse = standard_inputs(head)
+    logits = head(features, coarse)
+    assert logits.shape == (3, 4, POINTS)
+    state = head.state_dict()
+    for region in range(3):
+        for point in range(POINTS):
+            coarse_here = coarse[region, :, point]
+            x = torch.cat((features[region, :, point], coarse_here))
+            for name in ("fc1", "fc2"):
+                x = (state[f"{name}.weight"][:, :, 0] @ x + state[f"{name}.bias"]).clamp(min=0)
+                x = torch.cat((x, coarse_here)) if each_layer else x
+            expected = state["predictor.weight"][:, :, 0] @ x + state["predictor.bias"]
+            torch.testing.assert_close(logits[region, :, point], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_names_of_the_weights_are_those_of_published_checkpoints():
+    names = [
+        f"{n}.{kind}" for n in ("fc1", "fc2", "fc3", "predictor") for kind in ("weight", "bias")
+    ]
+    assert list(standard(3).state_dict()) == names
+    state = implicit(3).state_dict()
+    assert list(state) == ["positional_encoding_gaussian_matrix"]
+    assert state["positional_encoding_gaussian_matrix"].shape == (2, 128)
+    assert not implicit(3, positional_encoding_enabled=False).state_dict()
+
+
+def test_a_class_agnostic_head_has_one_channel_for_every_class():
+    head = standard(1, coarse_channels=7)
+    inputs = standard_inputs(head, coarse=7)
+    assert head(*inputs).shape == (3, 1, POINTS)
+    one = head.predict_class(*inputs, classes=some_classes(3, 7))
+    torch.testing.assert_close(one, head(*inputs), rtol=0, atol=0)
+    head = implicit(1)
+    inputs = implicit_inputs(head)
+    one = head.predict_class(*inputs, classes=some_classes(3, 7))
+    torch.testing.assert_close(one, head(*inputs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_classes", [1, 4])
+def test_no_regions_are_a_size(num_classes):
+    none = some_classes(0, num_classes)
+    for head, make in (
+        (standard(num_classes), standard_inputs),
+        (implicit(num_classes), implicit_inputs),
+    ):
+        inputs = make(head, regions=0)
+        assert head(*inputs).dtype == torch.float32
+        assert head(*inputs).shape == (0, num_classes, POINTS)
+        assert head.predict_class(*inputs, classes=none).shape == (0, 1, POINTS)
+
+
+def test_an_implicit_head_without_input_is_refused():
+    with pytest.raises(ValueError, match=r"IMAGE_FEATURE_ENABLED.*POS_ENC_ENABLED"):
+        implicit(3, image_feature_enabled=False, positional_encoding_enabled=False)
+
+
+def test_switched_off_inputs_do_not_matter():
+    head = implicit(2, image_feature_enabled=False)
+    features, coords, parameters = implicit_inputs(head)
+    assert torch.equal(head(features, coords, parameters), head(features + 1, coords, parameters))
+    head = implicit(2, positional_encoding_enabled=False)
+    features, coords, parameters = implicit_inputs(head)
+    assert torch.equal(head(features, coords, parameters), head(features, 1 - coords, parameters))
+
+
+# --- heads of others ----------------------------------------------------------------------------
+
+
+class PlainHead(nn.Module):
+    """A head as third parties write it: ``forward`` only."""
+
+    def forward(self, features, coarse):
+        return coarse * 2 + features.mean(dim=1, keepdim=True)
+
+
+def test_a_head_that_knows_all_channels_only_is_asked_for_them():
+    features, coarse = torch.randn(3, 6, 5), torch.randn(3, 4, 5)
+    classes = torch.tensor([3, 0, 1])
+    logits = class_point_logits(PlainHead(), features, coarse, classes=classes)
+    everything = PlainHead()(features, coarse)
+    assert logits.shape == (3, 1, 5)
+    assert torch.equal(logits[:, 0], torch.stack([everything[i, c] for i, c in enumerate(classes)]))
+
+
+def test_a_head_that_knows_one_channel_is_asked_for_no_more(monkeypatch):
+    head = standard(4)
+    monkeypatch.setattr(head, "forward", lambda *_: pytest.fail("computed all channels"))
+    inputs = standard_inputs(head)
+    assert class_point_logits(head, *inputs, classes=some_classes(3, 4)).shape == (3, 1, POINTS)
+
+
+# --- the loss under its historical name ---------------------------------------------------------
+
+
+def with_classes(*classes_per_image: list[int]) -> list[Instances]:
+    return [
+        Instances((4, 4), gt_classes=torch.tensor(classes, dtype=torch.long))
+        for classes in classes_per_image
+    ]
+
+
+def test_the_loss_counts_the_channel_of_the_true_class_only():
+    logits = torch.zeros(3, 4, 5)
+    instances = with_classes([2], [], [0, 3])
+    for region, class_id in enumerate([2, 0, 3]):
+        logits[region, class_id] = 30.0
+    logits.requires_grad_()
+    with EventStorage() as storage:
+        loss = roi_mask_point_loss(logits, instances, torch.ones(3, 5))
+        assert storage.latest()["point/accuracy"][0] == 1
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    with EventStorage() as storage:
+        loss = roi_mask_point_loss(logits, instances, torch.zeros(3, 5))
+        assert storage.latest()["point/accuracy"][0] == 0
+    assert loss.item() == pytest.approx(30)
+    loss.backward()
+    touched = {(i, c) for i, c, _ in logits.grad.nonzero().tolist()}
+    assert touched == {(0, 2), (1, 0), (2, 3)}
+
+
+def test_the_loss_of_a_class_agnostic_head_needs_no_classes():
+    logits = torch.full((2, 1, 3), 30.0)
+    assert roi_mask_point_loss(logits, with_classes([5, 6]), torch.ones(2, 3)) < 1e-6
+
+
+def test_the_loss_needs_no_event_storage():
+    loss = roi_mask_point_loss(torch.zeros(1, 2, 3), with_classes([1]), torch.ones(1, 3))
+    assert loss.item() == pytest.approx(0.6931, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8], ids=str)
+def test_the_loss_takes_classes_of_any_integer_type(dtype):
+    logits = torch.randn(2, 4, 3)
+    instances = with_classes([1, 3])
+    expected = roi_mask_point_loss(logits, instances, torch.ones(2, 3))
+    instances[0].gt_classes = instances[0].gt_classes.to(dtype)
+    assert torch.equal(roi_mask_point_loss(logits, instances, torch.ones(2, 3)), expected)
+
+
+def test_the_loss_without_regions_is_zero_with_a_graph_and_logs_nothing():  # defect 2
+    logits = torch.zeros(0, 4, 3, requires_grad=True)
+    with EventStorage() as storage:
+        loss = roi_mask_point_loss(logits, with_classes([], []), torch.zeros(0, 3))
+        assert "point/accuracy" not in storage.latest()
+    assert loss.item() == 0
+    loss.backward()
+    assert logits.grad is not None
+
+
+# --- building from a config ---------------------------------------------------------------------
+
+
+def test_a_head_is_built_by_its_registered_name_and_the_config_stays():
+    cfg = small_head_config("MODEL.POINT_HEAD.NUM_FC", 2)
+    before = cfg.clone()
+    cfg.freeze()
+    head = build_point_head(cfg, ShapeSpec(channels=9), num_classes=5)
+    assert cfg == before
+    assert isinstance(head, StandardPointHead)
+    assert head.num_fc == 2
+    assert head(torch.zeros(1, 9, 4), torch.zeros(1, 5, 4)).shape == (1, 5, 4)
+
+
+def test_a_head_by_itself_cannot_inherit_its_class_count():
+    cfg = small_head_config()
+    for name in ("StandardPointHead", "ImplicitPointHead"):
+        head_class = POINT_HEAD_REGISTRY.get(name)
+        with pytest.raises(ValueError, match=r"MODEL\.POINT_HEAD\.NUM_CLASSES is -1"):
+            head_class(cfg, ShapeSpec(channels=9))
+
+
+def test_the_class_agnostic_key_leaves_one_channel():
+    cfg = small_head_config("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", True)
+    head = build_point_head(cfg, ShapeSpec(channels=9), num_classes=5)
+    assert head(torch.zeros(1, 9, 4), torch.zeros(1, 5, 4)).shape == (1, 1, 4)
+
+
+def test_heads_of_others_are_built_with_the_settled_class_count():
+    class ThirdPartyHead(nn.Module):
+        def __init__(self, cfg, input_shape):
+            super().__init__()
+            self.seen = (cfg.MODEL.POINT_HEAD.NUM_CLASSES, input_shape.channels)
+
+    POINT_HEAD_REGISTRY.register(ThirdPartyHead)
+    try:
+        cfg = small_head_config("MODEL.POINT_HEAD.NAME", "ThirdPartyHead")
+        head = build_point_head(cfg, ShapeSpec(channels=9), num_classes=5)
+    finally:
+        POINT_HEAD_REGISTRY._obj_map.pop("ThirdPartyHead")
+    assert head.seen == (5, 9)
