@@ -27,7 +27,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 SUPERSAMPLING = 4  # subpixels per pixel side while drawing
-MIN_VISIBLE_SHARE = 0.45  # of an object's own area, after all occlusion
+MIN_VISIBLE_SHARE = 0.55  # of an object's own area, after all occlusion
 MIN_VISIBLE_AREA = 24 * SUPERSAMPLING**2  # subpixels
 PLACING_ATTEMPTS = 12  # per object, before it is left out
 MANIFEST = "shapes.json"
@@ -253,7 +253,7 @@ def _texture(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray
     else:
         field = cv2.GaussianBlur(rng.random(size, dtype=np.float32), (0, 0), rng.uniform(0.8, 2.0))
         field = np.clip(0.5 + (field - field.mean()) / (4 * field.std() + 1e-6), 0, 1)
-    other = np.clip(colour + rng.uniform(-70, 70, 3), 0, 255).astype(np.float32)
+    other = np.clip(colour + rng.uniform(-50, 50, 3), 0, 255).astype(np.float32)
     patch = colour + field[..., None] * (other - colour)
     return patch + rng.normal(0, 4, (height, width, 1)).astype(np.float32)
 
@@ -277,7 +277,7 @@ class Stamp(NamedTuple):
 
 
 def rasterize(figure: Figure, matrix: np.ndarray, size: tuple[int, int]) -> Stamp | None:
-    """Fills a figure at its place in an image.
+    """Fill a figure at its place in an image.
 
     Args:
         figure: parts in the unit frame.
@@ -318,14 +318,14 @@ def _unlike(rng: np.random.Generator, others: Sequence[np.ndarray]) -> np.ndarra
     """A colour that differs clearly from the last few others."""
     while True:
         colour = _colour(rng)
-        if all(np.abs(colour - other).sum() > 130 for other in others):
+        if all(np.abs(colour - other).sum() > 180 for other in others):
             return colour
 
 
 def _place(
     rng: np.random.Generator, figure: Figure, owners: np.ndarray, full_areas: Sequence[int]
 ) -> tuple[Stamp, int] | None:
-    """Looks for a place where a figure lies well inside the image and hides no earlier one too far.
+    """Look for a place where a figure lies well inside the image and hides no earlier one too far.
 
     Args:
         rng: the only source of randomness.
@@ -364,7 +364,7 @@ def _full_area(figure: Figure, matrix: np.ndarray) -> int:
 
 
 def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-    """Draws one image: a textured background, then objects from back to front.
+    """Draw one image: a textured background, then objects from back to front.
 
     A new object may hide earlier ones as long as `MIN_VISIBLE_SHARE` of each stays visible.
 
@@ -386,7 +386,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
         if placed is None:
             continue
         stamp, full_area = placed
-        colours.append(_unlike(rng, [colours[0], *colours[-3:]]))
+        colours.append(_unlike(rng, [colours[0], *colours[-2:]]))
         patch = image[stamp.block]
         cover = _coverage(stamp.subpixels)[..., None]
         patch += (_texture(rng, patch.shape[:2], colours[-1]) - patch) * cover
@@ -401,7 +401,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
 
 
 def trace_polygons(subpixels: np.ndarray) -> list[list[float]] | None:
-    """Outlines of a visible mask as COCO polygons.
+    """Trace the outlines of a visible mask as COCO polygons.
 
     Args:
         subpixels: (H, W) * SUPERSAMPLING bool, not empty.
@@ -427,7 +427,7 @@ def trace_polygons(subpixels: np.ndarray) -> list[list[float]] | None:
 
 
 def annotate(scene: Scene, *, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """The COCO annotations of a scene: polygons where they can say it, compressed RLE elsewhere.
+    """Describe a scene in COCO annotations: polygons where they can, compressed RLE elsewhere.
 
     Args:
         scene: what was drawn.
@@ -461,7 +461,7 @@ def annotate(scene: Scene, *, image_id: int, first_id: int) -> list[dict[str, An
 
 
 def _write_split(folder: Path, name: str, count: int, size: tuple[int, int], seed: int) -> None:
-    """Draws one split into `folder`/`name` and `folder`/annotations."""
+    """Draw one split into `folder`/`name` and `folder`/annotations."""
     (folder / name).mkdir(parents=True)
     (folder / "annotations").mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
@@ -509,7 +509,7 @@ def _json_file(folder: Path, name: str) -> Path:
 def _complain_about_difference(
     folder: Path, wanted: dict[str, Any], counts: dict[str, int]
 ) -> None:
-    """Raises unless `folder` holds exactly the data set that `wanted` describes."""
+    """Raise unless `folder` holds exactly the data set that `wanted` describes."""
     manifest = folder / MANIFEST
     advice = "choose another directory or delete this one"
     if not manifest.is_file():
@@ -537,7 +537,7 @@ def generate(
     image_size: tuple[int, int] = (256, 256),
     seed: int = 0,
 ) -> dict[str, Split]:
-    """Writes the data set, or finds it there already.
+    """Write the data set, or find it there already.
 
     The directory appears complete or not at all. The same arguments give the same bytes (with the
     same versions of NumPy and OpenCV).
@@ -587,7 +587,7 @@ def generate(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of the generator."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m point_rend.data.shapes",
         description="Draw the built-in COCO-format data set.",
