@@ -23,8 +23,9 @@ def long_description() -> str:
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
-# Their evaluation writes a JSON file that fails on the integers of NumPy 2.
-cityscapes = ["cityscapesscripts>=2.2", "numpy<2"]
+# Detectron2 reads the polygons with shapely; the evaluation writes a JSON file, which fails on the
+# integers of NumPy 2.
+cityscapes = ["cityscapesscripts>=2.2", "numpy<2", "shapely>=2"]
 lvis = ["lvis>=0.5.3"]
 
 setup(
