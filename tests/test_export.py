@@ -1,0 +1,108 @@
+"""Tracing: one trace serves any number of boxes, also none, and whole models."""
+
+import pytest
+import torch
+from detectron2.export import TracingAdapter
+from detectron2.modeling import build_mask_head, build_model
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from tests.synthetic import (
+    IMAGE_SIZE,
+    SHAPES,
+    random_boxes,
+    random_features,
+    randomize,
+    small_head_config,
+)
+
+# torch says of every trace that sizes which Python computes with become constants, and that
+# constants are registered; that they do not matter here is what these tests show.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning"),
+]
+
+
+class TensorsIn(nn.Module):
+    """A mask head whose input and output are tensors."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, p2, p3, boxes, classes):
+        instances = Instances(IMAGE_SIZE, pred_boxes=Boxes(boxes), pred_classes=classes)
+        return self.head({"p2": p2, "p3": p3}, [instances])[0].pred_masks
+
+
+def inputs_of(count: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    features = random_features(1, seed)
+    boxes = random_boxes(count, generator).tensor
+    return (*features.values(), boxes, torch.randint(5, (count,), generator=generator))
+
+
+VARIANTS = {
+    "standard": (False, ()),
+    "two-levels": (False, ("MODEL.POINT_HEAD.IN_FEATURES", "('p2', 'p3')")),
+    "class-agnostic": (False, ("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", True)),
+    "coarse-only": (False, ("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", False)),
+    "implicit": (True, ()),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_trace_with_three_boxes_serves_any_number(variant):
+    implicit, opts = VARIANTS[variant]
+    steps = ("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 2 if implicit else 4)
+    head = build_mask_head(small_head_config(*opts, *steps, implicit=implicit), SHAPES).eval()
+    randomize(head, scale=0.2 if implicit else 0.5)
+    model = TensorsIn(head).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, inputs_of(3), check_trace=False)
+        side = 7 if variant == "coarse-only" else 112
+        for count in (3, 1, 7, 0):
+            inputs = inputs_of(count, seed=count)
+            eager, masks = model(*inputs), traced(*inputs)
+            assert masks.dtype == torch.float32
+            assert masks.shape == eager.shape == (count, 1, side, side)
+            torch.testing.assert_close(masks, eager)
+
+
+def tiny_model() -> nn.Module:
+    cfg = small_head_config(
+        *("MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+        *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_HEADS.IN_FEATURES", "('p2', 'p3', 'p4', 'p5')"),
+        *("MODEL.RPN.PRE_NMS_TOPK_TEST", 20, "MODEL.RPN.POST_NMS_TOPK_TEST", 6),
+        *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "TEST.DETECTIONS_PER_IMAGE", 4),
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.POINT_HEAD.SUBDIVISION_STEPS", 3),
+    )
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    randomize(model.roi_heads.mask_head)
+    return model
+
+
+def test_a_whole_model_is_traced_and_serves_other_images():
+    model = tiny_model()
+
+    def image(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(256, (3, 64, 96), generator=generator).float()
+
+    def infer(model, inputs):
+        return [{"instances": model.inference(inputs, do_postprocess=False)[0]}]
+
+    adapter = TracingAdapter(model, [{"image": image(0)}], infer).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+        for seed in (0, 1):
+            (expected,) = infer(model, [{"image": image(seed)}])
+            (result,) = adapter.outputs_schema(traced(image(seed)))
+            expected, result = expected["instances"], result["instances"]
+            assert len(result) == len(expected) > 0
+            assert result.pred_masks.shape == (len(expected), 1, 56, 56)
+            torch.testing.assert_close(result.pred_boxes.tensor, expected.pred_boxes.tensor)
+            torch.testing.assert_close(result.pred_masks, expected.pred_masks)

@@ -1,0 +1,171 @@
+"""Our heads and those of the stock project in one process, in either order of import."""
+
+import subprocess
+import sys
+
+import pytest
+from detectron2.modeling import (
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    build_mask_head,
+    build_roi_heads,
+)
+
+import point_rend
+from point_rend import registration, stock_heads
+from point_rend.registration import register
+from tests.conftest import REPOSITORY
+from tests.synthetic import SHAPES, small_head_config
+
+OURS = {
+    "PointRendMaskHead": (ROI_MASK_HEAD_REGISTRY, point_rend.PointRendMaskHead),
+    "ImplicitPointRendMaskHead": (ROI_MASK_HEAD_REGISTRY, point_rend.ImplicitPointRendMaskHead),
+    "PointRendROIHeads": (ROI_HEADS_REGISTRY, point_rend.PointRendROIHeads),
+}
+STOCK = "detectron2.projects.point_rend"
+
+REPORT = """
+from detectron2.modeling import ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
+names = [(ROI_MASK_HEAD_REGISTRY, "PointRendMaskHead")]
+names += [(ROI_MASK_HEAD_REGISTRY, "ImplicitPointRendMaskHead")]
+names += [(ROI_HEADS_REGISTRY, "PointRendROIHeads")]
+print(*sorted({registry.get(name).__module__.split(".")[0] for registry, name in names}))
+"""
+
+BLOCK_STOCK = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("{STOCK}"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run(code: str) -> str:
+    """Run code in a process of its own and return what it printed."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def registered() -> dict[str, type]:
+    return {name: registry.get(name) for name, (registry, _) in OURS.items()}
+
+
+def assert_ours():
+    assert registered() == {name: entry for name, (_, entry) in OURS.items()}
+
+
+def stock_project():
+    return pytest.importorskip(STOCK)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("point_rend", STOCK), (STOCK, "point_rend")], ids=["ours", "stock"]
+)
+def test_ours_are_built_whichever_is_imported_first(first, second):
+    families = run(f"import {first}{REPORT}import {second}{REPORT}").splitlines()
+    assert families == ["point_rend" if first == "point_rend" else "detectron2", "point_rend"]
+
+
+def test_without_the_stock_project_everything_works_but_its_restoration():
+    code = f"""
+{BLOCK_STOCK}
+import point_rend
+{REPORT}
+import torch
+from detectron2.modeling import build_mask_head
+from tests.synthetic import *
+head = build_mask_head(small_head_config(), SHAPES).eval()
+with torch.no_grad():
+    detections = head(random_features(1), as_detections(random_proposals([2])))
+print(tuple(detections[0].pred_masks.shape))
+try:
+    with point_rend.stock_heads():
+        pass
+except RuntimeError as error:
+    print("refused:", error)
+"""
+    family, shape, refusal = run(code).splitlines()
+    assert family == "point_rend"
+    assert shape == "(2, 1, 224, 224)"
+    assert refusal.startswith(f"refused: stock_heads(): {STOCK}")
+
+
+def test_the_package_registers_ours():
+    assert_ours()
+
+
+def test_inside_the_context_the_stock_heads_are_built_and_ours_after_it():
+    stock = stock_project()
+    cfg = small_head_config("MODEL.POINT_HEAD.NUM_CLASSES", 5)
+    with stock_heads():
+        assert registered()["PointRendMaskHead"] is stock.PointRendMaskHead
+        assert registered()["ImplicitPointRendMaskHead"] is stock.ImplicitPointRendMaskHead
+        assert registered()["PointRendROIHeads"].__module__.startswith(STOCK)
+        assert type(build_mask_head(cfg, SHAPES)) is stock.PointRendMaskHead
+    assert_ours()
+    assert type(build_mask_head(cfg, SHAPES)) is point_rend.PointRendMaskHead
+
+
+def test_stock_roi_heads_build_the_stock_mask_head_inside_the_context():
+    stock = stock_project()
+    opts = ("MODEL.POINT_HEAD.NUM_CLASSES", 5, "MODEL.ROI_HEADS.NAME", "PointRendROIHeads")
+    with stock_heads():
+        heads = build_roi_heads(small_head_config(*opts), SHAPES)
+    assert type(heads).__module__.startswith(STOCK)
+    assert type(heads.mask_head) is stock.PointRendMaskHead
+
+
+def test_an_exception_inside_the_context_brings_ours_back():
+    stock_project()
+    with pytest.raises(KeyError, match="inside"), stock_heads():
+        raise KeyError("inside")
+    assert_ours()
+
+
+def test_contexts_may_be_nested():
+    stock = stock_project()
+    with stock_heads():
+        with stock_heads():
+            pass
+        assert registered()["PointRendMaskHead"] is stock.PointRendMaskHead
+    assert_ours()
+
+
+def test_registering_again_changes_nothing():
+    stock = stock_project()
+    register()
+    assert_ours()
+    with stock_heads():
+        assert registered()["PointRendMaskHead"] is stock.PointRendMaskHead
+    assert_ours()
+
+
+def test_the_stock_registry_of_point_heads_is_left_alone():
+    stock_project()
+    from detectron2.projects.point_rend import point_head as stock_point_head
+
+    assert stock_point_head.POINT_HEAD_REGISTRY is not point_rend.POINT_HEAD_REGISTRY
+    for name in ("StandardPointHead", "ImplicitPointHead"):
+        assert stock_point_head.POINT_HEAD_REGISTRY.get(name) is getattr(stock_point_head, name)
+        assert point_rend.POINT_HEAD_REGISTRY.get(name) is getattr(point_rend, name)
+
+
+def test_a_name_that_another_project_registered_before_us_is_taken_over(monkeypatch):
+    """Copies of PointRend in other projects register the same names."""
+    theirs = type("PointRendMaskHead", (), {})
+    monkeypatch.setattr(registration, "_stock", {})
+    monkeypatch.setitem(ROI_MASK_HEAD_REGISTRY._obj_map, theirs.__name__, theirs)
+    register()
+    assert_ours()
+    with stock_heads():
+        assert ROI_MASK_HEAD_REGISTRY.get("PointRendMaskHead") is theirs
+    assert_ours()
