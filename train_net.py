@@ -31,12 +31,13 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from point_rend.checkpoint import SafeDetectionCheckpointer
 from point_rend.config import (
+    INHERIT,
     add_pointrend_config,
     check_config,
     load_config,
     merge_from_file_safely,
 )
-from point_rend.data.checks import check_dataset, leave_out_impossible_annotations
+from point_rend.data.checks import check_datasets, leave_out_impossible_annotations
 from point_rend.data.coco import class_names, describe, register_coco
 from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.evaluation.build import build_evaluator, check_evaluators
@@ -92,37 +93,25 @@ def setup(args: argparse.Namespace) -> Run:
     for dataset in args.register_coco:
         register_coco(*dataset)
     cfg = load_config(args.config_file, args.opts)
-    trains = not args.eval_only
-    train = cfg.DATASETS.TRAIN if trains else ()
-    if not (train if trains else cfg.DATASETS.TEST):
-        raise ValueError(f"DATASETS.{'TRAIN' if trains else 'TEST'} is empty")
-    datasets = [*train, *cfg.DATASETS.TEST]
-    class_count_is_said = says_class_count(args.config_file, args.opts)
-    fill_class_count(cfg, datasets, is_said=class_count_is_said)
-    check_config(cfg, training=trains)
+    training = not args.eval_only
+    train, test = cfg.DATASETS.TRAIN if training else (), cfg.DATASETS.TEST
+    if not (train if training else test):
+        raise ValueError(f"DATASETS.{'TRAIN' if training else 'TEST'} is empty")
+
+    filled = fill_class_count(
+        cfg, [*train, *test], is_said=says_class_count(args.config_file, args.opts)
+    )
+    check_config(cfg, training=training)
     check_machine(cfg, args.num_gpus, args.num_machines)
-    check_evaluators(train, cfg.DATASETS.TEST)
+    check_evaluators(train, test)
     check_output_dir(cfg.OUTPUT_DIR)
     cfg.freeze()
 
     set_up_logger(cfg)
-    masks = cfg.MODEL.MASK_ON
-    for name in dict.fromkeys(cfg.DATASETS.TEST):
-        check_dataset(name, training=False, masks=masks)
-    unclean = []
-    if trains:
-        usable = 0
-        for name in dict.fromkeys(cfg.DATASETS.TRAIN):
-            found = check_dataset(name, training=True, masks=masks)
-            usable += found.annotations
-            if found.faults:
-                unclean.append(name)
-        if not usable:
-            raise ValueError(
-                "the training sets have no annotation that can be used: "
-                + ", ".join(map(describe, cfg.DATASETS.TRAIN))
-            )
-    return Run(args, cfg, tuple(unclean))
+    if filled:
+        logger.info("%d classes, as the data sets have", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    mask_format = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None
+    return Run(args, cfg, check_datasets(train, test, mask_format=mask_format))
 
 
 def says_class_count(config_file: str, opts: Sequence[str]) -> bool:
@@ -135,7 +124,7 @@ def says_class_count(config_file: str, opts: Sequence[str]) -> bool:
     return probe.MODEL.ROI_HEADS.NUM_CLASSES != UNSAID
 
 
-def fill_class_count(cfg: CfgNode, datasets: Sequence[str], *, is_said: bool) -> None:
+def fill_class_count(cfg: CfgNode, datasets: Sequence[str], *, is_said: bool) -> bool:
     """Take the class count over from the data sets, or check that the given one is theirs.
 
     Args:
@@ -143,24 +132,30 @@ def fill_class_count(cfg: CfgNode, datasets: Sequence[str], *, is_said: bool) ->
         datasets: Names of the registered data sets of the run.
         is_said: Whether the user has given MODEL.ROI_HEADS.NUM_CLASSES.
 
+    Returns:
+        Whether the count was taken over.
+
     Raises:
         ValueError: If the data sets have different classes, or if a count in the config is not
             theirs.
     """
     classes = class_names(datasets)
     if classes is None:
-        return
-    if not is_said:
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
-    counts = {"MODEL.ROI_HEADS.NUM_CLASSES": cfg.MODEL.ROI_HEADS.NUM_CLASSES}
-    if cfg.MODEL.POINT_HEAD.NUM_CLASSES >= 0:
+        return False
+    counts = {}
+    if is_said:
+        counts["MODEL.ROI_HEADS.NUM_CLASSES"] = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if cfg.MODEL.POINT_HEAD.NUM_CLASSES != INHERIT:
         counts["MODEL.POINT_HEAD.NUM_CLASSES"] = cfg.MODEL.POINT_HEAD.NUM_CLASSES
     for key, count in counts.items():
         if count != len(classes):
             raise ValueError(
-                f"{key} is {count}, but {describe(datasets[0])} has {len(classes)} classes; "
-                "leave the key out and it follows the data set"
+                f"{key} is {count}, but the number of classes is {len(classes)} in "
+                f"{', '.join(map(describe, dict.fromkeys(datasets)))}; leave the key out and it "
+                "follows the data"
             )
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
+    return not is_said
 
 
 def check_machine(cfg: CfgNode, num_gpus: int, num_machines: int) -> None:
