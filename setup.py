@@ -60,6 +60,7 @@ setup(
             *cityscapes,
             *lvis,
             "codespell>=2.4",
+            "faster-coco-eval>=1.6",
             "mypy>=1.15",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
