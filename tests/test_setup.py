@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INSTALLER = REPOSITORY / "tools" / "install_detectron2.py"
@@ -514,6 +516,19 @@ def test_wheel_holds_every_module_every_config_and_the_licence(own_wheel: Path) 
     assert len(configs) > 0
     assert packed == modules | configs
     assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_every_requirement_has_a_pinned_version_in_its_range(own_wheel: Path) -> None:
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line.split("#")[0]) for line in lines if line.split("#")[0].strip()]
+    pinned = {canonicalize_name(pin.name): str(pin.specifier) for pin in pins}
+    (metadata,) = importlib.metadata.distributions(path=[str(own_wheel)])
+    requirements = [Requirement(line) for line in metadata.requires or []]
+    assert len(requirements) > 10
+    for requirement in requirements:
+        pin = pinned[canonicalize_name(requirement.name)]
+        assert pin.startswith("=="), requirement
+        assert requirement.specifier.contains(pin.removeprefix("==")), requirement
 
 
 def test_installed_wheel_finds_every_config_inside_itself(own_wheel: Path, tmp_path: Path) -> None:
