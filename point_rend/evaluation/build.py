@@ -1,5 +1,6 @@
 """The evaluator that belongs to a data set."""
 
+import contextlib
 import importlib.util
 import os
 import types
@@ -8,12 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     COCOEvaluator,
     DatasetEvaluator,
     LVISEvaluator,
 )
+from detectron2.utils.file_io import PathManager
 
 # By the `evaluator_type` of a data set: the packages that its loader and evaluator need beyond the
 # requirements of this one.
@@ -66,8 +69,30 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
             _mend_lvis()
             return LVISEvaluator(dataset_name, tasks, output_dir=folder)
         case "cityscapes_instance":
-            return CityscapesInstanceEvaluator(dataset_name)
+            return TidyCityscapesInstanceEvaluator(dataset_name)
     raise ValueError(_unknown(dataset_name))
+
+
+class TidyCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
+    """Detectron2's evaluator, which leaves no file behind.
+
+    The scripts that it calls write a `matches.json` into the current directory, whatever that is.
+    """
+
+    def __init__(self, dataset_name: str) -> None:
+        super().__init__(dataset_name)
+        metadata = MetadataCatalog.get(dataset_name)
+        gt_dir = os.path.abspath(PathManager.get_local_path(metadata.gt_dir))
+        self._metadata = Metadata(**metadata.as_dict() | {"gt_dir": gt_dir})
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Score what `process` was given.
+
+        Returns:
+            "AP" and "AP50" under "segm"; None in processes other than the first.
+        """
+        with contextlib.chdir(self._temp_dir):
+            return super().evaluate()
 
 
 def _kind(dataset_name: str) -> str:

@@ -99,13 +99,17 @@ def test_the_ground_truth_scores_100_and_moved_aside_less(
 @pytest.mark.filterwarnings("ignore:The 'resolution' argument:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool:ResourceWarning")
 def test_cityscapes_masks_of_its_own_polygons_score_high_and_moved_aside_less(
-    cfg: CfgNode, tmp_path: Path
+    cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     # Detectron2 reads the polygons half a pixel fatter than the label images, so not quite 100.
-    name = register("cityscapes_instance", tmp_path)
+    name = register("cityscapes_instance", Path("../city"))
     assert evaluate(cfg, name)["segm"]["AP"] > 70
     assert evaluate(cfg, name)["segm"]["AP50"] == pytest.approx(100)
     assert evaluate(cfg, name, shifted=True)["segm"]["AP"] < 30
+    assert not list(here.iterdir())
 
 
 def test_a_model_that_finds_nothing_has_results_for_boxes_and_masks(

@@ -1,0 +1,89 @@
+"""tools/evaluate_with_stock.py on a tiny data set."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from pycocotools.mask import decode
+
+from point_rend import load_config
+from tests.tiny_datasets import (
+    CONFIGS,
+    POINTREND,
+    TINY_MODEL,
+    load_script,
+    process_state_restored,
+    write_coco,
+)
+
+tool = load_script("tools/evaluate_with_stock.py")
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    with process_state_restored():
+        yield
+
+
+@pytest.mark.parametrize(
+    "config", [POINTREND, str(CONFIGS / "implicit_pointrend_R_50_FPN_1x_coco.yaml")]
+)
+def test_one_checkpoint_scores_the_same_through_both(
+    config: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.manual_seed(0)
+    weights, written = tmp_path / "model.pth", write_coco(tmp_path / "tiny")
+    classes = ["MODEL.ROI_HEADS.NUM_CLASSES", "3"]
+    model = build_model(load_config(config, [*TINY_MODEL, *classes]))
+    torch.save({"model": model.state_dict()}, weights)
+
+    built = []
+    build = tool.train_net.Trainer.build_model
+
+    def build_and_note(cfg: object) -> torch.nn.Module:
+        built.append(build(cfg))
+        return built[-1]
+
+    monkeypatch.setattr(tool.train_net.Trainer, "build_model", build_and_note)
+    names = ["DATASETS.TEST", "('tiny',)", "MODEL.WEIGHTS", str(weights)]
+    output = ["OUTPUT_DIR", str(tmp_path / "output")]
+    flags = ["--config-file", config, "--register-coco", "tiny", *written]
+    largest = tool.main([*flags, *TINY_MODEL, *names, *output])
+
+    def predictions(heads: str) -> list[dict[str, Any]]:
+        folder = tmp_path / "output" / heads / "inference" / "tiny"
+        return json.loads((folder / "coco_instances_results.json").read_text())
+
+    assert largest < 0.01
+    ours, stock = (type(model.roi_heads.mask_head) for model in built)
+    assert ours.__module__.startswith("point_rend.")
+    assert stock.__module__.startswith("detectron2.")
+    assert "| tiny | segm | AP | " in capsys.readouterr().out
+    differing = [
+        decode(ours["segmentation"]) != decode(stock["segmentation"])
+        for ours, stock in zip(*map(predictions, ("ours", "stock")), strict=True)
+    ]
+    assert differing
+    assert np.mean(differing) <= 1e-5
+
+
+def test_the_table_shows_every_metric_and_the_largest_difference() -> None:
+    ours = {"a": {"segm": {"AP": 30.0, "APl": float("nan")}, "bbox": {"AP": 41.0}}}
+    stock = {"a": {"segm": {"AP": 30.5, "APl": float("nan")}, "bbox": {"AP": 41.0}}}
+    table, largest = tool.compare(ours, stock)
+    assert largest == pytest.approx(0.5)
+    assert "| a | segm | AP | 30.000 | 30.500 | -0.500 |" in table
+    assert len(table.splitlines()) == 2 + 3
+
+
+def test_a_metric_that_only_one_side_has_is_a_difference() -> None:
+    nan = float("nan")
+    assert tool.compare({"a": {"segm": {"AP": nan}}}, {"a": {"segm": {"AP": 1.0}}})[1] > 1e6

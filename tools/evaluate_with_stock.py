@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""Evaluate one checkpoint through our heads and through those that Detectron2 ships.
+
+    python tools/evaluate_with_stock.py --config-file output/my_run/config.yaml \
+        --register-coco NAME JSON IMAGE_ROOT MODEL.WEIGHTS output/my_run/model_final.pth
+
+takes the options of train_net.py, evaluates on DATASETS.TEST and prints what both reach, and the
+differences. Detectron2's own project knows no class count but an explicit one, so it is given one.
+"""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+
+from point_rend import stock_heads
+from point_rend.checkpoint import SafeDetectionCheckpointer
+
+# train_net.py is a script beside this folder, not a part of the package.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import train_net
+
+# By data set, task and metric.
+Results = dict[str, dict[str, dict[str, float]]]
+
+
+def evaluate(args: argparse.Namespace, cfg: CfgNode, heads: str) -> Results:
+    """Evaluate with the heads that are registered at the moment.
+
+    Args:
+        args: The parsed command line.
+        cfg: The config of the checkpoint.
+        heads: Name for the folder of the results, below OUTPUT_DIR.
+
+    Returns:
+        The results.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, heads)
+    cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    cfg.freeze()
+    with train_net.user_errors():
+        model = train_net.Trainer.build_model(cfg)
+        checkpointer = SafeDetectionCheckpointer(model, allow_unsafe=args.allow_unsafe_checkpoint)
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+    results = train_net.Trainer.test(cfg, model)
+    return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
+
+
+def compare(ours: Results, stock: Results) -> tuple[str, float]:
+    """Set two results side by side.
+
+    Returns:
+        A table in Markdown, and the largest difference.
+    """
+    lines = [
+        "| data set | task | metric | ours | stock | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    largest = 0.0
+    for dataset, tasks in ours.items():
+        for task, metrics in tasks.items():
+            for metric, value in metrics.items():
+                other = stock[dataset][task][metric]
+                both_undefined = math.isnan(value) and math.isnan(other)
+                difference = 0.0 if both_undefined else value - other
+                largest = max(largest, math.inf if math.isnan(difference) else abs(difference))
+                numbers = f"{value:.3f} | {other:.3f} | {difference:+.3f}"
+                lines.append(f"| {dataset} | {task} | {metric} | {numbers} |")
+    return "\n".join(lines), largest
+
+
+def main(argv: Sequence[str] | None = None) -> float:
+    """Run the command line.
+
+    Args:
+        argv: The arguments; those of the process if not given.
+
+    Returns:
+        The largest difference of any metric.
+
+    Raises:
+        SystemExit: With code 2 after an error that the user can put right.
+    """
+    args = train_net.build_parser().parse_args(argv)
+    args.eval_only = True
+    with train_net.user_errors():
+        job = train_net.setup(args)
+    default_setup(job.cfg, args)
+    ours = evaluate(args, job.cfg, "ours")
+    with stock_heads():
+        stock = evaluate(args, job.cfg, "stock")
+    table, largest = compare(ours, stock)
+    print(f"\n{table}\n\nlargest difference: {largest:.6f}")
+    return largest
+
+
+if __name__ == "__main__":
+    main()
