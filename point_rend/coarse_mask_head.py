@@ -27,7 +27,7 @@ class CoarseMaskHead(nn.Module):
         output_shape: shape of the prediction for one box, e.g. (C, 7, 7).
 
     Raises:
-        ValueError: if the grid's sides are odd, or there is no fully connected layer.
+        ValueError: if the grid's sides are odd or 0, or there is no fully connected layer.
 
     Source: section 4.1 of the paper, "Lightweight coarse mask prediction head".
     """
@@ -44,10 +44,10 @@ class CoarseMaskHead(nn.Module):
     ) -> None:
         super().__init__()
         height, width, channels = input_shape.height, input_shape.width, input_shape.channels
-        if height % 2 or width % 2:
+        if height % 2 or width % 2 or not height * width:
             raise ValueError(
                 "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION: the coarse head halves its input and needs "
-                f"an even side, got {height}x{width}"
+                f"an even side of at least 2, got {height}x{width}"
             )
         if not fc_dims:
             raise ValueError("MODEL.ROI_MASK_HEAD.NUM_FC: the coarse head needs at least 1 layer")

@@ -110,7 +110,7 @@ def _label_points(instances: Sequence[Instances], coords_box: Tensor) -> Tensor:
 def _attach_masks(instances: Sequence[Instances], logits: Tensor) -> None:
     """Give every image its masks as ``pred_masks``, probabilities of shape (N_i, 1, S, S)."""
     boxes_per_image = [x.pred_boxes.tensor.size(0) for x in instances]
-    masks = logits.sigmoid().split(boxes_per_image)
+    masks = logits.float().sigmoid().split(boxes_per_image)
     for image_instances, image_masks in zip(instances, masks, strict=True):
         image_instances.pred_masks = image_masks
 
@@ -343,11 +343,11 @@ class ImplicitPointRendMaskHead(nn.Module):
         )
         points_per_step = cfg.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS
         start_side = math.isqrt(max(points_per_step, 0))
-        if start_side**2 != points_per_step:
+        if points_per_step < 1 or start_side**2 != points_per_step:
             raise ValueError(
                 f"MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS is {points_per_step}: the implicit head "
                 "starts from a square grid of that many points; expected a square number, e.g. "
-                f"{start_side**2} or {(start_side + 1) ** 2}"
+                f"{max(start_side, 1) ** 2} or {(start_side + 1) ** 2}"
             )
         point_head = build_point_head(
             cfg,
@@ -405,7 +405,7 @@ class ImplicitPointRendMaskHead(nn.Module):
         fine = self.point_reader.points(features, boxes, coords)
         point_logits = self.point_head(fine, coords, parameters)
         labels = _label_points(instances, coords)
-        mean_square = parameters.square().sum() / max(parameters.numel(), 1)
+        mean_square = parameters.float().square().sum() / max(parameters.numel(), 1)
         return {
             "loss_l2": self.l2_regularizer * mean_square,
             "loss_mask_point": roi_mask_point_loss(point_logits, instances, labels),

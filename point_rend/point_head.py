@@ -4,6 +4,7 @@ Shapes: N regions, P points, D channels of the fine-grained features, K channels
 prediction, C channels of the output (classes, or 1 if class-agnostic).
 """
 
+import inspect
 from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
@@ -53,6 +54,9 @@ class StandardPointHead(nn.Module):
         coarse_pred_each_layer: append the coarse prediction to the input of every layer, not
             only of the first.
 
+    Raises:
+        ValueError: if the number of layers is negative.
+
     Source: section 3.2 of the paper, "Point-wise representation and point head".
     """
 
@@ -68,6 +72,8 @@ class StandardPointHead(nn.Module):
         coarse_pred_each_layer: bool = True,
     ) -> None:
         super().__init__()
+        if num_fc < 0:
+            raise ValueError(f"MODEL.POINT_HEAD.NUM_FC: expected 0 or more, got {num_fc}")
         self.num_fc = num_fc
         self.coarse_pred_each_layer = coarse_pred_each_layer
         width = in_channels + coarse_channels
@@ -135,7 +141,7 @@ class ImplicitPointHead(nn.Module):
         positional_encoding_enabled: read the position in the box, as Fourier features.
 
     Raises:
-        ValueError: if both inputs are off.
+        ValueError: if both inputs are off, or there is no hidden layer.
 
     Source: Cheng, Parkhi, Kirillov, "Pointly-Supervised Instance Segmentation", section 5.
     """
@@ -159,6 +165,8 @@ class ImplicitPointHead(nn.Module):
                 "MODEL.IMPLICIT_POINTREND: IMAGE_FEATURE_ENABLED and POS_ENC_ENABLED are both "
                 "False, which leaves the point head without input; expected at least one"
             )
+        if num_fc < 1:
+            raise ValueError(f"MODEL.POINT_HEAD.NUM_FC: expected at least 1, got {num_fc}")
         self.image_feature_enabled = image_feature_enabled
         self.positional_encoding_enabled = positional_encoding_enabled
         if positional_encoding_enabled:
@@ -270,11 +278,25 @@ def build_point_head(
         input_shape: ``channels`` of the fine-grained features.
         num_classes: takes the place of ``MODEL.POINT_HEAD.NUM_CLASSES``.
         coarse_channels: K, where it is not the number of classes.
+
+    Raises:
+        ValueError: if there is no head of that name, or it cannot take that K.
     """
     if num_classes is not None:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.POINT_HEAD.NUM_CLASSES = num_classes
-    head_class = POINT_HEAD_REGISTRY.get(cfg.MODEL.POINT_HEAD.NAME)
-    explicit = {} if coarse_channels is None else {"coarse_channels": coarse_channels}
-    return head_class(cfg, input_shape, **explicit)
+    name = cfg.MODEL.POINT_HEAD.NAME
+    if name not in POINT_HEAD_REGISTRY:
+        known = ", ".join(sorted(known for known, _ in POINT_HEAD_REGISTRY))
+        raise ValueError(f"MODEL.POINT_HEAD.NAME is {name!r}: expected one of {known}")
+    head_class = POINT_HEAD_REGISTRY.get(name)
+    if coarse_channels is None:
+        return head_class(cfg, input_shape)
+    if "coarse_channels" not in inspect.signature(head_class).parameters:
+        raise ValueError(
+            f"MODEL.POINT_HEAD.NAME is {name}, which expects a coarse prediction per class, but "
+            f"this one has {coarse_channels} channel(s): set MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK "
+            "to False"
+        )
+    return head_class(cfg, input_shape, coarse_channels=coarse_channels)

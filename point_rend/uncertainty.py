@@ -6,6 +6,7 @@ A larger value is less certain; the values are only ever compared with each othe
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -28,7 +29,7 @@ def select_class_channel(values: Tensor, classes: Tensor) -> Tensor:
     """
     if values.shape[1] == 1:
         return values
-    index = classes.to(values.device).reshape(-1, *[1] * (values.dim() - 1))
+    index = classes.to(values.device, torch.int64).reshape(-1, *[1] * (values.dim() - 1))
     return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
 
