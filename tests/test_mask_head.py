@@ -533,6 +533,18 @@ def test_mixed_precision_trains_and_renders_nearly_the_same(implicit):
         torch.testing.assert_close(loss.float(), exact_losses[name], rtol=0.05, atol=1e-3)
 
 
+@BOTH
+def test_losses_and_masks_are_float32_under_mixed_precision(implicit):
+    head = build(implicit=implicit)
+    with torch.autocast("cpu", torch.bfloat16):
+        masks = infer(head, [2, 1])
+        losses, _ = train(head, [2, 1])
+    assert_probabilities(masks, [2, 1], 224)
+    assert {name: loss.dtype for name, loss in losses.items()} == dict.fromkeys(
+        losses, torch.float32
+    )
+
+
 def test_the_regular_grid_is_a_setting_of_training():
     head = build("MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID", True)
     losses = []

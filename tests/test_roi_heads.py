@@ -120,6 +120,20 @@ def test_other_mask_heads_and_none_are_built_as_by_detectron2():
     assert not build_roi_heads(config("MODEL.MASK_ON", False), SHAPES).mask_on
 
 
+def test_cascaded_box_heads_take_our_mask_heads():
+    opts = ("MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG")
+    heads = build_roi_heads(config(*opts, True), SHAPES)
+    inputs = images_of(1), random_features(1), proposals_of([8])
+    with EventStorage():
+        _, losses = heads.train()(*inputs, targets_of([2]))
+    assert {"loss_mask", "loss_mask_point"} < losses.keys()
+    with torch.no_grad():
+        (result,), _ = heads.eval()(*inputs)
+    assert len(result) > 0
+    assert result.pred_masks.shape == (len(result), 1, 224, 224)
+
+
+# The oldest names beside the mask head reach plain StandardROIHeads through the checkpointer only.
 @pytest.mark.parametrize("roi_heads", ["PointRendROIHeads", "StandardROIHeads"])
 def test_weights_of_the_first_version_load_strictly(roi_heads):
     cfg = config("MODEL.ROI_HEADS.NAME", roi_heads)
