@@ -46,7 +46,7 @@ NUM_TRAIN, NUM_VAL = 600, 60
 NUM_PICTURES = 6
 MAGNIFICATION = 3  # of the pictures
 MIN_SCORE = 0.5  # of the instances shown
-TITLES = ("input", "coarse 7×7", "PointRend", "ground truth")
+TITLES = ("input", "coarse 7x7", "PointRend", "ground truth")
 COARSE = ("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", "False")
 QUICK = ("SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "1")
 
@@ -145,7 +145,8 @@ def truth_of(annotations: Sequence[dict[str, Any]], size: tuple[int, int]) -> In
         segmentation = annotation["segmentation"]
         if isinstance(segmentation, dict):
             mask = mask_util.decode(segmentation).astype(np.float32)
-            masks[i] = cv2.resize(mask, (width, height), interpolation=cv2.INTER_CUBIC) > 0.5
+            large = cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)
+            masks[i] = cv2.GaussianBlur(large, (0, 0), MAGNIFICATION / 2) > 0.5
         else:
             polygons = [[MAGNIFICATION * v for v in polygon] for polygon in segmentation]
             rles = mask_util.frPyObjects(polygons, height, width)
@@ -169,13 +170,15 @@ def compare(image: np.ndarray, coarse: Instances, fine: Instances, truth: Instan
 
 
 def closeup(panels: Sequence[np.ndarray], box: np.ndarray, side: int = 260) -> list[np.ndarray]:
-    """Cut the same square around a box out of every panel, magnified to `side` pixels."""
-    half = 0.6 * max(box[2] - box[0], box[3] - box[1])
-    x, y = (box[:2] + box[2:]) / 2
-    scale = side / (2 * half)
-    matrix = np.array([[scale, 0, side / 2 - scale * x], [0, scale, side / 2 - scale * y]])
+    """Cut a square around a box out of every panel, inside the panel, resized to `side` pixels."""
+    height, width = panels[0].shape[:2]
+    length = round(min(1.2 * max(box[2] - box[0], box[3] - box[1]), height, width))
+    corner = (box[:2] + box[2:]) / 2 - length / 2
+    x, y = np.clip(np.round(corner).astype(int), 0, (width - length, height - length))
     return [
-        cv2.warpAffine(panel, matrix, (side, side), flags=cv2.INTER_AREA, borderValue=(255,) * 3)
+        cv2.resize(
+            panel[y : y + length, x : x + length], (side, side), interpolation=cv2.INTER_AREA
+        )
         for panel in panels
     ]
 
@@ -208,7 +211,7 @@ def draw_pictures(json_file: Path, image_root: Path, weights: Path, folder: Path
     for record in content["images"]:
         if record["id"] in needed:
             image = cv2.imread(str(image_root / record["file_name"]))
-            truth = truth_of(by_image.get(record["id"], []), image.shape[:2])
+            truth = truth_of(by_image.get(record["id"], []), (record["height"], record["width"]))
             coarse, fine = (predict(model, cfg, image) for model, cfg in models)
             panels[record["id"]] = compare(image, coarse, fine, truth)
 
@@ -251,14 +254,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         json_file = data / "annotations" / f"instances_{split}.json"
         register += ["--register-coco", f"shapes_{split}", json_file, data / split]
 
-    train_net = [sys.executable, "train_net.py", "--config-file", CONFIG.relative_to(REPOSITORY)]
+    train_net: list[str | Path] = [
+        sys.executable,
+        "train_net.py",
+        "--config-file",
+        CONFIG.relative_to(REPOSITORY),
+    ]
     fine, coarse = output / "pointrend", output / "coarse"
     weights = fine / "model_final.pth"
     run_step(
         "Train PointRend and evaluate it",
         [*train_net, "--resume", *register, "OUTPUT_DIR", fine, *opts],
     )
-    settings = ["MODEL.WEIGHTS", weights, *COARSE, *opts, "OUTPUT_DIR", coarse]
+    settings: list[str | Path] = ["MODEL.WEIGHTS", weights, *COARSE, *opts, "OUTPUT_DIR", coarse]
     run_step(
         "Evaluate the coarse masks of the same model",
         [*train_net, "--eval-only", *register, *settings],

@@ -27,7 +27,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 SUPERSAMPLING = 4  # subpixels per pixel side while drawing
-MIN_VISIBLE_SHARE = 0.55  # of an object's own area, after all occlusion
+MIN_VISIBLE_SHARE = 0.65  # of an object's own area, after all occlusion
 MIN_VISIBLE_AREA = 24 * SUPERSAMPLING**2  # subpixels
 PLACING_ATTEMPTS = 12  # per object, before it is left out
 MANIFEST = "shapes.json"
@@ -219,12 +219,25 @@ CLASSES: tuple[str, ...] = tuple(FIGURES)
 # Textures
 
 
-def _colour(rng: np.random.Generator) -> np.ndarray:
-    """A random colour (3,), BGR in 0..255, mostly saturated."""
-    hsv = [rng.uniform(0, 180), rng.uniform(60, 235), rng.uniform(50, 245)]
-    return cv2.cvtColor(np.array([[hsv]], dtype=np.uint8), cv2.COLOR_HSV2BGR)[0, 0].astype(
-        np.float32
-    )
+def _colour(
+    rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]
+) -> np.ndarray:
+    """Draw a colour of any hue, (3,) float32 BGR; the limits are out of 0..255."""
+    hsv = [rng.uniform(0, 180), rng.uniform(*saturation), rng.uniform(*value)]
+    bgr = cv2.cvtColor(np.array([[hsv]], dtype=np.uint8), cv2.COLOR_HSV2BGR)
+    return bgr[0, 0].astype(np.float32)
+
+
+def _background_colour(rng: np.random.Generator) -> np.ndarray:
+    return _colour(rng, (10, 70), (60, 215))
+
+
+def _object_colour(rng: np.random.Generator, others: Sequence[np.ndarray]) -> np.ndarray:
+    """A vivid colour that differs clearly from the others, a few at most."""
+    while True:
+        colour = _colour(rng, (150, 255), (120, 255))
+        if all(np.abs(colour - other).sum() > 150 for other in others):
+            return colour
 
 
 def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -253,7 +266,9 @@ def _texture(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray
     else:
         field = cv2.GaussianBlur(rng.random(size, dtype=np.float32), (0, 0), rng.uniform(0.8, 2.0))
         field = np.clip(0.5 + (field - field.mean()) / (4 * field.std() + 1e-6), 0, 1)
-    other = np.clip(colour + rng.uniform(-50, 50, 3), 0, 255).astype(np.float32)
+    other = np.clip(colour + rng.uniform(-70, 70) + rng.uniform(-15, 15, 3), 0, 255).astype(
+        np.float32
+    )
     patch = colour + field[..., None] * (other - colour)
     return patch + rng.normal(0, 4, (height, width, 1)).astype(np.float32)
 
@@ -299,27 +314,19 @@ def rasterize(figure: Figure, matrix: np.ndarray, size: tuple[int, int]) -> Stam
             np.round((((outline - (left, top)) * SUPERSAMPLING) - 0.5) * 16).astype(np.int32)
             for outline in part
         ]
-        cv2.fillPoly(canvas, fixed_point, 1, lineType=cv2.LINE_8, shift=4)
+        cv2.fillPoly(canvas, fixed_point, (1,), lineType=cv2.LINE_8, shift=4)
     return Stamp((slice(top, bottom), slice(left, right)), canvas.astype(bool))
 
 
 def _pose(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     """A random place, turn, size and aspect: a (2, 3) affine map from the unit frame to pixels."""
     height, width = size
-    radius = rng.uniform(0.12, 0.27) * min(size)
+    radius = rng.uniform(0.14, 0.28) * min(size)
     aspect = rng.uniform(0.85, 1.0)
-    angle = rng.uniform(0, 2 * np.pi)
+    angle = rng.uniform(-0.6, 0.6)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     centre = [rng.uniform(0.08, 0.92) * width, rng.uniform(0.08, 0.92) * height]
     return np.concatenate([turn @ np.diag([radius, radius * aspect]), np.c_[centre]], axis=1)
-
-
-def _unlike(rng: np.random.Generator, others: Sequence[np.ndarray]) -> np.ndarray:
-    """A colour that differs clearly from the last few others."""
-    while True:
-        colour = _colour(rng)
-        if all(np.abs(colour - other).sum() > 180 for other in others):
-            return colour
 
 
 def _place(
@@ -375,7 +382,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     Returns:
         The image and which object is seen where.
     """
-    colours = [_colour(rng)]
+    colours = [_background_colour(rng)]
     image = _texture(rng, size, colours[0])
     owners = np.full((size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING), -1, dtype=np.int8)
     classes: list[int] = []
@@ -386,10 +393,10 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
         if placed is None:
             continue
         stamp, full_area = placed
-        colours.append(_unlike(rng, [colours[0], *colours[-2:]]))
+        colours.append(_object_colour(rng, [colours[0], *colours[-2:]]))
         patch = image[stamp.block]
         cover = _coverage(stamp.subpixels)[..., None]
-        patch += (_texture(rng, patch.shape[:2], colours[-1]) - patch) * cover
+        patch += (_texture(rng, (patch.shape[0], patch.shape[1]), colours[-1]) - patch) * cover
         owners[stamp.fine_block][stamp.subpixels] = len(classes)
         classes.append(label)
         full_areas.append(full_area)

@@ -1,0 +1,105 @@
+"""The demo: its figures, its pictures, and the whole of it in small."""
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+
+from point_rend.data.shapes import Split, generate
+from tools import demo
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    folder = tmp_path_factory.mktemp("demo") / "shapes"
+    return generate(folder, num_train=1, num_val=4, image_size=(128, 128), seed=1)["val"]
+
+
+def results_of(split: Split, path: Path, *, thicker: int = 0) -> Path:
+    """Detections that are the truth itself, or the truth with some pixels added all around."""
+    content = json.loads(split.json_file.read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    results = []
+    for annotation in content["annotations"]:
+        rle = annotation["segmentation"]
+        if isinstance(rle, list):
+            rle = mask_util.merge(mask_util.frPyObjects(rle, *sizes[annotation["image_id"]]))
+        mask = cv2.dilate(mask_util.decode(rle), np.ones((3, 3), np.uint8), iterations=thicker)
+        rle = mask_util.encode(np.asfortranarray(mask))
+        rle["counts"] = rle["counts"].decode()
+        result = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
+        results.append(result | {"segmentation": rle, "score": 0.9})
+    path.write_text(json.dumps(results))
+    return path
+
+
+def test_the_truth_has_an_ap_of_100_and_nothing_has_0(split: Split, tmp_path: Path) -> None:
+    perfect = demo.average_precision(split.json_file, results_of(split, tmp_path / "perfect.json"))
+    assert perfect == pytest.approx({"AP": 100, "AP50": 100, "AP75": 100, "boundary AP": 100})
+    (tmp_path / "empty.json").write_text("[]")
+    nothing = demo.average_precision(split.json_file, tmp_path / "empty.json")
+    assert nothing == {"AP": 0, "AP50": 0, "AP75": 0, "boundary AP": 0}
+
+
+def test_blurred_outlines_cost_boundary_ap_more_than_ap(split: Split, tmp_path: Path) -> None:
+    thick = results_of(split, tmp_path / "thick.json", thicker=1)
+    scores = demo.average_precision(split.json_file, thick)
+    assert scores["boundary AP"] < scores["AP"] < 100
+
+
+def test_the_truth_is_rendered_at_the_size_of_the_picture(split: Split) -> None:
+    content = json.loads(split.json_file.read_text())
+    annotations = [a for a in content["annotations"] if a["image_id"] == 1]
+    truth = demo.truth_of(annotations, (128, 128))
+    side = 128 * demo.MAGNIFICATION
+    assert truth.masks.shape == (len(annotations), side, side)
+    assert truth.masks.dtype == bool
+    for mask, box, annotation in zip(truth.masks, truth.boxes, annotations, strict=True):
+        area = mask.sum() / demo.MAGNIFICATION**2
+        assert area == pytest.approx(annotation["area"], rel=0.06)
+        y, x = np.nonzero(mask)
+        corners = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        np.testing.assert_allclose(corners, box, atol=demo.MAGNIFICATION)
+
+
+def test_a_closeup_shows_the_middle_of_the_box_in_the_middle() -> None:
+    panel = np.zeros((90, 90, 3), dtype=np.uint8)
+    panel[20:30, 60:70] = 200
+    (cut,) = demo.closeup([panel], np.array([60, 20, 70, 30]), side=60)
+    assert cut.shape == (60, 60, 3)
+    assert (cut[10:50, 10:50] > 150).all()
+    assert cut[:3, :3].max() < 40
+
+
+def test_a_failing_step_is_named_and_its_exit_code_kept(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        demo.run_step("Fail on purpose", [sys.executable, "-c", "raise SystemExit(7)"])
+    assert end.value.code == 7
+    out, err = capfd.readouterr()
+    assert "$ " in out
+    assert "this step failed: Fail on purpose" in err
+
+
+def test_the_quick_demo_runs_from_nothing_to_pictures(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(demo.REPOSITORY))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    demo.main(["--quick", "--output", str(tmp_path)])
+    out, _ = capfd.readouterr()
+    assert out.count("\n$ ") == 3
+    assert "train_net.py --config-file configs/Demo/pointrend_shapes.yaml" in out
+    assert "eta: " in out
+    assert "boundary AP" in out
+    picture = cv2.imread(str(tmp_path / "pictures" / "images.png"))
+    panel = demo.IMAGE_SIDE * demo.MAGNIFICATION
+    assert picture.shape[0] > 4 * panel
+    assert picture.shape[1] > 4 * panel
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["closeups.png", *(f"image_00000{i}.png" for i in range(1, 5)), "images.png"]
