@@ -43,8 +43,8 @@ setup(
     # Detectron2 is missing here because no package index has it under its own name:
     # tools/install_detectron2.py installs it.
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "numpy>=1.26",
         "opencv-python>=4.8",
         "pillow>=10",

@@ -108,5 +108,6 @@ def fourier_features(coords: Tensor, frequencies: Tensor) -> Tensor:
 
     Source: Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions".
     """
-    phases = 2 * math.pi * ((2 * coords - 1) @ frequencies)
+    with torch.autocast(coords.device.type, enabled=False):  # phases turn many times
+        phases = 2 * math.pi * ((2 * coords - 1) @ frequencies)
     return torch.cat((phases.sin(), phases.cos()), dim=2).transpose(1, 2)

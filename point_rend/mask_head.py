@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -259,8 +258,8 @@ class PointRendMaskHead(nn.Module):
         if self.point_head is None or self.refinement is None:
             return losses
         classes = torch.cat([x.gt_classes for x in instances])
-        uncertainty = partial(foreground_uncertainty, classes=classes)
-        coords = self.refinement.sampler.sample(coarse_logits, uncertainty)
+        class_logits = select_class_channel(coarse_logits.detach(), classes)
+        coords = self.refinement.sampler.sample(class_logits, foreground_uncertainty)
         fine = self.refinement.reader.points(features, boxes, coords)
         point_logits = self.point_head(fine, point_sample(coarse_logits, coords))
         labels = _label_points(instances, coords)

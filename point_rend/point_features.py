@@ -12,8 +12,7 @@ from detectron2.layers import cat, shapes_to_tensor
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from .coordinates import box_to_image_coords
-from .coordinates import regular_grid as generate_regular_grid_point_coords
+from .coordinates import box_to_image_coords, regular_grid
 from .sampling import PointSampler, point_sample
 from .sampling import most_uncertain_cells as get_uncertain_point_coords_on_grid
 from .targets import sample_point_labels
@@ -41,6 +40,15 @@ def concatenate_levels(samples: Sequence[Tensor]) -> Tensor:
 def get_point_coords_wrt_image(boxes_coords: Tensor, point_coords: Tensor) -> Tensor:
     """Convert ``coords_box`` (N, P, 2) of boxes (N, 4) to ``coords_img``, without gradient."""
     return box_to_image_coords(point_coords, boxes_coords)
+
+
+def generate_regular_grid_point_coords(
+    R: int,  # noqa: N803 (historical)
+    side_size: int,
+    device: torch.device | str,
+) -> Tensor:
+    """Return :func:`regular_grid` under its historical name and signature: (R, side_size², 2)."""
+    return regular_grid(R, side_size, device)
 
 
 def get_uncertain_point_coords_with_randomness(
@@ -84,6 +92,9 @@ def point_sample_fine_grained_features(
             sampled = point_sample(feature_map[image : image + 1], coords_norm)  # (1, C_l, N_i, P)
             levels.append(sampled[0].transpose(0, 1))  # (N_i, C_l, P)
         features.append(concatenate_levels(levels))
+    if not features:
+        channels = sum(feature_map.shape[1] for feature_map in features_list)
+        features.append(coords_img.new_zeros(0, channels, coords_img.shape[1]))
     return cat(features), coords_img
 
 
@@ -106,6 +117,6 @@ def pool_regular_grid(
         (N, ΣC_l, side, side).
     """
     num_boxes = sum(b.tensor.size(0) for b in boxes)
-    coords = generate_regular_grid_point_coords(num_boxes, side, features_list[0].device)
+    coords = regular_grid(num_boxes, side, features_list[0].device)
     pooled, _ = point_sample_fine_grained_features(features_list, feature_scales, boxes, coords)
     return pooled.unflatten(2, (side, side))

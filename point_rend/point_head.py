@@ -255,7 +255,9 @@ def roi_mask_point_loss(
         A scalar: binary cross entropy averaged over the points that count.
     """
     if mask_logits.shape[1] > 1:
-        classes = torch.cat([x.gt_classes for x in instances])
+        classes = torch.cat(
+            [x.gt_classes for x in instances if len(x)] or [mask_logits.new_zeros(0)]
+        )
         mask_logits = select_class_channel(mask_logits, classes)
     logits = mask_logits[:, 0]
     if has_event_storage() and point_labels.numel() > 0:

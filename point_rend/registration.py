@@ -58,10 +58,11 @@ def stock_heads() -> Iterator[None]:
             "stock_heads(): detectron2.projects.point_rend could not be imported, so there are no "
             "stock heads to restore"
         )
+    before = [registry._obj_map.get(ours.__name__) for registry, ours in _OURS]
     try:
         for registry, ours in _OURS:
             _set_entry(registry, ours.__name__, _stock.get(ours.__name__))
         yield
     finally:
-        for registry, ours in _OURS:
-            _set_entry(registry, ours.__name__, ours)
+        for (registry, ours), entry in zip(_OURS, before, strict=True):
+            _set_entry(registry, ours.__name__, entry)

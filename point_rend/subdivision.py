@@ -96,5 +96,6 @@ def subdivide(
         logits = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
         indices, coords = most_uncertain_cells(uncertainty(logits), points_per_step)
         cells = indices[:, None].expand(-1, logits.shape[1], -1)
-        logits = logits.flatten(2).scatter(2, cells, predict(coords)).view_as(logits)
+        points = predict(coords).to(logits.dtype)
+        logits = logits.flatten(2).scatter(2, cells, points).view_as(logits)
     return logits
