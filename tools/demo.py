@@ -12,6 +12,7 @@ finished one is only evaluated again. To start afresh delete the output director
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -59,7 +60,7 @@ class Instances(NamedTuple):
 
 
 def run_step(title: str, command: Sequence[str | Path]) -> None:
-    """Print a command and run it.
+    """Print a command and run it in the repository, to which its paths are made relative.
 
     Args:
         title: what the step is for.
@@ -68,7 +69,7 @@ def run_step(title: str, command: Sequence[str | Path]) -> None:
     Raises:
         SystemExit: it failed; the message names the step, the exit code is the command's.
     """
-    words = [str(word) for word in command]
+    words = [str(word).removeprefix(f"{REPOSITORY}{os.sep}") for word in command]
     print(f"\n=== {title}\n$ {shlex.join(words)}\n", flush=True)
     done = subprocess.run(words, cwd=REPOSITORY, check=False)
     if done.returncode:
@@ -249,10 +250,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     numbers = ("--train", num_train, "--val", num_val, "--size", IMAGE_SIDE)
     generator = (sys.executable, "-m", "point_rend.data.shapes", "--output", data, *numbers)
     run_step("Draw the data set", [str(word) for word in generator])
-    register: list[str | Path] = []
-    for split in ("train", "val"):
-        json_file = data / "annotations" / f"instances_{split}.json"
-        register += ["--register-coco", f"shapes_{split}", json_file, data / split]
+    truth = data / "annotations" / "instances_val.json"
+    val = ("--register-coco", "shapes_val", truth, data / "val")
+    train = ("--register-coco", "shapes_train", truth.with_name("instances_train.json"))
 
     train_net: list[str | Path] = [
         sys.executable,
@@ -264,16 +264,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = fine / "model_final.pth"
     run_step(
         "Train PointRend and evaluate it",
-        [*train_net, "--resume", *register, "OUTPUT_DIR", fine, *opts],
+        [*train_net, "--resume", *train, data / "train", *val, "OUTPUT_DIR", fine, *opts],
     )
     settings: list[str | Path] = ["MODEL.WEIGHTS", weights, *COARSE, *opts, "OUTPUT_DIR", coarse]
     run_step(
         "Evaluate the coarse masks of the same model",
-        [*train_net, "--eval-only", *register, *settings],
+        [*train_net, "--eval-only", *val, *settings],
     )
 
     print("\n=== Compare\n", flush=True)
-    truth = data / "annotations" / "instances_val.json"
     results = Path("inference") / "shapes_val" / "coco_instances_results.json"
     print_table(
         {
