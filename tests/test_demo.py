@@ -6,7 +6,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 import pytest
 
 from point_rend.data.shapes import Split, generate
@@ -17,38 +16,6 @@ from tools import demo
 def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     folder = tmp_path_factory.mktemp("demo") / "shapes"
     return generate(folder, num_train=1, num_val=4, image_size=(128, 128), seed=1)["val"]
-
-
-def results_of(split: Split, path: Path, *, thicker: int = 0) -> Path:
-    """Detections that are the truth itself, or the truth with some pixels added all around."""
-    content = json.loads(split.json_file.read_text())
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    results = []
-    for annotation in content["annotations"]:
-        rle = annotation["segmentation"]
-        if isinstance(rle, list):
-            rle = mask_util.merge(mask_util.frPyObjects(rle, *sizes[annotation["image_id"]]))
-        mask = cv2.dilate(mask_util.decode(rle), np.ones((3, 3), np.uint8), iterations=thicker)
-        rle = mask_util.encode(np.asfortranarray(mask))
-        rle["counts"] = rle["counts"].decode()
-        result = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
-        results.append(result | {"segmentation": rle, "score": 0.9})
-    path.write_text(json.dumps(results))
-    return path
-
-
-def test_the_truth_has_an_ap_of_100_and_nothing_has_0(split: Split, tmp_path: Path) -> None:
-    perfect = demo.average_precision(split.json_file, results_of(split, tmp_path / "perfect.json"))
-    assert perfect == pytest.approx({"AP": 100, "AP50": 100, "AP75": 100, "boundary AP": 100})
-    (tmp_path / "empty.json").write_text("[]")
-    nothing = demo.average_precision(split.json_file, tmp_path / "empty.json")
-    assert nothing == {"AP": 0, "AP50": 0, "AP75": 0, "boundary AP": 0}
-
-
-def test_blurred_outlines_cost_boundary_ap_more_than_ap(split: Split, tmp_path: Path) -> None:
-    thick = results_of(split, tmp_path / "thick.json", thicker=1)
-    scores = demo.average_precision(split.json_file, thick)
-    assert scores["boundary AP"] < scores["AP"] < 100
 
 
 def test_the_truth_is_rendered_at_the_size_of_the_picture(split: Split) -> None:

@@ -28,9 +28,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
-from faster_coco_eval import COCO, COCOeval_faster
 
 from point_rend import SafeDetectionCheckpointer, load_config
+from point_rend.evaluation.scores import average_precision, format_table
 from point_rend.visualize import (
     colour_of,
     match_colours,
@@ -75,41 +75,6 @@ def run_step(title: str, command: Sequence[str | Path]) -> None:
     if done.returncode:
         print(f"\nerror: this step failed: {title}", file=sys.stderr)
         raise SystemExit(done.returncode)
-
-
-def average_precision(json_file: Path, results_file: Path) -> dict[str, float]:
-    """Compute the mask AP of a result file, by COCO's rule and by Boundary IoU's, in percent.
-
-    Args:
-        json_file: COCO annotations.
-        results_file: coco_instances_results.json.
-
-    Returns:
-        AP, AP50, AP75 and boundary AP (band of 2% of the image diagonal); 0 without any detection.
-    """
-    if not json.loads(results_file.read_text()):
-        return dict.fromkeys(("AP", "AP50", "AP75", "boundary AP"), 0.0)
-    scores = {}
-    for kind in ("segm", "boundary"):
-        truth = COCO(str(json_file))
-        found = truth.loadRes(str(results_file))
-        evaluation = COCOeval_faster(truth, found, kind, boundary_dilation_ratio=0.02)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-        scores[kind] = [100 * float(value) for value in evaluation.stats[:3]]
-    return dict(zip(("AP", "AP50", "AP75"), scores["segm"], strict=True)) | {
-        "boundary AP": scores["boundary"][0]
-    }
-
-
-def print_table(rows: dict[str, dict[str, float]]) -> None:
-    """Print one line of figures per name."""
-    columns = list(next(iter(rows.values())))
-    width = max(map(len, rows))
-    print(" " * width + "".join(f"{column:>14}" for column in columns))
-    for name, scores in rows.items():
-        print(f"{name:<{width}}" + "".join(f"{scores[column]:14.1f}" for column in columns))
 
 
 def load_model(weights: Path, num_classes: int, opts: Sequence[str] = ()) -> tuple[Any, CfgNode]:
@@ -274,12 +239,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print("\n=== Compare\n", flush=True)
     results = Path("inference") / "shapes_val" / "coco_instances_results.json"
-    print_table(
-        {
-            "coarse 7×7 masks": average_precision(truth, coarse / results),
-            "PointRend": average_precision(truth, fine / results),
-        }
-    )
+    table = {
+        "coarse 7×7 masks": average_precision(truth, coarse / results),
+        "PointRend": average_precision(truth, fine / results),
+    }
+    print(f"\n{format_table(table)}")
     files = draw_pictures(truth, data / "val", weights, output / "pictures")
     minutes = (time.monotonic() - start) / 60
     print(f"\nDone in {minutes:.1f} minutes. Look at:\n  " + "\n  ".join(map(str, files[::-1])))

@@ -1,0 +1,99 @@
+#!/usr/bin/env python
+"""Compare the results of several models on one data set: a table of AP, and pictures side by side.
+
+    python tools/compare_results.py --annotations val.json --image-root val --output output/cmp \
+        --results "4×conv=output/a/inference/val/coco_instances_results.json" \
+        --results "PointRend=output/b/inference/val/coco_instances_results.json"
+
+Everything is read from the files that `train_net.py` leaves behind; no model is run.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+
+from point_rend.data.coco import read_coco
+from point_rend.evaluation.scores import average_precision, format_table
+from point_rend.visualize import match_colours, overlay_masks, save_picture, side_by_side
+
+PANEL_HEIGHT = 480
+
+
+def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Decode a COCO segmentation, polygons or RLE, to (height, width) bool."""
+    if isinstance(segmentation, list):
+        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = mask_util.frPyObjects(segmentation, height, width)
+    return mask_util.decode(segmentation).astype(bool)
+
+
+def draw(image: np.ndarray, instances: Sequence[dict[str, Any]], truth: np.ndarray) -> np.ndarray:
+    """Paint instances over an image in the colours of the true boxes (J, 4) that they overlap."""
+    height, width = image.shape[:2]
+    masks = np.zeros((len(instances), height, width), dtype=bool)
+    for mask, instance in zip(masks, instances, strict=True):
+        mask[:] = decode(instance["segmentation"], height, width)
+    return overlay_masks(image, masks, match_colours(corners(instances), truth))
+
+
+def corners(instances: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Return the boxes of COCO records as (I, 4) x0, y0, x1, y1."""
+    boxes = np.array([x["bbox"] for x in instances], dtype=float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def named_file(text: str) -> tuple[str, Path]:
+    """Read NAME=FILE."""
+    name, equals, file = text.partition("=")
+    if not (name and equals and Path(file).is_file()):
+        raise argparse.ArgumentTypeError(f"expected NAME=FILE with a file that exists, got {text}")
+    return name, Path(file)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Compare results of several models.")
+    parser.add_argument("--annotations", type=Path, required=True, help="COCO annotations")
+    parser.add_argument("--image-root", type=Path, required=True, help="folder of the images")
+    parser.add_argument("--results", type=named_file, action="append", required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--num-images", type=int, default=4, help="the first so many are drawn")
+    parser.add_argument("--min-score", type=float, default=0.5, help="of the instances drawn")
+    args = parser.parse_args(argv)
+
+    content = read_coco(str(args.annotations))
+    table: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for name, file in args.results:
+        table[name] = average_precision(args.annotations, file)
+        found[name] = defaultdict(list)
+        for result in json.loads(file.read_text()):
+            if result["score"] >= args.min_score:
+                found[name][result["image_id"]].append(result)
+    truth = defaultdict(list)
+    for annotation in content["annotations"]:
+        truth[annotation["image_id"]].append(annotation)
+
+    for number, record in enumerate(content["images"][: args.num_images], start=1):
+        image = cv2.imread(str(args.image_root / record["file_name"]))
+        boxes = corners(truth[record["id"]])
+        rows = [by_image[record["id"]] for by_image in found.values()] + [truth[record["id"]]]
+        panels = [image, *(draw(image, instances, boxes) for instances in rows)]
+        size = (round(image.shape[1] * PANEL_HEIGHT / image.shape[0]), PANEL_HEIGHT)
+        panels = [cv2.resize(panel, size, interpolation=cv2.INTER_AREA) for panel in panels]
+        picture = side_by_side(panels, ["input", *found, "ground truth"])
+        save_picture(args.output / f"{number:02d}.jpg", picture)
+    print(f"\n{format_table(table)}\n\nPictures: {args.output}")
+
+
+if __name__ == "__main__":
+    main()
