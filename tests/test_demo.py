@@ -30,7 +30,8 @@ def test_the_truth_is_rendered_at_the_size_of_the_picture(split: Split) -> None:
         assert area == pytest.approx(annotation["area"], rel=0.06)
         y, x = np.nonzero(mask)
         corners = [x.min(), y.min(), x.max() + 1, y.max() + 1]
-        np.testing.assert_allclose(corners, box, atol=demo.MAGNIFICATION)
+        # Smoothing takes up to a pixel of the image, or two where an outline ends in a tip.
+        np.testing.assert_allclose(corners, box, atol=2 * demo.MAGNIFICATION)
 
 
 def test_a_closeup_shows_the_middle_of_the_box_in_the_middle() -> None:

@@ -27,7 +27,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 SUPERSAMPLING = 4  # subpixels per pixel side while drawing
-MIN_VISIBLE_SHARE = 0.65  # of an object's own area, after all occlusion
+MIN_VISIBLE_SHARE = 0.85
 MIN_VISIBLE_AREA = 24 * SUPERSAMPLING**2  # subpixels
 PLACING_ATTEMPTS = 12  # per object, before it is left out
 MANIFEST = "shapes.json"
