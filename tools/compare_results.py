@@ -67,6 +67,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=named_file, action="append", required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--num-images", type=int, default=4, help="the first so many are drawn")
+    parser.add_argument(
+        "--without-photographs",
+        action="store_true",
+        help="paint on plain grey, for photographs that must not be passed on",
+    )
     parser.add_argument("--min-score", type=float, default=0.5, help="of the instances drawn")
     args = parser.parse_args(argv)
 
@@ -85,12 +90,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for number, record in enumerate(content["images"][: args.num_images], start=1):
         image = cv2.imread(str(args.image_root / record["file_name"]))
+        if args.without_photographs:
+            image = np.full_like(image, 80)
         boxes = corners(truth[record["id"]])
         rows = [by_image[record["id"]] for by_image in found.values()] + [truth[record["id"]]]
-        panels = [image, *(draw(image, instances, boxes) for instances in rows)]
+        panels = [draw(image, instances, boxes) for instances in rows]
+        titles = [*found, "ground truth"]
+        if not args.without_photographs:
+            panels, titles = [image, *panels], ["input", *titles]
         size = (round(image.shape[1] * PANEL_HEIGHT / image.shape[0]), PANEL_HEIGHT)
         panels = [cv2.resize(panel, size, interpolation=cv2.INTER_AREA) for panel in panels]
-        picture = side_by_side(panels, ["input", *found, "ground truth"])
+        picture = side_by_side(panels, titles)
         save_picture(args.output / f"{number:02d}.jpg", picture)
     print(f"\n{format_table(table)}\n\nPictures: {args.output}")
 
