@@ -27,8 +27,8 @@ class PointRendROIHeads(StandardROIHeads):
             )
             cfg = cfg.clone()
             cfg.defrost()
-            cfg.MODEL.ROI_MASK_HEAD.NAME = "PointRendMaskHead"
-            cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ""
+            mask_head = cfg.MODEL.ROI_MASK_HEAD
+            mask_head.NAME, mask_head.POOLER_TYPE = "PointRendMaskHead", ""
         return super()._init_mask_head(cfg, input_shape)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
