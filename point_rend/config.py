@@ -6,6 +6,7 @@ data: nothing in a file, or in a file that it names as its `_BASE_`, is ever exe
 
 import ast
 import contextlib
+import copy
 import difflib
 import logging
 import os
@@ -74,7 +75,41 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED": True,
     # Weight of the mean square of the predicted parameters in the loss.
     "MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER": 1e-5,
+    # DeepLab's keys, as Detectron2's DeepLab project names and sets them. They are read by its
+    # heads and its backbone alone.
+    # Exponent of the WarmupPolyLR schedule.
+    "SOLVER.POLY_LR_POWER": 0.9,
+    # Share of BASE_LR below which WarmupPolyLR stays constant, 0 to 1; SOLVER.BASE_LR_END is the
+    # other way to end it: a rate towards which the whole curve is scaled.
+    "SOLVER.POLY_LR_CONSTANT_ENDING": 0.0,
+    # Loss of a DeepLab head: hard_pixel_mining (its hardest fifth of the pixels) or cross_entropy.
+    "MODEL.SEM_SEG_HEAD.LOSS_TYPE": "hard_pixel_mining",
+    # Feature maps that DeepLabV3+ adds to the decoder; it reads SEM_SEG_HEAD.IN_FEATURES instead.
+    "MODEL.SEM_SEG_HEAD.PROJECT_FEATURES": ["res2"],
+    # Channels to which DeepLabV3+ projects each of them.
+    "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS": [48],
+    # Channels of the atrous spatial pyramid.
+    "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 256,
+    # Dilations of the pyramid's three 3x3 convolutions.
+    "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS": [6, 12, 18],
+    # Dropout after the pyramid, 0 to 1.
+    "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT": 0.1,
+    # Whether pyramid and decoder use depthwise separable convolutions.
+    "MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV": False,
+    # Dilation of res4; 2 keeps its stride at 8 and wants RES5_DILATION 4.
+    "MODEL.RESNETS.RES4_DILATION": 1,
+    # Factors of RES5_DILATION in the three blocks of res5.
+    "MODEL.RESNETS.RES5_MULTI_GRID": [1, 2, 4],
+    # Stem of build_resnet_deeplab_backbone: deeplab (three 3x3 convolutions) or basic (one 7x7).
+    "MODEL.RESNETS.STEM_TYPE": "deeplab",
 }
+# A point head for the semantic head alone, for models that have two. Its keys are those of
+# MODEL.POINT_HEAD; without a NAME it is not there, and the semantic head takes MODEL.POINT_HEAD.
+DEFAULTS |= {
+    key.replace("MODEL.", "MODEL.SEM_SEG_HEAD."): default
+    for key, default in DEFAULTS.items()
+    if key.startswith("MODEL.POINT_HEAD.")
+} | {"MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME": ""}
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +130,7 @@ def add_pointrend_config(cfg: CfgNode) -> None:
                 node[section] = CfgNode()
             node = node[section]
         if name not in node:
-            node[name] = default
+            node[name] = copy.copy(default)
 
 
 def get_config_file(name: str) -> str:

@@ -21,7 +21,7 @@ from point_rend.config import (
 )
 
 ZOO = Path(model_zoo.__file__).parent / "configs"
-# What the stock project has not.
+# What the stock project has not, besides the keys of DeepLab.
 OWN_POINT_HEAD_KEYS = {"TRAIN_ON_REGULAR_GRID": False}
 COCO_1X = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 
@@ -41,6 +41,15 @@ def stock_cfg() -> CfgNode:
     return cfg
 
 
+def stock_cfg_with_deeplab() -> CfgNode:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from detectron2.projects.deeplab import add_deeplab_config
+    cfg = stock_cfg()
+    add_deeplab_config(cfg)
+    return cfg
+
+
 def write(path: Path, text: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -48,22 +57,35 @@ def write(path: Path, text: str) -> str:
 
 
 class TestKeys:
-    def test_keys_and_defaults_are_those_of_the_stock_project_but_for_the_class_count(self):
-        ours, stock = our_cfg(), stock_cfg()
+    def test_keys_and_defaults_are_those_of_the_stock_projects_but_for_the_class_count(self):
+        ours, stock = our_cfg(), stock_cfg_with_deeplab()
+        del ours.MODEL.SEM_SEG_HEAD["POINT_HEAD"]
         assert ours.MODEL.POINT_HEAD.NUM_CLASSES == -1
         ours.MODEL.POINT_HEAD.NUM_CLASSES = stock.MODEL.POINT_HEAD.NUM_CLASSES
         for name, default in OWN_POINT_HEAD_KEYS.items():
             assert ours.MODEL.POINT_HEAD.pop(name) is default
         assert ours == stock
 
+    def test_the_semantic_head_has_a_point_head_of_its_own_with_the_same_keys_and_no_name(self):
+        model = our_cfg().MODEL
+        assert model.POINT_HEAD.pop("NAME") == "StandardPointHead"
+        assert model.SEM_SEG_HEAD.POINT_HEAD.pop("NAME") == ""
+        assert model.SEM_SEG_HEAD.POINT_HEAD == model.POINT_HEAD
+
     def test_values_that_are_already_there_stay(self):
-        cfg = stock_cfg()
+        cfg = stock_cfg_with_deeplab()
         cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS = 2
         cfg.MODEL.ROI_MASK_HEAD.POINT_HEAD_ON = True
+        cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
         before = cfg.clone()
         add_pointrend_config(cfg)
         before.MODEL.POINT_HEAD.update(OWN_POINT_HEAD_KEYS)
+        before.MODEL.SEM_SEG_HEAD.POINT_HEAD = our_cfg().MODEL.SEM_SEG_HEAD.POINT_HEAD
         assert cfg == before
+
+    def test_configs_share_no_lists(self):
+        our_cfg().MODEL.SEM_SEG_HEAD.ASPP_DILATIONS.append(24)
+        assert our_cfg().MODEL.SEM_SEG_HEAD.ASPP_DILATIONS == [6, 12, 18]
 
     def test_adding_twice_changes_nothing(self):
         cfg = our_cfg()
