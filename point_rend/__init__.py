@@ -11,6 +11,7 @@ from .checkpoint import SafeDetectionCheckpointer
 from .config import add_pointrend_config, check_config, get_config_file, load_config
 from .data.augmentation import ColorAugSSDTransform
 from .mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
+from .meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
 from .point_head import (
     POINT_HEAD_REGISTRY,
     ImplicitPointHead,
@@ -20,18 +21,23 @@ from .point_head import (
 from .registration import stock_heads
 from .roi_heads import PointRendROIHeads
 from .sampling import PointSampler, point_sample
+from .semantic_seg import CoarseSemSegHead, PointRendSemSegHead
 from .subdivision import PointPredictor, SubdivisionPlan, subdivide
 
 __version__ = "0.1.0"
 
 __all__ = [
     "POINT_HEAD_REGISTRY",
+    "CoarseSemSegHead",
     "ColorAugSSDTransform",
     "ImplicitPointHead",
     "ImplicitPointRendMaskHead",
     "PointPredictor",
     "PointRendMaskHead",
+    "PointRendPanopticFPN",
     "PointRendROIHeads",
+    "PointRendSemSegHead",
+    "PointRendSemanticSegmentor",
     "PointSampler",
     "SafeDetectionCheckpointer",
     "StandardPointHead",

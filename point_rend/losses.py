@@ -27,6 +27,21 @@ def binary_point_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return summed / counted.sum().clamp(min=1)
 
 
+def semantic_point_loss(logits: Tensor, labels: Tensor, ignore_value: int) -> Tensor:
+    """Return the cross entropy over classes, averaged over the points that count.
+
+    Args:
+        logits: (N, C, P).
+        labels: (N, P) int64 in [0, C), or ``ignore_value`` for points to leave out.
+        ignore_value: the label of points that do not count.
+
+    Returns:
+        A scalar; 0, with a graph to ``logits``, where no point counts.
+    """
+    summed = F.cross_entropy(logits.float(), labels, ignore_index=ignore_value, reduction="sum")
+    return summed / (labels != ignore_value).sum().clamp(min=1)
+
+
 @torch.no_grad()
 def binary_point_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the share of counted points on the right side of the threshold.

@@ -19,7 +19,12 @@ from .coarse_mask_head import CoarseMaskHead
 from .config import point_head_num_classes
 from .coordinates import box_to_image_coords, regular_grid
 from .point_features import point_sample_fine_grained_features, pool_regular_grid
-from .point_head import build_point_head, class_point_logits, roi_mask_point_loss
+from .point_head import (
+    build_point_head,
+    check_own_parameters,
+    class_point_logits,
+    roi_mask_point_loss,
+)
 from .sampling import PointSampler, point_sample
 from .subdivision import PointPredictor, SubdivisionPlan, subdivide
 from .targets import sample_point_labels
@@ -200,12 +205,7 @@ class PointRendMaskHead(nn.Module):
             num_classes=point_head_num_classes(cfg, num_classes, "MODEL.ROI_HEADS.NUM_CLASSES"),
             coarse_channels=None if coarse_channels == num_classes else coarse_channels,
         )
-        if hasattr(point_head, "num_params"):
-            raise ValueError(
-                f"MODEL.POINT_HEAD.NAME is {cfg.MODEL.POINT_HEAD.NAME}, whose parameters are to be "
-                "predicted: expected MODEL.ROI_MASK_HEAD.NAME ImplicitPointRendMaskHead for it, "
-                f"or another point head for {cls.__name__}"
-            )
+        check_own_parameters(point_head, cls.__name__)
         return coarse | {
             "point_head": point_head,
             "refinement": PointRefinement(

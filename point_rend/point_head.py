@@ -226,6 +226,24 @@ class ImplicitPointHead(nn.Module):
         return apply_mlp(self._inputs(fine_grained_features, point_coords), weights, biases)
 
 
+def check_own_parameters(point_head: nn.Module, user: str) -> None:
+    """Refuse a point head whose parameters are to be predicted, for a head that predicts none.
+
+    Args:
+        point_head: the point head.
+        user: name of the head that uses it.
+
+    Raises:
+        ValueError: if the point head has ``num_params``.
+    """
+    if hasattr(point_head, "num_params"):
+        raise ValueError(
+            f"MODEL.POINT_HEAD.NAME is {type(point_head).__name__}, whose parameters are to be "
+            "predicted, by MODEL.ROI_MASK_HEAD.NAME ImplicitPointRendMaskHead: expected another "
+            f"point head for {user}"
+        )
+
+
 def class_point_logits(point_head: nn.Module, *inputs: Tensor, classes: Tensor) -> Tensor:
     """Return each region's logits for its class only, (N, 1, P).
 

@@ -9,16 +9,26 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 
-from detectron2.modeling import ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
 from detectron2.utils.registry import Registry
 
 from .mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
+from .meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
 from .roi_heads import PointRendROIHeads
+from .semantic_seg import PointRendSemSegHead
 
 _OURS: tuple[tuple[Registry, type], ...] = (
     (ROI_MASK_HEAD_REGISTRY, PointRendMaskHead),
     (ROI_MASK_HEAD_REGISTRY, ImplicitPointRendMaskHead),
     (ROI_HEADS_REGISTRY, PointRendROIHeads),
+    (SEM_SEG_HEADS_REGISTRY, PointRendSemSegHead),
+    (META_ARCH_REGISTRY, PointRendSemanticSegmentor),
+    (META_ARCH_REGISTRY, PointRendPanopticFPN),
 )
 _stock: dict[str, type] = {}
 

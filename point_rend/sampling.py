@@ -107,7 +107,11 @@ class PointSampler:
 
     @torch.no_grad()
     def sample(
-        self, logits: Tensor, uncertainty: Uncertainty, generator: torch.Generator | None = None
+        self,
+        logits: Tensor,
+        uncertainty: Uncertainty,
+        generator: torch.Generator | None = None,
+        extent: Tensor | None = None,
     ) -> Tensor:
         """Draw points for every region.
 
@@ -118,18 +122,23 @@ class PointSampler:
             logits: (N, C, H, W) coarse prediction.
             uncertainty: rates (N, C, P) logits as (N, 1, P).
             generator: source of randomness, the global one if None.
+            extent: (N, 1, 2), the part of each map in x and y, from its corner, in which points
+                are drawn; all of it if None.
 
         Returns:
             (N, P, 2) coordinates in [0, 1]², the uncertain points first; no gradient.
         """
         num_regions = logits.shape[0]
         if self.on_regular_grid:
-            return regular_grid(num_regions, math.isqrt(self.num_points), logits.device)
+            grid = regular_grid(num_regions, math.isqrt(self.num_points), logits.device)
+            return grid if extent is None else grid * extent
         num_candidates = int(self.num_points * self.oversample_ratio)
         num_important = int(self.importance_sample_ratio * self.num_points)
 
         def uniform(count: int) -> Tensor:
-            return torch.rand(num_regions, count, 2, device=logits.device, generator=generator)
+            shape = (num_regions, count, 2)
+            coords = torch.rand(shape, device=logits.device, generator=generator)
+            return coords if extent is None else coords * extent
 
         candidates = uniform(num_candidates)
         scores = uncertainty(point_sample(logits, candidates))[:, 0]  # (N, candidates)

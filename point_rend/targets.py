@@ -46,3 +46,18 @@ def sample_point_labels(instances: Sequence[Instances], point_coords: Tensor) ->
         mask_maps = masks.tensor[:, None].to(coords)  # (N_i, 1, H, W)
         labels.append(point_sample(mask_maps, coords_norm)[:, 0])
     return torch.cat(labels)
+
+
+@torch.no_grad()
+def sample_semantic_labels(labels: Tensor, coords_norm: Tensor) -> Tensor:
+    """Read the label of the pixel in which each point lies.
+
+    Args:
+        labels: (N, H, W) integers, at most 2^24.
+        coords_norm: (N, P, 2) in [0, 1]² of the label map.
+
+    Returns:
+        (N, P) int64.
+    """
+    values = point_sample(labels[:, None].to(coords_norm), coords_norm, mode="nearest")
+    return values[:, 0].to(torch.int64)

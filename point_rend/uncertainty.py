@@ -50,4 +50,19 @@ def foreground_uncertainty(logits: Tensor, classes: Tensor | None = None) -> Ten
     return -logits.abs()
 
 
-__all__ = ["Uncertainty", "foreground_uncertainty", "select_class_channel"]
+def top2_margin_uncertainty(logits: Tensor) -> Tensor:
+    """Rate predictions of several classes by how close the two best classes are.
+
+    Args:
+        logits: (N, C, ...). A single channel is a binary prediction, see
+            :func:`foreground_uncertainty`.
+
+    Returns:
+        (N, 1, ...): the second largest logit minus the largest, at most 0.
+
+    Source: section 4.2 of the paper.
+    """
+    if logits.shape[1] == 1:
+        return foreground_uncertainty(logits)
+    best = logits.topk(2, dim=1).values
+    return best[:, 1:] - best[:, :1]

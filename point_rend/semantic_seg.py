@@ -1,0 +1,260 @@
+"""The registered head for semantic segmentation: a dense coarse head, rendered where it is unsure.
+
+Shapes: N images, K classes, P points, D channels of the fine-grained features, H and W rows and
+columns of the coarse logits.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from .config import point_head_num_classes
+from .losses import semantic_point_loss
+from .point_features import concatenate_levels
+from .point_head import build_point_head, check_own_parameters
+from .sampling import PointSampler, point_sample
+from .subdivision import subdivide
+from .targets import sample_semantic_labels
+from .uncertainty import top2_margin_uncertainty
+
+Features = Mapping[str, Tensor]
+ImageSizes = Sequence[tuple[int, int]]
+
+
+@runtime_checkable
+class CoarseSemSegHead(Protocol):
+    """What a head needs in order to be the coarse head: an ``nn.Module`` with these members.
+
+    ``common_stride`` is the image's size over that of the logits.
+    """
+
+    common_stride: int
+
+    def layers(self, features: Features) -> Tensor:
+        """Map features to coarse logits (N, K, H, W)."""
+
+    def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Map coarse logits and labels (N, H·stride, W·stride) to losses by name."""
+
+
+def coarse_logits(head: nn.Module, features: Features) -> Tensor:
+    """Return a coarse head's logits (N, K, H, W) before any upsampling.
+
+    Args:
+        head: a :class:`CoarseSemSegHead`, or Detectron2's ``DeepLabV3Head``, which has the two
+            modules but no ``layers``.
+        features: per level (N, C_l, H_l, W_l).
+    """
+    layers = getattr(head, "layers", None)
+    if layers is not None:
+        return layers(features)
+    return head.predictor(head.aspp(features[head.in_features[0]]))  # type: ignore
+
+
+def check_coarse_head(head: nn.Module, name: str) -> None:
+    """Refuse a head that cannot be the coarse head.
+
+    Raises:
+        ValueError: if members of :class:`CoarseSemSegHead` are missing.
+    """
+    predicts = hasattr(head, "layers") or all(
+        hasattr(head, part) for part in ("aspp", "predictor", "in_features")
+    )
+    missing = [part for part in ("common_stride", "losses") if not hasattr(head, part)]
+    missing += [] if predicts else ["layers"]
+    if missing:
+        raise ValueError(
+            f"MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME is {name}, which has no "
+            f"{' and no '.join(missing)}: expected a head as point_rend.semantic_seg."
+            "CoarseSemSegHead describes it, e.g. SemSegFPNHead, DeepLabV3Head, DeepLabV3PlusHead"
+        )
+
+
+class PointRendSemSegHead(nn.Module):
+    """Coarse logits for every class, rendered at the points where the two best classes are close.
+
+    Args:
+        coarse_sem_seg_head: a :class:`CoarseSemSegHead` or ``DeepLabV3Head``.
+        point_head: maps (n, D, P) and (n, K, P) to logits (n, K, P).
+        in_features: levels of the fine-grained features, by name with their strides.
+        sampler: how training points are chosen in an image.
+        steps: doublings at inference; 2^steps is the coarse stride, so that the output has the
+            size of the input.
+        points_per_step: cells recomputed after each doubling.
+        ignore_value: label of pixels that do not count.
+
+    Raises:
+        ValueError: if ``steps`` does not lead to the size of the input.
+
+    Source: section 4.2 of the paper.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        coarse_sem_seg_head: nn.Module,
+        point_head: nn.Module,
+        in_features: Mapping[str, int],
+        sampler: PointSampler,
+        steps: int,
+        points_per_step: int,
+        ignore_value: int,
+    ) -> None:
+        super().__init__()
+        stride = int(coarse_sem_seg_head.common_stride)  # type: ignore[arg-type]
+        if 2**steps != stride:
+            raise ValueError(
+                f"SUBDIVISION_STEPS is {steps}, but the coarse logits have stride {stride} "
+                f"(MODEL.SEM_SEG_HEAD.COMMON_STRIDE): expected {math.log2(stride):g} steps to "
+                "reach the size of the image"
+            )
+        if points_per_step < 1:
+            raise ValueError(f"SUBDIVISION_NUM_POINTS: expected 1 or more, got {points_per_step}")
+        self.coarse_sem_seg_head = coarse_sem_seg_head
+        self.point_head = point_head
+        self.in_features = tuple(in_features)
+        self.frame_stride = math.lcm(stride, *in_features.values())
+        self.sampler = sampler
+        self.steps = steps
+        self.points_per_step = points_per_step
+        self.ignore_value = ignore_value
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
+        """Read the arguments from a config; ``input_shape`` has the levels to choose from.
+
+        The point head is described by ``MODEL.SEM_SEG_HEAD.POINT_HEAD`` where that node has a
+        ``NAME``, else by ``MODEL.POINT_HEAD``, which a panoptic model needs for its instances.
+        """
+        own = cfg.MODEL.SEM_SEG_HEAD.get("POINT_HEAD")
+        if own is not None and own.NAME:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.POINT_HEAD = own.clone()
+        point = cfg.MODEL.POINT_HEAD
+        missing = [name for name in point.IN_FEATURES if name not in input_shape]
+        if missing or not point.IN_FEATURES:
+            raise ValueError(
+                f"MODEL.POINT_HEAD.IN_FEATURES is {tuple(point.IN_FEATURES)}: expected at least "
+                f"one of the backbone's features, {sorted(input_shape)}"
+            )
+        name = point.COARSE_SEM_SEG_HEAD_NAME
+        coarse_head = SEM_SEG_HEADS_REGISTRY.get(name)(cfg, input_shape)
+        check_coarse_head(coarse_head, name)
+        num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if point.CLS_AGNOSTIC_MASK:
+            raise ValueError(
+                "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK is True: expected False for semantic "
+                "segmentation, which needs a logit for every class"
+            )
+        point_head = build_point_head(
+            cfg,
+            ShapeSpec(channels=sum(input_shape[name].channels for name in point.IN_FEATURES)),
+            num_classes=point_head_num_classes(cfg, num_classes, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
+        )
+        check_own_parameters(point_head, cls.__name__)
+        return {
+            "coarse_sem_seg_head": coarse_head,
+            "point_head": point_head,
+            "in_features": {name: input_shape[name].stride for name in point.IN_FEATURES},
+            "sampler": PointSampler(
+                num_points=point.TRAIN_NUM_POINTS,
+                oversample_ratio=point.OVERSAMPLE_RATIO,
+                importance_sample_ratio=point.IMPORTANCE_SAMPLE_RATIO,
+                on_regular_grid=point.get("TRAIN_ON_REGULAR_GRID", False),
+            ),
+            "steps": point.SUBDIVISION_STEPS,
+            "points_per_step": point.SUBDIVISION_NUM_POINTS,
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        }
+
+    def forward(
+        self,
+        features: Features,
+        targets: Tensor | None = None,
+        image_sizes: ImageSizes | None = None,
+    ) -> tuple[Tensor | list[Tensor] | None, dict[str, Tensor]]:
+        """Return losses in training, and logits in inference.
+
+        Args:
+            features: per level (N, C_l, H_l, W_l) of images that are padded to one size.
+            targets: (N, height, width) labels of the padded images; in training only.
+            image_sizes: per image its height and width before padding. Where they are given,
+                padding neither attracts points nor blends into an image.
+
+        Returns:
+            None and ``loss_sem_seg``, ``loss_sem_seg_point``; or logits and no losses: (N, K,
+            height, width) of the padded images, or with ``image_sizes`` a list of (K, height_i,
+            width_i).
+        """
+        coarse = coarse_logits(self.coarse_sem_seg_head, features)
+        if self.training:
+            assert targets is not None
+            return None, self._losses(features, coarse, targets, image_sizes)
+        levels = [features[name] for name in self.in_features]
+        if image_sizes is None:
+            return self._render(levels, coarse), {}
+        return [
+            self._render_frame(levels, coarse, image, size)
+            for image, size in enumerate(image_sizes)
+        ], {}
+
+    def _losses(
+        self, features: Features, coarse: Tensor, targets: Tensor, image_sizes: ImageSizes | None
+    ) -> dict[str, Tensor]:
+        # Without one pixel that counts, the coarse head's mean would be 0 / 0.
+        counted = (targets != self.ignore_value).any()
+        countable = torch.where(counted, targets, torch.zeros_like(targets))
+        coarse_losses = self.coarse_sem_seg_head.losses(coarse, countable)  # type: ignore[operator]
+        losses = {name: loss * counted for name, loss in coarse_losses.items()}
+        extent = None
+        if image_sizes is not None:
+            height, width = targets.shape[-2:]
+            parts = [[[w / width, h / height]] for h, w in image_sizes]
+            extent = torch.tensor(parts, device=coarse.device)
+        coords = self.sampler.sample(coarse, top2_margin_uncertainty, extent=extent)
+        point_logits = self._predict([features[name] for name in self.in_features], coarse, coords)
+        losses["loss_sem_seg_point"] = semantic_point_loss(
+            point_logits, sample_semantic_labels(targets, coords), self.ignore_value
+        )
+        return losses
+
+    def _predict(self, levels: Sequence[Tensor], coarse: Tensor, coords: Tensor) -> Tensor:
+        """Return logits (n, K, P) at points (n, P, 2) in [0, 1]² of the maps."""
+        fine = concatenate_levels([point_sample(level, coords) for level in levels])
+        return self.point_head(fine, point_sample(coarse, coords))
+
+    def _render(self, levels: Sequence[Tensor], coarse: Tensor) -> Tensor:
+        return subdivide(
+            coarse,
+            partial(self._predict, levels, coarse),
+            top2_margin_uncertainty,
+            steps=self.steps,
+            points_per_step=self.points_per_step,
+        )
+
+    def _render_frame(
+        self, levels: Sequence[Tensor], coarse: Tensor, image: int, size: tuple[int, int]
+    ) -> Tensor:
+        """Render one image in a frame of its own: its size, rounded up to whole cells."""
+        frame = [-(-side // self.frame_stride) * self.frame_stride for side in size]
+        stride = 2**self.steps
+        padded = [side * stride for side in coarse.shape[-2:]]
+
+        def crop(level: Tensor) -> Tensor:
+            rows, columns = (
+                cells * side // whole
+                for cells, side, whole in zip(level.shape[-2:], frame, padded, strict=True)
+            )
+            return level[image : image + 1, :, :rows, :columns]
+
+        logits = self._render([crop(level) for level in levels], crop(coarse))
+        return logits[0, :, : size[0], : size[1]]
