@@ -79,8 +79,8 @@ DEFAULTS: dict[str, Any] = {
     # heads and its backbone alone.
     # Exponent of the WarmupPolyLR schedule.
     "SOLVER.POLY_LR_POWER": 0.9,
-    # Share of BASE_LR below which WarmupPolyLR stays constant, 0 to 1; SOLVER.BASE_LR_END is the
-    # other way to end it: a rate towards which the whole curve is scaled.
+    # Share of BASE_LR at which WarmupPolyLR is cut off, 0 to 1. The other way to end it, as in
+    # mmsegmentation, is Detectron2's SOLVER.BASE_LR_END: the rate to which the curve is scaled.
     "SOLVER.POLY_LR_CONSTANT_ENDING": 0.0,
     # Loss of a DeepLab head: hard_pixel_mining (its hardest fifth of the pixels) or cross_entropy.
     "MODEL.SEM_SEG_HEAD.LOSS_TYPE": "hard_pixel_mining",

@@ -42,9 +42,11 @@ def _set_entry(registry: Registry, name: str, entry: type | None) -> None:
 
 def register() -> None:
     """Put our heads under the registered names; :func:`stock_heads` restores what stood there."""
-    # The stock project needs OpenCV; without it nothing of that name is registered.
-    with contextlib.suppress(ImportError):
-        importlib.import_module("detectron2.projects.point_rend")
+    # DeepLab's heads and backbone register themselves. The stock project needs OpenCV; without it
+    # nothing of that name is registered.
+    for project in ("deeplab", "point_rend"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"detectron2.projects.{project}")
     for registry, ours in _OURS:
         name = ours.__name__
         present = registry._obj_map.get(name)

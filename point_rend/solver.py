@@ -1,0 +1,95 @@
+"""The poly schedule of the learning rate: DeepLab's, and with the floor of mmsegmentation."""
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier, LRScheduler
+from detectron2.solver import build_lr_scheduler as build_d2_lr_scheduler
+from fvcore.common.param_scheduler import ParamScheduler
+
+
+@dataclass(frozen=True)
+class WarmupPoly(ParamScheduler):
+    """Multiplier of the learning rate at a share t of the training, 0 to 1.
+
+    Convention: warm-up(t) · ((1 - floor) · (1 - t)^power + floor), where the warm-up rises from
+    ``warmup_factor`` to 1 over the first ``warmup_share`` of the training; after it the multiplier
+    never falls below ``constant_ending``.
+
+    Args:
+        power: exponent of the decay, 0 or more.
+        floor: multiplier at the end, to which the curve is scaled, 0 to 1.
+        constant_ending: multiplier at which the curve is cut off, 0 to 1.
+        warmup_factor: multiplier of the schedule at the first iteration, 0 to 1.
+        warmup_share: length of the warm-up, 0 to 1; 0 for none.
+        warmup_method: "linear", or "constant", which stays at ``warmup_factor``.
+
+    Raises:
+        ValueError: If a number is outside its range, or for another method.
+    """
+
+    power: float = 0.9
+    floor: float = 0.0
+    constant_ending: float = 0.0
+    warmup_factor: float = 0.001
+    warmup_share: float = 0.0
+    warmup_method: str = "linear"
+
+    def __post_init__(self) -> None:
+        if self.power < 0:
+            raise ValueError(f"SOLVER.POLY_LR_POWER: expected 0 or more, got {self.power}")
+        for name, value in {
+            "SOLVER.BASE_LR_END / SOLVER.BASE_LR": self.floor,
+            "SOLVER.POLY_LR_CONSTANT_ENDING": self.constant_ending,
+            "SOLVER.WARMUP_FACTOR": self.warmup_factor,
+        }.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected 0 to 1, got {value}")
+        if self.warmup_method not in ("linear", "constant"):
+            raise ValueError(
+                f"SOLVER.WARMUP_METHOD: expected linear or constant, got {self.warmup_method!r}"
+            )
+
+    def __call__(self, where: float) -> float:
+        """Return the multiplier at a share of the training."""
+        decay = (1 - self.floor) * max(0.0, 1 - where) ** self.power + self.floor
+        if where >= self.warmup_share:
+            return max(decay, self.constant_ending)
+        done = where / self.warmup_share if self.warmup_method == "linear" else 0.0
+        return decay * (self.warmup_factor * (1 - done) + done)
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """Build the schedule that SOLVER.LR_SCHEDULER_NAME names.
+
+    ``WarmupPolyLR`` is built here: DeepLab's schedule, and with SOLVER.BASE_LR_END the one of
+    mmsegmentation, lr = (BASE_LR - BASE_LR_END) · (1 - i / MAX_ITER)^POLY_LR_POWER + BASE_LR_END.
+    All other names are Detectron2's.
+
+    Args:
+        cfg: The config of the run.
+        optimizer: The optimizer; the rates of all its groups are multiplied alike.
+
+    Returns:
+        A scheduler that is stepped once an iteration.
+
+    Raises:
+        ValueError: If the name is unknown or a number is outside its range.
+    """
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        return build_d2_lr_scheduler(cfg, optimizer)
+    if solver.MAX_ITER < 1:
+        raise ValueError(f"SOLVER.MAX_ITER: expected 1 or more, got {solver.MAX_ITER}")
+    if solver.BASE_LR <= 0:
+        raise ValueError(f"SOLVER.BASE_LR: expected more than 0, got {solver.BASE_LR}")
+    multiplier = WarmupPoly(
+        power=solver.POLY_LR_POWER,
+        floor=solver.BASE_LR_END / solver.BASE_LR,
+        constant_ending=solver.POLY_LR_CONSTANT_ENDING,
+        warmup_factor=solver.WARMUP_FACTOR,
+        warmup_share=solver.WARMUP_ITERS / solver.MAX_ITER,
+        warmup_method=solver.WARMUP_METHOD,
+    )
+    return LRMultiplier(optimizer, multiplier=multiplier, max_iter=solver.MAX_ITER)
