@@ -25,6 +25,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
 from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.solver import LRScheduler
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing.spawn import ProcessExitedException
@@ -41,6 +42,7 @@ from point_rend.data.checks import check_datasets, leave_out_impossible_annotati
 from point_rend.data.coco import class_names, describe, register_coco
 from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.evaluation.build import build_evaluator, check_evaluators
+from point_rend.solver import build_lr_scheduler
 
 USER_ERROR = 2  # exit code, as of argparse
 UNSAID = -1
@@ -229,6 +231,11 @@ class Trainer(DefaultTrainer):
         """Build Detectron2's loader with our mapper."""
         mapper = NamingDatasetMapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        """Build the schedule of the learning rate, DeepLab's and mmsegmentation's included."""
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
