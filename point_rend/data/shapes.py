@@ -4,9 +4,10 @@ Stars, gears, leaves, letters, rings, snowflakes, keys and bolts, textured, turn
 by one another, over textured backgrounds. Every image depends only on the seed, its size, its split
 and its number, so a larger set begins with the images of a smaller one. What is written is ordinary
 COCO: JPEG images and one JSON file per split, with polygons for objects without holes and RLE for
-objects with holes.
+objects with holes. The command line also writes Cityscapes' layout (`cityscapes_layout`).
 
     python -m point_rend.data.shapes --output datasets/shapes --train 300 --val 60 --size 256
+    python -m point_rend.data.shapes --layout cityscapes --output datasets/cityscapes --size 256 512
 
 Shape letters: M points of an outline, I instances, H and W the image sides in pixels.
 Outlines are drawn in the unit frame: x to the right, y down, the object inside [-1, 1]².
@@ -17,7 +18,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,11 +64,11 @@ class Scene:
         """(I, H, W) bool: the pixels that an instance fills by more than half: disjoint."""
         masks = np.zeros((len(self.classes), *self.image.shape[:2]), dtype=bool)
         for i, mask in enumerate(masks):
-            mask[:] = _coverage(self.owners == i) > 0.5
+            mask[:] = coverage(self.owners == i) > 0.5
         return masks
 
 
-def _coverage(subpixels: np.ndarray) -> np.ndarray:
+def coverage(subpixels: np.ndarray) -> np.ndarray:
     """The filled share of every pixel, (H, W) float32 in 0..1, of (H, W) * SUPERSAMPLING bool."""
     size = (subpixels.shape[1] // SUPERSAMPLING, subpixels.shape[0] // SUPERSAMPLING)
     return cv2.resize(subpixels.astype(np.float32), size, interpolation=cv2.INTER_AREA)
@@ -77,19 +78,21 @@ def _coverage(subpixels: np.ndarray) -> np.ndarray:
 # Figures
 
 
-def _circle(radius: float, centre: tuple[float, float] = (0.0, 0.0), points: int = 72) -> Outline:
+def circle(radius: float, centre: tuple[float, float] = (0.0, 0.0), points: int = 72) -> Outline:
+    """Draw a circle of so many corners."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     return np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius + np.asarray(centre)
 
 
-def _polar(radius: np.ndarray, angle: np.ndarray) -> Outline:
+def polar(radius: np.ndarray, angle: np.ndarray) -> Outline:
+    """Draw an outline through points (M,) in polar coordinates; the angle in radians."""
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
 def _stroke(path: Sequence[tuple[float, float]] | np.ndarray, width: float) -> Figure:
     """A pen of that width led along `path`: a bar per segment, round at every joint and end."""
     points = np.asarray(path, dtype=float)
-    parts: Figure = [[_circle(width / 2, (x, y), 16)] for x, y in points]
+    parts: Figure = [[circle(width / 2, (x, y), 16)] for x, y in points]
     for start, end in itertools.pairwise(points):
         along = (end - start) / max(float(np.linalg.norm(end - start)), 1e-9)
         side = np.array([-along[1], along[0]]) * width / 2
@@ -101,7 +104,7 @@ def _star(rng: np.random.Generator) -> Figure:
     tips = int(rng.integers(5, 9))
     angle = np.arange(2 * tips) * np.pi / tips
     radius = np.where(np.arange(2 * tips) % 2 == 0, 1.0, rng.uniform(0.36, 0.52))
-    return [[_polar(radius, angle)]]
+    return [[polar(radius, angle)]]
 
 
 def _gear(rng: np.random.Generator) -> Figure:
@@ -111,7 +114,7 @@ def _gear(rng: np.random.Generator) -> Figure:
     corners = np.array([0.0, 0.12, 0.38, 0.5]) * step  # foot, tip, tip, foot of a tooth
     angle = (np.arange(teeth)[:, None] * step + corners).reshape(-1)
     radius = np.tile([root, 1.0, 1.0, root], teeth)
-    return [[_polar(radius, angle), _circle(rng.uniform(0.22, 0.42))]]
+    return [[polar(radius, angle), circle(rng.uniform(0.22, 0.42))]]
 
 
 def _leaf(rng: np.random.Generator) -> Figure:
@@ -161,7 +164,7 @@ def _letter(rng: np.random.Generator) -> Figure:
 
 
 def _ring(rng: np.random.Generator) -> Figure:
-    return [[_circle(1.0), _circle(rng.uniform(0.62, 0.82))]]
+    return [[circle(1.0), circle(rng.uniform(0.62, 0.82))]]
 
 
 def _snowflake(rng: np.random.Generator) -> Figure:
@@ -181,7 +184,7 @@ def _snowflake(rng: np.random.Generator) -> Figure:
 def _key(rng: np.random.Generator) -> Figure:
     bow = rng.uniform(0.36, 0.42)
     width = rng.uniform(0.14, 0.18)
-    figure: Figure = [[_circle(bow, (-1 + bow, 0)), _circle(bow * 0.55, (-1 + bow, 0))]]
+    figure: Figure = [[circle(bow, (-1 + bow, 0)), circle(bow * 0.55, (-1 + bow, 0))]]
     figure += _stroke([(-1 + 1.9 * bow, 0), (0.95, 0)], width)
     for x in np.linspace(0.45, 0.9, int(rng.integers(2, 4))):
         figure += _stroke([(x, 0), (x, rng.uniform(0.26, 0.4))], width * 0.85)
@@ -250,7 +253,7 @@ def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return np.clip(field, 0, 1)
 
 
-def _texture(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray) -> np.ndarray:
+def texture(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray) -> np.ndarray:
     """A patch of gradient, stripes, clouds or speckles around `colour`, (H, W, 3) float32."""
     height, width = size
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -329,7 +332,7 @@ def _pose(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return np.concatenate([turn @ np.diag([radius, radius * aspect]), np.c_[centre]], axis=1)
 
 
-def _place(
+def place(
     rng: np.random.Generator, figure: Figure, owners: np.ndarray, full_areas: Sequence[int]
 ) -> tuple[Stamp, int] | None:
     """Look for a place where a figure lies well inside the image and hides no earlier one too far.
@@ -383,20 +386,20 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
         The image and which object is seen where.
     """
     colours = [_background_colour(rng)]
-    image = _texture(rng, size, colours[0])
+    image = texture(rng, size, colours[0])
     owners = np.full((size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING), -1, dtype=np.int8)
     classes: list[int] = []
     full_areas: list[int] = []
     for _ in range(int(rng.integers(3, 8))):
         label = int(rng.integers(len(CLASSES)))
-        placed = _place(rng, FIGURES[CLASSES[label]](rng), owners, full_areas)
+        placed = place(rng, FIGURES[CLASSES[label]](rng), owners, full_areas)
         if placed is None:
             continue
         stamp, full_area = placed
         colours.append(_object_colour(rng, [colours[0], *colours[-2:]]))
         patch = image[stamp.block]
-        cover = _coverage(stamp.subpixels)[..., None]
-        patch += (_texture(rng, (patch.shape[0], patch.shape[1]), colours[-1]) - patch) * cover
+        cover = coverage(stamp.subpixels)[..., None]
+        patch += (texture(rng, (patch.shape[0], patch.shape[1]), colours[-1]) - patch) * cover
         owners[stamp.fine_block][stamp.subpixels] = len(classes)
         classes.append(label)
         full_areas.append(full_area)
@@ -513,9 +516,50 @@ def _json_file(folder: Path, name: str) -> Path:
     return folder / "annotations" / f"instances_{name}.json"
 
 
-def _complain_about_difference(
-    folder: Path, wanted: dict[str, Any], counts: dict[str, int]
+def check_numbers(counts: Mapping[str, int], image_size: tuple[int, int], seed: int) -> None:
+    """Refuse a data set that cannot be drawn.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"the {name} split needs at least 1 image, got {count}")
+    if min(image_size) < 64:
+        raise ValueError(f"images need sides of at least 64 pixels, got {tuple(image_size)}")
+    if seed < 0:
+        raise ValueError(f"the seed must not be negative, got {seed}")
+
+
+def write_once(
+    folder: Path,
+    wanted: dict[str, Any],
+    files: Sequence[Path],
+    write: Callable[[Path], None],
 ) -> None:
+    """Let a data set appear, complete or not at all, unless it is there already.
+
+    Args:
+        folder: new or empty directory, or one that holds this very data set.
+        wanted: what the data set is, kept beside it as JSON.
+        files: all its files.
+        write: writes them into the directory that it is given.
+
+    Raises:
+        FileExistsError: the directory holds something else.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        _complain_about_difference(folder, wanted, files)
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".shapes-", dir=folder.parent) as scratch:
+        unfinished = Path(scratch) / "data"
+        write(unfinished)
+        (unfinished / MANIFEST).write_text(json.dumps(wanted))
+        os.replace(unfinished, folder)
+
+
+def _complain_about_difference(folder: Path, wanted: dict[str, Any], files: Sequence[Path]) -> None:
     """Raise unless `folder` holds exactly the data set that `wanted` describes."""
     manifest = folder / MANIFEST
     advice = "choose another directory or delete this one"
@@ -526,14 +570,11 @@ def _complain_about_difference(
     found = json.loads(manifest.read_text())
     if found != wanted:
         raise FileExistsError(f"{folder} holds the data set {found}, not {wanted}: {advice}")
-    for name, count in counts.items():
-        expected = [_json_file(folder, name)]
-        expected += [folder / name / f"{number:06d}.jpg" for number in range(1, count + 1)]
-        missing = [path for path in expected if not path.is_file()]
-        if missing:
-            raise FileExistsError(
-                f"{folder} has lost {len(missing)} files, {missing[0]} first: {advice}"
-            )
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise FileExistsError(
+            f"{folder} has lost {len(missing)} files, {missing[0]} first: {advice}"
+        )
 
 
 def generate(
@@ -564,14 +605,7 @@ def generate(
         FileExistsError: the directory holds something else.
     """
     counts = {"train": num_train, "val": num_val}
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"the {name} split needs at least 1 image, got {count}")
-    if min(image_size) < 64:
-        raise ValueError(f"images need sides of at least 64 pixels, got {tuple(image_size)}")
-    if seed < 0:
-        raise ValueError(f"the seed must not be negative, got {seed}")
-
+    check_numbers(counts, image_size, seed)
     folder = Path(output_dir)
     wanted = {
         "generator": "point_rend.data.shapes 1",
@@ -580,16 +614,16 @@ def generate(
         "image_size": list(image_size),
         "seed": seed,
     }
-    if folder.is_dir() and any(folder.iterdir()):
-        _complain_about_difference(folder, wanted, counts)
-    else:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".shapes-", dir=folder.parent) as scratch:
-            unfinished = Path(scratch) / "data"
-            for name, count in counts.items():
-                _write_split(unfinished, name, count, image_size, seed)
-            (unfinished / MANIFEST).write_text(json.dumps(wanted))
-            os.replace(unfinished, folder)
+    files = []
+    for name, count in counts.items():
+        files.append(_json_file(folder, name))
+        files += [folder / name / f"{number:06d}.jpg" for number in range(1, count + 1)]
+
+    def write(unfinished: Path) -> None:
+        for name, count in counts.items():
+            _write_split(unfinished, name, count, image_size, seed)
+
+    write_once(folder, wanted, files, write)
     return {name: Split(_json_file(folder, name), folder / name) for name in counts}
 
 
@@ -597,9 +631,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m point_rend.data.shapes",
-        description="Draw the built-in COCO-format data set.",
+        description="Draw the built-in data set.",
     )
     parser.add_argument("--output", required=True, type=Path, help="new directory")
+    parser.add_argument(
+        "--layout",
+        choices=["coco", "cityscapes"],
+        default="coco",
+        help="objects in COCO's format (default), or whole scenes as Cityscapes publishes them",
+    )
     parser.add_argument("--train", type=int, default=300, help="training images (default 300)")
     parser.add_argument("--val", type=int, default=60, help="validation images (default 60)")
     parser.add_argument(
@@ -609,18 +649,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if len(args.size) > 2:
         parser.error(f"--size takes one or two numbers, got {len(args.size)}")
+    numbers = {
+        "num_train": args.train,
+        "num_val": args.val,
+        "image_size": (args.size[0], args.size[-1]),
+        "seed": args.seed,
+    }
     try:
-        splits = generate(
-            args.output,
-            num_train=args.train,
-            num_val=args.val,
-            image_size=(args.size[0], args.size[-1]),
-            seed=args.seed,
-        )
-    except (ValueError, OSError) as error:
+        if args.layout == "coco":
+            lines = [
+                f"{name}: {split.json_file} (images in {split.image_root})"
+                for name, split in generate(args.output, **numbers).items()
+            ]
+        else:
+            from .cityscapes_layout import generate_cityscapes
+
+            lines = [
+                f"{name}: {split.gt_dir} (images in {split.image_dir})"
+                for name, split in generate_cityscapes(args.output, **numbers).items()
+            ]
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.exit(2, f"error: {error}\n")
-    for name, split in splits.items():
-        print(f"{name}: {split.json_file} (images in {split.image_root})")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
