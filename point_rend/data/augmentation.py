@@ -1,18 +1,106 @@
-"""Training augmentation of PointRend's recipes."""
+"""Augmentation of PointRend's recipes, in training and, by leaving images alone, in testing."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.data.transforms import (
+    Augmentation,
+    RandomCrop,
+    RandomCrop_CategoryAreaConstraint,
+)
 from fvcore.transforms.transform import Transform
+
+from point_rend.data.semantic import SEMANTIC_MODELS
+
+
+def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
+    """Build what happens to an image on its way to the model.
+
+    Semantic models are trained on resized, cropped, distorted, flipped images, in this order; crops
+    in which one category fills more than INPUT.CROP.SINGLE_CATEGORY_MAX_AREA are drawn anew, ten
+    times at most. Other models crop first, as in Detectron2.
+
+    Args:
+        cfg: The config.
+        is_train: Whether the images are for training.
+
+    Returns:
+        The augmentations in order. Empty for a semantic model that is tested with TEST.AUG, which
+        resizes the images itself.
+    """
+    semantic = cfg.MODEL.META_ARCHITECTURE in SEMANTIC_MODELS
+    if not is_train and semantic and cfg.TEST.AUG.ENABLED:
+        return []
+    resize, *flip = build_augmentation(cfg, is_train)
+    if not is_train:
+        return [resize]
+    colour = [ColorAugSSD(cfg.INPUT.FORMAT)] if cfg.INPUT.COLOR_AUG_SSD else []
+    crop = cfg.INPUT.CROP
+    if not crop.ENABLED:
+        return [resize, *colour, *flip]
+    if not semantic:
+        return [RandomCrop(crop.TYPE, crop.SIZE), resize, *colour, *flip]
+    bounded_crop = RandomCrop_CategoryAreaConstraint(
+        crop.TYPE,
+        crop.SIZE,
+        single_category_max_area=crop.SINGLE_CATEGORY_MAX_AREA,
+        ignored_category=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+    )
+    return [resize, bounded_crop, *colour, *flip]
+
+
+class ColourStep(NamedTuple):
+    """One step of a distortion: a function of a BGR image (H, W, 3) uint8, and its drawn value."""
+
+    function: Callable[[np.ndarray, float], np.ndarray]
+    value: float
+
+
+class DrawnColourTransform(Transform):
+    """A photometric distortion whose steps are drawn already: the same for whatever it is given.
+
+    Args:
+        steps: What is done to a BGR image, in order.
+        is_rgb: Whether images are in RGB order.
+    """
+
+    def __init__(self, steps: Sequence[ColourStep], *, is_rgb: bool) -> None:
+        super().__init__()
+        self.steps = tuple(steps)
+        self.is_rgb = is_rgb
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Return the coordinates as they are."""
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Return the labels as they are."""
+        return segmentation
+
+    def apply_image(
+        self,
+        img: np.ndarray,
+        interp: str | None = None,  # noqa: ARG002 (of the base class)
+    ) -> np.ndarray:
+        """Return a distorted copy of an (H, W, 3) uint8 image."""
+        channels = [2, 1, 0] if self.is_rgb else [0, 1, 2]
+        bgr = np.ascontiguousarray(img[:, :, channels])
+        for step in self.steps:
+            bgr = step.function(bgr, step.value)
+        return np.ascontiguousarray(bgr[:, :, channels])
 
 
 class ColorAugSSDTransform(Transform):
     """The photometric distortion of SSD: random brightness, contrast, saturation and hue.
 
     Each of the four is applied with probability 1/2, brightness first, contrast either before the
-    other two or after them. The values are drawn anew for every image, from Python's ``random``.
+    other two or after them. The values are drawn anew for every image, from Python's ``random``;
+    :class:`ColorAugSSD` draws them once for an image and all that belongs to it.
 
     Args:
         img_format: ``BGR`` or ``RGB``, the order of the channels of the (H, W, 3) uint8 images.
@@ -60,37 +148,74 @@ class ColorAugSSDTransform(Transform):
         interp: str | None = None,  # noqa: ARG002 (of the base class)
     ) -> np.ndarray:
         """Return a distorted copy of an (H, W, 3) uint8 image."""
-        channels = [2, 1, 0] if self.is_rgb else [0, 1, 2]
-        bgr = np.ascontiguousarray(img[:, :, channels])
-        bgr = self._sometimes(self._shift_brightness, bgr)
-        steps = [self._scale_saturation, self._turn_hue]
-        steps.insert(0 if random.randrange(2) else 2, self._scale_contrast)
-        for step in steps:
-            bgr = self._sometimes(step, bgr)
-        return np.ascontiguousarray(bgr[:, :, channels])
+        return self.draw().apply_image(img)
+
+    def draw(self) -> DrawnColourTransform:
+        """Draw the steps of one distortion."""
+        steps = self._sometimes(_shift_brightness, self._draw_brightness)
+        rest: list[tuple[Callable[[np.ndarray, float], np.ndarray], Callable[[], float]]] = [
+            (_scale_saturation, self._draw_saturation),
+            (_turn_hue, self._draw_hue),
+        ]
+        rest.insert(0 if random.randrange(2) else 2, (_linear, self._draw_contrast))
+        for function, draw_value in rest:
+            steps += self._sometimes(function, draw_value)
+        return DrawnColourTransform(steps, is_rgb=self.is_rgb)
 
     @staticmethod
-    def _sometimes(step: Callable[[np.ndarray], np.ndarray], bgr: np.ndarray) -> np.ndarray:
-        return step(bgr) if random.randrange(2) else bgr
+    def _sometimes(
+        function: Callable[[np.ndarray, float], np.ndarray], draw_value: Callable[[], float]
+    ) -> list[ColourStep]:
+        return [ColourStep(function, draw_value())] if random.randrange(2) else []
 
-    @staticmethod
-    def _linear(values: np.ndarray, factor: float = 1, shift: float = 0) -> np.ndarray:
-        return np.clip(values.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
+    def _draw_brightness(self) -> float:
+        return random.uniform(-self.brightness_delta, self.brightness_delta)
 
-    def _shift_brightness(self, bgr: np.ndarray) -> np.ndarray:
-        delta = self.brightness_delta
-        return self._linear(bgr, shift=random.uniform(-delta, delta))
+    def _draw_contrast(self) -> float:
+        return random.uniform(*self.contrast_range)
 
-    def _scale_contrast(self, bgr: np.ndarray) -> np.ndarray:
-        return self._linear(bgr, factor=random.uniform(*self.contrast_range))
+    def _draw_saturation(self) -> float:
+        return random.uniform(*self.saturation_range)
 
-    def _scale_saturation(self, bgr: np.ndarray) -> np.ndarray:
-        hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
-        hsv[..., 1] = self._linear(hsv[..., 1], factor=random.uniform(*self.saturation_range))
-        return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    def _draw_hue(self) -> float:
+        return random.randint(-self.hue_delta, self.hue_delta)
 
-    def _turn_hue(self, bgr: np.ndarray) -> np.ndarray:
-        hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
-        turn = random.randint(-self.hue_delta, self.hue_delta)
-        hsv[..., 0] = (hsv[..., 0].astype(int) + turn) % 180
-        return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+
+class ColorAugSSD(Augmentation):
+    """The distortion of :class:`ColorAugSSDTransform`, drawn once and then the same.
+
+    Args:
+        img_format: ``BGR`` or ``RGB``, the order of the channels of the (H, W, 3) uint8 images.
+
+    Raises:
+        ValueError: for another ``img_format``.
+    """
+
+    def __init__(self, img_format: str) -> None:
+        super().__init__()
+        self.img_format = img_format
+        self.distribution = ColorAugSSDTransform(img_format)
+
+    def get_transform(self, image: np.ndarray) -> Transform:  # noqa: ARG002 (of the base class)
+        """Draw a distortion."""
+        return self.distribution.draw()
+
+
+def _linear(values: np.ndarray, factor: float = 1, shift: float = 0) -> np.ndarray:
+    return np.clip(values.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
+
+
+def _shift_brightness(bgr: np.ndarray, shift: float) -> np.ndarray:
+    return _linear(bgr, shift=shift)
+
+
+def _scale_saturation(bgr: np.ndarray, factor: float) -> np.ndarray:
+    hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
+    hsv[..., 1] = _linear(hsv[..., 1], factor)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+
+
+def _turn_hue(bgr: np.ndarray, turn: float) -> np.ndarray:
+    hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
+    hsv[..., 0] = (hsv[..., 0].astype(int) + int(turn)) % 180
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)

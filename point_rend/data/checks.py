@@ -125,17 +125,17 @@ def check_dataset(name: str, *, training: bool, mask_format: str | None) -> Usab
     if rles and training and mask_format == "polygon":
         raise ValueError(
             f"{describe(name)}: INPUT.MASK_FORMAT is polygon, but {len(rles)} masks are RLE; set "
-            "it to bitmask, which takes both" + _listed(rles)
+            "it to bitmask, which takes both" + listed(rles)
         )
     if fatal and not training:
         raise ValueError(
             f"{describe(name)} cannot be evaluated: {len(fatal)} annotations are broken"
-            + _listed(fatal)
+            + listed(fatal)
         )
     if fatal and _evaluator_type(name) == "lvis":
         raise ValueError(
             f"{describe(name)} cannot be loaded: {len(fatal)} annotations are broken"
-            + _listed(fatal)
+            + listed(fatal)
         )
     if impossible:
         outcome = "left out, wholly or in part" if training else "kept for the evaluation"
@@ -144,7 +144,7 @@ def check_dataset(name: str, *, training: bool, mask_format: str | None) -> Usab
             describe(name),
             len(impossible),
             outcome,
-            _listed(impossible),
+            listed(impossible),
         )
     return Usable(usable, len(impossible))
 
@@ -238,7 +238,7 @@ def check_image_files(name: str, images: Sequence[ImageRecord]) -> None:
         if missing:
             raise FileNotFoundError(
                 f"{describe(name)}: {len(missing)} of {len(images)} images do not exist"
-                + _listed([f"image {image.image_id}, {image.file_name}" for image in missing])
+                + listed([f"image {image.image_id}, {image.file_name}" for image in missing])
             )
         faults = list(threads.map(_image_fault, images))
     broken = [
@@ -249,7 +249,7 @@ def check_image_files(name: str, images: Sequence[ImageRecord]) -> None:
     if broken:
         raise ValueError(
             f"{describe(name)}: {len(broken)} of {len(images)} images cannot be used"
-            + _listed(broken)
+            + listed(broken)
         )
 
 
@@ -385,6 +385,7 @@ def _runs(counts: str | bytes) -> Iterator[int]:
         raise ValueError("it ends within a number")
 
 
-def _listed(items: Sequence[str]) -> str:
+def listed(items: Sequence[str]) -> str:
+    """Put the first few items into the end of a message, and the number of the others."""
     more = [f"and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
     return ": " + "; ".join([*items[:SHOWN], *more])

@@ -104,11 +104,12 @@ def register_coco(name: str, json_file: str, image_root: str) -> int:
     return len(classes)
 
 
-def class_names(datasets: Sequence[str]) -> list[str] | None:
+def class_names(datasets: Sequence[str], kind: str = "thing_classes") -> list[str] | None:
     """Tell the classes that all data sets of a run share.
 
     Args:
         datasets: Registered names.
+        kind: Field of the metadata: thing_classes of instances, or stuff_classes of label maps.
 
     Returns:
         The class names in the order of their indices; None if no data set tells its classes.
@@ -121,9 +122,10 @@ def class_names(datasets: Sequence[str]) -> list[str] | None:
         if name not in DatasetCatalog:
             raise ValueError(
                 f"data set {name!r} is not registered; one of your own is made known with "
-                "--register-coco NAME JSON IMAGE_ROOT"
+                "--register-coco NAME JSON IMAGE_ROOT, or with --register-sem-seg NAME IMAGES "
+                "LABELS CLASSES"
             )
-        own = MetadataCatalog.get(name).get("thing_classes")
+        own = MetadataCatalog.get(name).get(kind)
         if own is None:
             continue
         if classes is None:

@@ -2,11 +2,20 @@
 
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
+
+from point_rend.data.augmentation import build_augmentations
 
 
 class NamingDatasetMapper(DatasetMapper):
-    """Detectron2's mapper, whose errors name the image that they are about."""
+    """Detectron2's mapper with our augmentation; its errors name the image that they are about."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Read the arguments from a config."""
+        arguments = super().from_config(cfg, is_train)
+        return arguments | {"augmentations": build_augmentations(cfg, is_train=is_train)}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Read and transform one record.

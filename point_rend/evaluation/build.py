@@ -4,7 +4,8 @@ import contextlib
 import importlib.util
 import os
 import types
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -12,36 +13,74 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
     COCOEvaluator,
+    COCOPanopticEvaluator,
     DatasetEvaluator,
+    DatasetEvaluators,
     LVISEvaluator,
+    SemSegEvaluator,
 )
+from detectron2.evaluation.cityscapes_evaluation import CityscapesEvaluator
 from detectron2.utils.file_io import PathManager
+from PIL import Image
 
-# By the `evaluator_type` of a data set: the packages that its loader and evaluator need beyond the
-# requirements of this one.
-PACKAGES: dict[str, tuple[str, ...]] = {
-    "coco": (),
-    "lvis": ("lvis",),
-    "cityscapes_instance": ("cityscapesscripts", "shapely"),
+
+class Evaluation(NamedTuple):
+    """What an evaluation needs.
+
+    Attributes:
+        outputs: Fields of the model's results.
+        packages: Packages beyond the requirements of this one, for loader and evaluator.
+    """
+
+    outputs: frozenset[str]
+    packages: tuple[str, ...] = ()
+
+
+INSTANCES = frozenset({"instances"})
+SEM_SEG = frozenset({"sem_seg"})
+PANOPTIC = INSTANCES | SEM_SEG | {"panoptic_seg"}
+EVALUATIONS = {  # by the `evaluator_type` of a data set
+    "coco": Evaluation(INSTANCES),
+    "lvis": Evaluation(INSTANCES, ("lvis",)),
+    "cityscapes_instance": Evaluation(INSTANCES, ("cityscapesscripts", "shapely")),
+    "sem_seg": Evaluation(SEM_SEG),
+    "cityscapes_sem_seg": Evaluation(SEM_SEG, ("cityscapesscripts",)),
+    "coco_panoptic_seg": Evaluation(PANOPTIC, ("panopticapi",)),
 }
 
 
-def check_evaluators(train: Sequence[str], test: Sequence[str]) -> None:
+def check_evaluators(
+    train: Sequence[str], test: Sequence[str], *, outputs: Collection[str] = PANOPTIC
+) -> None:
     """Refuse data sets that nobody here can load or evaluate: before a training, not after it.
 
     Args:
         train: Names of the training sets.
         test: Names of the sets that are evaluated.
+        outputs: Fields of the model's results: of instances, sem_seg, panoptic_seg.
 
     Raises:
-        ValueError: If no evaluator is known for a test set, or if a package is missing.
+        ValueError: If no evaluator is known for a test set, if it needs what the model has not, or
+            if a package is missing.
     """
     for name in test:
-        if _kind(name) not in PACKAGES:
+        if _kind(name) not in EVALUATIONS:
             raise ValueError(_unknown(name))
-    for name in [*train, *test]:
-        for package in PACKAGES.get(_kind(name), ()):
+        lacking = sorted(EVALUATIONS[_kind(name)].outputs - {*outputs})
+        if lacking:
+            raise ValueError(
+                f"cannot evaluate on {name}: its evaluator_type {_kind(name)!r} needs "
+                f"{', '.join(lacking)}, the results of the model are {', '.join(sorted(outputs))}"
+            )
+    packages = {name: EVALUATIONS[_kind(name)].packages for name in test}
+    for name in train:
+        # The evaluation of panoptic data needs a package, their loader none.
+        if _kind(name) in EVALUATIONS and _kind(name) != "coco_panoptic_seg":
+            packages[name] = EVALUATIONS[_kind(name)].packages
+    for name, needed in packages.items():
+        for package in needed:
             if importlib.util.find_spec(package) is None:
                 raise ValueError(f"{name} needs the package {package}: pip install {package}")
 
@@ -70,13 +109,36 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
             return LVISEvaluator(dataset_name, tasks, output_dir=folder)
         case "cityscapes_instance":
             return TidyCityscapesInstanceEvaluator(dataset_name)
+        case "sem_seg":
+            return LabelMapEvaluator(dataset_name, output_dir=folder)
+        case "cityscapes_sem_seg":
+            return TidyCityscapesSemSegEvaluator(dataset_name)
+        case "coco_panoptic_seg":
+            return DatasetEvaluators(
+                [
+                    LabelMapEvaluator(dataset_name, output_dir=folder),
+                    COCOEvaluator(dataset_name, tasks, output_dir=folder),
+                    COCOPanopticEvaluator(dataset_name, folder),
+                ]
+            )
     raise ValueError(_unknown(dataset_name))
 
 
-class TidyCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
-    """Detectron2's evaluator, which leaves no file behind.
+class LabelMapEvaluator(SemSegEvaluator):
+    """Detectron2's mIoU, which reads label maps under any NumPy.
 
-    The scripts that it calls write a `matches.json` into the current directory, whatever that is.
+    Its "BoundaryIoU" is left out: that is another quantity than the one published under the name.
+    """
+
+    def __init__(self, dataset_name: str, *, output_dir: str) -> None:
+        super().__init__(dataset_name, output_dir=output_dir, sem_seg_loading_fn=_read_labels)
+        self._compute_boundary_iou = False
+
+
+class TidyCityscapesEvaluator(CityscapesEvaluator):
+    """An evaluator of Cityscapes that leaves no file behind.
+
+    The scripts that Detectron2 calls write into the current directory, whatever that is.
     """
 
     def __init__(self, dataset_name: str) -> None:
@@ -89,10 +151,23 @@ class TidyCityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
         """Score what `process` was given.
 
         Returns:
-            "AP" and "AP50" under "segm"; None in processes other than the first.
+            Figures by name under the name of the task; None in processes other than the first.
         """
         with contextlib.chdir(self._temp_dir):
             return super().evaluate()
+
+
+class TidyCityscapesInstanceEvaluator(TidyCityscapesEvaluator, CityscapesInstanceEvaluator):
+    """Detectron2's evaluator of instances, which leaves no file behind."""
+
+
+class TidyCityscapesSemSegEvaluator(TidyCityscapesEvaluator, CityscapesSemSegEvaluator):
+    """Detectron2's evaluator of label maps, which leaves no file behind."""
+
+
+def _read_labels(file_name: str, dtype: Any) -> np.ndarray:
+    with PathManager.open(file_name, "rb") as file, Image.open(file) as labels:
+        return np.array(labels, dtype=dtype)
 
 
 def _kind(dataset_name: str) -> str:
@@ -102,7 +177,7 @@ def _kind(dataset_name: str) -> str:
 def _unknown(dataset_name: str) -> str:
     return (
         f"cannot evaluate on {dataset_name}: its evaluator_type is {_kind(dataset_name)!r}, "
-        f"expected one of {', '.join(PACKAGES)}"
+        f"expected one of {', '.join(EVALUATIONS)}"
     )
 
 

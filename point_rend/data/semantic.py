@@ -1,0 +1,283 @@
+"""Data sets for semantic segmentation: label maps in folders, registering and checking them.
+
+A label map is a greyscale PNG file of its image's size; each value is the index of a class, or the
+value of pixels that do not count.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import ExifTags, Image
+
+from point_rend.data.checks import (
+    FILE_THREADS,
+    TURNED_SIDEWAYS,
+    ImageRecord,
+    check_image_files,
+    listed,
+)
+
+SEMANTIC_MODELS = ("SemanticSegmentor", "PointRendSemanticSegmentor")  # names in the registry
+IGNORE_LABEL = 255
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+SHOWN_VALUES = 8
+
+logger = logging.getLogger(__name__)
+
+
+def register_sem_seg(name: str, image_root: str, label_root: str, classes: str) -> int:
+    """Register a folder of images and one of label maps under a name; again is harmless.
+
+    Args:
+        name: Name for DATASETS.TRAIN and DATASETS.TEST.
+        image_root: Folder of the images; subfolders belong to it.
+        label_root: Folder of the label maps, each as its image, with the suffix .png; 255 does not
+            count.
+        classes: A text file with one class name per line, or the names with commas between them.
+
+    Returns:
+        Number of classes.
+
+    Raises:
+        FileNotFoundError: If a folder, or the file of the class names, does not exist.
+        ValueError: If the class names cannot be used, if two images share a name, if there is no
+            image, or if the name belongs to another set.
+    """
+    class_names = read_class_names(classes)
+    roots = {"image_root": image_root, "sem_seg_root": label_root}
+    if name in DatasetCatalog:
+        known = MetadataCatalog.get(name)
+        given = roots | {"stuff_classes": class_names}
+        for key, value in given.items():
+            if known.get(key) != value:
+                raise ValueError(
+                    f"cannot register {name!r} with {key} {value}: the name belongs to a data set "
+                    f"with {known.get(key)}"
+                )
+        return len(class_names)
+    for kind, root in zip(("image", "label"), roots.values(), strict=True):
+        if not os.path.isdir(root):
+            raise FileNotFoundError(f"the {kind} folder of {name!r} does not exist: {root}")
+    records = load_sem_seg_folders(image_root, label_root)
+    DatasetCatalog.register(name, lambda: load_sem_seg_folders(image_root, label_root))
+    MetadataCatalog.get(name).set(
+        stuff_classes=class_names, evaluator_type="sem_seg", ignore_label=IGNORE_LABEL, **roots
+    )
+    logger.info("registered %s: %d images, %d classes", name, len(records), len(class_names))
+    return len(class_names)
+
+
+def read_class_names(classes: str) -> list[str]:
+    """Read class names out of a text file, one per line, or out of a list with commas.
+
+    Raises:
+        FileNotFoundError: If a file is meant that does not exist.
+        ValueError: If there is no name, or if a name stands there twice.
+    """
+    if os.path.isfile(classes):
+        names = Path(classes).read_text(encoding="utf-8").splitlines()
+    elif os.sep in classes or classes.endswith(".txt"):
+        raise FileNotFoundError(f"the file of the class names does not exist: {classes}")
+    else:
+        names = classes.split(",")
+    names = [name.strip() for name in names if name.strip()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice or len(names) > IGNORE_LABEL:
+        raise ValueError(
+            f"class names of {classes!r}: expected 1 to {IGNORE_LABEL} different names, got "
+            f"{len(names)}" + (f", of which {', '.join(twice)} more than once" if twice else "")
+        )
+    return names
+
+
+def load_sem_seg_folders(image_root: str, label_root: str) -> list[dict[str, Any]]:
+    """List the images of a folder, each with the label map that belongs to it.
+
+    Args:
+        image_root: Folder of the images; subfolders belong to it.
+        label_root: Folder of the label maps; whether they exist is not looked at.
+
+    Returns:
+        Records in Detectron2's format, in the order of the names.
+
+    Raises:
+        ValueError: If there is no image, or if two of them would share a label map.
+    """
+    root = Path(image_root)
+    found: dict[Path, Path] = {}
+    for file in sorted(root.rglob("*")):
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        stem = file.relative_to(root).with_suffix("")
+        if stem in found:
+            raise ValueError(f"{found[stem]} and {file} have the same name, but one label map")
+        found[stem] = file
+    if not found:
+        raise ValueError(f"no images in {image_root}: expected {', '.join(IMAGE_SUFFIXES)}")
+    return [
+        {"file_name": str(file), "sem_seg_file_name": f"{Path(label_root) / stem}.png"}
+        for stem, file in found.items()
+    ]
+
+
+def check_semantic_datasets(
+    train: Sequence[str], test: Sequence[str], *, ignore_value: int
+) -> None:
+    """Check the images and label maps of all data sets of a run; every file is read.
+
+    Args:
+        train: Registered names of the training sets; may be empty.
+        test: Registered names of the sets that are evaluated.
+        ignore_value: MODEL.SEM_SEG_HEAD.IGNORE_VALUE.
+
+    Raises:
+        FileNotFoundError: As `count_labels`.
+        ValueError: As `count_labels`, or if there is not one labelled pixel to train on, or to
+            evaluate on.
+    """
+    counts = {
+        name: count_labels(name, ignore_value=ignore_value)
+        for name in dict.fromkeys([*train, *test])
+    }
+    empty = [name for name in test if not counts[name].any()]
+    if train and not any(counts[name].any() for name in train):
+        empty = [*train]
+    if empty:
+        raise ValueError(
+            f"not one pixel is labelled in {', '.join(empty)}: every value is {ignore_value}, "
+            "which does not count"
+        )
+
+
+def count_labels(name: str, *, ignore_value: int) -> np.ndarray:
+    """Check the images and label maps of a registered data set, and count their pixels.
+
+    Args:
+        name: Registered name.
+        ignore_value: Value of the pixels that do not count.
+
+    Returns:
+        (K,) pixels of each class.
+
+    Raises:
+        FileNotFoundError: If images or label maps are missing.
+        ValueError: If the data set has no label maps or another ignored value; if an image or a
+            label map is truncated, if their sizes differ, or if there are values beside the classes
+            and `ignore_value`.
+    """
+    metadata = MetadataCatalog.get(name)
+    ignored = metadata.get("ignore_label", ignore_value)
+    if ignored != ignore_value:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}, but pixels that do not count have "
+            f"the value {ignored} in {name}"
+        )
+    records = _load(name)
+    images = [
+        ImageRecord(record["file_name"], position, None, None, [])
+        for position, record in enumerate(records)
+    ]
+    check_image_files(name, images)
+
+    labels = [record["sem_seg_file_name"] for record in records]
+    start = time.perf_counter()
+    with ThreadPoolExecutor(FILE_THREADS) as threads:
+        missing = [
+            file
+            for file, exists in zip(labels, threads.map(os.path.isfile, labels), strict=True)
+            if not exists
+        ]
+        if missing:
+            raise FileNotFoundError(
+                f"{name}: {len(missing)} of {len(labels)} label maps do not exist" + listed(missing)
+            )
+        num_classes = len(metadata.stuff_classes)
+        found = list(
+            threads.map(lambda record: _read_label(record, num_classes, ignore_value), records)
+        )
+    faults = [
+        f"{file} {label.fault}" for file, label in zip(labels, found, strict=True) if label.fault
+    ]
+    if faults:
+        raise ValueError(
+            f"{name}: {len(faults)} of {len(labels)} label maps cannot be used" + listed(faults)
+        )
+    seconds = time.perf_counter() - start
+    logger.info("%s: read %d label maps in %.1f s", name, len(labels), seconds)
+    return np.sum([label.counts for label in found], axis=0)[:num_classes]
+
+
+class LabelMap(NamedTuple):
+    """What a label map holds.
+
+    Attributes:
+        counts: Pixels of each of the 256 values.
+        fault: Why it cannot be used; empty if it can.
+    """
+
+    counts: Sequence[int]
+    fault: str
+
+
+def _read_label(record: dict[str, Any], num_classes: int, ignore_value: int) -> LabelMap:
+    nothing = [0] * 256
+    try:
+        with Image.open(record["sem_seg_file_name"]) as label:
+            if label.mode != "L":
+                return LabelMap(
+                    nothing,
+                    f"is of mode {label.mode}: expected 8-bit greyscale, whose values are the "
+                    "indices of the classes",
+                )
+            size, counts = label.size, label.histogram()
+    except (OSError, ValueError, SyntaxError) as error:
+        return LabelMap(nothing, f"is truncated or not an image ({error})")
+    with Image.open(record["file_name"]) as image:
+        expected = image.size
+        if image.getexif().get(ExifTags.Base.Orientation) in TURNED_SIDEWAYS:
+            expected = expected[::-1]
+    if size != expected:
+        return LabelMap(
+            counts, f"is {size[0]} x {size[1]} pixels, its image {expected[0]} x {expected[1]}"
+        )
+    wrong = [
+        str(value)
+        for value, count in enumerate(counts)
+        if count and value >= num_classes and value != ignore_value
+    ]
+    if wrong:
+        more = f" and {len(wrong) - SHOWN_VALUES} more" if len(wrong) > SHOWN_VALUES else ""
+        return LabelMap(
+            counts,
+            f"has the values {', '.join(wrong[:SHOWN_VALUES])}{more}: expected 0 to "
+            f"{num_classes - 1}, and {ignore_value} where pixels do not count",
+        )
+    return LabelMap(counts, "")
+
+
+def _load(name: str) -> list[dict[str, Any]]:
+    """Load a data set that has label maps, each with the image that it belongs to."""
+    try:
+        records = DatasetCatalog.get(name)
+    except AssertionError as error:  # Detectron2's way to say that files are missing
+        raise ValueError(f"{name} cannot be loaded: {error}") from error
+    for record in records:
+        if "sem_seg_file_name" not in record:
+            raise ValueError(
+                f"{name} has no label maps (sem_seg_file_name), which a semantic model needs; one "
+                "of your own is made known with --register-sem-seg NAME IMAGES LABELS CLASSES"
+            )
+    if MetadataCatalog.get(name).get("evaluator_type") == "sem_seg":
+        # Detectron2 pairs files by their order where both folders have the same number of them.
+        for record in records:
+            image, label = Path(record["file_name"]), Path(record["sem_seg_file_name"])
+            if image.stem != label.stem:
+                raise ValueError(f"{name}: {image} has no label map; {label} is of another image")
+    return records
