@@ -6,12 +6,15 @@
 
 Without a GPU add `MODEL.DEVICE cpu`. A data set of one's own in COCO format needs no code:
 `--register-coco NAME JSON IMAGE_ROOT` makes it known under a name for DATASETS.TRAIN and
-DATASETS.TEST, and the class count follows from the file.
+DATASETS.TEST, and the class count follows from the file. `--register-sem-seg NAME IMAGES LABELS
+CLASSES` does so for images and label maps of semantic segmentation.
 """
 
 import argparse
 import contextlib
+import functools
 import logging
+import operator
 import os
 import sys
 import tempfile
@@ -28,6 +31,7 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.solver import LRScheduler
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from point_rend.checkpoint import SafeDetectionCheckpointer
@@ -41,11 +45,24 @@ from point_rend.config import (
 from point_rend.data.checks import check_datasets, leave_out_impossible_annotations
 from point_rend.data.coco import class_names, describe, register_coco
 from point_rend.data.mapper import NamingDatasetMapper
-from point_rend.evaluation.build import build_evaluator, check_evaluators
+from point_rend.data.semantic import SEMANTIC_MODELS, check_semantic_datasets, register_sem_seg
+from point_rend.evaluation.build import (
+    INSTANCES,
+    PANOPTIC,
+    SEM_SEG,
+    build_evaluator,
+    check_evaluators,
+)
+from point_rend.evaluation.test_time import (
+    build_test_time_augmentation,
+    check_test_time_augmentation,
+)
 from point_rend.solver import build_lr_scheduler
 
 USER_ERROR = 2  # exit code, as of argparse
 UNSAID = -1
+
+PANOPTIC_MODELS = ("PanopticFPN", "PointRendPanopticFPN")  # names in the registry
 
 logger = logging.getLogger("point_rend.train_net")
 
@@ -60,6 +77,16 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar=("NAME", "JSON", "IMAGE_ROOT"),
         help="register a data set in COCO format under NAME; may be repeated",
+    )
+    parser.add_argument(
+        "--register-sem-seg",
+        nargs=4,
+        action="append",
+        default=[],
+        metavar=("NAME", "IMAGES", "LABELS", "CLASSES"),
+        help="register a folder of images and one of label maps (greyscale PNG files of the same "
+        "names; 255 does not count) under NAME; CLASSES is a file with one class name per line, or "
+        "the names with commas between them; may be repeated",
     )
     parser.add_argument(
         "--allow-unsafe-checkpoint",
@@ -92,47 +119,100 @@ def setup(args: argparse.Namespace) -> Run:
     """
     if not args.config_file:
         raise ValueError("--config-file is missing; the published configs are below configs/")
-    for dataset in args.register_coco:
-        register_coco(*dataset)
+    register_datasets(args)
     cfg = load_config(args.config_file, args.opts)
     training = not args.eval_only
     train, test = cfg.DATASETS.TRAIN if training else (), cfg.DATASETS.TEST
     if not (train if training else test):
         raise ValueError(f"DATASETS.{'TRAIN' if training else 'TEST'} is empty")
 
-    filled = fill_class_count(
-        cfg, [*train, *test], is_said=says_class_count(args.config_file, args.opts)
-    )
+    outputs = model_outputs(cfg)
+    filled = []
+    for count in CLASS_COUNTS:
+        if count.output in outputs:
+            is_said = says(args.config_file, args.opts, count.key)
+            if fill_class_count(cfg, count, [*train, *test], is_said=is_said):
+                filled.append(count.key)
     check_config(cfg, training=training)
+    check_test_time_augmentation(cfg)
     check_machine(cfg, args.num_gpus, args.num_machines)
-    check_evaluators(train, test)
+    check_evaluators(train, test, outputs=outputs)
     check_output_dir(cfg.OUTPUT_DIR)
     cfg.freeze()
 
     set_up_logger(cfg)
-    if filled:
-        logger.info("%d classes, as the data sets have", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    mask_format = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None
-    return Run(args, cfg, check_datasets(train, test, mask_format=mask_format))
+    for key in filled:
+        logger.info("%s is %d, as the data sets have", key, value_of(cfg, key))
+    unclean: tuple[str, ...] = ()
+    if "instances" in outputs:
+        mask_format = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None
+        unclean = check_datasets(train, test, mask_format=mask_format)
+    if "sem_seg" in outputs:
+        ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        check_semantic_datasets(train, test, ignore_value=ignore_value)
+    return Run(args, cfg, unclean)
 
 
-def says_class_count(config_file: str, opts: Sequence[str]) -> bool:
-    """Tell whether MODEL.ROI_HEADS.NUM_CLASSES is given, even if by its default value."""
+def register_datasets(args: argparse.Namespace) -> None:
+    """Make the data sets of the command line known."""
+    for dataset in args.register_coco:
+        register_coco(*dataset)
+    for dataset in args.register_sem_seg:
+        register_sem_seg(*dataset)
+
+
+class ClassCount(NamedTuple):
+    """Where a number of classes stands.
+
+    Attributes:
+        output: Field of a model's results to which the classes belong.
+        names: Field of a data set's metadata that names them.
+        key: Config key of their number.
+    """
+
+    output: str
+    names: str
+    key: str
+
+
+CLASS_COUNTS = (
+    ClassCount("instances", "thing_classes", "MODEL.ROI_HEADS.NUM_CLASSES"),
+    ClassCount("sem_seg", "stuff_classes", "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
+)
+
+
+def model_outputs(cfg: CfgNode) -> frozenset[str]:
+    """Tell which fields the results of a model have."""
+    if cfg.MODEL.META_ARCHITECTURE in SEMANTIC_MODELS:
+        return SEM_SEG
+    return PANOPTIC if cfg.MODEL.META_ARCHITECTURE in PANOPTIC_MODELS else INSTANCES
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """Look up a dotted key."""
+    return functools.reduce(operator.getitem, key.split("."), cfg)
+
+
+def says(config_file: str, opts: Sequence[str], key: str) -> bool:
+    """Tell whether a count is given under a key, even if by its default value."""
     probe = get_cfg()
     add_pointrend_config(probe)
-    probe.MODEL.ROI_HEADS.NUM_CLASSES = UNSAID
+    probe.merge_from_list([key, UNSAID])
     merge_from_file_safely(probe, config_file)
     probe.merge_from_list(list(opts))
-    return probe.MODEL.ROI_HEADS.NUM_CLASSES != UNSAID
+    return value_of(probe, key) != UNSAID
 
 
-def fill_class_count(cfg: CfgNode, datasets: Sequence[str], *, is_said: bool) -> bool:
-    """Take the class count over from the data sets, or check that the given one is theirs.
+def fill_class_count(
+    cfg: CfgNode, count: ClassCount, datasets: Sequence[str], *, is_said: bool
+) -> bool:
+    """Take a class count over from the data sets, or check that the given one is theirs.
 
     Args:
-        cfg: The config; MODEL.ROI_HEADS.NUM_CLASSES may be changed.
+        cfg: The config; the value under `count.key` may be changed.
+        count: Which classes.
         datasets: Names of the registered data sets of the run.
-        is_said: Whether the user has given MODEL.ROI_HEADS.NUM_CLASSES.
+        is_said: Whether the user has given `count.key`.
 
     Returns:
         Whether the count was taken over.
@@ -141,22 +221,23 @@ def fill_class_count(cfg: CfgNode, datasets: Sequence[str], *, is_said: bool) ->
         ValueError: If the data sets have different classes, or if a count in the config is not
             theirs.
     """
-    classes = class_names(datasets)
+    classes = class_names(datasets, count.names)
     if classes is None:
         return False
-    counts = {}
-    if is_said:
-        counts["MODEL.ROI_HEADS.NUM_CLASSES"] = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if cfg.MODEL.POINT_HEAD.NUM_CLASSES != INHERIT:
-        counts["MODEL.POINT_HEAD.NUM_CLASSES"] = cfg.MODEL.POINT_HEAD.NUM_CLASSES
-    for key, count in counts.items():
-        if count != len(classes):
+    keys = [count.key] if is_said else []
+    semantic = count.output == "sem_seg"
+    own_point_head = semantic and cfg.MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME
+    point_head = f"MODEL.{'SEM_SEG_HEAD.' if own_point_head else ''}POINT_HEAD.NUM_CLASSES"
+    if value_of(cfg, point_head) != INHERIT:
+        keys.append(point_head)
+    for key in keys:
+        if value_of(cfg, key) != len(classes):
             raise ValueError(
-                f"{key} is {count}, but the number of classes is {len(classes)} in "
+                f"{key} is {value_of(cfg, key)}, but the number of classes is {len(classes)} in "
                 f"{', '.join(map(describe, dict.fromkeys(datasets)))}; leave the key out and it "
                 "follows the data"
             )
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
+    cfg.merge_from_list([count.key, len(classes)])
     return not is_said
 
 
@@ -242,6 +323,13 @@ class Trainer(DefaultTrainer):
         """Build the evaluator of a data set."""
         return build_evaluator(cfg, dataset_name)
 
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+        """Evaluate a model, with the variants of each image if TEST.AUG.ENABLED asks for them."""
+        if cfg.TEST.AUG.ENABLED:
+            model = build_test_time_augmentation(cfg, model)
+        return super().test(cfg, model, evaluators)
+
 
 def run(args: argparse.Namespace, cfg: CfgNode, unclean_datasets: Sequence[str]) -> Any:
     """Train or evaluate; every process of a run executes this.
@@ -254,8 +342,7 @@ def run(args: argparse.Namespace, cfg: CfgNode, unclean_datasets: Sequence[str])
     Returns:
         The results of the evaluation by data set, or of the only one; after a training None.
     """
-    for dataset in args.register_coco:
-        register_coco(*dataset)
+    register_datasets(args)
     for name in unclean_datasets:
         leave_out_impossible_annotations(name, masks=cfg.MODEL.MASK_ON)
     default_setup(cfg, args)
