@@ -173,6 +173,8 @@ DEEPLAB_90K = CITYSCAPES | {
     "SOLVER.POLY_LR_CONSTANT_ENDING": 0.0,
     "SOLVER.MAX_ITER": 90000,
     "SOLVER.IMS_PER_BATCH": 16,
+    "TEST.AUG.MIN_SIZES": (512, 1024, 1536),
+    "TEST.AUG.MAX_SIZE": 3072,
 }
 MMSEGMENTATION = {
     "MODEL.RESNETS.NORM": "SyncBN",
@@ -428,6 +430,16 @@ def test_the_rates_of_a_recipe_follow_mmsegmentations_formula(recipe, share):
     curve = (0.01 - 1e-4) * (1 - iteration / last) ** 0.9 + 1e-4
     expected = min(1.0, 0.1 + 0.9 * iteration / 200) * curve
     assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in LEAVES if "deeplab" in name])
+def test_deeplab_is_tested_at_sizes_that_its_pyramid_takes(name):
+    cfg = load(name)
+    crop_height, crop_width = cfg.INPUT.CROP.SIZE
+    for side in (cfg.INPUT.MIN_SIZE_TEST, *cfg.TEST.AUG.MIN_SIZES):  # images are twice as wide
+        assert side % crop_height == 0
+        assert 2 * side % crop_width == 0
+        assert 2 * side <= max(cfg.INPUT.MAX_SIZE_TEST, cfg.TEST.AUG.MAX_SIZE)
 
 
 # --- one step of every architecture -------------------------------------------------------------

@@ -111,7 +111,10 @@ def test_a_training_uses_the_schedule_and_resumes_it():
         ({"POLY_LR_CONSTANT_ENDING": -0.1}, "POLY_LR_CONSTANT_ENDING: expected 0 to 1, got -0.1"),
         ({"POLY_LR_POWER": -1.0}, "POLY_LR_POWER: expected 0 or more, got -1.0"),
         ({"WARMUP_FACTOR": 2.0}, "WARMUP_FACTOR: expected 0 to 1, got 2.0"),
-        ({"WARMUP_METHOD": "burnin"}, "WARMUP_METHOD: expected linear or constant, got 'burnin'"),
+        (
+            {"WARMUP_METHOD": "exponential"},
+            "WARMUP_METHOD: expected linear or constant, got 'exponential'",
+        ),
     ],
 )
 def test_a_number_that_cannot_work_is_named(values, message):
