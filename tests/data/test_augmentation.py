@@ -5,8 +5,16 @@ import random
 import cv2
 import numpy as np
 import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import AugInput, AugmentationList
+from fvcore.transforms.transform import CropTransform, HFlipTransform
 
-from point_rend import ColorAugSSDTransform
+from point_rend import ColorAugSSDTransform, load_config
+from point_rend.data.augmentation import ColorAugSSD, DrawnColourTransform, build_augmentations
+from point_rend.data.mapper import NamingDatasetMapper
+from tests.tiny_datasets import POINTREND
+from tests.tiny_semantic import IGNORED, label_map, write_sem_seg
 
 
 def picture(seed: int = 0) -> np.ndarray:
@@ -122,3 +130,160 @@ def test_labels_and_coordinates_are_left_alone():
 def test_another_order_of_channels_is_refused_with_the_key():
     with pytest.raises(ValueError, match=r"INPUT\.FORMAT.*BGR or RGB.*'L'"):
         ColorAugSSDTransform("L")
+
+
+# The distortion as an augmentation
+
+
+def test_a_drawn_distortion_is_the_same_for_whatever_it_is_given():
+    for seed in range(10):
+        random.seed(seed)
+        drawn = ColorAugSSD("BGR").get_transform(picture())
+        first = drawn.apply_image(picture(1))
+        random.seed(seed + 1)
+        assert np.array_equal(drawn.apply_image(picture(1)), first)
+
+
+@pytest.mark.parametrize("img_format", ["BGR", "RGB"])
+def test_the_augmentation_draws_as_the_transform_does(img_format):
+    for seed in range(20):
+        random.seed(seed)
+        expected = ColorAugSSDTransform(img_format).apply_image(picture())
+        random.seed(seed)
+        drawn = ColorAugSSD(img_format).get_transform(picture())
+        assert np.array_equal(drawn.apply_image(picture()), expected)
+
+
+def test_the_augmentation_can_be_printed_and_refuses_other_orders():
+    assert repr(ColorAugSSD("RGB")) == "ColorAugSSD(img_format='RGB')"
+    with pytest.raises(ValueError, match=r"INPUT\.FORMAT"):
+        ColorAugSSD("L")
+
+
+# The recipes
+
+
+def recipe(*more, meta_arch: str = "SemanticSegmentor") -> CfgNode:
+    """A small copy of the recipe of semantic segmentation."""
+    return load_config(
+        POINTREND,
+        [
+            *("MODEL.META_ARCHITECTURE", meta_arch, "MODEL.MASK_ON", "False"),
+            *("INPUT.MIN_SIZE_TRAIN", "(64, 96, 128)", "INPUT.MAX_SIZE_TRAIN", "512"),
+            *("INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute"),
+            *("INPUT.CROP.SIZE", "(32, 48)", "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", "0.75"),
+            *("INPUT.COLOR_AUG_SSD", "True", "INPUT.MIN_SIZE_TEST", "96"),
+            *more,
+        ],
+    )
+
+
+def names(cfg: CfgNode, *, is_train: bool = True) -> list[str]:
+    return [type(step).__name__ for step in build_augmentations(cfg, is_train=is_train)]
+
+
+@pytest.mark.parametrize("meta_arch", ["SemanticSegmentor", "PointRendSemanticSegmentor"])
+def test_semantic_models_resize_crop_distort_and_flip(meta_arch):
+    assert names(recipe(meta_arch=meta_arch)) == [
+        "ResizeShortestEdge",
+        "RandomCrop_CategoryAreaConstraint",
+        "ColorAugSSD",
+        "RandomFlip",
+    ]
+    assert names(recipe(meta_arch=meta_arch), is_train=False) == ["ResizeShortestEdge"]
+
+
+def test_other_models_crop_first():
+    order = ["RandomCrop", "ResizeShortestEdge", "ColorAugSSD", "RandomFlip"]
+    assert names(recipe(meta_arch="GeneralizedRCNN")) == order
+
+
+def test_what_is_switched_off_is_left_out():
+    off = ["INPUT.CROP.ENABLED", "False", "INPUT.COLOR_AUG_SSD", "False"]
+    assert names(recipe(*off, "INPUT.RANDOM_FLIP", "none")) == ["ResizeShortestEdge"]
+
+
+def test_variants_at_test_time_start_from_the_image_as_it_is():
+    assert names(recipe("TEST.AUG.ENABLED", "True"), is_train=False) == []
+
+
+def test_image_and_labels_stay_together():
+    """An image that shows its own labels shows them after every augmentation but colour."""
+    steps = AugmentationList(
+        build_augmentations(recipe("INPUT.COLOR_AUG_SSD", "False"), is_train=True)
+    )
+    labels = np.kron(np.arange(12, dtype=np.uint8).reshape(3, 4), np.ones((32, 32), np.uint8))
+    kinds = set()
+    for seed in range(12):
+        np.random.seed(seed)
+        sample = AugInput(np.repeat(labels[..., None] * 20, 3, axis=2), sem_seg=labels)
+        transforms = steps(sample)
+        kinds |= {type(step) for step in transforms.transforms}
+        assert sample.image.shape == (32, 48, 3)
+        assert sample.sem_seg.shape == (32, 48)
+        agree = np.abs(sample.image[..., 0] / 20 - sample.sem_seg) < 0.1
+        assert agree.mean() > 0.7  # all but the seams, which the image blends
+    assert {CropTransform, HFlipTransform} <= kinds
+
+
+def test_every_short_side_is_drawn_and_no_other():
+    steps = AugmentationList(
+        build_augmentations(recipe("INPUT.CROP.ENABLED", "False"), is_train=True)
+    )
+    sides = set()
+    for seed in range(40):
+        np.random.seed(seed)
+        sample = AugInput(np.zeros((30, 60, 3), np.uint8), sem_seg=np.zeros((30, 60), np.uint8))
+        steps(sample)
+        sides.add(min(sample.image.shape[:2]))
+    assert sides == {64, 96, 128}
+
+
+def test_no_class_fills_more_of_a_crop_than_the_bound_and_ignored_pixels_do_not_count():
+    crop = build_augmentations(recipe(), is_train=True)[1]
+    labels = np.zeros((32, 480), np.uint8)
+    labels[:, 240:] = 1  # most crops see one class only
+    labels[:16] = IGNORED
+    image = np.zeros((32, 480, 3), np.uint8)
+    shares = []
+    for seed in range(60):
+        np.random.seed(seed)
+        seen = crop.get_transform(image, labels).apply_segmentation(labels)
+        counts = np.bincount(seen.ravel(), minlength=256)[:2]
+        shares.append(counts.max() / counts.sum())
+    # One crop in ten straddles the border; ten tries find one in two of three cases.
+    assert np.mean(np.array(shares) < 0.75) > 0.3
+    for seed in range(60):
+        np.random.seed(seed)
+        unbounded = crop.crop_aug.get_transform(image).apply_segmentation(labels)
+        counts = np.bincount(unbounded.ravel(), minlength=256)[:2]
+        shares[seed] = counts.max() / counts.sum()
+    assert np.mean(np.array(shares) < 0.75) < 0.2
+
+
+def test_a_crop_without_one_labelled_pixel_is_a_crop():
+    crop = build_augmentations(recipe(), is_train=True)[1]
+    nothing = np.full((64, 96), IGNORED, np.uint8)
+    seen = crop.get_transform(np.zeros((64, 96, 3), np.uint8), nothing)
+    assert seen.apply_segmentation(nothing).shape == (32, 48)
+
+
+def test_the_mapper_gives_image_and_labels_of_the_recipe(tmp_path):
+    written = write_sem_seg(tmp_path, scales=(1,))
+    mapper = NamingDatasetMapper(recipe(), is_train=True)
+    assert [type(step).__name__ for step in mapper.augmentations.augs] == names(recipe())
+    record = {"file_name": str(written.image(0)), "sem_seg_file_name": str(written.label(0))}
+    sample = mapper(record)
+    assert sample["image"].shape == (3, 32, 48)
+    assert sample["image"].dtype == torch.uint8
+    assert sample["sem_seg"].shape == (32, 48)
+    assert sample["sem_seg"].dtype == torch.long
+    assert set(sample["sem_seg"].unique().tolist()) <= {0, 1, 2, 3, IGNORED}
+    assert (sample["height"], sample["width"]) == label_map(0).shape
+
+
+def test_drawn_distortions_leave_labels_and_coordinates_alone():
+    drawn = DrawnColourTransform([], is_rgb=True)
+    coords, labels = np.random.rand(5, 2), np.arange(6).reshape(2, 3)
+    assert np.array_equal(drawn.apply_coords(coords), coords)
+    assert np.array_equal(drawn.apply_segmentation(labels), labels)

@@ -119,7 +119,8 @@ def test_a_folder_without_images_and_two_images_of_one_name_are_refused(
 # Label maps
 
 
-def test_pixels_are_counted_by_class(tiny: SemSegSet) -> None:
+@pytest.mark.usefixtures("tiny")
+def test_pixels_are_counted_by_class() -> None:
     counts = count_labels("tiny", ignore_value=IGNORED)
     maps = np.stack([label_map(0), label_map(1)])
     expected = [(maps == value).sum() for value in range(len(CLASSES))]
@@ -127,10 +128,8 @@ def test_pixels_are_counted_by_class(tiny: SemSegSet) -> None:
     assert counts.tolist() == expected
 
 
-def test_reading_the_label_maps_says_its_time(
-    tiny: SemSegSet, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert tiny
+@pytest.mark.usefixtures("tiny")
+def test_reading_the_label_maps_says_its_time(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="point_rend"):
         check()
     assert "tiny: read 2 label maps in" in caplog.text
@@ -212,18 +211,18 @@ def test_an_image_without_one_labelled_pixel_is_fine_a_set_is_not(tiny: SemSegSe
         check(train=(), test=("tiny",))
 
 
-def test_one_training_set_with_labels_is_enough(tiny: SemSegSet, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("tiny")
+def test_one_training_set_with_labels_is_enough(tmp_path: Path) -> None:
     other = write_sem_seg(tmp_path / "other", scales=(1,))
     write_label(other.label(0), np.full((HEIGHT, WIDTH), IGNORED))
     register_sem_seg("other", *other)
-    assert tiny
     check(train=("tiny", "other"))
     with pytest.raises(ValueError, match="in other"):
         check(test=("tiny", "other"))
 
 
-def test_another_ignored_value_than_that_of_the_data_is_refused_with_both(tiny: SemSegSet) -> None:
-    assert tiny
+@pytest.mark.usefixtures("tiny")
+def test_another_ignored_value_than_that_of_the_data_is_refused_with_both() -> None:
     with pytest.raises(ValueError, match=r"IGNORE_VALUE is 0.*value 255 in tiny"):
         check_semantic_datasets(["tiny"], [], ignore_value=0)
 
