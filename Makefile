@@ -8,22 +8,26 @@
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help demo test lint type format venv clean
+.PHONY: help demo demo-semantic test lint type format venv clean
 
 help:
-	@echo "make demo    train a small PointRend on drawn shapes, evaluate it, write pictures"
-	@echo "make test    run the tests"
-	@echo "make lint    check rules, layout and spelling"
-	@echo "make type    check the types"
-	@echo "make format  lay out the sources"
-	@echo "make venv    set up .venv, which the others do where it is missing"
-	@echo "make clean   remove .venv and caches; results in output/ stay"
+	@echo "make demo            train a small PointRend on drawn shapes, evaluate it, write pictures"
+	@echo "make demo-semantic   the same for semantic segmentation, on street scenes"
+	@echo "make test            run the tests"
+	@echo "make lint            check rules, layout and spelling"
+	@echo "make type            check the types"
+	@echo "make format          lay out the sources"
+	@echo "make venv            set up .venv, which the others do where it is missing"
+	@echo "make clean           remove .venv and caches; results in output/ stay"
 
 venv:
 	@sh tools/setup_venv.sh
 
 demo: venv
 	$(BIN)/python tools/demo.py $(ARGS)
+
+demo-semantic: venv
+	$(BIN)/python -m tools.demo_semantic $(ARGS)
 
 # One thread in each of a few processes is faster than many threads on small tensors.
 test: venv
