@@ -26,6 +26,14 @@ INHERIT = -1
 # PointRendROIHeads still builds it under that name.
 POINT_MASK_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead", "CoarseMaskHead")
 
+# Names of the meta-architectures that have a semantic head.
+MODELS_WITH_SEMANTIC_HEAD = (
+    "SemanticSegmentor",
+    "PanopticFPN",
+    "PointRendSemanticSegmentor",
+    "PointRendPanopticFPN",
+)
+
 DEFAULTS: dict[str, Any] = {
     # Largest share of a random crop that one category may fill, 0 to 1; 1 switches the retries off.
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
@@ -215,13 +223,51 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
         training: Whether the config is about to train a model.
 
     Raises:
-        ValueError: If keys of the mask head contradict others; the message names them.
+        ValueError: If keys contradict each other; the message names them.
     """
+    if training:
+        _check_short_sides(cfg)
+    if cfg.MODEL.META_ARCHITECTURE in MODELS_WITH_SEMANTIC_HEAD:
+        _check_crop_of_deeplab(cfg)
+    if cfg.MODEL.MASK_ON:
+        _check_mask_head(cfg, training=training)
+
+
+def _check_short_sides(cfg: CfgNode) -> None:
+    sides, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    if sampling not in ("choice", "range"):
+        raise ValueError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING must be choice or range, got {sampling!r}")
+    if sampling == "range" and len(sides) != 2:
+        raise ValueError(
+            "INPUT.MIN_SIZE_TRAIN_SAMPLING is range: INPUT.MIN_SIZE_TRAIN must be the smallest and "
+            f"the largest short side, got {tuple(sides)}"
+        )
+
+
+def _check_crop_of_deeplab(cfg: CfgNode) -> None:
+    """Check what DeepLab's heads read of the crop: the window of their average."""
+    head, crop = cfg.MODEL.SEM_SEG_HEAD, cfg.INPUT.CROP
+    name = head.NAME
+    if name == "PointRendSemSegHead":
+        name = cfg.MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME
+    if not (name.startswith("DeepLab") and crop.ENABLED):
+        return
+    if crop.TYPE != "absolute":
+        raise ValueError(
+            f"INPUT.CROP.TYPE is {crop.TYPE!r}, but {name} needs crops of one size: set it to "
+            "absolute, or INPUT.CROP.ENABLED to False"
+        )
+    if name == "DeepLabV3Head" and any(side % head.COMMON_STRIDE for side in crop.SIZE):
+        raise ValueError(
+            f"INPUT.CROP.SIZE is {tuple(crop.SIZE)}, but for {name} both sides must be multiples "
+            f"of MODEL.SEM_SEG_HEAD.COMMON_STRIDE, which is {head.COMMON_STRIDE}"
+        )
+
+
+def _check_mask_head(cfg: CfgNode, *, training: bool) -> None:
     model = cfg.MODEL
     mask_head = model.ROI_MASK_HEAD
     mask_format = cfg.INPUT.MASK_FORMAT
-    if not model.MASK_ON:
-        return
     if training and mask_format not in ("bitmask", "polygon"):
         raise ValueError(f"INPUT.MASK_FORMAT must be bitmask or polygon, got {mask_format!r}")
     if mask_head.NAME not in POINT_MASK_HEADS:

@@ -469,6 +469,43 @@ class TestCheckConfig:
         cfg = load_config(get_config_file(COCO_1X), [*opts, "MODEL.MASK_ON", "False"])
         check_config(cfg, training=True)
 
+    @pytest.mark.parametrize(
+        ("opts", "message"),
+        [
+            (
+                ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "any"],
+                "SAMPLING must be choice or range, got 'any",
+            ),
+            (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], r"INPUT.MIN_SIZE_TRAIN must be .*\(640, "),
+        ],
+    )
+    def test_short_sides_are_checked_in_training_alone(self, opts, message):
+        cfg = load_config(get_config_file(COCO_1X), opts)
+        check_config(cfg, training=False)
+        with pytest.raises(ValueError, match=message):
+            check_config(cfg, training=True)
+
+    @pytest.mark.parametrize("prefix", ["", "pointrend_"])
+    @pytest.mark.parametrize(
+        ("opts", "message"),
+        [
+            (["INPUT.CROP.TYPE", "relative"], "INPUT.CROP.TYPE is 'relative', but DeepLabV3Head"),
+            (["INPUT.CROP.SIZE", "[512, 1000]"], r"SIZE is \(512, 1000\), .* which is 16"),
+        ],
+    )
+    def test_the_crop_fits_deeplab(self, prefix, opts, message):
+        name = f"SemanticSegmentation/{prefix}deeplab_v3_R_103_os16_90k_cityscapes.yaml"
+        cfg = load_config(get_config_file(name), opts)
+        with pytest.raises(ValueError, match=message):
+            check_config(cfg, training=True)
+        cfg.INPUT.CROP.ENABLED = False
+        check_config(cfg, training=True)
+
+    def test_other_heads_take_any_crop(self):
+        name = "SemanticSegmentation/pointrend_semantic_R_101_FPN_1x_cityscapes.yaml"
+        opts = ["INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5, 0.7]"]
+        check_config(load_config(get_config_file(name), opts), training=True)
+
     def test_polygons_are_refused_in_training_alone(self):
         cfg = load_config(get_config_file(COCO_1X), ["INPUT.MASK_FORMAT", "polygon"])
         check_config(cfg, training=False)
