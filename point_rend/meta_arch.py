@@ -4,6 +4,7 @@ Shapes: K classes; a label map and the logits of an image have its height and wi
 """
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,14 +27,17 @@ def _check_head(head: nn.Module, meta_arch: str) -> None:
         )
 
 
-def _padded_labels(model: nn.Module, inputs: Inputs) -> Tensor:
+def _pad(model: Any, tensors: list[Tensor], value: float = 0) -> ImageList:
+    """Pad images or label maps to one size that the backbone and the semantic head can take."""
+    backbone, head = model.backbone, model.sem_seg_head
+    divisor = math.lcm(backbone.size_divisibility or 1, getattr(head, "frame_stride", 1))
+    return ImageList.from_tensors(tensors, divisor, value, backbone.padding_constraints)
+
+
+def _padded_labels(model: Any, inputs: Inputs) -> Tensor:
     """Return the label maps of a batch, padded like its images by labels that do not count."""
-    backbone: Any = model.backbone
     labels = [image["sem_seg"].to(model.device) for image in inputs]
-    ignore_value: Any = model.sem_seg_head.ignore_value  # type: ignore[union-attr]
-    return ImageList.from_tensors(
-        labels, backbone.size_divisibility, ignore_value, backbone.padding_constraints
-    ).tensor
+    return _pad(model, labels, model.sem_seg_head.ignore_value).tensor
 
 
 def _output_size(image: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int]:
@@ -77,11 +81,7 @@ class PointRendSemanticSegmentor(SemanticSegmentor):
             (image["image"].to(self.device) - self.pixel_mean) / self.pixel_std
             for image in batched_inputs
         ]
-        images = ImageList.from_tensors(
-            pixels,
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
+        images = _pad(self, pixels)
         features = self.backbone(images.tensor)
         if self.training:
             labels = _padded_labels(self, batched_inputs)

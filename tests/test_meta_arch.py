@@ -111,6 +111,14 @@ def test_the_padding_of_labels_does_not_count():
     torch.testing.assert_close(losses["loss_sem_seg"], alone["loss_sem_seg"])
 
 
+def test_a_backbone_that_pads_nothing_gets_sizes_that_fit_the_head():
+    model = model_of(PointRendSemanticSegmentor)
+    model.backbone.size_divisibility = 0  # as DeepLab's backbone
+    inputs = images([(37, 50)])
+    assert set(model.train()(inputs)) == {"loss_sem_seg", "loss_sem_seg_point"}
+    assert predict(model, inputs)[0].shape == (6, 37, 50)
+
+
 def tiny_config(meta_architecture: str):
     cfg = get_cfg()
     add_pointrend_config(cfg)
