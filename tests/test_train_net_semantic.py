@@ -11,7 +11,6 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
-from PIL import Image
 
 from tests.tiny_datasets import (
     POINTREND,
@@ -29,6 +28,7 @@ from tests.tiny_semantic import (
     label_map,
     write_label,
     write_sem_seg,
+    write_train_ids,
 )
 
 train_net = load_script("train_net.py")
@@ -187,16 +187,6 @@ def test_cityscapes_is_trained_and_evaluated_by_its_own_scripts_and_leaves_no_fi
     settings = yaml.safe_load((output / "config.yaml").read_text())
     assert settings["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] == 19
     assert not list(here.iterdir())
-
-
-def write_train_ids(gt_dir: Path) -> None:
-    """Add the label maps for training to a split, by the table of cityscapesscripts."""
-    from cityscapesscripts.helpers.labels import id2label
-
-    table = np.array([id2label[i].trainId % 256 if i in id2label else IGNORED for i in range(256)])
-    for file in gt_dir.rglob("*_labelIds.png"):
-        target = file.with_name(file.name.replace("labelIds", "labelTrainIds"))
-        write_label(target, table[np.array(Image.open(file))])
 
 
 # Class counts

@@ -58,3 +58,13 @@ def write_sem_seg(folder: Path, *, scales: Sequence[float] = (1, 1)) -> SemSegSe
 
 def write_label(path: Path, labels: np.ndarray) -> None:
     Image.fromarray(labels.astype(np.uint8)).save(path)
+
+
+def write_train_ids(gt_dir: Path) -> None:
+    """Add the label maps for training to a split, by the table of cityscapesscripts."""
+    from cityscapesscripts.helpers.labels import id2label
+
+    table = np.array([id2label[i].trainId % 256 if i in id2label else IGNORED for i in range(256)])
+    for file in gt_dir.rglob("*_labelIds.png"):
+        target = file.with_name(file.name.replace("labelIds", "labelTrainIds"))
+        write_label(target, table[np.array(Image.open(file))])

@@ -258,7 +258,7 @@ def _image_fault(record: ImageRecord) -> str | None:
     try:
         with open(record.file_name, "rb") as file, Image.open(file) as image:
             width, height = image.size
-            if image.getexif().get(ExifTags.Base.Orientation) in TURNED_SIDEWAYS:
+            if record.width is not None and lies_on_its_side(image):
                 width, height = height, width
             end = END_OF_FILE.get(image.format or "")
             if end is not None:
@@ -274,6 +274,11 @@ def _image_fault(record: ImageRecord) -> str | None:
     if record.width is not None and (width, height) != (record.width, record.height):
         return f"is {width} x {height} pixels, declared are {record.width} x {record.height}"
     return None
+
+
+def lies_on_its_side(image: Image.Image) -> bool:
+    """Tell whether an image is turned by 90 degrees when it is read; decodes it if it is a PNG."""
+    return image.getexif().get(ExifTags.Base.Orientation) in TURNED_SIDEWAYS
 
 
 def _load_images(name: str) -> list[ImageRecord]:

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import ExifTags, Image
+from PIL import Image
 
 from point_rend.data.checks import (
     FILE_THREADS,
-    TURNED_SIDEWAYS,
     ImageRecord,
     check_image_files,
+    lies_on_its_side,
     listed,
 )
 
@@ -241,7 +241,8 @@ def _read_label(record: dict[str, Any], num_classes: int, ignore_value: int) -> 
         return LabelMap(nothing, f"is truncated or not an image ({error})")
     with Image.open(record["file_name"]) as image:
         expected = image.size
-        if image.getexif().get(ExifTags.Base.Orientation) in TURNED_SIDEWAYS:
+        # A PNG that lies on its side is rare, and looking costs the decoding of the whole image.
+        if (image.format != "PNG" or size != expected) and lies_on_its_side(image):
             expected = expected[::-1]
     if size != expected:
         return LabelMap(
@@ -266,7 +267,9 @@ def _load(name: str) -> list[dict[str, Any]]:
     """Load a data set that has label maps, each with the image that it belongs to."""
     try:
         records = DatasetCatalog.get(name)
-    except AssertionError as error:  # Detectron2's way to say that files are missing
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name} cannot be loaded: {error}") from error
+    except AssertionError as error:  # another way of Detectron2's to say that files are missing
         raise ValueError(f"{name} cannot be loaded: {error}") from error
     for record in records:
         if "sem_seg_file_name" not in record:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import types
 from collections.abc import Collection, Sequence
@@ -47,8 +48,10 @@ EVALUATIONS = {  # by the `evaluator_type` of a data set
     "cityscapes_instance": Evaluation(INSTANCES, ("cityscapesscripts", "shapely")),
     "sem_seg": Evaluation(SEM_SEG),
     "cityscapes_sem_seg": Evaluation(SEM_SEG, ("cityscapesscripts",)),
-    "coco_panoptic_seg": Evaluation(PANOPTIC, ("panopticapi",)),
+    "coco_panoptic_seg": Evaluation(PANOPTIC),
 }
+
+logger = logging.getLogger(__name__)
 
 
 def check_evaluators(
@@ -74,13 +77,8 @@ def check_evaluators(
                 f"cannot evaluate on {name}: its evaluator_type {_kind(name)!r} needs "
                 f"{', '.join(lacking)}, the results of the model are {', '.join(sorted(outputs))}"
             )
-    packages = {name: EVALUATIONS[_kind(name)].packages for name in test}
-    for name in train:
-        # The evaluation of panoptic data needs a package, their loader none.
-        if _kind(name) in EVALUATIONS and _kind(name) != "coco_panoptic_seg":
-            packages[name] = EVALUATIONS[_kind(name)].packages
-    for name, needed in packages.items():
-        for package in needed:
+    for name in [*train, *test]:
+        for package in EVALUATIONS[_kind(name)].packages if _kind(name) in EVALUATIONS else ():
             if importlib.util.find_spec(package) is None:
                 raise ValueError(f"{name} needs the package {package}: pip install {package}")
 
@@ -114,13 +112,19 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         case "cityscapes_sem_seg":
             return TidyCityscapesSemSegEvaluator(dataset_name)
         case "coco_panoptic_seg":
-            return DatasetEvaluators(
-                [
-                    LabelMapEvaluator(dataset_name, output_dir=folder),
-                    COCOEvaluator(dataset_name, tasks, output_dir=folder),
-                    COCOPanopticEvaluator(dataset_name, folder),
-                ]
-            )
+            evaluators = [
+                LabelMapEvaluator(dataset_name, output_dir=folder),
+                COCOEvaluator(dataset_name, tasks, output_dir=folder),
+            ]
+            if importlib.util.find_spec("panopticapi") is None:
+                logger.warning(
+                    "%s: mIoU and AP, but no panoptic quality, which needs panopticapi "
+                    "(pip install git+https://github.com/cocodataset/panopticapi.git)",
+                    dataset_name,
+                )
+            else:
+                evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
+            return DatasetEvaluators(evaluators)
     raise ValueError(_unknown(dataset_name))
 
 

@@ -1,0 +1,150 @@
+"""The evaluators of label maps, fed with the ground truth as predictions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
+from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
+from detectron2.structures import Instances
+from PIL import Image
+from torch import Tensor
+
+from point_rend import load_config
+from point_rend.data.coco import register_coco
+from point_rend.data.semantic import register_sem_seg
+from point_rend.evaluation.build import INSTANCES, SEM_SEG, build_evaluator, check_evaluators
+from tests.tiny_datasets import (
+    HEIGHT,
+    POINTREND,
+    WIDTH,
+    process_state_restored,
+    write_cityscapes,
+    write_coco,
+)
+from tests.tiny_semantic import CLASSES, IGNORED, label_map, write_sem_seg, write_train_ids
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    with process_state_restored():
+        yield
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> CfgNode:
+    return load_config(POINTREND, ["OUTPUT_DIR", str(tmp_path / "output")])
+
+
+def scores_of(labels: np.ndarray, num_classes: int) -> Tensor:
+    """Logits (K, H, W) that are highest at the labels; class 0 where pixels do not count."""
+    hard = torch.from_numpy(np.where(labels == IGNORED, 0, labels).astype(np.int64))
+    return torch.nn.functional.one_hot(hard, num_classes).permute(2, 0, 1).float()
+
+
+def evaluate(cfg: CfgNode, name: str, *, shift: int = 0) -> dict[str, float]:
+    """Score the label maps of a data set against themselves, or moved aside."""
+    evaluator = build_evaluator(cfg, name)
+    evaluator.reset()
+    for record in DatasetCatalog.get(name):
+        with Image.open(record["sem_seg_file_name"]) as image:
+            labels = np.roll(np.array(image), shift, axis=1)
+        scores = scores_of(labels, len(MetadataCatalog.get(name).stuff_classes))
+        evaluator.process([record], [{"sem_seg": scores}])
+    return evaluator.evaluate()["sem_seg"]
+
+
+def test_the_label_maps_score_100_in_every_class(cfg: CfgNode, tmp_path: Path) -> None:
+    register_sem_seg("tiny", *write_sem_seg(tmp_path))
+    results = evaluate(cfg, "tiny")
+    for figure in ("mIoU", "fwIoU", "mACC", "pACC", *(f"IoU-{name}" for name in CLASSES)):
+        assert results[figure] == pytest.approx(100)
+    assert not [figure for figure in results if "boundary" in figure.lower() or "B-Iou" in figure]
+    assert (Path(cfg.OUTPUT_DIR) / "inference" / "tiny" / "sem_seg_predictions.json").is_file()
+
+
+def test_the_mean_iou_is_that_of_a_slow_count(cfg: CfgNode, tmp_path: Path) -> None:
+    register_sem_seg("tiny", *write_sem_seg(tmp_path))
+    overlap, union = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
+    for number in (0, 1):
+        truth = label_map(number)
+        found = np.roll(truth, 5, axis=1)
+        found[found == IGNORED] = 0
+        for value in range(len(CLASSES)):
+            a, b = truth == value, (found == value) & (truth != IGNORED)
+            overlap[value] += (a & b).sum()
+            union[value] += (a | b).sum()
+    results = evaluate(cfg, "tiny", shift=5)
+    assert results["mIoU"] == pytest.approx(100 * (overlap / union).mean())
+    assert results["mIoU"] < 80
+
+
+def test_cityscapes_own_scripts_give_100_and_leave_no_file(
+    cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    image_dir, gt_dir = write_cityscapes(Path("../city"))
+    write_train_ids(Path(gt_dir))
+    DatasetCatalog.register("city", lambda: load_cityscapes_semantic(image_dir, gt_dir))
+    MetadataCatalog.get("city").set(
+        gt_dir=gt_dir, evaluator_type="cityscapes_sem_seg", **_get_builtin_metadata("cityscapes")
+    )
+    results = evaluate(cfg, "city")
+    assert results["IoU"] == pytest.approx(100)
+    assert results["IoU_sup"] == pytest.approx(100)
+    assert evaluate(cfg, "city", shift=6)["IoU"] < 80
+    assert not list(here.iterdir())
+
+
+def test_panoptic_sets_give_miou_and_ap_and_say_what_else_is_needed(
+    cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = write_coco(tmp_path / "coco")
+    labels = write_sem_seg(tmp_path / "maps")
+    register_coco("things", *written)
+    things = DatasetCatalog.get("things")
+    for number, record in enumerate(things):
+        record["sem_seg_file_name"] = str(labels.label(number))
+    DatasetCatalog.register("both", lambda: things)
+    known = MetadataCatalog.get("things").as_dict() | {"name": "both"}
+    known |= {"evaluator_type": "coco_panoptic_seg", "ignore_label": IGNORED}
+    MetadataCatalog.get("both").set(**known, stuff_classes=list(CLASSES))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    check_evaluators([], ["both"])
+    evaluator = build_evaluator(cfg, "both")
+    assert "panopticapi" in caplog.text
+    evaluator.reset()
+    for number, record in enumerate(things):
+        nothing = Instances((HEIGHT, WIDTH), scores=[])
+        sem_seg = scores_of(label_map(number), len(CLASSES))
+        evaluator.process([record], [{"sem_seg": sem_seg, "instances": nothing}])
+    results = evaluator.evaluate()
+    assert results["sem_seg"]["mIoU"] == pytest.approx(100)
+    assert {"bbox", "segm"} <= results.keys()
+
+
+def test_what_a_model_does_not_predict_is_not_evaluated() -> None:
+    for kind in ("coco", "sem_seg", "coco_panoptic_seg"):
+        MetadataCatalog.get(f"set_{kind}").set(evaluator_type=kind)
+    check_evaluators([], ["set_coco"], outputs=INSTANCES)
+    check_evaluators([], ["set_sem_seg"], outputs=SEM_SEG)
+    for kind, outputs, lacking in (
+        ("coco", SEM_SEG, "instances"),
+        ("sem_seg", INSTANCES, "sem_seg"),
+        ("coco_panoptic_seg", SEM_SEG, "instances, panoptic_seg"),
+    ):
+        with pytest.raises(ValueError, match=rf"cannot evaluate on set_{kind}.*needs {lacking}"):
+            check_evaluators([], [f"set_{kind}"], outputs=outputs)
+
+
+def test_a_missing_package_is_named_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    MetadataCatalog.get("city").set(evaluator_type="cityscapes_sem_seg")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"city needs.*cityscapesscripts"):
+        check_evaluators([], ["city"])
