@@ -12,6 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 
+from point_rend import get_config_file
+from point_rend.data.coco import register_coco
 from tests.tiny_datasets import (
     POINTREND,
     TINY_MODEL,
@@ -33,6 +35,7 @@ from tests.tiny_semantic import (
 
 train_net = load_script("train_net.py")
 
+PANOPTIC = get_config_file("PanopticSegmentation/pointrend_panoptic_R_50_FPN_1x_coco.yaml")
 SEMANTIC = {
     "META_ARCHITECTURE": "SemanticSegmentor",
     "MASK_ON": False,
@@ -310,3 +313,30 @@ def test_a_name_of_another_set_is_refused(
     argv = ["--register-sem-seg", "coco_2017_val", *tiny]
     argv += command(config, tiny, tmp_path / "output")
     assert "'coco_2017_val'" in refusal(argv, capsys)
+
+
+# Panoptic models
+
+
+def test_a_panoptic_model_is_trained_and_evaluated_on_both_kinds_of_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco, maps = write_coco(tmp_path / "coco"), write_sem_seg(tmp_path / "maps")
+    register_coco("things", *coco)
+    records = DatasetCatalog.get("things")
+    for number, record in enumerate(records):
+        record["sem_seg_file_name"] = str(maps.label(number))
+    DatasetCatalog.register("both", lambda: records)
+    known = MetadataCatalog.get("things").as_dict() | {"name": "both"}
+    known |= {"evaluator_type": "coco_panoptic_seg", "ignore_label": IGNORED}
+    MetadataCatalog.get("both").set(**known, stuff_classes=list(CLASSES))
+    monkeypatch.setattr("point_rend.evaluation.build.importlib.util.find_spec", lambda _: None)
+    names = ["DATASETS.TRAIN", "('both',)", "DATASETS.TEST", "('both',)"]
+    small = ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.SEM_SEG_HEAD.POINT_HEAD.FC_DIM", "16"]
+    counts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "OUTPUT_DIR", str(tmp_path / "output")]
+    train_net.main(["--config-file", PANOPTIC, *TINY_MODEL, *names, *small, *counts])
+    training, evaluation = metrics(tmp_path / "output")
+    assert {"loss_mask_point", "loss_sem_seg_point"} <= training.keys()
+    assert {"sem_seg/mIoU", "bbox/AP", "segm/AP"} <= evaluation.keys()
+    settings = yaml.safe_load((tmp_path / "output" / "config.yaml").read_text())
+    assert settings["MODEL"]["ROI_HEADS"]["NUM_CLASSES"] == 3
