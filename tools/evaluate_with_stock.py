@@ -5,7 +5,8 @@
         --register-coco NAME JSON IMAGE_ROOT MODEL.WEIGHTS output/my_run/model_final.pth
 
 takes the options of train_net.py, evaluates on DATASETS.TEST and prints what both reach, and the
-differences. Detectron2's own project knows no class count but an explicit one, so it is given one.
+differences. Detectron2's own project knows no class count but an explicit one, so it is given one,
+and no image sizes, so that its semantic results also depend a little on the padding of images.
 """
 
 import argparse
@@ -26,6 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import train_net
 
+STOCK = "stock"
 # By data set, task and metric.
 Results = dict[str, dict[str, dict[str, float]]]
 
@@ -44,7 +46,11 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode, heads: str) -> Results:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, heads)
-    cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    semantic = train_net.model_outputs(cfg) == {"sem_seg"}
+    user = cfg.MODEL.SEM_SEG_HEAD if semantic else cfg.MODEL.ROI_HEADS
+    cfg.MODEL.POINT_HEAD.NUM_CLASSES = user.NUM_CLASSES
+    if heads == STOCK and semantic:
+        cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
     cfg.freeze()
     with train_net.user_errors():
         model = train_net.Trainer.build_model(cfg)
@@ -96,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     default_setup(job.cfg, args)
     ours = evaluate(args, job.cfg, "ours")
     with stock_heads():
-        stock = evaluate(args, job.cfg, "stock")
+        stock = evaluate(args, job.cfg, STOCK)
     table, largest = compare(ours, stock)
     print(f"\n{table}\n\nlargest difference: {largest:.6f}")
     return largest
