@@ -9,7 +9,7 @@ Source: Kirillov, Wu, He, Girshick, "PointRend: Image Segmentation as Rendering"
 from . import registration
 from .checkpoint import SafeDetectionCheckpointer
 from .config import add_pointrend_config, check_config, get_config_file, load_config
-from .data.augmentation import ColorAugSSDTransform
+from .data.augmentation import ColorAugSSD, ColorAugSSDTransform
 from .mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from .meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
 from .point_head import (
@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "POINT_HEAD_REGISTRY",
     "CoarseSemSegHead",
+    "ColorAugSSD",
     "ColorAugSSDTransform",
     "ImplicitPointHead",
     "ImplicitPointRendMaskHead",

@@ -176,6 +176,7 @@ def test_there_is_one_copy_of_the_loop_the_sampling_and_the_losses(call, homes):
 PUBLIC = [
     "POINT_HEAD_REGISTRY",
     "CoarseSemSegHead",
+    "ColorAugSSD",
     "ColorAugSSDTransform",
     "ImplicitPointHead",
     "ImplicitPointRendMaskHead",
