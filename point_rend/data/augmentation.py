@@ -61,7 +61,19 @@ class ColourStep(NamedTuple):
     value: float
 
 
-class DrawnColourTransform(Transform):
+class ColourTransform(Transform):
+    """A transform of colours: coordinates and labels stay as they are."""
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Return the coordinates as they are."""
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Return the labels as they are."""
+        return segmentation
+
+
+class DrawnColourTransform(ColourTransform):
     """A photometric distortion whose steps are drawn already: the same for whatever it is given.
 
     Args:
@@ -73,14 +85,6 @@ class DrawnColourTransform(Transform):
         super().__init__()
         self.steps = tuple(steps)
         self.is_rgb = is_rgb
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Return the coordinates as they are."""
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Return the labels as they are."""
-        return segmentation
 
     def apply_image(
         self,
@@ -95,7 +99,7 @@ class DrawnColourTransform(Transform):
         return np.ascontiguousarray(bgr[:, :, channels])
 
 
-class ColorAugSSDTransform(Transform):
+class ColorAugSSDTransform(ColourTransform):
     """The photometric distortion of SSD: random brightness, contrast, saturation and hue.
 
     Each of the four is applied with probability 1/2, brightness first, contrast either before the
@@ -133,14 +137,6 @@ class ColorAugSSDTransform(Transform):
         self.contrast_range = (contrast_low, contrast_high)
         self.saturation_range = (saturation_low, saturation_high)
         self.hue_delta = hue_delta
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Return the coordinates as they are."""
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Return the labels as they are."""
-        return segmentation
 
     def apply_image(
         self,
