@@ -235,7 +235,7 @@ def fill_class_count(
             raise ValueError(
                 f"{key} is {value_of(cfg, key)}, but the number of classes is {len(classes)} in "
                 f"{', '.join(map(describe, dict.fromkeys(datasets)))}; leave the key out and it "
-                "follows the data"
+                f"follows the data, or pass {key} {len(classes)}"
             )
     cfg.merge_from_list([count.key, len(classes)])
     return not is_said
