@@ -63,7 +63,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.POINT_HEAD.IMPORTANCE_SAMPLE_RATIO": 0.75,
     # Whether the training points are a fixed regular grid instead (Table 4, "regular grid").
     "MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID": False,
-    # Doublings of the mask's side at inference.
+    # Doublings of the mask's side at inference; in semantic segmentation -1 takes the number that
+    # leads from the coarse stride to the size of the image.
     "MODEL.POINT_HEAD.SUBDIVISION_STEPS": 5,
     # Points that one subdivision step predicts at most (N of the paper's inference).
     "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS": 28 * 28,

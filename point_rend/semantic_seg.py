@@ -86,7 +86,7 @@ class PointRendSemSegHead(nn.Module):
         in_features: levels of the fine-grained features, by name with their strides.
         sampler: how training points are chosen in an image.
         steps: doublings at inference; 2^steps is the coarse stride, so that the output has the
-            size of the input.
+            size of the input. None takes the number that fits.
         points_per_step: cells recomputed after each doubling.
         ignore_value: label of pixels that do not count.
 
@@ -104,17 +104,23 @@ class PointRendSemSegHead(nn.Module):
         point_head: nn.Module,
         in_features: Mapping[str, int],
         sampler: PointSampler,
-        steps: int,
+        steps: int | None,
         points_per_step: int,
         ignore_value: int,
     ) -> None:
         super().__init__()
         stride = int(coarse_sem_seg_head.common_stride)  # type: ignore[arg-type]
-        if 2**steps != stride:
+        fitting = stride.bit_length() - 1
+        if 2**fitting != stride:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {stride}: no number of doublings leads from "
+                "it to the size of the image; expected a power of two"
+            )
+        if steps is not None and steps != fitting:
             raise ValueError(
                 f"SUBDIVISION_STEPS is {steps}, but the coarse logits have stride {stride} "
-                f"(MODEL.SEM_SEG_HEAD.COMMON_STRIDE): expected {math.log2(stride):g} steps to "
-                "reach the size of the image"
+                f"(MODEL.SEM_SEG_HEAD.COMMON_STRIDE): expected {fitting} steps, or "
+                "-1 for the number that fits, to reach the size of the image"
             )
         if points_per_step < 1:
             raise ValueError(f"SUBDIVISION_NUM_POINTS: expected 1 or more, got {points_per_step}")
@@ -123,7 +129,7 @@ class PointRendSemSegHead(nn.Module):
         self.in_features = tuple(in_features)
         self.frame_stride = math.lcm(stride, *in_features.values())
         self.sampler = sampler
-        self.steps = steps
+        self.steps = fitting
         self.points_per_step = points_per_step
         self.ignore_value = ignore_value
 
@@ -171,7 +177,7 @@ class PointRendSemSegHead(nn.Module):
                 importance_sample_ratio=point.IMPORTANCE_SAMPLE_RATIO,
                 on_regular_grid=point.get("TRAIN_ON_REGULAR_GRID", False),
             ),
-            "steps": point.SUBDIVISION_STEPS,
+            "steps": None if point.SUBDIVISION_STEPS == -1 else point.SUBDIVISION_STEPS,
             "points_per_step": point.SUBDIVISION_NUM_POINTS,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         }

@@ -83,6 +83,14 @@ def test_fine_grained_features_come_from_several_levels():  # defect 1
     assert logits_of(head, features).shape == (2, 6, *IMAGE_SIZE)
 
 
+@pytest.mark.parametrize(("stride", "steps"), [(4, 2), (8, 3), (16, 4)])
+def test_the_steps_follow_from_the_coarse_stride(stride, steps):
+    head = build(
+        *("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", stride, "MODEL.POINT_HEAD.SUBDIVISION_STEPS", -1)
+    )
+    assert head.steps == steps
+
+
 def test_one_class_is_trained_and_rendered():  # defect 10
     head = build("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 1)
     labels = random_labels(1, 1)
@@ -303,6 +311,7 @@ def test_the_output_has_the_size_of_each_image():
     ("opts", "message"),
     [
         (("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 3), "is 3.*stride 4.*expected 2 steps"),  # defect 9
+        (("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 6), "COMMON_STRIDE is 6.*power of two"),
         (("MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", 0), "SUBDIVISION_NUM_POINTS"),
         (("MODEL.POINT_HEAD.IN_FEATURES", "('p9',)"), "MODEL.POINT_HEAD.IN_FEATURES.*p9"),
         (("MODEL.POINT_HEAD.NUM_CLASSES", 5), "POINT_HEAD.NUM_CLASSES is 5.*NUM_CLASSES is 6"),
