@@ -21,6 +21,7 @@ from .coordinates import box_to_image_coords, regular_grid
 from .point_features import point_sample_fine_grained_features, pool_regular_grid
 from .point_head import (
     build_point_head,
+    build_point_sampler,
     check_own_parameters,
     class_point_logits,
     roi_mask_point_loss,
@@ -86,12 +87,16 @@ class PointRefinement:
     plan: SubdivisionPlan
 
 
-def _check_input_shape(input_shape: object, head_name: str) -> None:
+def _build_reader(cfg: CfgNode, section: str, input_shape: object) -> BoxFeatureReader:
+    """Build the reader of ``MODEL.<section>.IN_FEATURES``."""
     if not isinstance(input_shape, Mapping):
         raise ValueError(
-            f"MODEL.ROI_MASK_HEAD.NAME {head_name} reads the feature maps itself: expected "
-            "MODEL.ROI_MASK_HEAD.POOLER_TYPE '' (empty), so that the ROI heads do not pool for it"
+            f"MODEL.ROI_MASK_HEAD.NAME {cfg.MODEL.ROI_MASK_HEAD.NAME} reads the feature maps "
+            "itself: expected MODEL.ROI_MASK_HEAD.POOLER_TYPE '' (empty), so that the ROI heads do "
+            "not pool for it"
         )
+    key = f"MODEL.{section}.IN_FEATURES"
+    return BoxFeatureReader.from_shapes(cfg.MODEL[section].IN_FEATURES, input_shape, key)
 
 
 def _build_coarse_head(
@@ -174,10 +179,7 @@ class PointRendMaskHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
         """Read the arguments from a config; ``input_shape`` has the levels to choose from."""
-        _check_input_shape(input_shape, cls.__name__)
-        coarse_reader = BoxFeatureReader.from_shapes(
-            cfg.MODEL.ROI_MASK_HEAD.IN_FEATURES, input_shape, "MODEL.ROI_MASK_HEAD.IN_FEATURES"
-        )
+        coarse_reader = _build_reader(cfg, "ROI_MASK_HEAD", input_shape)
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         coarse_channels = 1 if cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else num_classes
         coarse_side = cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION
@@ -196,9 +198,7 @@ class PointRendMaskHead(nn.Module):
                 coarse_side,
             )
             return coarse
-        point_reader = BoxFeatureReader.from_shapes(
-            cfg.MODEL.POINT_HEAD.IN_FEATURES, input_shape, "MODEL.POINT_HEAD.IN_FEATURES"
-        )
+        point_reader = _build_reader(cfg, "POINT_HEAD", input_shape)
         point_head = build_point_head(
             cfg,
             ShapeSpec(channels=point_reader.channels),
@@ -210,12 +210,7 @@ class PointRendMaskHead(nn.Module):
             "point_head": point_head,
             "refinement": PointRefinement(
                 reader=point_reader,
-                sampler=PointSampler(
-                    num_points=cfg.MODEL.POINT_HEAD.TRAIN_NUM_POINTS,
-                    oversample_ratio=cfg.MODEL.POINT_HEAD.OVERSAMPLE_RATIO,
-                    importance_sample_ratio=cfg.MODEL.POINT_HEAD.IMPORTANCE_SAMPLE_RATIO,
-                    on_regular_grid=cfg.MODEL.POINT_HEAD.get("TRAIN_ON_REGULAR_GRID", False),
-                ),
+                sampler=build_point_sampler(cfg),
                 plan=SubdivisionPlan(
                     start_side=coarse_side,
                     steps=cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS,
@@ -333,13 +328,8 @@ class ImplicitPointRendMaskHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
         """Read the arguments from a config; ``input_shape`` has the levels to choose from."""
-        _check_input_shape(input_shape, cls.__name__)
-        coarse_reader = BoxFeatureReader.from_shapes(
-            cfg.MODEL.ROI_MASK_HEAD.IN_FEATURES, input_shape, "MODEL.ROI_MASK_HEAD.IN_FEATURES"
-        )
-        point_reader = BoxFeatureReader.from_shapes(
-            cfg.MODEL.POINT_HEAD.IN_FEATURES, input_shape, "MODEL.POINT_HEAD.IN_FEATURES"
-        )
+        coarse_reader = _build_reader(cfg, "ROI_MASK_HEAD", input_shape)
+        point_reader = _build_reader(cfg, "POINT_HEAD", input_shape)
         points_per_step = cfg.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS
         start_side = math.isqrt(max(points_per_step, 0))
         if points_per_step < 1 or start_side**2 != points_per_step:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .dynamic_mlp import MLPLayout, apply_mlp, fourier_features
 from .losses import binary_point_accuracy, binary_point_loss
+from .sampling import PointSampler
 from .uncertainty import select_class_channel
 
 POINT_HEAD_REGISTRY = Registry("POINT_HEAD")
@@ -282,6 +283,18 @@ def roi_mask_point_loss(
         accuracy = binary_point_accuracy(logits, point_labels)
         get_event_storage().put_scalar("point/accuracy", accuracy.item())
     return binary_point_loss(logits, point_labels)
+
+
+def build_point_sampler(cfg: CfgNode) -> PointSampler:
+    """Build the training sampler that ``MODEL.POINT_HEAD`` describes."""
+    point = cfg.MODEL.POINT_HEAD
+    return PointSampler(
+        num_points=point.TRAIN_NUM_POINTS,
+        oversample_ratio=point.OVERSAMPLE_RATIO,
+        importance_sample_ratio=point.IMPORTANCE_SAMPLE_RATIO,
+        # a config of the stock project lacks the key
+        on_regular_grid=point.get("TRAIN_ON_REGULAR_GRID", False),
+    )
 
 
 def build_point_head(

@@ -73,7 +73,8 @@ def stock_heads() -> Iterator[None]:
     before = [registry._obj_map.get(ours.__name__) for registry, ours in _OURS]
     try:
         for registry, ours in _OURS:
-            _set_entry(registry, ours.__name__, _stock.get(ours.__name__))
+            if ours.__name__ in _stock:
+                _set_entry(registry, ours.__name__, _stock[ours.__name__])
         yield
     finally:
         for (registry, ours), entry in zip(_OURS, before, strict=True):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .config import point_head_num_classes
 from .losses import semantic_point_loss
 from .point_features import concatenate_levels
-from .point_head import build_point_head, check_own_parameters
+from .point_head import build_point_head, build_point_sampler, check_own_parameters
 from .sampling import PointSampler, point_sample
 from .subdivision import subdivide
 from .targets import sample_semantic_labels
@@ -171,12 +171,7 @@ class PointRendSemSegHead(nn.Module):
             "coarse_sem_seg_head": coarse_head,
             "point_head": point_head,
             "in_features": {name: input_shape[name].stride for name in point.IN_FEATURES},
-            "sampler": PointSampler(
-                num_points=point.TRAIN_NUM_POINTS,
-                oversample_ratio=point.OVERSAMPLE_RATIO,
-                importance_sample_ratio=point.IMPORTANCE_SAMPLE_RATIO,
-                on_regular_grid=point.get("TRAIN_ON_REGULAR_GRID", False),
-            ),
+            "sampler": build_point_sampler(cfg),
             "steps": None if point.SUBDIVISION_STEPS == -1 else point.SUBDIVISION_STEPS,
             "points_per_step": point.SUBDIVISION_NUM_POINTS,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
