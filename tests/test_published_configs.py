@@ -15,6 +15,7 @@ from detectron2.utils.events import EventStorage
 
 from point_rend import add_pointrend_config, get_config_file, load_config
 from point_rend.config import check_config
+from tests.runs import without_finite_gradient
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FOLDER = CONFIGS / "InstanceSegmentation"
@@ -302,12 +303,7 @@ def step_and_inference(name: str) -> tuple[dict, list[str], list[dict]]:
     with EventStorage():
         losses = model([data])
     sum(losses.values()).backward()
-    without_gradient = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-        and (parameter.grad is None or not torch.isfinite(parameter.grad.sum()))
-    ]
+    without_gradient = without_finite_gradient(model)
     model.eval()
     with torch.no_grad():
         outputs = model([data])

@@ -19,6 +19,7 @@ from point_rend import add_pointrend_config, get_config_file, load_config
 from point_rend.config import check_config
 from point_rend.semantic_seg import coarse_logits
 from point_rend.solver import build_lr_scheduler
+from tests.runs import without_finite_gradient
 from tests.test_published_configs import COCO, differing_keys, flat
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -503,12 +504,7 @@ def step_and_inference(name: str) -> tuple[dict[str, float], list[str], tuple, d
     with EventStorage():
         losses = model([data])
     sum(losses.values()).backward()
-    without_gradient = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-        and (parameter.grad is None or not torch.isfinite(parameter.grad.sum()))
-    ]
+    without_gradient = without_finite_gradient(model)
     model.eval()
     head = model.sem_seg_head
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 
+from tests.runs import metrics, refusal
 from tests.tiny_datasets import (
     BASELINE,
     CONFIGS,
@@ -48,20 +49,6 @@ def command(written: CocoSet, output: Path, *more: str, config: str = POINTREND)
     names = ["DATASETS.TRAIN", "('tiny',)", "DATASETS.TEST", "('tiny',)"]
     names += ["INPUT.MASK_FORMAT", "bitmask"]
     return [*flags, *TINY_MODEL, *names, "OUTPUT_DIR", str(output), *more]
-
-
-def refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line in which train_net.py refuses a command."""
-    with pytest.raises(SystemExit) as ended:
-        train_net.main(argv)
-    assert ended.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("train_net.py: error: ")
-    return last
-
-
-def metrics(output: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
 
 
 def predictions(output: Path, name: str = "tiny") -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """train_net.py with semantic models, from its command line to its results, on tiny data sets."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 
 from point_rend import get_config_file
 from point_rend.data.coco import register_coco
+from tests.runs import metrics, refusal
 from tests.tiny_datasets import (
     POINTREND,
     TINY_MODEL,
@@ -92,20 +92,6 @@ def command(config: str, written: SemSegSet, output: Path, *more: str) -> list[s
 def results_of(argv: Sequence[str]) -> dict[str, Any]:
     """Run an evaluation."""
     return train_net.run(*train_net.setup(train_net.build_parser().parse_args(argv)))
-
-
-def refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line in which train_net.py refuses a command."""
-    with pytest.raises(SystemExit) as ended:
-        train_net.main(argv)
-    assert ended.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("train_net.py: error: ")
-    return last
-
-
-def metrics(output: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
 
 
 # Runs

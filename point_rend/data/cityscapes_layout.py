@@ -32,12 +32,12 @@ from .shapes import (
     Figure,
     Outline,
     Stamp,
-    check_numbers,
     circle,
     coverage,
     place,
     polar,
     rasterize,
+    request_of,
     texture,
     write_once,
 )
@@ -373,15 +373,8 @@ def generate_cityscapes(
         FileExistsError: the directory holds something else.
     """
     counts = {"train": num_train, "val": num_val}
-    check_numbers(counts, image_size, seed)
+    wanted = request_of("point_rend.data.cityscapes_layout 1", counts, image_size, seed)
     folder = Path(output_dir)
-    wanted = {
-        "generator": "point_rend.data.cityscapes_layout 1",
-        "train": num_train,
-        "val": num_val,
-        "image_size": list(image_size),
-        "seed": seed,
-    }
     numbered = [(split, i) for split, count in counts.items() for i in range(count)]
 
     def write(unfinished: Path) -> None:

@@ -516,8 +516,16 @@ def _json_file(folder: Path, name: str) -> Path:
     return folder / "annotations" / f"instances_{name}.json"
 
 
-def check_numbers(counts: Mapping[str, int], image_size: tuple[int, int], seed: int) -> None:
-    """Refuse a data set that cannot be drawn.
+def request_of(
+    generator: str, counts: Mapping[str, int], image_size: tuple[int, int], seed: int
+) -> dict[str, Any]:
+    """Describe the data set that is asked for, as its manifest does.
+
+    Args:
+        generator: name and version of what draws it.
+        counts: images per split.
+        image_size: height and width in pixels.
+        seed: of all random numbers.
 
     Raises:
         ValueError: a number out of its range.
@@ -529,6 +537,7 @@ def check_numbers(counts: Mapping[str, int], image_size: tuple[int, int], seed: 
         raise ValueError(f"images need sides of at least 64 pixels, got {tuple(image_size)}")
     if seed < 0:
         raise ValueError(f"the seed must not be negative, got {seed}")
+    return {"generator": generator, **counts, "image_size": list(image_size), "seed": seed}
 
 
 def write_once(
@@ -605,15 +614,8 @@ def generate(
         FileExistsError: the directory holds something else.
     """
     counts = {"train": num_train, "val": num_val}
-    check_numbers(counts, image_size, seed)
+    wanted = request_of("point_rend.data.shapes 1", counts, image_size, seed)
     folder = Path(output_dir)
-    wanted = {
-        "generator": "point_rend.data.shapes 1",
-        "train": num_train,
-        "val": num_val,
-        "image_size": list(image_size),
-        "seed": seed,
-    }
     files = []
     for name, count in counts.items():
         files.append(_json_file(folder, name))
