@@ -84,6 +84,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED": True,
     # Weight of the mean square of the predicted parameters in the loss.
     "MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER": 1e-5,
+    # Type in which SOLVER.AMP.ENABLED computes: float16 (its loss is scaled) or bfloat16.
+    "SOLVER.AMP.DTYPE": "float16",
     # DeepLab's keys, as Detectron2's DeepLab project names and sets them. They are read by its
     # heads and its backbone alone.
     # Exponent of the WarmupPolyLR schedule.
@@ -228,6 +230,7 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
     """
     if training:
         _check_short_sides(cfg)
+        _check_mixed_precision(cfg)
     if cfg.MODEL.META_ARCHITECTURE in MODELS_WITH_SEMANTIC_HEAD:
         _check_crop_of_deeplab(cfg)
     if cfg.MODEL.MASK_ON:
@@ -242,6 +245,13 @@ def _check_short_sides(cfg: CfgNode) -> None:
         raise ValueError(
             "INPUT.MIN_SIZE_TRAIN_SAMPLING is range: INPUT.MIN_SIZE_TRAIN must be the smallest and "
             f"the largest short side, got {tuple(sides)}"
+        )
+
+
+def _check_mixed_precision(cfg: CfgNode) -> None:
+    if cfg.SOLVER.AMP.DTYPE not in ("float16", "bfloat16"):
+        raise ValueError(
+            f"SOLVER.AMP.DTYPE must be float16 or bfloat16, got {cfg.SOLVER.AMP.DTYPE!r}"
         )
 
 
