@@ -47,18 +47,30 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_mask_head
+from detectron2.modeling import (
+    SEM_SEG_HEADS_REGISTRY,
+    build_mask_head,
+    build_model,
+    build_sem_seg_head,
+    detector_postprocess,
+)
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from point_rend import get_config_file, load_config, stock_heads
+from point_rend.meta_arch import resize_logits
 
 POINTREND = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 IMPLICIT = "InstanceSegmentation/implicit_pointrend_R_50_FPN_1x_coco.yaml"
 CONVOLUTIONAL = "InstanceSegmentation/mask_rcnn_R_50_FPN_1x_coco.yaml"
+SEMANTIC = "SemanticSegmentation/pointrend_semantic_R_101_FPN_1x_cityscapes.yaml"
 
-IMAGE_SIZE = (800, 1216)  # height and width of the padded image of the instance cases
+# Height and width of the padded images.
+INSTANCE_IMAGE = (800, 1216)
+SEMANTIC_IMAGE = (1024, 2048)
+COARSE_STRIDES = (16, 4)  # of the semantic head's cases: 64×128 and 256×512
 PYRAMID = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}  # strides
 PYRAMID_CHANNELS = 256
 MASK_SIDE = 224
@@ -119,11 +131,13 @@ class Contest:
         ours, rival: each returns an output of its own.
         compare: maps our output and the rival's to their agreement; None where the two are not
             meant to be equal.
+        heads: ours and the rival's, where their share of the time is to be told.
     """
 
     ours: Run
     rival: Run
     compare: Callable[[Any, Any], Agreement] | None = None
+    heads: tuple[nn.Module, nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,10 +161,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One side of a case: seconds of each timed run, and peak memory if it can be measured."""
+    """One side of a case.
+
+    Args:
+        seconds: of each timed run.
+        peak_bytes: of memory, if it can be measured.
+        head_share: of the time that the head of a whole model takes.
+    """
 
     seconds: tuple[float, ...]
     peak_bytes: int | None
+    head_share: float | None = None
 
     @property
     def median(self) -> float:
@@ -204,6 +225,28 @@ def interleaved_seconds(
             if timed:
                 its_seconds.append(clock() - start)
     return [tuple(its_seconds) for its_seconds in seconds]
+
+
+def share_of_time(run: Run, head: nn.Module, repeat: int, device: str) -> float:
+    """Return the share of a run that passes in a module, 0 to 1: the median of several runs."""
+    marks: list[float] = []
+
+    def mark(*_: object) -> None:
+        synchronize(device)
+        marks.append(time.perf_counter())
+
+    hooks = [head.register_forward_pre_hook(mark), head.register_forward_hook(mark)]
+    shares = []
+    for _ in range(repeat):
+        marks.clear()
+        mark()
+        run()
+        mark()
+        start, entered, left, end = marks
+        shares.append((left - entered) / (end - start))
+    for hook in hooks:
+        hook.remove()
+    return statistics.median(shares)
 
 
 def _process_memory(key: str) -> int:
@@ -270,12 +313,11 @@ def inference(settings: Settings) -> Iterator[None]:
         yield
 
 
-def measure(case: Case, settings: Settings) -> Record:
-    """Build a case and measure both sides; the rival only if its memory suffices."""
+def measure(case: Case, contest: Contest, settings: Settings) -> Record:
+    """Measure both sides of a case; the rival only if there is the memory that it needs."""
     fits = case.rival_bytes <= MEMORY_MARGIN * available_memory(settings.device)
-    torch.manual_seed(settings.seed)
-    contest = case.build(settings)
     runs = [contest.ours, contest.rival] if fits else [contest.ours]
+    shares: list[float | None] = [None] * len(runs)
     with inference(settings):
         agreement = None
         if fits and contest.compare is not None:
@@ -284,7 +326,12 @@ def measure(case: Case, settings: Settings) -> Record:
             contest.ours()
         peaks = [peak_memory(run, settings.device) for run in runs]
         seconds = interleaved_seconds(runs, settings.repeat, settings.device)
-    sides = [Measurement(*side) for side in zip(seconds, peaks, strict=True)]
+        if contest.heads is not None:
+            shares = [
+                share_of_time(run, head, settings.repeat, settings.device)
+                for run, head in zip(runs, contest.heads, strict=False)
+            ]
+    sides = [Measurement(*side) for side in zip(seconds, peaks, shares, strict=True)]
     return Record(
         name=case.name,
         parameters=case.parameters,
@@ -319,6 +366,12 @@ def mask_agreement(ours: Tensor, theirs: Tensor) -> Agreement:
     if ours.shape != theirs.shape:
         ours = F.interpolate(ours, size=theirs.shape[-2:], mode="bilinear", align_corners=False)
     return decided_agreement(ours.float(), theirs.float(), ours > 0.5, theirs > 0.5)
+
+
+def label_agreement(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> Agreement:
+    """Compare pairs of logits (K, H, W) and the label maps (H, W) that follow from them."""
+    our_probabilities, their_probabilities = (x[0].float().softmax(dim=0) for x in (ours, theirs))
+    return decided_agreement(our_probabilities, their_probabilities, ours[1], theirs[1])
 
 
 # Weights and inputs
@@ -361,19 +414,36 @@ def random_boxes(num_boxes: int, image_size: tuple[int, int], generator: torch.G
 
 
 @dataclass(frozen=True)
+class Detections:
+    """Boxes (N, 4) and classes (N,) that were found in an image of ``INSTANCE_IMAGE``."""
+
+    boxes: Tensor
+    classes: Tensor
+
+    @classmethod
+    def random(cls, num_boxes: int, num_classes: int, generator: torch.Generator) -> "Detections":
+        """Draw them."""
+        boxes = random_boxes(num_boxes, INSTANCE_IMAGE, generator)
+        return cls(boxes, torch.randint(num_classes, (num_boxes,), generator=generator))
+
+    def instances(self, device: str | torch.device) -> list[Instances]:
+        """Return fresh instances, since heads attach their masks to those they are given."""
+        found = Instances(INSTANCE_IMAGE)
+        found.pred_boxes = Boxes(self.boxes.to(device))
+        found.pred_classes = self.classes.to(device)
+        return [found]
+
+
+@dataclass(frozen=True)
 class DetectedImage:
     """The features of an image and what was found in it, as a mask head receives them."""
 
     features: dict[str, Tensor]
-    boxes: Tensor
-    classes: Tensor
+    detections: Detections
 
     def instances(self) -> list[Instances]:
-        """Return fresh instances, since heads attach their masks to those they are given."""
-        found = Instances(IMAGE_SIZE)
-        found.pred_boxes = Boxes(self.boxes)
-        found.pred_classes = self.classes
-        return [found]
+        """Return fresh instances, on the device of the features."""
+        return self.detections.instances(self.features["p2"].device)
 
     def masks(self, head: nn.Module) -> Tensor:
         """Return the masks of a head, (N, 1, S, S)."""
@@ -381,21 +451,19 @@ class DetectedImage:
 
 
 def detected_image(num_boxes: int, num_classes: int, settings: Settings) -> DetectedImage:
-    """Make up the features of an image of ``IMAGE_SIZE``, and boxes with classes."""
+    """Make up the features of an image of ``INSTANCE_IMAGE``, and boxes with classes."""
     generator = torch.Generator().manual_seed(settings.seed)
-    height, width = (side // PYRAMID["p2"] for side in IMAGE_SIZE)
+    height, width = (side // PYRAMID["p2"] for side in INSTANCE_IMAGE)
     finest = smooth_noise(PYRAMID_CHANNELS, (height, width), generator)
     features = {
         name: F.avg_pool2d(finest, stride // PYRAMID["p2"], ceil_mode=True).to(settings.device)
         for name, stride in PYRAMID.items()
     }
-    boxes = random_boxes(num_boxes, IMAGE_SIZE, generator)
-    classes = torch.randint(num_classes, (num_boxes,), generator=generator)
-    return DetectedImage(features, boxes.to(settings.device), classes.to(settings.device))
+    return DetectedImage(features, Detections.random(num_boxes, num_classes, generator))
 
 
 def instance_config(file: str, num_classes: int, opts: Sequence[str] = ()) -> CfgNode:
-    """Read a config of ours with a number of classes that the stock project understands, too."""
+    """Read a config of an instance model, with a number of classes that both sides understand."""
     classes = ["MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes)]
     if file != CONVOLUTIONAL:
         classes += ["MODEL.POINT_HEAD.NUM_CLASSES", str(num_classes)]
@@ -408,13 +476,17 @@ def share_weights(ours: nn.Module, stock: nn.Module) -> None:
     Raises:
         ValueError: if they have not.
     """
-    try:
-        stock.load_state_dict(ours.state_dict(), strict=True, assign=True)
-    except RuntimeError as error:
+    shapes = [
+        {(name, tuple(value.shape)) for name, value in module.state_dict().items()}
+        for module in (ours, stock)
+    ]
+    differing = sorted(shapes[0] ^ shapes[1])
+    if differing:
         raise ValueError(
-            "the weights of both sides differ in names or shapes: expected --opts that leave the "
-            f"weights alone ({error})"
-        ) from error
+            f"--opts change the weights, e.g. {differing[0][0]}: expected options that leave "
+            "their names and shapes as the stock project has them"
+        )
+    stock.load_state_dict(ours.state_dict(), strict=True, assign=True)
 
 
 def mask_head_pair(file: str, num_classes: int, settings: Settings) -> tuple[nn.Module, nn.Module]:
@@ -435,6 +507,11 @@ def mask_head_pair(file: str, num_classes: int, settings: Settings) -> tuple[nn.
 # Cases
 
 
+def _stock_bytes(num_boxes: int, num_classes: int) -> int:
+    """Estimate the peak memory of the stock mask head, which holds masks for every class."""
+    return int(STOCK_COPIES * 4 * num_boxes * num_classes * MASK_SIDE**2)
+
+
 def _mask_case(kind: str, file: str, num_boxes: int, num_classes: int) -> Case:
     def build(settings: Settings) -> Contest:
         ours, stock = mask_head_pair(file, num_classes, settings)
@@ -446,7 +523,7 @@ def _mask_case(kind: str, file: str, num_boxes: int, num_classes: int) -> Case:
         parameters={"boxes": num_boxes, "classes": num_classes},
         rival="stock",
         build=build,
-        rival_bytes=int(STOCK_COPIES * 4 * num_boxes * num_classes * MASK_SIDE**2),
+        rival_bytes=_stock_bytes(num_boxes, num_classes),
     )
 
 
@@ -510,10 +587,187 @@ def conv_cases(settings: Settings) -> list[Case]:
     return [_conv_case(n, k) for n, k in _grid(settings, (100,), (80,))]
 
 
+@SEM_SEG_HEADS_REGISTRY.register()
+class GivenCoarseLogits(nn.Module):
+    """A coarse head that hands over the feature "coarse", so that rendering alone is timed."""
+
+    def __init__(self, _: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> None:
+        super().__init__()
+        self.common_stride = input_shape["coarse"].stride
+
+    def layers(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits."""
+        return features["coarse"]
+
+    def losses(self, *_: Tensor) -> dict[str, Tensor]:
+        """Return no losses: nothing is trained here."""
+        return {}
+
+
+def semantic_config(num_classes: int, opts: Sequence[str] = ()) -> CfgNode:
+    """Read the config of a semantic model, with a number of classes that both sides understand."""
+    classes = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(num_classes)]
+    classes += ["MODEL.POINT_HEAD.NUM_CLASSES", str(num_classes)]
+    return load_config(get_config_file(SEMANTIC), [*classes, *opts])
+
+
+def _semantic_case(stride: int, num_classes: int) -> Case:
+    height, width = SEMANTIC_IMAGE
+    coarse_size = (height // stride, width // stride)
+
+    def build(settings: Settings) -> Contest:
+        shapes = {
+            "p2": ShapeSpec(channels=PYRAMID_CHANNELS, stride=PYRAMID["p2"]),
+            "coarse": ShapeSpec(channels=num_classes, stride=stride),
+        }
+        given = [
+            *("MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME", GivenCoarseLogits.__name__),
+            *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", str(stride.bit_length() - 1)),
+        ]
+        ours = build_sem_seg_head(semantic_config(num_classes, [*given, *settings.opts]), shapes)
+        with stock_heads():
+            stock = build_sem_seg_head(semantic_config(num_classes, given), shapes)
+        generator = torch.Generator().manual_seed(settings.seed)
+        randomize(ours, generator)
+        ours.to(settings.device).eval()
+        share_weights(ours, stock)
+        stock.to(settings.device).eval()
+        fine_size = (height // PYRAMID["p2"], width // PYRAMID["p2"])
+        features = {
+            "p2": smooth_noise(PYRAMID_CHANNELS, fine_size, generator).to(settings.device),
+            "coarse": smooth_noise(num_classes, coarse_size, generator).to(settings.device),
+        }
+
+        def our_run() -> tuple[Tensor, Tensor]:
+            logits = resize_logits(ours(features, None, [SEMANTIC_IMAGE])[0][0], height, width)
+            return logits, logits.argmax(dim=0)
+
+        def stock_run() -> tuple[Tensor, Tensor]:
+            logits = sem_seg_postprocess(stock(features)[0][0], SEMANTIC_IMAGE, height, width)
+            return logits, logits.argmax(dim=0)
+
+        return Contest(our_run, stock_run, label_agreement)
+
+    rows, columns = coarse_size
+    return Case(
+        name=f"semantic head, {rows}×{columns} → {height}×{width}, {num_classes} classes",
+        parameters={"stride": stride, "classes": num_classes},
+        rival="stock",
+        build=build,
+    )
+
+
+def semantic_cases(settings: Settings) -> list[Case]:
+    """The semantic head from given coarse logits to the label map, as the models do it."""
+    classes = settings.classes or (19,)
+    return [_semantic_case(stride, k) for stride in COARSE_STRIDES for k in classes]
+
+
+def _model_pair(
+    ours_cfg: CfgNode, stock_cfg: CfgNode, image: Tensor, settings: Settings
+) -> tuple[Any, Any]:
+    """Build whole models with the same random weights, and features of standard deviation 1."""
+    for cfg in (ours_cfg, stock_cfg):
+        cfg.MODEL.DEVICE = settings.device
+    torch.manual_seed(settings.seed)
+    ours = build_model(ours_cfg).eval()
+    with stock_heads():
+        stock = build_model(stock_cfg).eval()
+    backbone = ours.backbone
+    with torch.no_grad():
+        features = backbone((image.to(settings.device) - ours.pixel_mean)[None] / ours.pixel_std)
+        for level in PYRAMID:
+            layer = backbone.get_submodule(f"fpn_output{level.removeprefix('p')}")
+            for parameter in layer.parameters():
+                parameter /= features[level].std()
+    return ours, stock
+
+
+def _image(size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Return (3, *size) colours from 0 to 255."""
+    return (128 + 60 * smooth_noise(3, size, generator)[0]).clamp(0, 255)
+
+
+def _instance_model_case(num_boxes: int, num_classes: int) -> Case:
+    def build(settings: Settings) -> Contest:
+        generator = torch.Generator().manual_seed(settings.seed)
+        image = _image(INSTANCE_IMAGE, generator)
+        ours, stock = _model_pair(
+            instance_config(POINTREND, num_classes, settings.opts),
+            instance_config(POINTREND, num_classes),
+            image,
+            settings,
+        )
+        randomize(ours.roi_heads.mask_head, generator)
+        share_weights(ours, stock)
+        detections = Detections.random(num_boxes, num_classes, generator)
+
+        def plant(_: nn.Module, inputs: tuple) -> tuple:
+            return inputs[0], detections.instances(settings.device)
+
+        def run(model: Any) -> Tensor:
+            (result,) = model.inference([{"image": image}], do_postprocess=False)
+            detector_postprocess(result, *INSTANCE_IMAGE)
+            return result.pred_masks
+
+        heads = ours.roi_heads.mask_head, stock.roi_heads.mask_head
+        for head in heads:
+            head.register_forward_pre_hook(plant)
+        return Contest(lambda: run(ours), lambda: run(stock), mask_agreement, heads)
+
+    height, width = INSTANCE_IMAGE
+    return Case(
+        name=f"R50-FPN model, {height}×{width}, {num_boxes} × {num_classes}",
+        parameters={"boxes": num_boxes, "classes": num_classes},
+        rival="stock",
+        build=build,
+        rival_bytes=_stock_bytes(num_boxes, num_classes),
+    )
+
+
+def _semantic_model_case(num_classes: int) -> Case:
+    def build(settings: Settings) -> Contest:
+        generator = torch.Generator().manual_seed(settings.seed)
+        image = _image(SEMANTIC_IMAGE, generator)
+        stock_cfg = semantic_config(num_classes)
+        stock_cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+        ours_cfg = semantic_config(num_classes, settings.opts)
+        ours, stock = _model_pair(ours_cfg, stock_cfg, image, settings)
+        randomize(ours.sem_seg_head, generator)
+        share_weights(ours, stock)
+
+        def run(model: nn.Module) -> tuple[Tensor, Tensor]:
+            (result,) = model([{"image": image}])
+            return result["sem_seg"], result["sem_seg"].argmax(dim=0)
+
+        heads = ours.sem_seg_head, stock.sem_seg_head
+        return Contest(lambda: run(ours), lambda: run(stock), label_agreement, heads)
+
+    height, width = SEMANTIC_IMAGE
+    return Case(
+        name=f"R101 SemanticFPN model, {height}×{width}, {num_classes} classes",
+        parameters={"classes": num_classes},
+        rival="stock",
+        build=build,
+    )
+
+
+def model_cases(settings: Settings) -> list[Case]:
+    """Whole models from the image to pasted masks or the label map, and their heads' share.
+
+    The box branch of the R50-FPN model does its ordinary work; then, on both sides, a given number
+    of boxes takes the place of those that it found.
+    """
+    cases = [_instance_model_case(n, k) for n, k in _grid(settings, (100,), (80,))]
+    return cases + [_semantic_model_case(k) for k in settings.classes or (19,)]
+
+
 CASES: dict[str, Callable[[Settings], list[Case]]] = {
     "masks": masks_cases,
     "implicit": implicit_cases,
     "conv": conv_cases,
+    "semantic": semantic_cases,
+    "model": model_cases,
 }
 
 
@@ -558,6 +812,7 @@ def _ratio(theirs: float | None, ours: float | None) -> str:
 HEADINGS = (
     *("case", "rival", "time ours", "time rival", "rival / ours"),
     *("memory ours", "memory rival", "rival / ours", "pixels that differ", "largest difference"),
+    *("head's share ours", "head's share rival"),
 )
 
 
@@ -572,8 +827,11 @@ def table_row(record: Record) -> list[str]:
         cells += [_time(theirs), _ratio(theirs.median, ours.median)]
         cells += [_memory(ours), _memory(theirs), _ratio(theirs.peak_bytes, ours.peak_bytes)]
     if agreement is None:
-        return [*cells, "–", "–"]
-    return [*cells, f"{agreement.differing:.1e}", f"{agreement.largest:.1e}"]
+        cells += ["–", "–"]
+    else:
+        cells += [f"{agreement.differing:.1e}", f"{agreement.largest:.1e}"]
+    shares = [side.head_share if side else None for side in (ours, theirs)]
+    return cells + ["–" if share is None else f"{share:.0%}" for share in shares]
 
 
 def markdown(records: Sequence[Record], where: Mapping[str, Any], settings: Settings) -> str:
@@ -711,7 +969,8 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
     try:
         settings = _settings(args)
         for case in [case for name in names for case in CASES[name](settings)]:
-            records.append(measure(case, settings))
+            torch.manual_seed(settings.seed)
+            records.append(measure(case, case.build(settings), settings))
             print(" | ".join(table_row(records[-1])), file=sys.stderr, flush=True)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
