@@ -8,6 +8,9 @@ Without a GPU add `MODEL.DEVICE cpu`. A data set of one's own in COCO format nee
 `--register-coco NAME JSON IMAGE_ROOT` makes it known under a name for DATASETS.TRAIN and
 DATASETS.TEST, and the class count follows from the file. `--register-sem-seg NAME IMAGES LABELS
 CLASSES` does so for images and label maps of semantic segmentation.
+
+Several processes share a run if `--num-gpus` and `--num-machines` ask for them, or if torchrun,
+srun or another launcher has started them; with `MODEL.DEVICE cpu` they are processes without a GPU.
 """
 
 import argparse
@@ -19,20 +22,19 @@ import os
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.solver import LRScheduler
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
-from torch.multiprocessing.spawn import ProcessExitedException
 
 from point_rend.checkpoint import SafeDetectionCheckpointer
 from point_rend.config import (
@@ -46,6 +48,15 @@ from point_rend.data.checks import check_datasets, leave_out_impossible_annotati
 from point_rend.data.coco import class_names, describe, register_coco
 from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.data.semantic import SEMANTIC_MODELS, check_semantic_datasets, register_sem_seg
+from point_rend.engine.processes import (
+    AUTO,
+    distribute,
+    join,
+    launch,
+    leave,
+    place_by_launcher,
+)
+from point_rend.engine.step import NonFiniteError, build_step
 from point_rend.evaluation.build import (
     INSTANCES,
     PANOPTIC,
@@ -60,6 +71,8 @@ from point_rend.evaluation.test_time import (
 from point_rend.solver import build_lr_scheduler
 
 USER_ERROR = 2  # exit code, as of argparse
+DIVERGED = 3  # exit code of a training that ends at a loss or a gradient that is not finite
+LAST_FINITE = "model_last_finite"  # its checkpoint
 UNSAID = -1
 
 PANOPTIC_MODELS = ("PanopticFPN", "PointRendPanopticFPN")  # names in the registry
@@ -67,9 +80,22 @@ PANOPTIC_MODELS = ("PanopticFPN", "PointRendPanopticFPN")  # names in the regist
 logger = logging.getLogger("point_rend.train_net")
 
 
+# Of options of Detectron2's parser that do more here, or could be misunderstood.
+HELP = {
+    "num_gpus": "number of processes on each machine, one per GPU; with MODEL.DEVICE cpu that many "
+    "processes without a GPU. Leave it out under torchrun and srun, which start the processes",
+    "num_machines": "number of machines; start the same command on each, with its --machine-rank",
+    "dist_url": "where the processes meet: tcp://<address of machine 0>:<a free port there>; "
+    "needed for several machines only",
+}
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Extend Detectron2's parser by our own options."""
     parser = default_argument_parser()
+    parser.set_defaults(dist_url=AUTO)
+    for action in parser._actions:
+        action.help = HELP.get(action.dest, action.help)
     parser.add_argument(
         "--register-coco",
         nargs=3,
@@ -117,10 +143,8 @@ def setup(args: argparse.Namespace) -> Run:
         FileNotFoundError: If a file or a folder is missing.
         ValueError: If options, config, machine or data do not fit together.
     """
-    if not args.config_file:
-        raise ValueError("--config-file is missing; the published configs are below configs/")
+    cfg = read_config(args)
     register_datasets(args)
-    cfg = load_config(args.config_file, args.opts)
     training = not args.eval_only
     train, test = cfg.DATASETS.TRAIN if training else (), cfg.DATASETS.TEST
     if not (train if training else test):
@@ -135,7 +159,9 @@ def setup(args: argparse.Namespace) -> Run:
                 filled.append(count.key)
     check_config(cfg, training=training)
     check_test_time_augmentation(cfg)
-    check_machine(cfg, args.num_gpus, args.num_machines)
+    check_machine(cfg, args.num_gpus)
+    if training:
+        check_shares(cfg, max(comm.get_world_size(), args.num_gpus * args.num_machines))
     check_evaluators(train, test, outputs=outputs)
     check_output_dir(cfg.OUTPUT_DIR)
     cfg.freeze()
@@ -151,6 +177,18 @@ def setup(args: argparse.Namespace) -> Run:
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         check_semantic_datasets(train, test, ignore_value=ignore_value)
     return Run(args, cfg, unclean)
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """Read the config file and the options that overrule it.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If none is named, or one does not fit.
+    """
+    if not args.config_file:
+        raise ValueError("--config-file is missing; the published configs are below configs/")
+    return load_config(args.config_file, args.opts)
 
 
 def register_datasets(args: argparse.Namespace) -> None:
@@ -241,7 +279,7 @@ def fill_class_count(
     return not is_said
 
 
-def check_machine(cfg: CfgNode, num_gpus: int, num_machines: int) -> None:
+def check_machine(cfg: CfgNode, num_gpus: int) -> None:
     """Refuse a device that is not there.
 
     Raises:
@@ -256,11 +294,39 @@ def check_machine(cfg: CfgNode, num_gpus: int, num_machines: int) -> None:
         )
     if on_gpu and num_gpus > available:
         raise ValueError(f"--num-gpus is {num_gpus}, but this machine has {available} CUDA devices")
-    if not on_gpu and num_gpus * num_machines > 1:
+
+
+def check_shares(cfg: CfgNode, num_processes: int) -> None:
+    """Refuse a training that cannot be shared out to its processes.
+
+    Raises:
+        ValueError: If the batch cannot be divided, or layers of the model talk over GPUs alone.
+    """
+    images, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if images % (reference or num_processes):
+        source = "SOLVER.REFERENCE_WORLD_SIZE" if reference else "the number of processes"
         raise ValueError(
-            f"several processes need GPUs, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: "
-            "pass --num-gpus 1 --num-machines 1"
+            f"SOLVER.IMS_PER_BATCH is {images}: expected a multiple of {source}, which is "
+            f"{reference or num_processes}"
         )
+    synchronised = [key for key, norm in norms(cfg.MODEL, "MODEL") if norm in GPU_NORMS]
+    if synchronised and num_processes > 1 and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ValueError(
+            f"SyncBN works on GPUs only, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: set "
+            f"{', '.join(synchronised)} to naiveSyncBN, which does the same on any device"
+        )
+
+
+GPU_NORMS = ("SyncBN", "nnSyncBN")
+
+
+def norms(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    """List all keys NORM below a node of the config with their values."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from norms(value, f"{path}.{name}")
+        elif name == "NORM":
+            yield f"{path}.{name}", value
 
 
 def check_output_dir(output_dir: str) -> None:
@@ -283,24 +349,40 @@ def set_up_logger(cfg: CfgNode) -> None:
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer with our checkpointer, mapper and evaluators."""
+    """Detectron2's trainer with our step, checkpointer, mapper and evaluators."""
 
     def __init__(self, cfg: CfgNode, *, allow_unsafe_checkpoint: bool = False) -> None:
-        self.allow_unsafe_checkpoint = allow_unsafe_checkpoint
-        super().__init__(cfg)
-
-    def build_hooks(self) -> list[hooks.HookBase | None]:
-        """Build Detectron2's hooks around our checkpointer."""
-        # DefaultTrainer.__init__ names the class of its checkpointer outright and calls this method
-        # last. Only the hooks take hold of the checkpointer, so this is the place to replace it.
+        # DefaultTrainer.__init__ names the classes of its parts outright, and wants several
+        # processes to have GPUs; its own parent has no such wishes.
+        super(DefaultTrainer, self).__init__()
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        self._trainer = build_step(cfg, distribute(model), loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeDetectionCheckpointer(
-            self.model,
-            self.cfg.OUTPUT_DIR,
+            model,
+            cfg.OUTPUT_DIR,
             trainer=weakref.proxy(self),
-            allow_unsafe=self.allow_unsafe_checkpoint,
+            allow_unsafe=allow_unsafe_checkpoint,
             strict_shapes=False,  # a training may start from a model of other classes
         )
-        return super().build_hooks()
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    def run_step(self) -> None:
+        """Take one step; at a loss or gradient that is not finite save the weights and end."""
+        try:
+            super().run_step()
+        except NonFiniteError as error:
+            self.iter -= 1  # this step has not been taken
+            self.checkpointer.save(LAST_FINITE, iteration=self.iter)
+            logger.error("%s", error)
+            message = f"{str(error).splitlines()[0]}; the losses and images are in the log"
+            if comm.is_main_process():
+                say_error(f"{message}, the weights in {LAST_FINITE}.pth in {self.cfg.OUTPUT_DIR}")
+            raise SystemExit(DIVERGED) from error
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -363,7 +445,11 @@ def run(args: argparse.Namespace, cfg: CfgNode, unclean_datasets: Sequence[str])
     with user_errors():
         trainer = Trainer(cfg, allow_unsafe_checkpoint=args.allow_unsafe_checkpoint)
         trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    try:
+        return trainer.train()
+    except SystemExit:
+        comm.synchronize()  # no process ends, and has the others ended, before all are done
+        raise
 
 
 @contextlib.contextmanager
@@ -372,9 +458,29 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+        say_error(error)
         raise SystemExit(USER_ERROR) from error
+
+
+def say_error(error: object) -> None:
+    """Print one line that says why the program ends."""
+    message = " ".join(str(error).split())
+    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr, flush=True)
+
+
+def set_up_together(args: argparse.Namespace) -> Run:
+    """Do :func:`setup` in one process of every machine; an error there ends all processes."""
+    outcome: Run | int | None = None
+    if comm.get_local_rank() == 0:
+        try:
+            with user_errors():
+                outcome = setup(args)
+        except SystemExit:
+            outcome = USER_ERROR
+    outcomes = comm.all_gather(outcome)
+    if USER_ERROR in outcomes:
+        raise SystemExit(USER_ERROR)
+    return outcomes[comm.get_rank() - comm.get_local_rank()]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -384,23 +490,37 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: The arguments; those of the process if not given.
 
     Raises:
-        SystemExit: With code 2 after an error that the user can put right.
+        SystemExit: With code 2 after an error that the user can put right, with code 3 after a
+            loss or a gradient that is not finite.
     """
     args = build_parser().parse_args(argv)
     with user_errors():
-        job = setup(args)
-    try:
-        launch(
-            run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=job,
-        )
-    except ProcessExitedException as error:
-        # A worker that ended by `user_errors` has already said why.
-        raise SystemExit(error.exit_code) from error
+        if args.num_machines > 1 and args.dist_url == AUTO:
+            raise ValueError(
+                f"--num-machines is {args.num_machines}: expected --dist-url "
+                "tcp://<address of machine 0>:<a free port there>, the same on all machines"
+            )
+        asked = args.num_gpus * args.num_machines
+        place = place_by_launcher(os.environ, asked=asked)
+        if place is None:
+            job = setup(args)
+        else:
+            cfg = read_config(args)
+            check_machine(cfg, 1)
+            join(place, cfg.MODEL.DEVICE)
+    if place is not None:
+        run(*set_up_together(args))
+        leave()
+        return
+    launch(
+        run,
+        job,
+        device=job.cfg.MODEL.DEVICE,
+        num_local=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        url=args.dist_url,
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ STOCK = "detectron2.projects.point_rend"
 LAYERS = [
     {"coordinates", "uncertainty", "dynamic_mlp"},
     {"sampling", "subdivision"},
-    {"point_features", "targets", "losses"},
+    {"point_features", "masks", "targets", "losses"},
     {"coarse_mask_head", "point_head"},
     {"mask_head", "semantic_seg", "roi_heads", "meta_arch"},
 ]
@@ -23,7 +23,7 @@ BESIDE = {"config", "checkpoint"}
 # Above all layers; nothing but the package itself imports it.
 TOP = {"registration"}
 # Rooms and modules of their own: they read neither modules nor registered heads.
-ROOMS = {"data", "evaluation", "export", "solver", "visualize"}
+ROOMS = {"data", "engine", "evaluation", "export", "solver", "visualize"}
 
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}

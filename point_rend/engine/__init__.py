@@ -1,0 +1,1 @@
+"""Training that survives being killed and repeats itself bit by bit."""
