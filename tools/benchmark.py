@@ -932,8 +932,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _settings(args: argparse.Namespace) -> Settings:
     """Take the settings from the arguments; ValueError if this machine or a config refuses them."""
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    try:
+        kind = torch.device(args.device).type
+    except RuntimeError as error:
+        message = str(error).splitlines()[0]
+        raise ValueError(f"--device {args.device}: expected cpu or cuda ({message})") from error
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {args.device}: torch finds no GPU here")
     settings = Settings(
         device=args.device,
@@ -968,12 +972,18 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
     records = []
     try:
         settings = _settings(args)
-        for case in [case for name in names for case in CASES[name](settings)]:
-            torch.manual_seed(settings.seed)
-            records.append(measure(case, case.build(settings), settings))
-            print(" | ".join(table_row(records[-1])), file=sys.stderr, flush=True)
-    except (ValueError, RuntimeError) as error:
+        cases = [case for name in names for case in CASES[name](settings)]
+    except ValueError as error:
         parser.error(str(error))
+    for case in cases:
+        torch.manual_seed(settings.seed)
+        try:
+            contest = case.build(settings)
+        except ValueError as error:
+            parser.error(str(error))
+        records.append(measure(case, contest, settings))
+        del contest
+        print(" | ".join(table_row(records[-1])), file=sys.stderr, flush=True)
     where = machine(settings.device)
     table = markdown(records, where, settings)
     print(f"\n{table}")

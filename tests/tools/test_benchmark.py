@@ -1,0 +1,465 @@
+"""The benchmark: what it measures, compares and reports, on heads and images of tiny size."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+
+from tests.tiny_datasets import TINY_MODEL
+from tools import benchmark
+
+pytest.importorskip("detectron2.projects.point_rend")
+
+MIB = 2**20
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every case small: its image, its pyramid and its models, on both sides."""
+    monkeypatch.setattr(benchmark, "INSTANCE_IMAGE", (64, 96))
+    monkeypatch.setattr(benchmark, "SEMANTIC_IMAGE", (64, 128))
+    monkeypatch.setattr(benchmark, "PYRAMID_CHANNELS", 16)
+    semantic = ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS"]
+    for name, more in (("instance_config", []), ("semantic_config", [*semantic, "256"])):
+        read = getattr(benchmark, name)
+
+        def read_tiny(*args: Any, read: Callable = read, more: list[str] = more) -> Any:
+            *before, opts = args if isinstance(args[-1], (list, tuple)) else (*args, ())
+            return read(*before, [*TINY_MODEL, *more, *opts])
+
+        monkeypatch.setattr(benchmark, name, read_tiny)
+
+
+def contest(**changes: Any) -> benchmark.Contest:
+    equal = {"ours": lambda: torch.zeros(1, 1, 4, 4), "rival": lambda: torch.zeros(1, 1, 4, 4)}
+    return benchmark.Contest(**{**equal, "compare": benchmark.mask_agreement, **changes})
+
+
+def case(rival_bytes: int = 0) -> benchmark.Case:
+    return benchmark.Case("planted", {"boxes": 1}, "stock", lambda _: contest(), rival_bytes)
+
+
+# Time
+
+
+def test_the_sides_run_in_turn_and_the_first_round_is_not_timed() -> None:
+    order: list[str] = []
+    ticks = iter(range(100))
+
+    def clock() -> float:
+        return float(next(ticks))
+
+    runs = [lambda: order.append("ours"), lambda: order.append("rival")]
+    seconds = benchmark.interleaved_seconds(runs, 3, "cpu", clock=clock)
+    assert order == ["ours", "rival"] * 4
+    assert seconds == [(1.0,) * 3, (1.0,) * 3]
+
+
+def test_a_side_is_charged_for_its_own_time_only() -> None:
+    now = [0.0]
+
+    def spend(seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            now[0] += seconds
+
+        return run
+
+    seconds = benchmark.interleaved_seconds([spend(2), spend(5)], 2, "cpu", clock=lambda: now[0])
+    assert seconds == [(2.0, 2.0), (5.0, 5.0)]
+
+
+def test_the_time_of_a_side_is_the_median_of_its_runs() -> None:
+    assert benchmark.Measurement(seconds=(9.0, 1.0, 2.0), peak_bytes=None).median == 2.0
+
+
+def test_the_share_of_a_head_is_its_time_over_that_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    head = torch.nn.Identity()
+
+    class Clock:
+        @staticmethod
+        def perf_counter() -> float:
+            return now[0]
+
+    def run() -> None:
+        now[0] += 3
+        head(torch.zeros(1))
+        now[0] += 4
+
+    monkeypatch.setattr(benchmark, "time", Clock)
+    inside = head.register_forward_hook(lambda *_: now.__setitem__(0, now[0] + 1))
+    assert benchmark.share_of_time(run, head, 2, "cpu") == 1 / 8
+    inside.remove()
+    assert not head._forward_hooks
+    assert not head._forward_pre_hooks
+
+
+# Memory
+
+
+def test_the_meter_sees_a_large_allocation_that_is_free_again_at_the_end() -> None:
+    peak = benchmark.peak_memory(lambda: torch.ones(48 * MIB // 4).sum(), "cpu")
+    assert peak is not None
+    assert abs(peak - 48 * MIB) < 2 * MIB
+
+
+def test_the_meter_sees_what_the_allocator_could_serve_from_freed_memory() -> None:
+    def many_small() -> list[torch.Tensor]:
+        return [torch.ones(MIB // 16) for _ in range(160)]  # 40 MiB
+
+    many_small()
+    peak = benchmark.peak_memory(many_small, "cpu")
+    assert peak is not None
+    assert abs(peak - 40 * MIB) < 2 * MIB
+
+
+def test_the_meter_leaves_out_what_was_held_before() -> None:
+    held = torch.ones(48 * MIB // 4)
+    peak = benchmark.peak_memory(lambda: held.add_(1), "cpu")
+    assert peak is not None
+    assert peak < 2 * MIB
+
+
+def test_a_system_without_the_files_of_linux_tells_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(benchmark.Path, "write_text", refuse)
+    assert benchmark.peak_memory(lambda: None, "cpu") is None
+
+
+def test_available_memory_is_part_of_the_machines() -> None:
+    pages = benchmark.os.sysconf("SC_PHYS_PAGES") * benchmark.os.sysconf("SC_PAGE_SIZE")
+    assert 0 < benchmark.available_memory("cpu") <= pages
+
+
+# Agreement
+
+
+def masks(seed: int = 0) -> torch.Tensor:
+    return torch.rand(3, 1, 20, 20, generator=torch.Generator().manual_seed(seed))
+
+
+def test_equal_masks_agree() -> None:
+    agreement = benchmark.mask_agreement(masks(), masks())
+    assert (agreement.differing, agreement.largest) == (0.0, 0.0)
+
+
+def test_a_planted_difference_of_masks_is_found_exactly() -> None:
+    theirs = masks() * 0.25  # all below 0.5
+    ours = theirs.clone()
+    ours.view(-1)[[5, 77, 400]] += 0.5
+    agreement = benchmark.mask_agreement(ours, theirs)
+    assert agreement.differing == 3 / 1200
+    assert agreement.largest == pytest.approx(0.5)
+
+
+def test_a_difference_that_crosses_no_threshold_shows_in_the_probability_only() -> None:
+    agreement = benchmark.mask_agreement(masks() * 0.25 + 0.125, masks() * 0.25)
+    assert agreement.differing == 0.0
+    assert agreement.largest == pytest.approx(0.125)
+
+
+def test_masks_of_another_side_are_resized_to_the_rivals() -> None:
+    halves = torch.cat((torch.zeros(1, 1, 8, 4), torch.ones(1, 1, 8, 4)), dim=3)
+    agreement = benchmark.mask_agreement(halves[..., ::2, ::2], halves)
+    assert agreement.differing == 0.0
+    assert agreement.largest == 0.25  # half a cell beside the edge
+
+
+def test_the_boundary_is_the_share_of_neighbours_that_differ() -> None:
+    halves = torch.cat((torch.zeros(1, 1, 8, 4), torch.ones(1, 1, 8, 4)), dim=3)
+    assert benchmark.mask_agreement(halves, halves).boundary == 1 / 7
+
+
+def test_a_planted_difference_of_label_maps_is_found_exactly() -> None:
+    logits = torch.zeros(2, 4, 5)
+    logits[0] = 40.0
+    changed = logits.clone()
+    changed[:, 1, 2] = torch.tensor([0.0, 40.0])
+    agreement = benchmark.label_agreement(
+        (changed, changed.argmax(dim=0)), (logits, logits.argmax(dim=0))
+    )
+    assert agreement.differing == 1 / 20
+    assert agreement.largest == pytest.approx(1.0)
+
+
+# Inputs
+
+
+def test_features_vary_slowly_and_have_a_standard_deviation_of_one() -> None:
+    noise = benchmark.smooth_noise(3, (64, 96), torch.Generator().manual_seed(0))
+    assert noise.shape == (1, 3, 64, 96)
+    assert noise.std().item() == pytest.approx(1.0, abs=1e-5)
+    assert (noise[..., 1:] - noise[..., :-1]).std() < 0.6  # √2 if they were independent
+
+
+def test_boxes_lie_in_the_image_and_range_from_small_to_its_short_side() -> None:
+    boxes = benchmark.random_boxes(500, (800, 1216), torch.Generator().manual_seed(0))
+    assert boxes.shape == (500, 4)
+    assert (boxes >= 0).all()
+    assert (boxes <= torch.tensor([1216, 800, 1216, 800])).all()
+    sides = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
+    assert sides.min() < 30
+    assert sides.max() > 600
+
+
+@pytest.mark.usefixtures("tiny")
+def test_both_sides_have_the_same_weights() -> None:
+    ours, stock = benchmark.mask_head_pair(benchmark.POINTREND, 4, benchmark.Settings())
+    assert type(ours).__module__.startswith("point_rend.")
+    assert type(stock).__module__.startswith("detectron2.projects.point_rend")
+    theirs = stock.state_dict()
+    assert theirs
+    assert ours.state_dict().keys() == theirs.keys()
+    for name, value in ours.state_dict().items():
+        assert value.data_ptr() == theirs[name].data_ptr(), name
+
+
+# Cases
+
+
+def run(*words: str) -> list[benchmark.Record]:
+    return benchmark.main([*words, "--repeat", "1"])
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("kind", ["masks", "implicit"])
+def test_masks_equal_the_stock_heads_and_are_not_flat(kind: str) -> None:
+    records = run(kind, "--boxes", "1", "6", "--classes", "1", "5")
+    shapes = [{"boxes": n, "classes": k} for n in (1, 6) for k in (1, 5)]
+    assert [record.parameters for record in records] == shapes
+    for record in records:
+        assert record.theirs is not None
+        assert record.agreement is not None
+        assert record.agreement.differing <= 1e-5
+    assert max(record.agreement.boundary for record in records if record.agreement) > 0.005
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_convolutional_head_is_measured_without_a_comparison() -> None:
+    (record,) = run("conv", "--boxes", "3", "--classes", "5")
+    assert record.rival == "4×conv 28×28"
+    assert record.theirs is not None
+    assert record.agreement is None
+
+
+@pytest.mark.usefixtures("tiny")
+def test_label_maps_equal_the_stock_heads_at_both_strides() -> None:
+    records = run("semantic")
+    assert [record.parameters["stride"] for record in records] == [16, 4]
+    for record in records:
+        assert record.agreement is not None
+        assert record.agreement.differing <= 1e-3  # eight pixels
+        assert record.agreement.boundary > 0.005
+
+
+@pytest.mark.usefixtures("tiny")
+def test_whole_models_agree_on_the_given_number_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    compare = benchmark.mask_agreement
+
+    def note(ours: torch.Tensor, theirs: torch.Tensor) -> benchmark.Agreement:
+        sizes.append((len(ours), len(theirs)))
+        return compare(ours, theirs)
+
+    monkeypatch.setattr(benchmark, "mask_agreement", note)
+    records = run("model", "--boxes", "7", "--classes", "5")
+    assert sizes == [(7, 7)]
+    assert len(records) == 2
+    for record in records:
+        assert record.agreement is not None
+        assert record.agreement.differing <= 1e-3  # eight pixels
+        assert record.agreement.boundary > 0.005
+        for side in (record.ours, record.theirs):
+            assert side is not None
+            assert side.head_share is not None
+            assert 0 < side.head_share < 1
+
+
+@pytest.mark.usefixtures("tiny")
+def test_mixed_precision_is_for_both_sides() -> None:
+    settings = benchmark.Settings(amp="bfloat16")
+    x = torch.ones(2, 2)
+    with benchmark.inference(settings):
+        assert (x @ x).dtype == torch.bfloat16
+    with benchmark.inference(benchmark.Settings()):
+        assert (x @ x).dtype == torch.float32
+    (record,) = run("masks", "--boxes", "2", "--classes", "3", "--amp", "bfloat16")
+    assert record.agreement is not None
+    assert record.agreement.differing < 0.05
+
+
+@pytest.mark.usefixtures("tiny")
+def test_options_are_for_our_side_only() -> None:
+    opts = ["--opts", "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", "49"]
+    (record,) = run("masks", "--boxes", "4", "--classes", "3", *opts)
+    assert record.agreement is not None
+    assert record.agreement.differing > 0
+
+
+def test_a_case_that_does_not_fit_is_reported_and_not_run_with_the_rival() -> None:
+    def must_not_run() -> None:
+        raise AssertionError("the rival was run")
+
+    record = benchmark.measure(
+        case(rival_bytes=2**60), contest(rival=must_not_run), benchmark.Settings(repeat=2)
+    )
+    assert record.theirs is None
+    assert len(record.ours.seconds) == 2
+    row = dict(zip(benchmark.HEADINGS, benchmark.table_row(record), strict=True))
+    assert row["time rival"] == "does not fit (≈ 1073741824.0 GiB)"
+    assert row["time ours"].endswith("ms")
+
+
+def test_the_stock_head_is_expected_to_hold_masks_of_every_class() -> None:
+    (large,) = benchmark.masks_cases(benchmark.Settings(boxes=(300,), classes=(1203,)))
+    assert large.rival_bytes > 300 * 1203 * 224**2 * 4
+
+
+# Report
+
+
+def record(ours: float, theirs: float | None) -> benchmark.Record:
+    sides = [
+        None if seconds is None else benchmark.Measurement((seconds,) * 3, int(seconds * MIB))
+        for seconds in (ours, theirs)
+    ]
+    assert sides[0] is not None
+    agreement = benchmark.Agreement(differing=1e-6, largest=0.25, boundary=0.1)
+    return benchmark.Record("a head", {"boxes": 2}, "stock", sides[0], sides[1], 5, agreement)
+
+
+WHERE = {"cpu": "a CPU", "threads": 2, "gpu": None, "torch": "1", "detectron2": "0", "python": "3"}
+
+
+def test_a_row_has_the_ratios_of_rival_to_ours() -> None:
+    row = benchmark.table_row(record(2.0, 16.0))
+    assert len(row) == len(benchmark.HEADINGS)
+    assert row[2:8] == ["2000 ms", "16000 ms", "8.0", "2 MiB", "16 MiB", "8.0"]
+    assert row[8:10] == ["1.0e-06", "2.5e-01"]
+
+
+def test_the_table_is_markdown_and_names_the_machine() -> None:
+    text = benchmark.markdown([record(1.0, 2.0)] * 2, WHERE, benchmark.Settings(repeat=3))
+    notes, empty, *rows = text.splitlines()
+    assert notes.startswith("a CPU, 2 thread(s), torch 1, Detectron2 0, medians of 3 runs")
+    assert empty == ""
+    assert len(rows) == 4
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def test_this_machine_is_named() -> None:
+    where = benchmark.machine("cpu")
+    assert where.keys() == WHERE.keys()
+    assert where["torch"] == torch.__version__
+    assert where["threads"] == torch.get_num_threads()
+    assert where["cpu"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_output_holds_every_time_the_table_and_a_picture(tmp_path: Path) -> None:
+    flags = ["masks", "--boxes", "1", "2", "--classes", "3", "--output", str(tmp_path / "new")]
+    records = benchmark.main([*flags, "--repeat", "3", "--seed", "5"])
+    names = {"benchmark_masks.json", "benchmark_masks.md", "benchmark_masks.png"}
+    assert {file.name for file in (tmp_path / "new").iterdir()} == names
+
+    content = json.loads((tmp_path / "new" / "benchmark_masks.json").read_text())
+    assert content.keys() == {"machine", "settings", "records"}
+    assert content["settings"]["seed"] == 5
+    assert len(content["records"]) == len(records) == 2
+    for entry, measured in zip(content["records"], records, strict=True):
+        assert entry.keys() >= {"name", "parameters", "rival", "ours", "theirs", "agreement"}
+        assert measured.theirs is not None
+        for key, side in (("ours", measured.ours), ("theirs", measured.theirs)):
+            assert entry[key]["seconds"] == list(side.seconds)
+            assert len(side.seconds) == 3
+            assert entry[key]["median"] == side.median
+            assert entry[key]["peak_bytes"] == side.peak_bytes
+        assert entry["agreement"].keys() == {"differing", "largest", "boundary"}
+
+    table = (tmp_path / "new" / "benchmark_masks.md").read_text()
+    assert all(f"| {record.name} | stock |" in table for record in records)
+    picture = cv2.imread(str(tmp_path / "new" / "benchmark_masks.png"))
+    assert picture is not None
+    assert picture.std() > 0
+
+
+def test_a_rival_that_was_not_run_leaves_a_gap_in_the_report(tmp_path: Path) -> None:
+    settings = benchmark.Settings()
+    records = [record(1.0, None)]
+    data = benchmark.as_json(records, WHERE, settings)
+    assert json.loads(data)["records"][0]["theirs"] is None
+    benchmark.save_report(tmp_path, "gap", records, "table", data)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_cannot_be_written_whole_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.png").write_text("old")
+
+    def fail(_: Any, file: Path) -> None:
+        file.write_text("half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(benchmark, "save_plot", fail)
+    with pytest.raises(OSError, match="no space left"):
+        benchmark.save_report(tmp_path, "x", [], "", "")
+    assert (tmp_path / "x.png").read_text() == "old"
+
+
+# Errors
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["everything"], "invalid choice: 'everything'"),
+        (["masks", "--boxes", "0"], "expected a whole number of 1 or more, got '0'"),
+        (["masks", "--repeat", "-1"], "expected a whole number of 1 or more, got '-1'"),
+        (["masks", "--amp", "float8"], "invalid choice: 'float8'"),
+        (["masks", "--device", "abacus"], "--device abacus"),
+        (["masks", "--opts", "MODEL.NONE", "1"], "unknown config key MODEL.NONE"),
+        (["masks", "--opts", "MODEL.MASK_ON"], "expected pairs KEY VALUE"),
+        (
+            ["masks", "--boxes", "1", "--opts", "MODEL.POINT_HEAD.NUM_FC", "2"],
+            "--opts change the weights, e.g. point_head.fc3.bias",
+        ),
+    ],
+)
+def test_a_wrong_word_is_one_clear_error(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main(words)
+    assert stopped.value.code == 2
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in last_line
+    assert message in last_line
+
+
+def test_a_gpu_that_is_not_there_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        benchmark.main(["masks", "--device", "cuda"])
+    assert "--device cuda: torch finds no GPU here" in capsys.readouterr().err
+
+
+def test_a_failure_of_a_head_is_not_taken_for_a_wrong_word() -> None:
+    def fail() -> None:
+        raise ValueError("a defect")
+
+    with pytest.raises(ValueError, match="a defect"):
+        benchmark.measure(case(), contest(ours=fail), benchmark.Settings(repeat=1))
