@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .coarse_mask_head import CoarseMaskHead
 from .config import point_head_num_classes
 from .coordinates import box_to_image_coords, regular_grid
+from .masks import share_masks
 from .point_features import point_sample_fine_grained_features, pool_regular_grid
 from .point_head import (
     build_point_head,
@@ -249,6 +250,7 @@ class PointRendMaskHead(nn.Module):
         coarse_logits: Tensor,
         instances: list[Instances],
     ) -> dict[str, Tensor]:
+        instances = share_masks(instances)
         losses = {"loss_mask": mask_rcnn_loss(coarse_logits, instances)}
         if self.point_head is None or self.refinement is None:
             return losses

@@ -1,11 +1,14 @@
 """ROI heads for PointRend: Detectron2's, which also take configs and weights of older versions."""
 
 import logging
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.modeling import StandardROIHeads
+from detectron2.structures import Instances
 
 from .checkpoint import upgrade_state_dict
+from .masks import share_masks
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,12 @@ class PointRendROIHeads(StandardROIHeads):
             mask_head = cfg.MODEL.ROI_MASK_HEAD
             mask_head.NAME, mask_head.POOLER_TYPE = "PointRendMaskHead", ""
         return super()._init_mask_head(cfg, input_shape)
+
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: Sequence[Instances]
+    ) -> list[Instances]:
+        """Label proposals as Detectron2 does, but without a copy of a mask for each of them."""
+        return super().label_and_sample_proposals(proposals, share_masks(targets))
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         upgrade_state_dict(state_dict, prefix)

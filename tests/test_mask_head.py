@@ -422,15 +422,6 @@ def test_a_pooler_is_refused_because_the_heads_read_the_maps_themselves(implicit
         build_mask_head(small_head_config(implicit=implicit), pooled)
 
 
-def test_polygons_are_a_clear_error_in_training():
-    from detectron2.structures import PolygonMasks
-
-    proposals = random_proposals([1])
-    proposals[0].gt_masks = PolygonMasks([[[0.0, 0.0, 9.0, 0.0, 9.0, 9.0]]])
-    with pytest.raises(TypeError, match="MASK_FORMAT"):
-        train(build(), [], proposals)
-
-
 # --- a config of the stock project --------------------------------------------------------------
 
 
