@@ -1,5 +1,13 @@
-"""Checkpoints: keys of older versions, loading that runs no code, saving that breaks nothing."""
+"""Checkpoints: keys of older versions, loading that runs no code, saving that breaks nothing.
 
+A file that :class:`SafeDetectionCheckpointer` has saved is sealed: the comment with which a zip
+archive, such as torch's files are, may end is the SHA-256 of all bytes before it. Other programs
+read the file as any other; torch itself notices hardly any changed bit.
+"""
+
+import errno
+import glob
+import hashlib
 import logging
 import math
 import os
@@ -9,7 +17,6 @@ import reprlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any, BinaryIO, Literal
 from urllib.parse import urlparse
 
@@ -17,6 +24,7 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils import comm
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -227,6 +235,17 @@ _CLASS_DIMENSIONS = (
 )
 
 
+class DamagedError(ValueError):
+    """A file is not what was saved, or no checkpoint at all."""
+
+
+class NotSavedError(OSError):
+    """A file could not be saved; the former ones are as they were."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 class SafeDetectionCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, safe from hostile files, misfits and interrupted saves.
 
@@ -236,8 +255,10 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
     - keys of older PointRend versions are renamed (:func:`upgrade_state_dict`);
     - shapes that do not fit are an error, not a warning;
     - ``last_checkpoint`` cannot lead out of ``save_dir``;
-    - a file gets its name when it is complete: an interrupted save leaves the former ones as
-      they were.
+    - a file gets its name when it is complete and on the disk: an interrupted save leaves the
+      former ones as they were;
+    - a file carries a checksum, so that every later change of it is noticed;
+    - resuming goes back to an earlier checkpoint if the last one is damaged or gone.
 
     Args:
         model: the model to load into and to save.
@@ -279,8 +300,9 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file is damaged, asks for code to run, holds the same parameter
-                under two names, or has shapes that the model does not.
+            DamagedError: if the file is damaged.
+            ValueError: if the file asks for code to run, holds the same parameter under two names,
+                or has shapes that the model does not.
         """
         if path and "://" not in path and not os.path.isfile(_without_query(path)):
             raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -293,6 +315,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continue from the last checkpoint of ``save_dir``; without one load only the weights.
 
+        If the last one cannot be read, the newest that can is taken, with a warning.
+
         Args:
             path: file or URL of the weights.
             resume: whether to look for a last checkpoint at all.
@@ -302,10 +326,10 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: if there is no such file.
+            DamagedError: if the last checkpoint and all others are damaged or gone.
             ValueError: as :meth:`load`, or if ``last_checkpoint`` names no file of ``save_dir``.
         """
-        last = self.get_checkpoint_file() if resume else ""
-        if not last:
+        if not resume or not self.has_checkpoint():
             if resume:
                 self.logger.warning(
                     "Nothing to resume in '%s': starting afresh from %s",
@@ -315,16 +339,56 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             return self.load(path, checkpointables=[])
         asked, self.strict_shapes = self.strict_shapes, True
         try:
-            return self.load(last)
+            return self.load(self._newest_readable())
         finally:
             self.strict_shapes = asked
+
+    def _newest_readable(self) -> str:
+        """Return the last checkpoint or, if it cannot be read by all processes, one before it."""
+        last = reason = ""
+        try:
+            last = self.get_checkpoint_file()
+            self._contents(last)
+        except (DamagedError, FileNotFoundError) as error:
+            reason = str(error)
+        reasons = comm.all_gather(reason)
+        if not any(reasons):
+            return last
+        skipped = [next(filter(None, reasons))]
+        for path in comm.all_gather(self._by_age())[0]:
+            if path == last:
+                continue
+            try:
+                missing = self.checkpointables.keys() - self._contents(path)
+                reason = f"{path} holds no {', '.join(sorted(missing))}" if missing else ""
+            except (ValueError, OSError) as error:
+                reason = str(error)
+            reasons = comm.all_gather(reason)
+            if not any(reasons):
+                self.logger.warning("Resuming from %s, because %s", path, "; ".join(skipped))
+                return path
+            skipped.append(next(filter(None, reasons)))
+        raise DamagedError("; ".join(skipped))
+
+    def _contents(self, path: str) -> set[str]:
+        """Read a checkpoint and name what it holds, without loading anything into anything."""
+        if not path.endswith(".pth"):
+            return set()
+        return set(self._torch_load(self.path_manager.get_local_path(path)))
+
+    def _by_age(self) -> list[str]:
+        """List the checkpoints in ``save_dir``, newest first."""
+        paths = glob.glob(os.path.join(glob.escape(self.save_dir), "*.pth"))
+        files = [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
+        return sorted(files, key=os.path.getmtime, reverse=True)
 
     def get_checkpoint_file(self) -> str:
         """Return the path of the last checkpoint in ``save_dir``, empty if there is none.
 
         Raises:
             FileNotFoundError: if ``last_checkpoint`` names a file that is not there.
-            ValueError: if it is empty or names anything but a file in ``save_dir``.
+            DamagedError: if it is empty.
+            ValueError: if it names anything but a file in ``save_dir``.
         """
         if not self.has_checkpoint():
             return ""
@@ -332,7 +396,9 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         with self.path_manager.open(tag, "rb") as file:
             name = file.read().decode(errors="replace").strip()
         if not name:
-            raise ValueError(f"{tag} is empty: write the name of a checkpoint into it or delete it")
+            raise DamagedError(
+                f"{tag} is empty: write the name of a checkpoint into it or delete it"
+            )
         path = os.path.join(self.save_dir, name)
         leads_out = name != os.path.basename(name) or name in (os.curdir, os.pardir)
         if not name.isprintable():  # such as the zeros that a crash leaves
@@ -366,7 +432,11 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         return checkpoint
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        return _read(f, partial(torch.load, map_location="cpu", weights_only=not self.allow_unsafe))
+        return _read(f, self._load_sealed)
+
+    def _load_sealed(self, file: BinaryIO) -> Any:
+        _check_seal(file)
+        return torch.load(file, map_location="cpu", weights_only=not self.allow_unsafe)
 
     def _unpickle(self, file: BinaryIO) -> Any:
         if self.allow_unsafe:
@@ -421,6 +491,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             kwargs: what else to save.
 
         Raises:
+            NotSavedError: if it cannot be written, such as to a full disk; with what to do.
             ValueError: if ``name`` leads out of ``save_dir``.
         """
         if not os.path.isdir(self.save_dir) or not self.save_to_disk:
@@ -431,8 +502,10 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, filename)
         self.logger.info("Saving checkpoint to %s", path)
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        for leftover in glob.glob(os.path.join(glob.escape(self.save_dir), _TEMPORARY.format("*"))):
+            os.remove(leftover)  # of a process that was killed
         with _written_whole(path) as file:
-            torch.save({"model": self.model.state_dict(), **states, **kwargs}, file)
+            _save_and_seal({"model": self.model.state_dict(), **states, **kwargs}, file)
         self.tag_last_checkpoint(filename)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -461,7 +534,7 @@ def _read(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[str, Any]:
                     "(train_net.py --allow-unsafe-checkpoint)"
                 ) from error
             reason = str(error).rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
-            raise ValueError(
+            raise DamagedError(
                 f"{filename} cannot be read, it is damaged or no checkpoint "
                 f"({type(error).__name__}: {reason})"
             ) from error
@@ -503,18 +576,108 @@ def _listed(misfits: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
     )
 
 
+# --- files that are whole ---------------------------------------------------------------------
+
+_TEMPORARY = ".{}.tmp"  # name of a file that is not complete
+_END_OF_ZIP = b"PK\x05\x06"  # begins the last record of a zip archive, of which the last field is
+_LENGTH_AT = 20  # the length of the comment, of two bytes; the comment follows
+_SEAL = b"point_rend sha256 "  # begins the comment
+_SEAL_LENGTH = len(_SEAL) + 64
+_BLOCK = 1 << 20  # bytes read at a time
+
+
+def _save_and_seal(data: dict[str, Any], file: BinaryIO) -> None:
+    """Save data with torch and end the file with its checksum."""
+    writer = _ErrorKeeper(file)
+    try:
+        torch.save(data, writer)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise (writer.error or error) from error
+    file.seek(-2, os.SEEK_END)
+    file.write(_SEAL_LENGTH.to_bytes(2, "little") + _SEAL)
+    digest = _digest(file, file.tell())
+    file.write(digest)
+
+
+class _ErrorKeeper:
+    """Keeps the error of a write, for which torch raises one of its own that says nothing."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _digest(file: BinaryIO, length: int) -> bytes:
+    """Return the checksum of the first bytes of a file, and leave it behind them."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while length:
+        block = file.read(min(length, _BLOCK))
+        digest.update(block)
+        length -= len(block)
+    return digest.hexdigest().encode()
+
+
+def _check_seal(file: BinaryIO) -> None:
+    """Check a file against its checksum, if it has one, and go back to its begin.
+
+    Raises:
+        ValueError: if it has another one, or only a part of one.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _LENGTH_AT - 2 - _SEAL_LENGTH))
+    _, end, last_record = file.read().rpartition(_END_OF_ZIP)
+    length = last_record[_LENGTH_AT - len(end) :][:2]
+    comment = last_record[_LENGTH_AT - len(end) + 2 :]
+    sealed_length = _SEAL_LENGTH.to_bytes(2, "little")
+    if end and (length == sealed_length or comment.startswith(_SEAL)):
+        whole = length == sealed_length and len(comment) == _SEAL_LENGTH
+        if not (whole and _SEAL + _digest(file, size - 64) == comment):
+            raise ValueError("its checksum is that of other content")
+    file.seek(0)
+
+
 @contextmanager
 def _written_whole(path: str) -> Iterator[BinaryIO]:
-    """Open a file to write that appears under ``path`` when it is complete, or not at all."""
+    """Open a file to write and read that appears under ``path`` when it is complete and safe."""
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.tmp")
+    temporary = os.path.join(folder, _TEMPORARY.format(name))
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
+        _write_through(folder)
+    except BaseException as error:
+        with suppress(OSError):
             os.remove(temporary)
+        if isinstance(error, OSError):
+            raise NotSavedError(
+                error.errno,
+                f"{path} could not be saved ({error.strerror or error}): make room or let the "
+                "folder be written to; the checkpoints before it are as they were",
+            ) from error
         raise
+
+
+def _write_through(folder: str) -> None:
+    """Make the names in a folder survive a crash of the machine, where its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of file systems that cannot
+            raise
+    finally:
+        os.close(descriptor)

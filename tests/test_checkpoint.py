@@ -1,8 +1,12 @@
+import errno
+import hashlib
 import io
 import logging
 import os
 import pickle
+import resource
 import struct
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +25,12 @@ from iopath.common.file_io import PathManager
 from torch import nn
 
 from point_rend import get_config_file, load_config
-from point_rend.checkpoint import SafeDetectionCheckpointer, upgrade_state_dict
+from point_rend.checkpoint import (
+    DamagedError,
+    NotSavedError,
+    SafeDetectionCheckpointer,
+    upgrade_state_dict,
+)
 
 # --- helpers ----------------------------------------------------------------------------------
 
@@ -899,8 +908,91 @@ def test_an_empty_last_checkpoint_is_an_error(tmp_path: Path, text: str):
 @pytest.mark.parametrize("name", [b"gone.pth", b"\xff\xfe"])
 def test_a_last_checkpoint_that_names_no_file_is_an_error(tmp_path: Path, name: bytes):
     (tmp_path / "last_checkpoint").write_bytes(name)
-    with pytest.raises(FileNotFoundError, match=r"last_checkpoint names .* no such file"):
+    with pytest.raises(DamagedError, match=r"last_checkpoint names .* no such file"):
         SafeDetectionCheckpointer(net(), str(tmp_path)).resume_or_load("", resume=True)
+
+
+class Progress:
+    """Something that is saved beside a model."""
+
+    def __init__(self, iteration: int = -1) -> None:
+        self.iteration = iteration
+
+    def state_dict(self) -> dict[str, int]:
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.iteration = state["iteration"]
+
+
+def save_run(folder: Path, iterations: int = 3) -> None:
+    """Save checkpoints of a training, a second apart, and beside them weights that are newer."""
+    for iteration in range(iterations):
+        trainer = Progress(iteration)
+        name = f"model_{iteration}"
+        SafeDetectionCheckpointer(net(seed=iteration), str(folder), trainer=trainer).save(name)
+        os.utime(folder / f"{name}.pth", (iteration, iteration))
+    save_net(folder / "weights.pth")
+
+
+def resumed(folder: Path) -> tuple[Progress, list[str]]:
+    """Resume in a folder; return the state that has been found, and the warnings."""
+    trainer, model = Progress(), net(seed=77)
+    with log_of("fvcore.common.checkpoint") as messages:
+        checkpointer = SafeDetectionCheckpointer(model, str(folder), trainer=trainer)
+        checkpointer.resume_or_load("", resume=True)
+    assert_same_state(model.state_dict(), net(seed=trainer.iteration).state_dict())
+    return trainer, [message for message in messages if message.startswith("WARNING")]
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, os.remove])
+def test_resuming_goes_back_to_the_newest_readable_checkpoint_and_says_so(
+    tmp_path: Path, damage: Callable[[Path], None]
+):
+    save_run(tmp_path)
+    for name in ("model_2.pth", "model_1.pth"):
+        damage(tmp_path / name)
+    trainer, (warning,) = resumed(tmp_path)
+    assert trainer.iteration == 0
+    assert f"Resuming from {tmp_path / 'model_0.pth'}, because" in warning
+    assert "model_2.pth" in warning
+    assert ("model_1.pth" in warning) == (damage is not os.remove)
+    assert "weights.pth holds no trainer" in warning
+
+
+@pytest.mark.parametrize("tag", ["", "gone.pth"])
+def test_resuming_finds_the_newest_checkpoint_where_the_tag_is_of_no_use(tmp_path: Path, tag: str):
+    save_run(tmp_path)
+    (tmp_path / "last_checkpoint").write_text(tag)
+    trainer, (warning,) = resumed(tmp_path)
+    assert trainer.iteration == 2
+    assert str(tmp_path / "last_checkpoint") in warning
+
+
+def test_a_tag_that_can_be_followed_is_followed_to_an_older_checkpoint(tmp_path: Path):
+    save_run(tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_1.pth")
+    trainer, warnings = resumed(tmp_path)
+    assert trainer.iteration == 1
+    assert warnings == []
+
+
+def test_resuming_without_any_readable_checkpoint_is_an_error_that_names_all(tmp_path: Path):
+    save_run(tmp_path, iterations=2)
+    for path in tmp_path.glob("model_*"):
+        truncate(path)
+    with pytest.raises(DamagedError, match=r"(?s)model_1\.pth.*weights\.pth.*model_0\.pth"):
+        resumed(tmp_path)
 
 
 # --- saving -------------------------------------------------------------------------------------
@@ -951,6 +1043,124 @@ def test_a_save_that_cannot_be_tagged_leaves_the_former_tag(
         checkpointer.save("second")
     assert set(contents(tmp_path)) == {"first.pth", "second.pth", "last_checkpoint"}
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "first.pth")
+
+
+def test_what_a_killed_process_has_left_goes_with_the_next_save(tmp_path: Path):
+    for name in (".model_7.pth.tmp", ".last_checkpoint.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    SafeDetectionCheckpointer(net(), str(tmp_path)).save("m")
+    assert set(contents(tmp_path)) == {"m.pth", "last_checkpoint"}
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_is_tagged_behind_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    events: list[str] = []
+    whole_sync, whole_replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        events.append(f"sync {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        whole_sync(descriptor)
+
+    def replace(source: str, target: str) -> None:
+        events.append(f"name {os.path.basename(target)}")
+        whole_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    SafeDetectionCheckpointer(net(), str(tmp_path)).save("m")
+    folder = f"sync {tmp_path.name}"
+    assert events == [
+        *("sync .m.pth.tmp", "name m.pth", folder),
+        *("sync .last_checkpoint.tmp", "name last_checkpoint", folder),
+    ]
+
+
+@contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """Let every write beyond a size fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_error_that_names_the_file_and_what_to_do(tmp_path: Path):
+    checkpointer = SafeDetectionCheckpointer(nn.Linear(1000, 1000), str(tmp_path))
+    checkpointer.save("first")
+    before = contents(tmp_path)
+    with files_limited_to(1_000_000), pytest.raises(NotSavedError) as error:
+        checkpointer.save("second")
+    assert error.value.errno == errno.EFBIG
+    assert str(error.value).startswith(f"{tmp_path / 'second.pth'} could not be saved (File too")
+    assert "make room" in str(error.value)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_refuses_a_file_is_the_same_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    def refuse(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(NotSavedError, match=os.strerror(number)) as error:
+        SafeDetectionCheckpointer(net(), str(tmp_path)).save("m")
+    assert error.value.errno == number
+    assert contents(tmp_path) == {}
+
+
+# --- checksums ----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_ends_with_the_checksum_of_all_before_it_in_a_comment_of_its_archive(
+    tmp_path: Path,
+):
+    SafeDetectionCheckpointer(net(), str(tmp_path)).save("m")
+    path = tmp_path / "m.pth"
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        comment = archive.comment
+    content = path.read_bytes()
+    assert comment == b"point_rend sha256 " + hashlib.sha256(content[:-64]).hexdigest().encode()
+    assert_same_state(torch.load(path, weights_only=True)["model"], net().state_dict())
+    mapped = torch.load(path, weights_only=True, mmap=True)["model"]
+    assert_same_state(mapped, net().state_dict())
+
+
+def save_small(folder: Path) -> bytes:
+    SafeDetectionCheckpointer(nn.Linear(2, 3), str(folder)).save("m")
+    return (folder / "m.pth").read_bytes()
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path):
+    content = save_small(tmp_path)
+    path = tmp_path / "changed.pth"
+    rng = np.random.default_rng(0)
+    unnoticed = []
+    for position, bit in enumerate(rng.integers(0, 8, len(content))):
+        changed = bytearray(content)
+        changed[position] ^= 1 << bit
+        path.write_bytes(changed)
+        try:
+            read(str(path))
+            unnoticed.append(position)
+        except DamagedError as error:
+            assert str(path) in str(error)
+    assert len(content) > 1000
+    assert unnoticed == []
+
+
+def test_a_missing_end_is_noticed_however_short_it_is(tmp_path: Path):
+    content = save_small(tmp_path)
+    path = tmp_path / "short.pth"
+    for missing in [*range(1, 200), *range(200, len(content), 50)]:
+        path.write_bytes(content[:-missing])
+        with pytest.raises(DamagedError, match="cannot be read, it is damaged"):
+            read(str(path))
 
 
 @pytest.mark.parametrize("name", ["../m", "sub/m", "/tmp/m"])
