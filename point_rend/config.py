@@ -84,6 +84,9 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED": True,
     # Weight of the mean square of the predicted parameters in the loss.
     "MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER": 1e-5,
+    # What an image that cannot be read ends: "stop" the training, with the name of the file, or
+    # "skip" it with a counted warning; another image takes its turn.
+    "DATALOADER.ON_CORRUPT_IMAGE": "stop",
     # Type in which SOLVER.AMP.ENABLED computes: float16 (its loss is scaled) or bfloat16.
     "SOLVER.AMP.DTYPE": "float16",
     # DeepLab's keys, as Detectron2's DeepLab project names and sets them. They are read by its
@@ -231,6 +234,7 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
     if training:
         _check_short_sides(cfg)
         _check_mixed_precision(cfg)
+        _check_data_loader(cfg)
     if cfg.MODEL.META_ARCHITECTURE in MODELS_WITH_SEMANTIC_HEAD:
         _check_crop_of_deeplab(cfg)
     if cfg.MODEL.MASK_ON:
@@ -253,6 +257,12 @@ def _check_mixed_precision(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.AMP.DTYPE must be float16 or bfloat16, got {cfg.SOLVER.AMP.DTYPE!r}"
         )
+
+
+def _check_data_loader(cfg: CfgNode) -> None:
+    reaction = cfg.DATALOADER.ON_CORRUPT_IMAGE
+    if reaction not in ("stop", "skip"):
+        raise ValueError(f"DATALOADER.ON_CORRUPT_IMAGE must be stop or skip, got {reaction!r}")
 
 
 def _check_crop_of_deeplab(cfg: CfgNode) -> None:
