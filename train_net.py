@@ -171,8 +171,7 @@ def setup(args: argparse.Namespace) -> Run:
         logger.info("%s is %d, as the data sets have", key, value_of(cfg, key))
     unclean: tuple[str, ...] = ()
     if "instances" in outputs:
-        mask_format = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None
-        unclean = check_datasets(train, test, mask_format=mask_format)
+        unclean = check_datasets(train, test, masks=cfg.MODEL.MASK_ON)
     if "sem_seg" in outputs:
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         check_semantic_datasets(train, test, ignore_value=ignore_value)

@@ -301,11 +301,6 @@ def _check_mask_head(cfg: CfgNode, *, training: bool) -> None:
             f"MODEL.ROI_MASK_HEAD.NAME {mask_head.NAME} samples the feature maps itself: "
             f'MODEL.ROI_MASK_HEAD.POOLER_TYPE must be "", got {mask_head.POOLER_TYPE!r}'
         )
-    if training and mask_format == "polygon":
-        raise ValueError(
-            f"INPUT.MASK_FORMAT is {mask_format!r}, but {mask_head.NAME} is trained from "
-            "bitmasks: set INPUT.MASK_FORMAT to bitmask (annotations may be polygons all the same)"
-        )
 
 
 def point_head_num_classes(cfg: CfgNode, inherited: int, inherited_key: str) -> int:

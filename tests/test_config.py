@@ -506,16 +506,11 @@ class TestCheckConfig:
         opts = ["INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5, 0.7]"]
         check_config(load_config(get_config_file(name), opts), training=True)
 
-    def test_polygons_are_refused_in_training_alone(self):
-        cfg = load_config(get_config_file(COCO_1X), ["INPUT.MASK_FORMAT", "polygon"])
-        check_config(cfg, training=False)
-        with pytest.raises(ValueError, match=r"set INPUT.MASK_FORMAT to bitmask"):
-            check_config(cfg, training=True)
-
-    def test_the_baseline_may_train_on_polygons(self):
-        cfg = load_config(get_config_file("InstanceSegmentation/mask_rcnn_R_50_FPN_1x_coco.yaml"))
-        assert cfg.INPUT.MASK_FORMAT == "polygon"
-        check_config(cfg, training=True)
+    @pytest.mark.parametrize("mask_head", ["PointRendMaskHead", "MaskRCNNConvUpsampleHead"])
+    @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+    def test_every_mask_head_may_train_on_either_format(self, mask_head, mask_format):
+        opts = ["MODEL.ROI_MASK_HEAD.NAME", mask_head, "INPUT.MASK_FORMAT", mask_format]
+        check_config(load_config(get_config_file(COCO_1X), opts), training=True)
 
     @pytest.mark.parametrize("mask_head", ["PointRendMaskHead", "MaskRCNNConvUpsampleHead"])
     def test_an_unknown_mask_format_is_refused_for_every_mask_head(self, mask_head):

@@ -159,13 +159,16 @@ def test_a_training_may_start_from_a_model_of_other_classes(tiny: CocoSet, tmp_p
     assert predictions(tmp_path / "two", "pair")
 
 
-def test_polygon_format_is_refused_where_the_data_have_rle(
-    tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("config", [POINTREND, BASELINE], ids=["pointrend", "baseline"])
+def test_a_set_of_polygons_and_rle_trains_in_polygon_format(
+    config: str, tiny: CocoSet, tmp_path: Path
 ) -> None:
-    more = ["INPUT.MASK_FORMAT", "polygon"]
-    said = refusal(command(tiny, tmp_path / "output", *more, config=BASELINE), capsys)
-    assert "INPUT.MASK_FORMAT" in said
-    assert "annotation 1 of image 1" in said
+    output = tmp_path / "output"
+    more = ["DATASETS.TEST", "()", "INPUT.MASK_FORMAT", "polygon", "SOLVER.MAX_ITER", "1"]
+    train_net.main(command(tiny, output, *more, config=config))
+    (training,) = metrics(output)
+    assert training["loss_mask"] > 0
+    assert ("loss_mask_point" in training) == (config == POINTREND)
 
 
 # Class counts
@@ -229,7 +232,7 @@ def test_sets_of_different_classes_are_refused(
     [
         (["MODEL.POINT_HED.FC_DIM", "4"], "unknown config key MODEL.POINT_HED.FC_DIM"),
         (["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR must be float"),
-        (["INPUT.MASK_FORMAT", "polygon"], "INPUT.MASK_FORMAT is 'polygon'"),
+        (["INPUT.MASK_FORMAT", "bitmap"], "INPUT.MASK_FORMAT must be bitmask or polygon"),
         (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE cpu"),
         (["--num-gpus=3"], "IMS_PER_BATCH is 2: expected a multiple of the number of processes"),
         (["SOLVER.REFERENCE_WORLD_SIZE", "4"], "SOLVER.REFERENCE_WORLD_SIZE, which is 4"),

@@ -51,15 +51,13 @@ class Usable(NamedTuple):
     faults: int
 
 
-def check_datasets(
-    train: Sequence[str], test: Sequence[str], *, mask_format: str | None
-) -> tuple[str, ...]:
+def check_datasets(train: Sequence[str], test: Sequence[str], *, masks: bool) -> tuple[str, ...]:
     """Check all data sets of a run.
 
     Args:
         train: Registered names of the training sets; may be empty.
         test: Registered names of the sets that are evaluated.
-        mask_format: INPUT.MASK_FORMAT, or None if the model has no use for masks.
+        masks: Whether the annotations need masks.
 
     Returns:
         The training sets out of which annotations have to be left.
@@ -69,17 +67,14 @@ def check_datasets(
         ValueError: As `check_dataset`, or if there is nothing to train on.
     """
     for name in dict.fromkeys(test):
-        check_dataset(name, training=False, mask_format=mask_format)
-    found = {
-        name: check_dataset(name, training=True, mask_format=mask_format)
-        for name in dict.fromkeys(train)
-    }
+        check_dataset(name, training=False, masks=masks)
+    found = {name: check_dataset(name, training=True, masks=masks) for name in dict.fromkeys(train)}
     if found and not any(usable.annotations for usable in found.values()):
         raise ValueError("no annotation is left to train on in " + ", ".join(map(describe, found)))
     return tuple(name for name, usable in found.items() if usable.faults)
 
 
-def check_dataset(name: str, *, training: bool, mask_format: str | None) -> Usable:
+def check_dataset(name: str, *, training: bool, masks: bool) -> Usable:
     """Check the images and annotations of a registered data set before a run.
 
     Impossible annotations are named in a warning. A training goes without them (see
@@ -89,7 +84,7 @@ def check_dataset(name: str, *, training: bool, mask_format: str | None) -> Usab
     Args:
         name: Registered name.
         training: Whether the set is for training; if not, it is evaluated.
-        mask_format: INPUT.MASK_FORMAT, or None if the model has no use for masks.
+        masks: Whether the annotations need masks.
 
     Returns:
         How many annotations there are to work with.
@@ -103,8 +98,7 @@ def check_dataset(name: str, *, training: bool, mask_format: str | None) -> Usab
     check_image_files(name, images)
 
     coco = _evaluator_type(name) == "coco"
-    masks = mask_format is not None
-    usable, impossible, fatal, rles = 0, [], [], []
+    usable, impossible, fatal = 0, [], []
     for image in images:
         for position, annotation in enumerate(image.annotations):
             label = annotation.get("id", f"at position {position}")
@@ -112,8 +106,6 @@ def check_dataset(name: str, *, training: bool, mask_format: str | None) -> Usab
             remainder, reasons = clean_annotation(annotation, image.height, image.width, masks)
             if remainder is not None and not annotation.get("iscrowd", 0):
                 usable += 1
-                if masks and isinstance(remainder["segmentation"], dict):
-                    rles.append(where)
             if coco and not training:
                 lacking = [key for key in ("area", "iscrowd") if key not in annotation]
                 reasons += [Reason(f"no {key!r}, which the evaluation needs") for key in lacking]
@@ -122,11 +114,6 @@ def check_dataset(name: str, *, training: bool, mask_format: str | None) -> Usab
                 if any(reason.fatal for reason in reasons):
                     fatal.append(impossible[-1])
 
-    if rles and training and mask_format == "polygon":
-        raise ValueError(
-            f"{describe(name)}: INPUT.MASK_FORMAT is polygon, but {len(rles)} masks are RLE; set "
-            "it to bitmask, which takes both" + listed(rles)
-        )
     if fatal and not training:
         raise ValueError(
             f"{describe(name)} cannot be evaluated: {len(fatal)} annotations are broken"

@@ -2,14 +2,23 @@
 
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data.transforms import TransformList
+from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
 
 from point_rend.data.augmentation import build_augmentations
+from point_rend.masks import SharedMasks
 
 
 class NamingDatasetMapper(DatasetMapper):
-    """Detectron2's mapper with our augmentation; its errors name the image that they are about."""
+    """Detectron2's mapper with our augmentation; its errors name the image that they are about.
+
+    The masks are :class:`SharedMasks`: small on their way from the worker, held once in training.
+    With the format polygon, masks that are given as RLE stay masks of pixels.
+    """
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -24,7 +33,7 @@ class NamingDatasetMapper(DatasetMapper):
             dataset_dict: A record in Detectron2's standard format.
 
         Returns:
-            What Detectron2's `DatasetMapper` returns.
+            What Detectron2's `DatasetMapper` returns; "gt_masks" of the instances are shared masks.
 
         Raises:
             ValueError: If the image cannot be decoded, or it or its annotations do not fit the
@@ -38,3 +47,40 @@ class NamingDatasetMapper(DatasetMapper):
                 f"image {dataset_dict.get('image_id')!r}, file {dataset_dict['file_name']}, "
                 f"cannot be used: {error}"
             ) from error
+
+    def _transform_annotations(
+        self, dataset_dict: dict[str, Any], transforms: TransformList, image_shape: tuple[int, int]
+    ) -> None:
+        objects = [x for x in dataset_dict.pop("annotations") if not x.get("iscrowd", 0)]
+        for annotation in objects:
+            if not self.use_instance_mask:
+                annotation.pop("segmentation", None)
+            if not self.use_keypoint:
+                annotation.pop("keypoints", None)
+            utils.transform_instance_annotations(
+                annotation,
+                transforms,
+                image_shape,
+                keypoint_hflip_indices=self.keypoint_hflip_indices,
+            )
+        segmentations = [x.pop("segmentation") for x in objects if "segmentation" in x]
+        instances = utils.annotations_to_instances(objects, image_shape)
+        if segmentations:
+            if len(segmentations) < len(objects):
+                raise ValueError(f"{len(objects)} objects, but {len(segmentations)} masks")
+            masks = [self._mask(segmentation, image_shape) for segmentation in segmentations]
+            instances.gt_masks = SharedMasks.cat(masks)
+            if self.recompute_boxes:
+                instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        dataset_dict["instances"] = utils.filter_empty_instances(instances)
+
+    def _mask(
+        self, segmentation: list[np.ndarray] | np.ndarray, image_shape: tuple[int, int]
+    ) -> SharedMasks:
+        """Hold a mask, given as polygons or as pixels (H, W), in the mapper's format."""
+        if isinstance(segmentation, list):
+            if self.instance_mask_format == "polygon":
+                return SharedMasks.of(PolygonMasks([segmentation]), image_shape)
+            segmentation = polygons_to_bitmask(segmentation, *image_shape)
+        pixels = np.ascontiguousarray(segmentation)  # a flip leaves negative strides
+        return SharedMasks.of(BitMasks(pixels[None]), image_shape)

@@ -165,14 +165,14 @@ def test_masks_are_not_looked_at_where_none_are_needed() -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_a_sound_set_has_all_its_annotations(caplog: pytest.LogCaptureFixture) -> None:
-    assert check_dataset("tiny", training=True, mask_format="bitmask") == Usable(6, 0)
-    assert check_dataset("tiny", training=False, mask_format="bitmask") == Usable(6, 0)
+    assert check_dataset("tiny", training=True, masks=True) == Usable(6, 0)
+    assert check_dataset("tiny", training=False, masks=True) == Usable(6, 0)
     assert not caplog.records
 
 
 def test_crowds_are_nothing_to_train_on(tiny: CocoSet) -> None:
     spoil(tiny, "annotations", 0, iscrowd=1)
-    assert check_dataset("tiny", training=True, mask_format="bitmask") == Usable(5, 0)
+    assert check_dataset("tiny", training=True, masks=True) == Usable(5, 0)
 
 
 def test_impossible_annotations_are_counted_and_named(
@@ -181,7 +181,7 @@ def test_impossible_annotations_are_counted_and_named(
     spoil(tiny, "annotations", 1, segmentation=[[1, 2, 3, 4]])
     spoil(tiny, "annotations", 5, bbox=[1, 1, 0, 4])
     with caplog.at_level(logging.WARNING):
-        assert check_dataset("tiny", training=True, mask_format="bitmask") == Usable(4, 2)
+        assert check_dataset("tiny", training=True, masks=True) == Usable(4, 2)
     (record,) = caplog.records
     said = record.getMessage()
     assert said.startswith(f"tiny ({tiny.json_file}): 2 annotations are impossible")
@@ -195,7 +195,7 @@ def test_of_many_impossible_annotations_the_first_are_named(
     for position in range(6):
         spoil(tiny, "annotations", position, segmentation=[[1, 2, 3, 4]])
     with caplog.at_level(logging.WARNING):
-        assert check_dataset("tiny", training=True, mask_format="bitmask") == Usable(0, 6)
+        assert check_dataset("tiny", training=True, masks=True) == Usable(0, 6)
     assert "annotation 5 of" in caplog.text
     assert "annotation 6 of" not in caplog.text
     assert "and 1 more" in caplog.text
@@ -217,7 +217,7 @@ def test_a_training_without_any_possible_annotation_is_refused(tiny: CocoSet) ->
     for position in range(6):
         spoil(tiny, "annotations", position, segmentation=[[1, 2, 3, 4]])
     with pytest.raises(ValueError, match=r"no annotation is left to train on in tiny \("):
-        check_datasets(["tiny"], [], mask_format="bitmask")
+        check_datasets(["tiny"], [], masks=True)
 
 
 def test_of_several_sets_one_may_have_nothing_but_background(tiny: CocoSet, tmp_path: Path) -> None:
@@ -225,15 +225,15 @@ def test_of_several_sets_one_may_have_nothing_but_background(tiny: CocoSet, tmp_
     empty.rewrite(empty.read() | {"annotations": []})
     register_coco("empty", *empty)
     spoil(tiny, "annotations", 0, bbox=[1, 1, 0, 0])
-    assert check_datasets(["empty", "tiny"], ["empty"], mask_format="bitmask") == ("tiny",)
+    assert check_datasets(["empty", "tiny"], ["empty"], masks=True) == ("tiny",)
     with pytest.raises(ValueError, match="no annotation is left"):
-        check_datasets(["empty"], [], mask_format="bitmask")
+        check_datasets(["empty"], [], masks=True)
 
 
 def test_what_is_left_over_after_the_check_is_what_the_training_gets(tiny: CocoSet) -> None:
     for position, segmentation in enumerate([[[1, 2, 3]], [[1, 1, 5, 5, 9, 9]], [TRIANGLE]]):
         spoil(tiny, "annotations", position, segmentation=segmentation)
-    usable = check_dataset("tiny", training=True, mask_format="bitmask")
+    usable = check_dataset("tiny", training=True, masks=True)
     leave_out_impossible_annotations("tiny", masks=True)
     records = DatasetCatalog.get("tiny")
     assert usable == Usable(sum(len(record["annotations"]) for record in records), 2)
@@ -244,7 +244,7 @@ def test_an_evaluation_keeps_annotations_without_area(
 ) -> None:
     spoil(tiny, "annotations", 0, bbox=[1, 1, 0, 4])
     with caplog.at_level(logging.WARNING):
-        check_dataset("tiny", training=False, mask_format="bitmask")
+        check_dataset("tiny", training=False, masks=True)
     assert "kept for the evaluation" in caplog.text
 
 
@@ -254,7 +254,7 @@ def test_an_evaluation_refuses_what_it_cannot_read(tiny: CocoSet, segmentation: 
     with pytest.raises(
         ValueError, match=r"tiny .*cannot be evaluated: 1 .*annotation 1 of image 1"
     ):
-        check_dataset("tiny", training=False, mask_format="bitmask")
+        check_dataset("tiny", training=False, masks=True)
 
 
 @pytest.mark.parametrize("field", ["area", "iscrowd"])
@@ -263,25 +263,25 @@ def test_an_evaluation_needs_fields_that_a_training_does_not(tiny: CocoSet, fiel
     for annotation in content["annotations"]:
         del annotation[field]
     tiny.rewrite(content)
-    assert check_dataset("tiny", training=True, mask_format="bitmask") == Usable(6, 0)
+    assert check_dataset("tiny", training=True, masks=True) == Usable(6, 0)
     with pytest.raises(ValueError, match=rf"6 annotations are broken.*no '{field}'"):
-        check_dataset("tiny", training=False, mask_format="bitmask")
+        check_dataset("tiny", training=False, masks=True)
 
 
 def test_the_file_of_a_set_that_detectron2_knows_is_checked_too(tiny: CocoSet) -> None:
     spoil(tiny, "annotations", 0, category_id=55)
     with pytest.raises(ValueError, match="refers to category 55"):
-        check_dataset("tiny", training=True, mask_format="bitmask")
+        check_dataset("tiny", training=True, masks=True)
 
 
 def test_lvis_is_checked_and_its_images_are_found(tmp_path: Path) -> None:
     written = write_lvis(tmp_path)
     register_lvis_instances("tiny_lvis_v1", get_lvis_instances_meta("lvis_v1"), *written)
-    assert check_dataset("tiny_lvis_v1", training=True, mask_format="bitmask") == Usable(6, 0)
-    assert check_dataset("tiny_lvis_v1", training=False, mask_format="bitmask") == Usable(6, 0)
+    assert check_dataset("tiny_lvis_v1", training=True, masks=True) == Usable(6, 0)
+    assert check_dataset("tiny_lvis_v1", training=False, masks=True) == Usable(6, 0)
     spoil(written, "annotations", 0, segmentation=[[1, 2]])
     with pytest.raises(ValueError, match=r"cannot be loaded.*annotation 1 of image 1"):
-        check_dataset("tiny_lvis_v1", training=True, mask_format="bitmask")
+        check_dataset("tiny_lvis_v1", training=True, masks=True)
 
 
 def test_a_set_of_another_kind_is_loaded_once_and_checked(
@@ -300,7 +300,7 @@ def test_a_set_of_another_kind_is_loaded_once_and_checked(
     DatasetCatalog.register("own", load)
     MetadataCatalog.get("own").set(evaluator_type="cityscapes_instance")
     with caplog.at_level(logging.WARNING):
-        assert check_dataset("own", training=True, mask_format="bitmask") == Usable(1, 1)
+        assert check_dataset("own", training=True, masks=True) == Usable(1, 1)
     assert "annotation at position 0 of image a" in caplog.text
     leave_out_impossible_annotations("own", masks=True)
     for _ in range(2):
@@ -310,18 +310,9 @@ def test_a_set_of_another_kind_is_loaded_once_and_checked(
     assert len(loads) == 1
 
 
-def test_polygon_format_cannot_hold_rle(tiny: CocoSet) -> None:
-    with pytest.raises(ValueError, match=r"4 masks are RLE; .*bitmask.*: annotation 1 of image 1"):
-        check_dataset("tiny", training=True, mask_format="polygon")
-    assert check_dataset("tiny", training=False, mask_format="polygon") == Usable(6, 0)
-    for position in range(6):
-        spoil(tiny, "annotations", position, segmentation=[TRIANGLE])
-    assert check_dataset("tiny", training=True, mask_format="polygon") == Usable(6, 0)
-
-
 def test_a_model_without_masks_asks_for_none(tiny: CocoSet) -> None:
     spoil(tiny, "annotations", 0, segmentation=None)
-    assert check_dataset("tiny", training=True, mask_format=None) == Usable(6, 0)
+    assert check_dataset("tiny", training=True, masks=False) == Usable(6, 0)
 
 
 # Images
@@ -333,7 +324,7 @@ def test_missing_images_are_counted_and_the_first_are_named(tmp_path: Path) -> N
     for number in range(1, 8):
         (Path(written.image_root) / f"{number:03d}.png").unlink()
     with pytest.raises(FileNotFoundError) as caught:
-        check_dataset("tiny", training=True, mask_format="bitmask")
+        check_dataset("tiny", training=True, masks=True)
     said = str(caught.value)
     assert said.startswith(f"tiny ({written.json_file}): 7 of 8 images do not exist: image 2, ")
     assert f"image 6, {written.image_root}/005.png; and 2 more" in said
@@ -348,7 +339,7 @@ def encode(form: str, mode: str = "RGB", **options: Any) -> bytes:
 
 def check_first_image(written: CocoSet, content: bytes) -> None:
     (Path(written.image_root) / "000.png").write_bytes(content)
-    check_dataset("tiny", training=True, mask_format="bitmask")
+    check_dataset("tiny", training=True, masks=True)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +376,7 @@ def test_an_image_of_another_size_than_declared_is_named(tiny: CocoSet) -> None:
     for position in (3, 4, 5):
         spoil(tiny, "annotations", position, segmentation=[TRIANGLE])
     with pytest.raises(ValueError, match=r"001\.png is 96 x 64 pixels, declared are 97 x 64"):
-        check_dataset("tiny", training=True, mask_format="bitmask")
+        check_dataset("tiny", training=True, masks=True)
 
 
 def test_the_size_counts_after_turning_the_image_upright(tiny: CocoSet) -> None:
@@ -404,7 +395,7 @@ def test_the_size_counts_after_turning_the_image_upright(tiny: CocoSet) -> None:
 def test_what_is_to_be_evaluated_is_checked_like_what_is_to_be_learnt(
     tiny: CocoSet, training: bool
 ) -> None:
-    assert check_dataset("tiny", training=training, mask_format="bitmask") == Usable(6, 0)
+    assert check_dataset("tiny", training=training, masks=True) == Usable(6, 0)
     (Path(tiny.image_root) / "001.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"image 2, .*001\.png"):
-        check_dataset("tiny", training=training, mask_format="bitmask")
+        check_dataset("tiny", training=training, masks=True)
