@@ -84,8 +84,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED": True,
     # Weight of the mean square of the predicted parameters in the loss.
     "MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER": 1e-5,
-    # What an image that cannot be read ends: "stop" the training, with the name of the file, or
-    # "skip" it with a counted warning; another image takes its turn.
+    # What an image that cannot be read does to a training: "stop" ends it with the name of the file,
+    # "skip" gives the image's turn to another one, with a counted warning.
     "DATALOADER.ON_CORRUPT_IMAGE": "stop",
     # Type in which SOLVER.AMP.ENABLED computes: float16 (its loss is scaled) or bfloat16.
     "SOLVER.AMP.DTYPE": "float16",
