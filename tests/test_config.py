@@ -1,3 +1,5 @@
+import functools
+import operator
 import os
 import shutil
 import warnings
@@ -23,7 +25,15 @@ from point_rend.config import (
 ZOO = Path(model_zoo.__file__).parent / "configs"
 # What the stock project has not, besides the keys of DeepLab.
 OWN_POINT_HEAD_KEYS = {"TRAIN_ON_REGULAR_GRID": False}
+OWN_KEYS = {"DATALOADER.ON_CORRUPT_IMAGE": "stop", "SOLVER.AMP.DTYPE": "float16"}
 COCO_1X = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
+
+
+def set_in(cfg: CfgNode, settings: dict[str, str]) -> None:
+    """Set keys, whether they are there or not."""
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        functools.reduce(operator.getitem, sections, cfg)[name] = value
 
 
 def our_cfg() -> CfgNode:
@@ -64,6 +74,7 @@ class TestKeys:
         ours.MODEL.POINT_HEAD.NUM_CLASSES = stock.MODEL.POINT_HEAD.NUM_CLASSES
         for name, default in OWN_POINT_HEAD_KEYS.items():
             assert ours.MODEL.POINT_HEAD.pop(name) is default
+        set_in(stock, OWN_KEYS)
         assert ours == stock
 
     def test_the_semantic_head_has_a_point_head_of_its_own_with_the_same_keys_and_no_name(self):
@@ -79,6 +90,7 @@ class TestKeys:
         cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
         before = cfg.clone()
         add_pointrend_config(cfg)
+        set_in(before, OWN_KEYS)
         before.MODEL.POINT_HEAD.update(OWN_POINT_HEAD_KEYS)
         before.MODEL.SEM_SEG_HEAD.POINT_HEAD = our_cfg().MODEL.SEM_SEG_HEAD.POINT_HEAD
         assert cfg == before
