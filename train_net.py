@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.solver import LRScheduler
@@ -48,6 +47,12 @@ from point_rend.data.checks import check_datasets, leave_out_impossible_annotati
 from point_rend.data.coco import class_names, describe, register_coco
 from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.data.semantic import SEMANTIC_MODELS, check_semantic_datasets, register_sem_seg
+from point_rend.engine.loading import (
+    EvaluationLoader,
+    TrainLoader,
+    build_test_loader,
+    build_train_loader,
+)
 from point_rend.engine.processes import (
     AUTO,
     distribute,
@@ -57,6 +62,8 @@ from point_rend.engine.processes import (
     place_by_launcher,
 )
 from point_rend.engine.step import NonFiniteError, build_step
+from point_rend.engine.stopping import USER_ERROR, TrainingStop
+from point_rend.engine.trainer import ResumableTrainer
 from point_rend.evaluation.build import (
     INSTANCES,
     PANOPTIC,
@@ -70,7 +77,6 @@ from point_rend.evaluation.test_time import (
 )
 from point_rend.solver import build_lr_scheduler
 
-USER_ERROR = 2  # exit code, as of argparse
 DIVERGED = 3  # exit code of a training that ends at a loss or a gradient that is not finite
 LAST_FINITE = "model_last_finite"  # its checkpoint
 UNSAID = -1
@@ -347,8 +353,8 @@ def set_up_logger(cfg: CfgNode) -> None:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="point_rend")
 
 
-class Trainer(DefaultTrainer):
-    """Detectron2's trainer with our step, checkpointer, mapper and evaluators."""
+class Trainer(ResumableTrainer):
+    """Our trainer with our step, checkpointer, mapper and evaluators."""
 
     def __init__(self, cfg: CfgNode, *, allow_unsafe_checkpoint: bool = False) -> None:
         # DefaultTrainer.__init__ names the classes of its parts outright, and wants several
@@ -379,20 +385,17 @@ class Trainer(DefaultTrainer):
             self.checkpointer.save(LAST_FINITE, iteration=self.iter)
             logger.error("%s", error)
             message = f"{str(error).splitlines()[0]}; the losses and images are in the log"
-            if comm.is_main_process():
-                say_error(f"{message}, the weights in {LAST_FINITE}.pth in {self.cfg.OUTPUT_DIR}")
-            raise SystemExit(DIVERGED) from error
+            raise TrainingStop(message, exit_code=DIVERGED, saves=False, together=True) from error
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Build Detectron2's loader with our mapper."""
-        return build_detection_train_loader(cfg, mapper=NamingDatasetMapper(cfg, is_train=True))
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """Build our loader with our mapper."""
+        return build_train_loader(cfg, NamingDatasetMapper(cfg, is_train=True))
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Build Detectron2's loader with our mapper."""
-        mapper = NamingDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
+        """Build our loader with our mapper."""
+        return build_test_loader(cfg, dataset_name, NamingDatasetMapper(cfg, is_train=False))
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
@@ -444,11 +447,7 @@ def run(args: argparse.Namespace, cfg: CfgNode, unclean_datasets: Sequence[str])
     with user_errors():
         trainer = Trainer(cfg, allow_unsafe_checkpoint=args.allow_unsafe_checkpoint)
         trainer.resume_or_load(resume=args.resume)
-    try:
-        return trainer.train()
-    except SystemExit:
-        comm.synchronize()  # no process ends, and has the others ended, before all are done
-        raise
+    return trainer.train()
 
 
 @contextlib.contextmanager
