@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.tiny_datasets import TINY_MODEL
-from tools import benchmark
+from tools import benchmark, benchmark_cases, benchmark_training
 
 pytest.importorskip("detectron2.projects.point_rend")
 
@@ -20,27 +20,31 @@ MIB = 2**20
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every case small: its image, its pyramid and its models, on both sides."""
-    monkeypatch.setattr(benchmark, "INSTANCE_IMAGE", (64, 96))
-    monkeypatch.setattr(benchmark, "SEMANTIC_IMAGE", (64, 128))
-    monkeypatch.setattr(benchmark, "PYRAMID_CHANNELS", 16)
+    monkeypatch.setattr(benchmark_cases, "INSTANCE_IMAGE", (64, 96))
+    monkeypatch.setattr(benchmark_cases, "SEMANTIC_IMAGE", (64, 128))
+    monkeypatch.setattr(benchmark_cases, "PYRAMID_CHANNELS", 16)
+    for name, value in {"IMAGE": (64, 96), "NUM_OBJECTS": 3, "NUM_PROPOSALS": 40}.items():
+        monkeypatch.setattr(benchmark_training, name, value)
     semantic = ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS"]
     for name, more in (("instance_config", []), ("semantic_config", [*semantic, "256"])):
-        read = getattr(benchmark, name)
+        read = getattr(benchmark_cases, name)
 
         def read_tiny(*args: Any, read: Callable = read, more: list[str] = more) -> Any:
             *before, opts = args if isinstance(args[-1], (list, tuple)) else (*args, ())
             return read(*before, [*TINY_MODEL, *more, *opts])
 
-        monkeypatch.setattr(benchmark, name, read_tiny)
+        monkeypatch.setattr(benchmark_cases, name, read_tiny)
 
 
-def contest(**changes: Any) -> benchmark.Contest:
+def contest(**changes: Any) -> benchmark_cases.Contest:
     equal = {"ours": lambda: torch.zeros(1, 1, 4, 4), "rival": lambda: torch.zeros(1, 1, 4, 4)}
-    return benchmark.Contest(**{**equal, "compare": benchmark.mask_agreement, **changes})
+    return benchmark_cases.Contest(
+        **{**equal, "compare": benchmark_cases.mask_agreement, **changes}
+    )
 
 
 def case(rival_bytes: int = 0) -> benchmark.Case:
-    return benchmark.Case("planted", {"boxes": 1}, "stock", lambda _: contest(), rival_bytes)
+    return benchmark_cases.Case("planted", {"boxes": 1}, "stock", lambda _: contest(), rival_bytes)
 
 
 # Time
@@ -149,7 +153,7 @@ def masks(seed: int = 0) -> torch.Tensor:
 
 
 def test_equal_masks_agree() -> None:
-    agreement = benchmark.mask_agreement(masks(), masks())
+    agreement = benchmark_cases.mask_agreement(masks(), masks())
     assert (agreement.differing, agreement.largest) == (0.0, 0.0)
 
 
@@ -157,27 +161,27 @@ def test_a_planted_difference_of_masks_is_found_exactly() -> None:
     theirs = masks() * 0.25  # all below 0.5
     ours = theirs.clone()
     ours.view(-1)[[5, 77, 400]] += 0.5
-    agreement = benchmark.mask_agreement(ours, theirs)
+    agreement = benchmark_cases.mask_agreement(ours, theirs)
     assert agreement.differing == 3 / 1200
     assert agreement.largest == pytest.approx(0.5)
 
 
 def test_a_difference_that_crosses_no_threshold_shows_in_the_probability_only() -> None:
-    agreement = benchmark.mask_agreement(masks() * 0.25 + 0.125, masks() * 0.25)
+    agreement = benchmark_cases.mask_agreement(masks() * 0.25 + 0.125, masks() * 0.25)
     assert agreement.differing == 0.0
     assert agreement.largest == pytest.approx(0.125)
 
 
 def test_masks_of_another_side_are_resized_to_the_rivals() -> None:
     halves = torch.cat((torch.zeros(1, 1, 8, 4), torch.ones(1, 1, 8, 4)), dim=3)
-    agreement = benchmark.mask_agreement(halves[..., ::2, ::2], halves)
+    agreement = benchmark_cases.mask_agreement(halves[..., ::2, ::2], halves)
     assert agreement.differing == 0.0
     assert agreement.largest == 0.25  # half a cell beside the edge
 
 
 def test_the_boundary_is_the_share_of_neighbours_that_differ() -> None:
     halves = torch.cat((torch.zeros(1, 1, 8, 4), torch.ones(1, 1, 8, 4)), dim=3)
-    assert benchmark.mask_agreement(halves, halves).boundary == 1 / 7
+    assert benchmark_cases.mask_agreement(halves, halves).boundary == 1 / 7
 
 
 def test_a_planted_difference_of_label_maps_is_found_exactly() -> None:
@@ -185,7 +189,7 @@ def test_a_planted_difference_of_label_maps_is_found_exactly() -> None:
     logits[0] = 40.0
     changed = logits.clone()
     changed[:, 1, 2] = torch.tensor([0.0, 40.0])
-    agreement = benchmark.label_agreement(
+    agreement = benchmark_cases.label_agreement(
         (changed, changed.argmax(dim=0)), (logits, logits.argmax(dim=0))
     )
     assert agreement.differing == 1 / 20
@@ -196,14 +200,14 @@ def test_a_planted_difference_of_label_maps_is_found_exactly() -> None:
 
 
 def test_features_vary_slowly_and_have_a_standard_deviation_of_one() -> None:
-    noise = benchmark.smooth_noise(3, (64, 96), torch.Generator().manual_seed(0))
+    noise = benchmark_cases.smooth_noise(3, (64, 96), torch.Generator().manual_seed(0))
     assert noise.shape == (1, 3, 64, 96)
     assert noise.std().item() == pytest.approx(1.0, abs=1e-5)
     assert (noise[..., 1:] - noise[..., :-1]).std() < 0.6  # √2 if they were independent
 
 
 def test_boxes_lie_in_the_image_and_range_from_small_to_its_short_side() -> None:
-    boxes = benchmark.random_boxes(500, (800, 1216), torch.Generator().manual_seed(0))
+    boxes = benchmark_cases.random_boxes(500, (800, 1216), torch.Generator().manual_seed(0))
     assert boxes.shape == (500, 4)
     assert (boxes >= 0).all()
     assert (boxes <= torch.tensor([1216, 800, 1216, 800])).all()
@@ -214,7 +218,9 @@ def test_boxes_lie_in_the_image_and_range_from_small_to_its_short_side() -> None
 
 @pytest.mark.usefixtures("tiny")
 def test_both_sides_have_the_same_weights() -> None:
-    ours, stock = benchmark.mask_head_pair(benchmark.POINTREND, 4, benchmark.Settings())
+    ours, stock = benchmark_cases.mask_head_pair(
+        benchmark_cases.POINTREND, 4, benchmark_cases.Settings()
+    )
     assert type(ours).__module__.startswith("point_rend.")
     assert type(stock).__module__.startswith("detectron2.projects.point_rend")
     theirs = stock.state_dict()
@@ -240,6 +246,7 @@ def test_masks_equal_the_stock_heads_and_are_not_flat(kind: str) -> None:
     for record in records:
         assert record.theirs is not None
         assert record.agreement is not None
+        assert record.agreement.differing is not None
         assert record.agreement.differing <= 1e-5
     assert max(record.agreement.boundary for record in records if record.agreement) > 0.005
 
@@ -258,6 +265,7 @@ def test_label_maps_equal_the_stock_heads_at_both_strides() -> None:
     assert [record.parameters["stride"] for record in records] == [16, 4]
     for record in records:
         assert record.agreement is not None
+        assert record.agreement.differing is not None
         assert record.agreement.differing <= 1e-3  # eight pixels
         assert record.agreement.boundary > 0.005
 
@@ -265,18 +273,19 @@ def test_label_maps_equal_the_stock_heads_at_both_strides() -> None:
 @pytest.mark.usefixtures("tiny")
 def test_whole_models_agree_on_the_given_number_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    compare = benchmark.mask_agreement
+    compare = benchmark_cases.mask_agreement
 
-    def note(ours: torch.Tensor, theirs: torch.Tensor) -> benchmark.Agreement:
+    def note(ours: torch.Tensor, theirs: torch.Tensor) -> benchmark_cases.Agreement:
         sizes.append((len(ours), len(theirs)))
         return compare(ours, theirs)
 
-    monkeypatch.setattr(benchmark, "mask_agreement", note)
+    monkeypatch.setattr(benchmark_cases, "mask_agreement", note)
     records = run("model", "--boxes", "7", "--classes", "5")
     assert sizes == [(7, 7)]
     assert len(records) == 2
     for record in records:
         assert record.agreement is not None
+        assert record.agreement.differing is not None
         assert record.agreement.differing <= 1e-3  # eight pixels
         assert record.agreement.boundary > 0.005
         for side in (record.ours, record.theirs):
@@ -286,12 +295,74 @@ def test_whole_models_agree_on_the_given_number_of_boxes(monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny")
+def test_training_labels_losses_and_gradients_equal_the_stock_projects() -> None:
+    labels, roi_heads, model = run("train", "--classes", "5")
+    assert labels.agreement is not None
+    assert labels.agreement.differing == 0.0
+    assert labels.agreement.largest <= 1e-5
+    for record in (roi_heads, model):
+        assert record.agreement is not None
+        assert record.agreement.largest <= 1e-3
+
+
+@pytest.mark.usefixtures("tiny")
+def test_training_labels_are_neither_all_on_nor_all_off() -> None:
+    settings = benchmark_cases.Settings()
+    contest = benchmark_training.train_cases(settings)[0].build(settings)
+    cells, points = contest.ours()
+    assert cells.dtype == torch.bool
+    assert cells.shape[1:] == (7, 7)
+    assert points.shape == (len(cells), 196)
+    for labels in (cells.float(), points):
+        assert 0.05 < labels.mean().item() < 0.95
+
+
+def test_a_planted_difference_of_training_labels_is_found_exactly() -> None:
+    cells, points = torch.ones(2, 3, 3, dtype=torch.bool), torch.zeros(2, 6)
+    changed = points.clone()
+    changed[0, 4], changed[1, 1] = 0.75, 0.25
+    agreement = benchmark_training.training_label_agreement((cells, changed), (cells, points))
+    assert agreement.differing == 1 / 30
+    assert agreement.largest == 0.75
+
+
+def step_of(weight: float) -> benchmark_training.Step:
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(module.weight, weight)
+    x = torch.ones(1)
+    settings = benchmark_cases.Settings()
+    return benchmark_training.Step(module, lambda: {"square": module(x)[0] ** 2}, [x], settings)()
+
+
+def test_equal_steps_agree() -> None:
+    assert benchmark_training.step_agreement(step_of(3.0), step_of(3.0)).largest == 0.0
+
+
+def test_the_largest_relative_difference_of_losses_and_gradients_is_found() -> None:
+    agreement = benchmark_training.step_agreement(step_of(4.0), step_of(2.0))
+    assert agreement.largest == 3.0  # 16 against 4; the gradients are 8 and 4
+
+
+def test_a_loss_that_one_side_lacks_is_an_error() -> None:
+    other = step_of(2.0)
+    other.values["more"] = torch.zeros(())
+    with pytest.raises(ValueError, match=r"the sides differ in \['more'\]"):
+        benchmark_training.step_agreement(step_of(2.0), other)
+
+
+def test_a_step_starts_without_the_gradients_of_the_last() -> None:
+    step = step_of(2.0)
+    first = step.figures()
+    assert step().figures() == first == {"square": 4.0, "gradient of weight": 4.0}
+
+
 def test_mixed_precision_is_for_both_sides() -> None:
-    settings = benchmark.Settings(amp="bfloat16")
+    settings = benchmark_cases.Settings(amp="bfloat16")
     x = torch.ones(2, 2)
-    with benchmark.inference(settings):
+    with benchmark.conditions(settings, training=False):
         assert (x @ x).dtype == torch.bfloat16
-    with benchmark.inference(benchmark.Settings()):
+    with benchmark.conditions(benchmark_cases.Settings(), training=False):
         assert (x @ x).dtype == torch.float32
     (record,) = run("masks", "--boxes", "2", "--classes", "3", "--amp", "bfloat16")
     assert record.agreement is not None
@@ -311,7 +382,7 @@ def test_a_case_that_does_not_fit_is_reported_and_not_run_with_the_rival() -> No
         raise AssertionError("the rival was run")
 
     record = benchmark.measure(
-        case(rival_bytes=2**60), contest(rival=must_not_run), benchmark.Settings(repeat=2)
+        case(rival_bytes=2**60), contest(rival=must_not_run), benchmark_cases.Settings(repeat=2)
     )
     assert record.theirs is None
     assert len(record.ours.seconds) == 2
@@ -321,7 +392,7 @@ def test_a_case_that_does_not_fit_is_reported_and_not_run_with_the_rival() -> No
 
 
 def test_the_stock_head_is_expected_to_hold_masks_of_every_class() -> None:
-    (large,) = benchmark.masks_cases(benchmark.Settings(boxes=(300,), classes=(1203,)))
+    (large,) = benchmark_cases.masks_cases(benchmark_cases.Settings(boxes=(300,), classes=(1203,)))
     assert large.rival_bytes > 300 * 1203 * 224**2 * 4
 
 
@@ -334,7 +405,7 @@ def record(ours: float, theirs: float | None) -> benchmark.Record:
         for seconds in (ours, theirs)
     ]
     assert sides[0] is not None
-    agreement = benchmark.Agreement(differing=1e-6, largest=0.25, boundary=0.1)
+    agreement = benchmark_cases.Agreement(differing=1e-6, largest=0.25, boundary=0.1)
     return benchmark.Record("a head", {"boxes": 2}, "stock", sides[0], sides[1], 5, agreement)
 
 
@@ -349,7 +420,7 @@ def test_a_row_has_the_ratios_of_rival_to_ours() -> None:
 
 
 def test_the_table_is_markdown_and_names_the_machine() -> None:
-    text = benchmark.markdown([record(1.0, 2.0)] * 2, WHERE, benchmark.Settings(repeat=3))
+    text = benchmark.markdown([record(1.0, 2.0)] * 2, WHERE, benchmark_cases.Settings(repeat=3))
     notes, empty, *rows = text.splitlines()
     assert notes.startswith("a CPU, 2 thread(s), torch 1, Detectron2 0, medians of 3 runs")
     assert empty == ""
@@ -394,7 +465,7 @@ def test_the_output_holds_every_time_the_table_and_a_picture(tmp_path: Path) -> 
 
 
 def test_a_rival_that_was_not_run_leaves_a_gap_in_the_report(tmp_path: Path) -> None:
-    settings = benchmark.Settings()
+    settings = benchmark_cases.Settings()
     records = [record(1.0, None)]
     data = benchmark.as_json(records, WHERE, settings)
     assert json.loads(data)["records"][0]["theirs"] is None
@@ -462,4 +533,4 @@ def test_a_failure_of_a_head_is_not_taken_for_a_wrong_word() -> None:
         raise ValueError("a defect")
 
     with pytest.raises(ValueError, match="a defect"):
-        benchmark.measure(case(), contest(ours=fail), benchmark.Settings(repeat=1))
+        benchmark.measure(case(), contest(ours=fail), benchmark_cases.Settings(repeat=1))
