@@ -1,7 +1,6 @@
 """What the points should have predicted: labels read from the ground truth.
 
-Shapes: N regions over all images, P points; of an image's polygons: M objects, R parts of them, E
-edges of these.
+Shapes: N regions over all images, P points; in an image E edges of polygons.
 """
 
 from collections.abc import Sequence
@@ -102,37 +101,38 @@ def _inside_polygons(polygons: PolygonMasks, index: Tensor, coords: Tensor) -> T
     parts_of_object = torch.tensor([len(x) for x in polygons], dtype=torch.int64, device=device)
     edges_of_part = torch.tensor([len(x) for x in parts], dtype=torch.int64, device=device)
 
-    # Each region has its object's parts before it, Q in all, and each of these its edges.
-    region, part = _expand(parts_of_object, index)  # (Q,)
-    outline, edge = _expand(edges_of_part, part)  # positions in the former, and in the edges
+    # The parts of the first region's object, those of the second's, and so on: Q outlines.
+    outlines = torch.arange(int(parts_of_object[index].sum()), device=device)
+    region, part = _locate(outlines, parts_of_object, index)  # (Q,) each
     points_x, points_y = coords.double().unbind(2)
     crossings = torch.zeros(len(part), coords.shape[1], dtype=torch.int32, device=device)
+    # In the same way the edges of all outlines follow one another, and are cut into pieces.
+    edge_count = int(edges_of_part[part].sum())
     at_once = max(1, PAIRS_AT_ONCE // max(1, coords.shape[1]))
-    for first in range(0, len(edge), at_once):
-        outlines = outline[first : first + at_once]
-        regions = region[outlines]
-        x0, y0, x1, y1 = edges[edge[first : first + at_once], :, None].unbind(1)  # (n, 1) each
-        x, y = points_x[regions], points_y[regions]  # (n, P)
+    for first in range(0, edge_count, at_once):
+        piece = torch.arange(first, min(first + at_once, edge_count), device=device)
+        outline, edge = _locate(piece, edges_of_part, part)  # (n,) each
+        x0, y0, x1, y1 = edges[edge, :, None].unbind(1)  # (n, 1) each
+        x, y = points_x[region[outline]], points_y[region[outline]]  # (n, P)
         starts_above, ends_above = y0 <= y, y1 <= y
         turn = (x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)
         crossed = (starts_above != ends_above) & torch.where(starts_above, turn > 0, turn < 0)
-        crossings.index_add_(0, outlines, crossed.to(torch.int32))
+        crossings.index_add_(0, outline, crossed.to(torch.int32))
     inside = torch.zeros(index.shape[0], coords.shape[1], dtype=torch.int32, device=device)
     return inside.index_add_(0, region, crossings % 2) > 0
 
 
-def _expand(counts: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """List the members of chosen groups.
+def _locate(positions: Tensor, counts: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Find members in a list that has those of one chosen group after those of the other.
 
     Args:
-        counts: members of each group; the groups' members are numbered one after the other.
-        chosen: (n,) groups.
+        positions: (n,) in that list.
+        counts: members of each group; all members are numbered, group after group.
+        chosen: (m,) groups, any of them several times.
 
     Returns:
-        For each member of each chosen group the position in ``chosen``, and its number.
+        Of each position the place of its group in ``chosen``, and the number of its member.
     """
-    chosen_counts = counts[chosen]
-    position = torch.repeat_interleave(chosen_counts)
-    firsts, chosen_firsts = counts.cumsum(0) - counts, chosen_counts.cumsum(0) - chosen_counts
-    within = torch.arange(len(position), device=counts.device) - chosen_firsts[position]
-    return position, firsts[chosen][position] + within
+    last_positions, last_numbers = counts[chosen].cumsum(0), counts.cumsum(0)  # each plus one
+    place = torch.searchsorted(last_positions, positions, right=True)
+    return place, positions - last_positions[place] + last_numbers[chosen[place]]

@@ -9,6 +9,7 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks, polygons_to
 from point_rend import targets
 from point_rend.masks import SharedMasks
 from point_rend.targets import sample_point_labels
+from tests.memory import LargestTensor
 from tests.test_sampling import slow_bilinear
 
 SIZE = (12, 20)
@@ -165,6 +166,20 @@ def test_labels_of_polygons_equal_a_slow_loop_over_edges(at_once, monkeypatch):
     assert not labels[-1].any()
 
 
+def test_the_memory_for_polygons_does_not_grow_with_regions_times_edges():
+    angle = torch.linspace(0, 6.28, 5001)[:-1]
+    circle = torch.stack((10 + 5 * angle.cos(), 6 + 5 * angle.sin()), dim=1)
+    masks = SharedMasks.of(PolygonMasks([[circle.flatten().tolist()]]), SIZE)
+    index = torch.zeros(100, dtype=torch.long)
+    coords = random_coords(100, points=20)
+    with LargestTensor() as largest:
+        labels = sample_point_labels([Instances(SIZE, gt_masks=masks[index])], coords)
+    assert largest.bytes <= 8 * targets.PAIRS_AT_ONCE  # of 10 million pairs in all
+    distance = (coords - torch.tensor([10.0, 6.0])).norm(dim=2)
+    clear = (distance - 5).abs() > 0.01
+    assert torch.equal(labels[clear], (distance < 5).float()[clear])
+
+
 @pytest.mark.parametrize("name", OBJECTS)
 def test_labels_of_polygons_are_those_of_cocos_rasteriser_on_a_fine_grid(name):
     """COCO draws 16 times as large; only points next to its outline may differ."""
@@ -230,3 +245,14 @@ def test_pixels_and_polygons_in_one_image_are_labelled_each_in_its_way():
     labels = sample_point_labels([mixed], coords)
     assert torch.equal(labels[[0, 3]], sample_point_labels([regions(masks)], coords[[0, 3]]))
     assert torch.equal(labels[1:3], polygon_labels([[CONVEX], OVERLAPPING], coords[1:3]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_labels_on_a_gpu_equal_those_on_the_cpu():
+    polygons = SharedMasks.of(PolygonMasks([[CONVEX], OVERLAPPING, [SPIKY]]), SIZE)
+    masks = SharedMasks.cat([SharedMasks.of(BitMasks(random_masks(2)), SIZE), polygons])
+    coords = random_coords(5)
+    expected = sample_point_labels([Instances(SIZE, gt_masks=masks)], coords)
+    labels = sample_point_labels([Instances(SIZE, gt_masks=masks.to("cuda"))], coords.cuda())
+    assert labels.device.type == "cuda"
+    torch.testing.assert_close(labels.cpu(), expected, rtol=0, atol=1e-5)

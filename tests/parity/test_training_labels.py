@@ -5,11 +5,11 @@ import torch
 from detectron2.modeling import build_roi_heads
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from point_rend import stock_heads
 from point_rend.masks import SharedMasks, share_masks
 from point_rend.targets import sample_point_labels
+from tests.memory import LargestTensor
 from tests.synthetic import SHAPES, random_features, randomize, small_head_config
 from tests.test_roi_heads import images_of, proposals_of, targets_of
 
@@ -143,19 +143,6 @@ def test_labels_and_crops_of_large_images_are_equal_to_the_last_bit(size):
     assert ((labels > 0) & (labels < 1)).any()
     crops = shared.gt_masks.crop_and_resize(boxes.tensor, 7)
     assert torch.equal(crops, copies.gt_masks.crop_and_resize(boxes.tensor, 7))
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the bytes of the largest memory that any operation returns."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(value, torch.Tensor):
-                self.bytes = max(self.bytes, value.untyped_storage().nbytes())
-        return result
 
 
 def test_the_largest_tensor_does_not_grow_with_the_number_of_proposals():
