@@ -78,7 +78,6 @@ from point_rend.evaluation.test_time import (
 from point_rend.solver import build_lr_scheduler
 
 DIVERGED = 3  # exit code of a training that ends at a loss or a gradient that is not finite
-LAST_FINITE = "model_last_finite"  # its checkpoint
 UNSAID = -1
 
 PANOPTIC_MODELS = ("PanopticFPN", "PointRendPanopticFPN")  # names in the registry
@@ -377,15 +376,14 @@ class Trainer(ResumableTrainer):
         self.register_hooks(self.build_hooks())
 
     def run_step(self) -> None:
-        """Take one step; at a loss or gradient that is not finite save the weights and end."""
+        """Take one step; a loss or gradient that is not finite ends the training before it."""
         try:
             super().run_step()
         except NonFiniteError as error:
-            self.iter -= 1  # this step has not been taken
-            self.checkpointer.save(LAST_FINITE, iteration=self.iter)
+            self.data_loader.batches -= 1  # the step has not been taken
             logger.error("%s", error)
             message = f"{str(error).splitlines()[0]}; the losses and images are in the log"
-            raise TrainingStop(message, exit_code=DIVERGED, saves=False, together=True) from error
+            raise TrainingStop(message, exit_code=DIVERGED, together=True) from error
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:

@@ -1,0 +1,159 @@
+"""What the processes of a test do; each leaves its findings in a file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from point_rend import load_config
+from point_rend.engine.processes import distribute
+from point_rend.engine.step import CheckedTrainer, NonFiniteError
+from tests.tiny_datasets import HEIGHT, POINTREND, TINY_MODEL, WIDTH, scene
+
+# Nothing is left to chance: all proposals are used, and the points lie on a grid. No layer mixes
+# the images of a batch.
+DETERMINISTIC = [
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID", "True"),
+    *("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.RESNETS.NORM", "FrozenBN"),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "64", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0"),
+]
+IMPLICIT = ["MODEL.ROI_MASK_HEAD.NAME", "ImplicitPointRendMaskHead"]
+IMPLICIT += ["MODEL.POINT_HEAD.NAME", "ImplicitPointHead"]
+IMPLICIT += ["MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", "784"]
+
+Batch = list[dict[str, Any]]
+
+
+def tiny_cfg(*opts: str) -> CfgNode:
+    return load_config(POINTREND, [*TINY_MODEL, *opts])
+
+
+def image(number: int, *, objects: int = 3, background: int = 2) -> dict[str, Any]:
+    """A scene with its first objects, and as proposals a box near each, and some beside them."""
+    pixels, shapes = scene(number)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    boxes, masks = [], []
+    for _, corners in shapes[:objects]:
+        (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
+        boxes.append([x0, y0, x1, y1])
+        masks.append((columns >= x0) & (columns < x1) & (rows >= y0) & (rows < y1))
+    instances = Instances((HEIGHT, WIDTH))
+    instances.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4).float())
+    instances.gt_classes = torch.arange(objects)
+    instances.gt_masks = BitMasks(torch.from_numpy(np.reshape(masks, (-1, HEIGHT, WIDTH))).bool())
+    beside = torch.tensor([[0.0, 0.0, 6.0, 6.0]]).repeat(background, 1)
+    proposals = Instances((HEIGHT, WIDTH))
+    proposals.proposal_boxes = Boxes(torch.cat([instances.gt_boxes.tensor + 0.5, beside]))
+    proposals.objectness_logits = torch.zeros(objects + background)
+    return {
+        "image": torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
+        "image_id": number,
+        "file_name": f"{number}.jpg",
+        "instances": instances,
+        "proposals": proposals,
+    }
+
+
+def shares(case: str) -> tuple[Batch, Batch]:
+    """The batches of two ranks."""
+    second = {
+        "equal": [image(3), image(4)],
+        "unequal": [image(3, objects=1), image(4, objects=2, background=7)],
+        "empty": [image(3, objects=0), image(4, objects=0)],
+    }
+    return [image(1), image(2)], second[case]
+
+
+def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The gradient of the sum of the losses by parameter; those without any are left out."""
+    model.zero_grad()
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    inner = getattr(model, "module", model)
+    return {n: p.grad.clone() for n, p in inner.named_parameters() if p.grad is not None}
+
+
+class Toy(nn.Module):
+    """One weight and a loss that a rank may plant."""
+
+    def __init__(self, planted: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.planted = planted
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss_toy": self.weight * len(batch) + self.planted}
+
+
+def end_of_training(model: nn.Module, batch: Batch) -> tuple[str, bool]:
+    """The error that ends the first step, and whether all weights are still as they were."""
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = CheckedTrainer(distribute(model), [batch], optimizer)
+    said = ""
+    with EventStorage():
+        try:
+            trainer.run_step()
+        except NonFiniteError as error:
+            said = str(error)
+    return said, all(map(torch.equal, before, model.parameters()))
+
+
+def batch_normalised(images: Tensor) -> Tensor:
+    """Images through Detectron2's batch normalisation across processes."""
+    from detectron2.layers import get_norm
+
+    norm = get_norm("naiveSyncBN", images.shape[1])
+    assert norm is not None
+    return norm(images).detach()
+
+
+def findings_of_rank(folder: str, opts: Sequence[str]) -> None:
+    """Try out all that two processes do together; then rank 1 fails while rank 0 waits for it."""
+    rank = comm.get_rank()
+    found: dict[str, Any] = {}
+    torch.manual_seed(rank)  # so that equal beginnings are no accident
+    model = distribute(build_model(tiny_cfg(*DETERMINISTIC, *opts)))
+    found["state"] = {n: x.clone() for n, x in model.module.state_dict().items()}
+    for case in ("equal", "unequal", "empty"):
+        found[case] = gradients(model, shares(case)[rank])
+    torch.manual_seed(rank)
+    implicit = distribute(build_model(tiny_cfg(*DETERMINISTIC, *IMPLICIT)))
+    found["implicit state"] = {n: x.clone() for n, x in implicit.module.state_dict().items()}
+
+    found["loss"] = end_of_training(Toy(float("inf") if rank else 0.0), [image(10 + rank)])
+    torch.manual_seed(0)
+    proposing = build_model(tiny_cfg("MODEL.ROI_HEADS.NUM_CLASSES", "3"))
+    broken = image(20 + rank)
+    broken["image"] = broken["image"] * (float("nan") if rank else 1.0)
+    found["proposals"] = end_of_training(proposing, [broken])
+    torch.manual_seed(3)
+    found["normalised"] = batch_normalised(torch.randn(4, 5, 6, 7)[2 * rank :][:2])
+
+    torch.save(found, Path(folder) / f"{rank}.pth")
+    comm.synchronize()
+    if rank:
+        raise RuntimeError("rank 1 stumbles")
+    dist.all_reduce(torch.zeros(1))
+
+
+def be_killed(folder: str) -> None:
+    """Rank 1 is killed while rank 0 waits for it."""
+    import os
+    import signal
+
+    Path(folder, str(comm.get_rank())).touch()
+    comm.synchronize()
+    if comm.get_rank():
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.zeros(1))

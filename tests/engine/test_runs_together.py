@@ -1,0 +1,177 @@
+"""train_net.py in two processes on the CPU, however they are started."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+import train_net
+from tests.runs import metrics
+from tests.tiny_datasets import (
+    POINTREND,
+    REPOSITORY,
+    TINY_MODEL,
+    CocoSet,
+    process_state_restored,
+    write_coco,
+)
+
+
+@pytest.fixture(autouse=True)
+def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("sys.argv", ["train_net.py"])
+    with process_state_restored():
+        yield
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> CocoSet:
+    return write_coco(tmp_path / "tiny", images=5)
+
+
+def command(written: CocoSet, output: Path, *more: str) -> list[str]:
+    flags = ["--config-file", POINTREND, "--register-coco", "tiny", *written]
+    while more and more[0].startswith("--"):
+        flags, more = [*flags, more[0]], more[1:]
+    names = ["DATASETS.TRAIN", "('tiny',)", "DATASETS.TEST", "('tiny',)"]
+    return [*flags, *TINY_MODEL, *names, "OUTPUT_DIR", str(output), *more]
+
+
+def start_by_hand(rank: int, environ: dict[str, str], argv: list[str]) -> subprocess.Popen[str]:
+    """Start one process of a run, as a launcher does."""
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "train_net.py"), *argv],
+        env={**os.environ, **{name: value.format(rank=rank) for name, value in environ.items()}},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+LAUNCHERS = {
+    "torchrun": {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"},
+    "srun": {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_PROCID": "{rank}",
+        "SLURM_LOCALID": "{rank}",
+        "SLURM_STEP_NODELIST": "localhost",
+    },
+}
+
+
+def run_by_hand(launcher: str, argv: list[str]) -> list[tuple[int, str]]:
+    """Exit codes and what was said on stderr by the two processes of a run."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = [start_by_hand(rank, LAUNCHERS[launcher] | meeting, argv) for rank in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
+
+
+def test_evaluation_in_two_processes_gives_the_results_of_one(
+    tiny: CocoSet, tmp_path: Path
+) -> None:
+    one, two, weights = (tmp_path / name for name in ("one", "two", "model.pth"))
+    argv = ["--eval-only", "MODEL.WEIGHTS", str(weights)]
+    job = train_net.setup(train_net.build_parser().parse_args(command(tiny, one, *argv)))
+    torch.manual_seed(0)
+    torch.save({"model": build_model(job.cfg).state_dict()}, weights)
+    results = train_net.run(*job)
+    train_net.main(command(tiny, two, "--num-gpus=2", *argv))
+
+    files = [folder / "inference/tiny/coco_instances_results.json" for folder in (one, two)]
+    assert len(files[0].read_text()) > 1000
+    assert files[0].read_text() == files[1].read_text()
+    log = (two / "log.txt").read_text()
+    assert "World size: 2" in log
+    figures = [
+        line.rpartition("copypaste: ")[2] for line in log.splitlines() if "copypaste" in line
+    ]
+    for task, line in zip(("bbox", "segm"), (figures[2], figures[5]), strict=True):
+        expected = [results[task][name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
+        assert line == ",".join(f"{value:.4f}" for value in expected)
+
+
+@pytest.mark.parametrize("launcher", ["srun", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_processes_of_a_launcher_train_together_with_batch_rate_and_length_scaled(
+    launcher: str, tiny: CocoSet, tmp_path: Path
+) -> None:
+    scaling = ["SOLVER.REFERENCE_WORLD_SIZE", "1", "SOLVER.MAX_ITER", "4"]
+    scaling += ["SOLVER.BASE_LR", "1e-4", "SOLVER.WARMUP_ITERS", "0", "TEST.EVAL_PERIOD", "0"]
+    ended = run_by_hand(launcher, command(tiny, tmp_path / "output", *scaling))
+    assert [code for code, _ in ended] == [0, 0], ended
+    log = (tmp_path / "output" / "log.txt").read_text()
+    assert "batch_size=4, learning_rate=0.0002, max_iter=2" in log
+    training = metrics(tmp_path / "output")[0]
+    assert training["iteration"] == 1
+    assert training["lr"] == pytest.approx(2e-4)
+    assert "segm/AP" in metrics(tmp_path / "output")[-1]
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+@pytest.mark.slow
+def test_what_cannot_work_ends_all_processes_of_a_launcher_with_one_message(
+    tiny: CocoSet, tmp_path: Path
+) -> None:
+    (Path(tiny.image_root) / "003.png").unlink()
+    ended = run_by_hand("torchrun", command(tiny, tmp_path / "output"))
+    assert [code for code, _ in ended] == [2, 2]
+    said = [re.findall(r"train_net\.py: error: .*", text) for _, text in ended]
+    assert len(said[0]) == 1
+    assert "003.png" in said[0][0]
+    assert said[1] == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--num-gpus=2"]], ids=["one process", "two processes"])
+def test_a_training_that_diverges_ends_with_its_own_exit_code_one_message_and_finite_weights(
+    flags: list[str], tiny: CocoSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    diverging = ["SOLVER.BASE_LR", "1e20", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "9"]
+    with pytest.raises(SystemExit) as ended:
+        train_net.main(command(tiny, output, *flags, *diverging))
+    assert ended.value.code == 3
+    errors = re.findall(r"train_net\.py: error: .*", capfd.readouterr().err)
+    assert len(errors) == 1
+    said = re.search(
+        r"(the loss|the gradient of .*) is infinite or NaN in iteration (\d)", errors[0]
+    )
+    assert said is not None
+    assert said[2] != "0"
+    log = (output / "log.txt").read_text()
+    for rank in range(len(flags) + 1):
+        assert re.search(rf"rank {rank}: .*; images \d \(\S*\.png\)", log) is not None
+
+    last = (output / "last_checkpoint").read_text()
+    checkpoint = torch.load(output / last, weights_only=True)
+    assert checkpoint["iteration"] == int(said[2]) - 1
+    assert checkpoint["trainer"]["data"]["batches"] == int(said[2])  # the last one is not used
+    assert all(torch.isfinite(torch.as_tensor(x)).all() for x in checkpoint["model"].values())
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_training(tiny: CocoSet, tmp_path: Path) -> None:
+    argv = command(tiny, tmp_path / "output", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1")
+    script = str(REPOSITORY / "train_net.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    subprocess.run(
+        [*torchrun, "--nproc-per-node=2", script, *argv],
+        check=True,
+        timeout=200,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+    assert "World size: 2" in (tmp_path / "output" / "log.txt").read_text()
