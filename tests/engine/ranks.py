@@ -1,13 +1,14 @@
 """What the processes of a test do; each leaves its findings in a file."""
 
-from collections.abc import Sequence
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from detectron2.config import CfgNode
+from detectron2.layers import get_norm
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
@@ -111,19 +112,17 @@ def end_of_training(model: nn.Module, batch: Batch) -> tuple[str, bool]:
 
 def batch_normalised(images: Tensor) -> Tensor:
     """Images through Detectron2's batch normalisation across processes."""
-    from detectron2.layers import get_norm
-
     norm = get_norm("naiveSyncBN", images.shape[1])
     assert norm is not None
     return norm(images).detach()
 
 
-def findings_of_rank(folder: str, opts: Sequence[str]) -> None:
-    """Try out all that two processes do together; then rank 1 fails while rank 0 waits for it."""
+def findings_of_rank(folder: str) -> None:
+    """Try out all that two processes do together; then rank 1 dies while rank 0 waits for it."""
     rank = comm.get_rank()
     found: dict[str, Any] = {}
     torch.manual_seed(rank)  # so that equal beginnings are no accident
-    model = distribute(build_model(tiny_cfg(*DETERMINISTIC, *opts)))
+    model = distribute(build_model(tiny_cfg(*DETERMINISTIC)))
     found["state"] = {n: x.clone() for n, x in model.module.state_dict().items()}
     for case in ("equal", "unequal", "empty"):
         found[case] = gradients(model, shares(case)[rank])
@@ -143,17 +142,12 @@ def findings_of_rank(folder: str, opts: Sequence[str]) -> None:
     torch.save(found, Path(folder) / f"{rank}.pth")
     comm.synchronize()
     if rank:
-        raise RuntimeError("rank 1 stumbles")
-    dist.all_reduce(torch.zeros(1))
-
-
-def be_killed(folder: str) -> None:
-    """Rank 1 is killed while rank 0 waits for it."""
-    import os
-    import signal
-
-    Path(folder, str(comm.get_rank())).touch()
-    comm.synchronize()
-    if comm.get_rank():
         os.kill(os.getpid(), signal.SIGKILL)
-    dist.all_reduce(torch.zeros(1))
+    comm.synchronize()
+
+
+def stumble() -> None:
+    """Rank 1 fails while rank 0 waits for it."""
+    if comm.get_rank():
+        raise RuntimeError("rank 1 stumbles")
+    comm.synchronize()

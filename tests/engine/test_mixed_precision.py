@@ -16,7 +16,7 @@ from tests.tiny_datasets import CONFIGS, TINY_MODEL, load_script, process_state_
 
 train_net = load_script("train_net.py")
 
-ITERATIONS, WINDOW = 30, 10
+ITERATIONS, WINDOW = 24, 8
 LARGER_SAMPLES = [  # whose losses are less noisy
     *("SOLVER.IMS_PER_BATCH", "4", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "256"),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "64", "SOLVER.BASE_LR", "0.02"),

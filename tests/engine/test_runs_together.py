@@ -104,21 +104,76 @@ def test_evaluation_in_two_processes_gives_the_results_of_one(
         assert line == ",".join(f"{value:.4f}" for value in expected)
 
 
-@pytest.mark.parametrize("launcher", ["srun", pytest.param("torchrun", marks=pytest.mark.slow)])
-def test_processes_of_a_launcher_train_together_with_batch_rate_and_length_scaled(
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_processes_of_a_launcher_train_and_evaluate_together(
     launcher: str, tiny: CocoSet, tmp_path: Path
 ) -> None:
-    scaling = ["SOLVER.REFERENCE_WORLD_SIZE", "1", "SOLVER.MAX_ITER", "4"]
-    scaling += ["SOLVER.BASE_LR", "1e-4", "SOLVER.WARMUP_ITERS", "0", "TEST.EVAL_PERIOD", "0"]
-    ended = run_by_hand(launcher, command(tiny, tmp_path / "output", *scaling))
+    ended = run_by_hand(launcher, command(tiny, tmp_path / "output"))
     assert [code for code, _ in ended] == [0, 0], ended
-    log = (tmp_path / "output" / "log.txt").read_text()
-    assert "batch_size=4, learning_rate=0.0002, max_iter=2" in log
-    training = metrics(tmp_path / "output")[0]
+    training, evaluation = metrics(tmp_path / "output")
     assert training["iteration"] == 1
-    assert training["lr"] == pytest.approx(2e-4)
-    assert "segm/AP" in metrics(tmp_path / "output")[-1]
+    assert "segm/AP" in evaluation
     assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+# Divergence
+
+DIVERGING = ["SOLVER.BASE_LR", "1e20", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "18"]
+
+
+def check_divergence(output: Path, stderr: str, num_ranks: int) -> None:
+    """Check the one message of a training that diverges, what is in the log, and what is saved."""
+    errors = re.findall(r"train_net\.py: error: .*", stderr)
+    assert len(errors) == 1
+    what = r"(?:the loss|the gradient of .*) is infinite or NaN in iteration (\d)"
+    said = re.search(what, errors[0])
+    assert said is not None
+    iteration = int(said[1])
+    assert iteration > 0
+    log = (output / "log.txt").read_text()
+    for rank in range(num_ranks):
+        assert re.search(rf"rank {rank}: .*; images \d \(\S*\.png\)", log) is not None
+
+    last = (output / "last_checkpoint").read_text()
+    checkpoint = torch.load(output / last, weights_only=True)
+    assert checkpoint["iteration"] == iteration - 1
+    assert checkpoint["trainer"]["data"]["batches"] == iteration  # the last one is not used
+    assert all(torch.isfinite(torch.as_tensor(x)).all() for x in checkpoint["model"].values())
+
+
+def test_a_training_that_diverges_ends_with_its_own_exit_code_one_message_and_finite_weights(
+    tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train_net.main(command(tiny, tmp_path / "output", *DIVERGING))
+    assert ended.value.code == 3
+    check_divergence(tmp_path / "output", capsys.readouterr().err, 1)
+
+
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str]]]:
+    """The output folder of two processes under srun, their exit codes and what they said."""
+    folder = tmp_path_factory.mktemp("diverged")
+    scaling = ["SOLVER.REFERENCE_WORLD_SIZE", "1"]
+    argv = command(write_coco(folder / "tiny"), folder / "output", *DIVERGING, *scaling)
+    return folder / "output", run_by_hand("srun", argv)
+
+
+def test_processes_of_a_launcher_diverge_together(
+    diverged: tuple[Path, list[tuple[int, str]]],
+) -> None:
+    output, ended = diverged
+    assert [code for code, _ in ended] == [3, 3]
+    check_divergence(output, "".join(said for _, said in ended), 2)
+
+
+def test_batch_rate_and_length_follow_from_the_reference_world_size(
+    diverged: tuple[Path, list[tuple[int, str]]],
+) -> None:
+    log = (diverged[0] / "log.txt").read_text()
+    assert "batch_size=4, learning_rate=2e+20, max_iter=9" in log
+    assert re.search(r"rank 0: .*; images \d \(\S*\), \d \(\S*\)\n", log)  # two of the four
 
 
 @pytest.mark.slow
@@ -132,33 +187,6 @@ def test_what_cannot_work_ends_all_processes_of_a_launcher_with_one_message(
     assert len(said[0]) == 1
     assert "003.png" in said[0][0]
     assert said[1] == []
-
-
-@pytest.mark.parametrize("flags", [[], ["--num-gpus=2"]], ids=["one process", "two processes"])
-def test_a_training_that_diverges_ends_with_its_own_exit_code_one_message_and_finite_weights(
-    flags: list[str], tiny: CocoSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "output"
-    diverging = ["SOLVER.BASE_LR", "1e20", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "9"]
-    with pytest.raises(SystemExit) as ended:
-        train_net.main(command(tiny, output, *flags, *diverging))
-    assert ended.value.code == 3
-    errors = re.findall(r"train_net\.py: error: .*", capfd.readouterr().err)
-    assert len(errors) == 1
-    said = re.search(
-        r"(the loss|the gradient of .*) is infinite or NaN in iteration (\d)", errors[0]
-    )
-    assert said is not None
-    assert said[2] != "0"
-    log = (output / "log.txt").read_text()
-    for rank in range(len(flags) + 1):
-        assert re.search(rf"rank {rank}: .*; images \d \(\S*\.png\)", log) is not None
-
-    last = (output / "last_checkpoint").read_text()
-    checkpoint = torch.load(output / last, weights_only=True)
-    assert checkpoint["iteration"] == int(said[2]) - 1
-    assert checkpoint["trainer"]["data"]["batches"] == int(said[2])  # the last one is not used
-    assert all(torch.isfinite(torch.as_tensor(x)).all() for x in checkpoint["model"].values())
 
 
 @pytest.mark.slow
