@@ -406,13 +406,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Measure these heads and Detectron2's own side by side."
     )
-    kinds = ", ".join(f"{name}: {make.__doc__}" for name, make in CASES.items())
-    parser.add_argument("cases", nargs="+", choices=[*CASES, "all"], help=kinds)
+    kinds = [
+        f"{name}: {make.__doc__.split('.')[0]}" for name, make in CASES.items() if make.__doc__
+    ]
+    parser.add_argument("cases", nargs="+", choices=[*CASES, "all"], help="; ".join(kinds))
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     parser.add_argument("--threads", type=_positive, help="of the CPU; default: torch's own number")
     parser.add_argument("--repeat", type=_positive, default=5, help="timed runs of each side")
-    parser.add_argument("--boxes", type=_positive, nargs="+", default=[], help="for every case")
-    parser.add_argument("--classes", type=_positive, nargs="+", default=[], help="for every case")
+    parser.add_argument(
+        "--boxes", type=_positive, nargs="+", default=[], help="instead of a case's own"
+    )
+    parser.add_argument("--classes", type=_positive, nargs="+", default=[], help="likewise")
     parser.add_argument("--seed", type=int, default=0, help="of weights and inputs")
     parser.add_argument("--amp", choices=AMP_TYPES, default="none", help="autocast, on both sides")
     parser.add_argument("--output", type=Path, help="folder for JSON, a plot and the table")

@@ -38,7 +38,7 @@ PYRAMID_CHANNELS = 256
 MASK_SIDE = 224
 
 # Peak memory of the stock mask head over that of its float32 masks of all classes at full side.
-STOCK_COPIES = 1.75
+STOCK_COPIES = 1.5
 
 Run = Callable[[], Any]
 
@@ -450,23 +450,32 @@ def semantic_cases(settings: Settings) -> list[Case]:
 
 
 def model_pair(
-    ours_cfg: CfgNode, stock_cfg: CfgNode, image: Tensor, settings: Settings
+    ours_cfg: CfgNode, stock_cfg: CfgNode, head: str, image: Tensor, settings: Settings
 ) -> tuple[Any, Any]:
-    """Build whole models with the same random weights, and features of standard deviation 1."""
+    """Build whole models with the same random weights, and features of standard deviation 1.
+
+    Args:
+        ours_cfg, stock_cfg: with an FPN as backbone.
+        head: name of the submodule that is randomized.
+        image: (3, H, W) on which the features are to have that deviation.
+        settings: with the seed and the device.
+    """
     for cfg in (ours_cfg, stock_cfg):
-        cfg.MODEL.DEVICE = settings.device
+        cfg.MODEL.DEVICE = "cpu"
     torch.manual_seed(settings.seed)
     ours = build_model(ours_cfg).eval()
     with stock_heads():
         stock = build_model(stock_cfg).eval()
-    backbone = ours.backbone
     with torch.no_grad():
-        features = backbone((image.to(settings.device) - ours.pixel_mean)[None] / ours.pixel_std)
+        features = ours.backbone((image - ours.pixel_mean)[None] / ours.pixel_std)
         for level in PYRAMID:
-            layer = backbone.get_submodule(f"fpn_output{level.removeprefix('p')}")
+            layer = ours.backbone.get_submodule(f"fpn_output{level.removeprefix('p')}")
             for parameter in layer.parameters():
                 parameter /= features[level].std()
-    return ours, stock
+    randomize(ours.get_submodule(head), torch.Generator().manual_seed(settings.seed))
+    ours.to(settings.device)
+    share_weights(ours, stock)
+    return ours, stock.to(settings.device)
 
 
 def random_image(size: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -481,11 +490,10 @@ def _instance_model_case(num_boxes: int, num_classes: int) -> Case:
         ours, stock = model_pair(
             instance_config(POINTREND, num_classes, settings.opts),
             instance_config(POINTREND, num_classes),
+            "roi_heads.mask_head",
             image,
             settings,
         )
-        randomize(ours.roi_heads.mask_head, generator)
-        share_weights(ours, stock)
         detections = Detections.random(num_boxes, num_classes, generator)
 
         def plant(_: nn.Module, inputs: tuple) -> tuple:
@@ -518,9 +526,7 @@ def _semantic_model_case(num_classes: int) -> Case:
         stock_cfg = semantic_config(num_classes)
         stock_cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
         ours_cfg = semantic_config(num_classes, settings.opts)
-        ours, stock = model_pair(ours_cfg, stock_cfg, image, settings)
-        randomize(ours.sem_seg_head, generator)
-        share_weights(ours, stock)
+        ours, stock = model_pair(ours_cfg, stock_cfg, "sem_seg_head", image, settings)
 
         def run(model: nn.Module) -> tuple[Tensor, Tensor]:
             (result,) = model([{"image": image}])

@@ -91,10 +91,11 @@ def _roi_heads_pair(cfgs: tuple[CfgNode, CfgNode], settings: Settings) -> tuple[
         name: ShapeSpec(channels=cases.PYRAMID_CHANNELS, stride=stride)
         for name, stride in cases.PYRAMID.items()
     }
-    ours = build_roi_heads(cfgs[0], shapes).to(settings.device)
+    ours = build_roi_heads(cfgs[0], shapes)
     with stock_heads():
         stock = build_roi_heads(cfgs[1], shapes)
     cases.randomize(ours.mask_head, torch.Generator().manual_seed(settings.seed))
+    ours.to(settings.device)
     cases.share_weights(ours, stock)
     return ours, stock.to(settings.device)
 
@@ -173,62 +174,53 @@ def _labels_case(num_classes: int) -> Case:
 # Steps
 
 
-class Step:
-    """The losses of a module and their gradients.
+def training_step(
+    module: nn.Module,
+    losses: Callable[[], Mapping[str, Tensor]],
+    inputs: Sequence[Tensor],
+    settings: Settings,
+) -> dict[str, Tensor]:
+    """Compute losses and their gradients, and drop these at the end, so that they count as memory.
 
     Args:
-        module: with parameters; gradients of an earlier step are dropped.
+        module: with parameters.
         losses: returns losses by name.
         inputs: tensors that get gradients, too.
         settings: with the seed.
+
+    Returns:
+        The losses, and the norm of each parameter's gradient.
     """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        losses: Callable[[], Mapping[str, Tensor]],
-        inputs: Sequence[Tensor],
-        settings: Settings,
-    ) -> None:
-        self.module = module
-        self.losses = losses
-        self.inputs = inputs
-        self.settings = settings
-
-    def __call__(self) -> "Step":
-        """Run the step."""
-        for tensor in (*self.module.parameters(), *self.inputs):
-            tensor.grad = None
-        torch.manual_seed(self.settings.seed)
-        with EventStorage():
-            losses = self.losses()
-        sum(losses.values(), torch.zeros(())).backward()
-        self.values = {name: loss.detach() for name, loss in losses.items()}
-        return self
-
-    def figures(self) -> dict[str, float]:
-        """Return the losses of the last step, and the norm of each parameter's gradient."""
-        figures = {name: value.item() for name, value in self.values.items()}
-        for name, parameter in self.module.named_parameters():
-            if parameter.grad is not None:
-                figures[f"gradient of {name}"] = parameter.grad.norm().item()
-        return figures
+    torch.manual_seed(settings.seed)
+    with EventStorage():
+        computed = losses()
+    sum(computed.values(), torch.zeros(())).backward()
+    figures = {name: loss.detach() for name, loss in computed.items()}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            figures[f"gradient of {name}"] = parameter.grad.norm()
+            parameter.grad = None
+    for tensor in inputs:
+        tensor.grad = None
+    return figures
 
 
-def step_agreement(ours: Step, theirs: Step) -> Agreement:
-    """Return the largest relative difference of a loss or of the norm of a gradient."""
-    our_figures, their_figures = ours.figures(), theirs.figures()
-    if our_figures.keys() != their_figures.keys():
+def step_agreement(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Agreement:
+    """Return the largest relative difference of a loss or of the norm of a gradient.
+
+    Raises:
+        ValueError: if the sides have not the same losses and gradients.
+    """
+    if ours.keys() != theirs.keys():
         raise ValueError(
-            f"the sides differ in {sorted(our_figures.keys() ^ their_figures.keys())}: expected "
-            "the same losses and gradients"
+            f"the sides differ in {sorted(ours.keys() ^ theirs.keys())}: expected the same losses "
+            "and gradients"
         )
-    return Agreement(
-        largest=max(
-            abs(our_figures[name] - value) / max(abs(value), 1e-12)
-            for name, value in their_figures.items()
-        )
-    )
+    differences = [
+        ((ours[name] - value).abs() / value.abs().clamp(min=1e-12)).item()
+        for name, value in theirs.items()
+    ]
+    return Agreement(largest=max(differences))
 
 
 def _roi_heads_case(num_classes: int) -> Case:
@@ -245,13 +237,14 @@ def _roi_heads_case(num_classes: int) -> Case:
             level.requires_grad_()
         images = ImageList(torch.empty(0), [IMAGE] * NUM_IMAGES)
 
-        def step(roi_heads: nn.Module) -> Step:
+        def step(roi_heads: nn.Module) -> dict[str, Tensor]:
             def losses() -> dict[str, Tensor]:
                 return roi_heads(images, features, proposed, truth)[1]
 
-            return Step(roi_heads, losses, list(features.values()), settings)
+            return training_step(roi_heads, losses, list(features.values()), settings)
 
-        return Contest(step(heads[0]), step(heads[1]), step_agreement, training=True)
+        ours, stock = heads
+        return Contest(lambda: step(ours), lambda: step(stock), step_agreement, training=True)
 
     return _case("step of the ROI heads", num_classes, build)
 
@@ -260,9 +253,9 @@ def _model_case(num_classes: int) -> Case:
     def build(settings: Settings) -> Contest:
         generator = torch.Generator().manual_seed(settings.seed)
         images = [cases.random_image(IMAGE, generator) for _ in range(NUM_IMAGES)]
-        models = cases.model_pair(*_configs(num_classes, settings), images[0], settings)
-        cases.randomize(models[0].roi_heads.mask_head, generator)
-        cases.share_weights(*models)
+        ours, stock = cases.model_pair(
+            *_configs(num_classes, settings), "roi_heads.mask_head", images[0], settings
+        )
         truth = targets(num_classes, generator)
         proposed = to_device(proposals(truth, generator), settings)
         batch = [
@@ -274,12 +267,13 @@ def _model_case(num_classes: int) -> Case:
             padded_images, features, _, labels = inputs
             return padded_images, features, proposed, labels
 
-        def step(model: Any) -> Step:
+        def step(model: nn.Module) -> dict[str, Tensor]:
+            return training_step(model, lambda: model(batch), [], settings)
+
+        for model in (ours, stock):
             model.train()
             model.roi_heads.register_forward_pre_hook(plant)
-            return Step(model, lambda: model(batch), [], settings)
-
-        return Contest(step(models[0]), step(models[1]), step_agreement, training=True)
+        return Contest(lambda: step(ours), lambda: step(stock), step_agreement, training=True)
 
     return _case("step of the R50-FPN model", num_classes, build)
 

@@ -295,7 +295,6 @@ def test_whole_models_agree_on_the_given_number_of_boxes(monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.usefixtures("tiny")
 def test_training_labels_losses_and_gradients_equal_the_stock_projects() -> None:
     labels, roi_heads, model = run("train", "--classes", "5")
     assert labels.agreement is not None
@@ -327,12 +326,23 @@ def test_a_planted_difference_of_training_labels_is_found_exactly() -> None:
     assert agreement.largest == 0.75
 
 
-def step_of(weight: float) -> benchmark_training.Step:
+def step_of(weight: float) -> dict[str, torch.Tensor]:
     module = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(module.weight, weight)
-    x = torch.ones(1)
-    settings = benchmark_cases.Settings()
-    return benchmark_training.Step(module, lambda: {"square": module(x)[0] ** 2}, [x], settings)()
+    x = torch.ones(1, requires_grad=True)
+
+    def losses() -> dict[str, torch.Tensor]:
+        return {"square": module(x)[0] ** 2}
+
+    figures = benchmark_training.training_step(module, losses, [x], benchmark_cases.Settings())
+    assert module.weight.grad is None
+    assert x.grad is None
+    return figures
+
+
+def test_a_step_tells_losses_and_norms_of_gradients_and_leaves_none_behind() -> None:
+    figures = {name: value.item() for name, value in step_of(-2.0).items()}
+    assert figures == {"square": 4.0, "gradient of weight": 4.0}
 
 
 def test_equal_steps_agree() -> None:
@@ -345,18 +355,12 @@ def test_the_largest_relative_difference_of_losses_and_gradients_is_found() -> N
 
 
 def test_a_loss_that_one_side_lacks_is_an_error() -> None:
-    other = step_of(2.0)
-    other.values["more"] = torch.zeros(())
+    other = step_of(2.0) | {"more": torch.zeros(())}
     with pytest.raises(ValueError, match=r"the sides differ in \['more'\]"):
         benchmark_training.step_agreement(step_of(2.0), other)
 
 
-def test_a_step_starts_without_the_gradients_of_the_last() -> None:
-    step = step_of(2.0)
-    first = step.figures()
-    assert step().figures() == first == {"square": 4.0, "gradient of weight": 4.0}
-
-
+@pytest.mark.usefixtures("tiny")
 def test_mixed_precision_is_for_both_sides() -> None:
     settings = benchmark_cases.Settings(amp="bfloat16")
     x = torch.ones(2, 2)
