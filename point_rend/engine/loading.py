@@ -1,7 +1,9 @@
 """The loaders of a run: resumable, the same for all worker counts, content with any /dev/shm."""
 
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -236,6 +238,17 @@ def build_test_loader(
 
 
 def leave_signals_to_the_main_process(_worker: int) -> None:
-    """Let a worker live on when a whole group of processes is asked to end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Let a worker live on when a whole group of processes is asked to end.
+
+    It ends when the main process asks for it, with the same signal, or has ended.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # only where the sender of a signal can be told
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def _end_with_the_main_process() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
