@@ -1,0 +1,54 @@
+"""tools/rehearse_two_nodes.py where namespaces can be made, and what it says where they cannot."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_datasets import REPOSITORY, load_script
+
+tool = load_script("tools/rehearse_two_nodes.py")
+
+
+def test_programs_that_are_missing_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit) as ended:
+        tool.main([])
+    assert ended.value.code == 2
+    assert "unshare (util-linux), nsenter (util-linux), ip (iproute2)" in capsys.readouterr().err
+
+
+def test_namespaces_that_cannot_be_made_are_said_to_be_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tool, "PROGRAMS", {})
+    monkeypatch.setattr(tool, "NAMESPACE", [sys.executable, "-c", "raise SystemExit('no right')"])
+    with pytest.raises(SystemExit) as ended:
+        tool.main([])
+    assert ended.value.code == 2
+    assert "no right" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["flags", "torchrun"])
+def test_two_nodes_train_together(launcher: str, tmp_path: Path) -> None:
+    if reason := tool.missing():
+        pytest.skip(reason)
+    words = ["--launcher", launcher, "--processes", "1", "--output", str(tmp_path)]
+    subprocess.run(
+        [sys.executable, str(REPOSITORY / "tools" / "rehearse_two_nodes.py"), *words],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=True,
+        timeout=280,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert (tmp_path / "model_final.pth").is_file()
+    for rank, log in enumerate(("log.txt", "log.txt.rank1")):
+        said = f"Rank of current process: {rank}. World size: 2"
+        assert re.search(said, (tmp_path / log).read_text())
