@@ -1,0 +1,164 @@
+"""Trainings of train_net.py in processes of their own, to be killed; a set of upright images."""
+
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+
+import train_net
+from tests.tiny_datasets import POINTREND, REPOSITORY, TINY_MODEL, CocoSet, write_coco
+
+PATIENCE = 60.0  # seconds that a process gets for what it is waited for
+
+
+def write_mixed(folder: Path, *, images: int = 6) -> CocoSet:
+    """Write a set in which every second image is higher than wide."""
+    written = write_coco(folder, images=images)
+    content = written.read()
+    upright = {image["id"]: image for image in content["images"][::2]}
+    for image in upright.values():
+        path = Path(written.image_root) / image["file_name"]
+        image["width"] = image["height"] - 4
+        cv2.imwrite(str(path), cv2.imread(str(path))[:, : image["width"]])
+    kept = []
+    for annotation in content["annotations"]:
+        image = upright.get(annotation["image_id"])
+        if image is None:
+            kept.append(annotation)
+        elif annotation["bbox"][0] + annotation["bbox"][2] < image["width"]:
+            kept.append(annotation | cropped(annotation["segmentation"], image["width"]))
+    written.rewrite(content | {"annotations": kept})
+    return written
+
+
+def cropped(segmentation: Any, width: int) -> dict[str, Any]:
+    """The fields of an annotation that say its mask, to the left of a column."""
+    if isinstance(segmentation["counts"], list):
+        segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
+    mask = np.asfortranarray(mask_util.decode(segmentation)[:, :width])
+    rle = mask_util.encode(mask)
+    return {
+        "segmentation": rle | {"counts": rle["counts"].decode()},
+        "area": int(mask.sum()),
+        "bbox": mask_util.toBbox(rle).tolist(),
+    }
+
+
+def command(written: CocoSet, output: Path, *more: str) -> list[str]:
+    """Arguments of a training with random sizes and flips that evaluates on the way, too."""
+    flags = ["--config-file", POINTREND, "--register-coco", "mixed", *written]
+    names = ["DATASETS.TRAIN", "('mixed',)", "DATASETS.TEST", "('mixed',)"]
+    sizes = ["INPUT.MIN_SIZE_TRAIN", "(56, 64, 72)"]
+    return ["--resume", *flags, *TINY_MODEL, *names, *sizes, "OUTPUT_DIR", str(output), *more]
+
+
+class Run:
+    """A command line of train_net.py in a process of its own.
+
+    Args:
+        argv: Arguments of train_net.py.
+        log: File that gets what it prints; it may hold the log of former runs.
+        forked: Whether the process is a fork of this one, which starts in no time.
+    """
+
+    def __init__(self, argv: Sequence[str], log: Path, *, forked: bool) -> None:
+        self.log = log
+        self.start = log.stat().st_size if log.exists() else 0
+        with log.open("a") as file:
+            if forked:
+                self.pid = fork(argv, file.fileno())
+            else:
+                words = [sys.executable, str(REPOSITORY / "train_net.py"), *argv]
+                environment = os.environ | {"OMP_NUM_THREADS": "1"}
+                process = subprocess.Popen(words, stdout=file, stderr=file, env=environment)
+                process.returncode = 0  # it is waited for below
+                self.pid = process.pid
+
+    def said(self) -> str:
+        return self.log.read_bytes()[self.start :].decode()
+
+    def wait_until(self, happened: Callable[[], bool]) -> None:
+        """Wait for something that this run does; an end of the run comes too early."""
+        deadline = time.monotonic() + PATIENCE
+        while not happened():
+            assert time.monotonic() < deadline, self.said()
+            assert os.waitid(os.P_PID, self.pid, WITHOUT_REAPING) is None, self.said()
+            time.sleep(0.005)
+
+    def wait_to_say(self, words: str) -> None:
+        self.wait_until(lambda: words in self.said())
+
+    def kill(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def end(self) -> int:
+        """Wait for the end; return the exit code, negative if a signal was the cause."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+WITHOUT_REAPING = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
+
+def fork(argv: Sequence[str], output: int) -> int:
+    """Run train_net.py in a fork of this process; return its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code: Any = 1
+    try:
+        for descriptor in (1, 2):
+            os.dup2(output, descriptor)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.argv = ["train_net.py", *argv]
+        train_net.main(argv)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def final(output: Path) -> dict[str, Any]:
+    """All that the last checkpoint of a finished training holds."""
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    return torch.load(output / "model_final.pth", weights_only=True)
+
+
+def tagged_iteration(output: Path) -> int:
+    """The iteration of the last checkpoint, -1 if there is none; it must be readable."""
+    tag = output / "last_checkpoint"
+    if not tag.exists():
+        return -1
+    return torch.load(output / tag.read_text(), weights_only=True)["iteration"]
+
+
+def assert_identical(actual: Any, expected: Any, path: str = "") -> None:
+    """Compare nested states, tensors bit by bit."""
+    assert type(actual) is type(expected), path
+    if isinstance(expected, torch.Tensor):
+        assert actual.dtype == expected.dtype, path
+        assert actual.shape == expected.shape, path
+        assert torch.equal(actual, expected), path
+    elif isinstance(expected, dict):
+        assert list(actual) == list(expected), path
+        for key, value in expected.items():
+            assert_identical(actual[key], value, f"{path}/{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(actual) == len(expected), path
+        for number, value in enumerate(expected):
+            assert_identical(actual[number], value, f"{path}/{number}")
+    else:
+        assert actual == expected, path

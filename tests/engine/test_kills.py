@@ -1,0 +1,82 @@
+"""Trainings that are really killed, and compared bit by bit with one that is not."""
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.killing import (
+    Run,
+    assert_identical,
+    command,
+    final,
+    tagged_iteration,
+    write_mixed,
+)
+from tests.tiny_datasets import CocoSet, process_state_restored
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    with process_state_restored():
+        yield
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> CocoSet:
+    return write_mixed(tmp_path / "mixed")
+
+
+def test_a_training_that_is_stopped_and_killed_ends_with_the_same_state_for_any_worker_count(
+    mixed: CocoSet, tmp_path: Path
+) -> None:
+    schedule = ["SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3"]
+    whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log.txt"
+    undisturbed = Run(command(mixed, whole, *schedule), tmp_path / "whole.txt", forked=True)
+    argv = command(mixed, parts, *schedule, "DATALOADER.NUM_WORKERS", "2")
+
+    stopped = Run(argv, log, forked=True)
+    stopped.wait_to_say("Starting training")
+    stopped.kill(signal.SIGTERM)
+    assert stopped.end() == 128 + signal.SIGTERM
+    reached = tagged_iteration(parts)
+    assert reached >= 0
+
+    killed = Run(argv, log, forked=True)
+    killed.wait_until(lambda: tagged_iteration(parts) >= 5)
+    killed.kill(signal.SIGKILL)
+    assert killed.end() == -signal.SIGKILL
+    assert f"Starting training from iteration {reached + 1}" in killed.said()
+
+    assert Run(argv, log, forked=True).end() == 0
+    assert undisturbed.end() == 0
+    assert_identical(final(parts), final(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1])
+def test_ten_kills_at_random_moments_change_nothing(
+    seed: int, mixed: CocoSet, tmp_path: Path
+) -> None:
+    moments = random.Random(seed)
+    schedule = ["SOLVER.MAX_ITER", "300", "SOLVER.CHECKPOINT_PERIOD", "7", "TEST.EVAL_PERIOD", "40"]
+    whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log.txt"
+    argv = command(mixed, parts, *schedule, "DATALOADER.NUM_WORKERS", "2")
+    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL] * 2
+    reached = -1
+    for number in signals:
+        run = Run(argv, log, forked=False)
+        run.wait_to_say("Starting training")
+        time.sleep(moments.uniform(0, 2))
+        run.kill(number)
+        code = -number if number == signal.SIGKILL else 128 + number
+        assert run.end() == code, run.said()
+        assert f"Starting training from iteration {reached + 1}\n" in run.said()
+        assert tagged_iteration(parts) >= reached
+        reached = tagged_iteration(parts)
+    assert Run(argv, log, forked=False).end() == 0
+    assert Run(command(mixed, whole, *schedule), tmp_path / "whole.txt", forked=False).end() == 0
+    assert_identical(final(parts), final(whole))
