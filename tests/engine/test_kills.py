@@ -34,6 +34,7 @@ def test_a_training_that_is_stopped_and_killed_ends_with_the_same_state_for_any_
     mixed: CocoSet, tmp_path: Path
 ) -> None:
     schedule = ["SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3"]
+    schedule += ["TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"]
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log.txt"
     undisturbed = Run(command(mixed, whole, *schedule), tmp_path / "whole.txt", forked=True)
     argv = command(mixed, parts, *schedule, "DATALOADER.NUM_WORKERS", "2")

@@ -1,0 +1,182 @@
+"""Ends of a training of train_net.py: signals, full disks, broken images, failing evaluations."""
+
+import os
+import resource
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train_net
+from tests.engine.killing import Run, command, tagged_iteration, write_mixed
+from tests.tiny_datasets import CocoSet, process_state_restored
+
+ENDLESS = ["SOLVER.MAX_ITER", "1000000", "SOLVER.CHECKPOINT_PERIOD", "1000000"]
+LIMIT = 20  # seconds; a launcher gives a node 30
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    with process_state_restored():
+        yield
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> CocoSet:
+    return write_mixed(tmp_path_factory.mktemp("mixed") / "mixed")
+
+
+def last_line(run: Run) -> str:
+    line = run.said().splitlines()[-1]
+    assert line.startswith("train_net.py: ")
+    return line
+
+
+def test_a_signal_in_an_iteration_saves_it_and_says_exactly_how_to_resume(
+    mixed: CocoSet, tmp_path: Path
+) -> None:
+    argv = command(mixed, tmp_path / "output", *ENDLESS)
+    run = Run(argv, tmp_path / "log.txt", forked=True)
+    run.wait_to_say("Starting training")
+    start = time.monotonic()
+    run.kill(signal.SIGINT)
+    assert run.end() == 128 + signal.SIGINT
+    assert time.monotonic() - start < LIMIT
+    assert "Traceback" not in run.said()
+    saved = tagged_iteration(tmp_path / "output")
+    line = last_line(run)
+    assert line.startswith("train_net.py: stopped by SIGINT; the last checkpoint is ")
+    assert f"model_{saved:07d}.pth; resume with: " in line
+    interpreter, script, *words = shlex.split(line.partition("resume with: ")[2])
+    assert os.access(interpreter, os.X_OK)
+    assert (script, words) == ("train_net.py", argv)
+
+
+def test_a_signal_in_an_evaluation_ends_it_at_once_and_saves_the_iteration_before_it(
+    mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def test(*_: Any) -> None:
+        print("evaluating", flush=True)
+        time.sleep(60)
+
+    monkeypatch.setattr(train_net.Trainer, "test", test)
+    argv = command(mixed, tmp_path / "output", *ENDLESS, "TEST.EVAL_PERIOD", "2")
+    run = Run(argv, tmp_path / "log.txt", forked=True)
+    run.wait_to_say("\nevaluating")
+    start = time.monotonic()
+    run.kill(signal.SIGTERM)
+    assert run.end() == 128 + signal.SIGTERM
+    assert time.monotonic() - start < LIMIT
+    assert "stopped by SIGTERM" in last_line(run)
+    assert tagged_iteration(tmp_path / "output") == 1
+
+
+def test_a_signal_while_saving_lets_the_file_become_whole(
+    mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*arguments: Any) -> None:
+        print("saving", flush=True)
+        time.sleep(0.5)
+        whole_save(*arguments)
+
+    whole_save = torch.save
+    monkeypatch.setattr(torch, "save", save)
+    argv = command(mixed, tmp_path / "output", *ENDLESS, "SOLVER.CHECKPOINT_PERIOD", "2")
+    run = Run(argv, tmp_path / "log.txt", forked=True)
+    run.wait_to_say("\nsaving")
+    run.kill(signal.SIGTERM)
+    assert run.end() == 128 + signal.SIGTERM
+    assert tagged_iteration(tmp_path / "output") == 1
+    assert [path.name for path in (tmp_path / "output").glob("*.pth")] == ["model_0000001.pth"]
+
+
+def test_an_evaluation_that_fails_loses_no_iteration(
+    mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def test(*_: Any) -> None:
+        raise RuntimeError("no such metric")
+
+    monkeypatch.setattr(train_net.Trainer, "test", test)
+    argv = command(mixed, tmp_path / "output", *ENDLESS, "TEST.EVAL_PERIOD", "2")
+    with pytest.raises(RuntimeError, match="no such metric"):
+        train_net.main(argv)
+    assert tagged_iteration(tmp_path / "output") == 1
+
+
+@contextmanager
+def files_of_new_processes_limited_to(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_ends_a_training_with_one_line_that_names_the_file(
+    mixed: CocoSet, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    argv = command(mixed, output, *ENDLESS, "SOLVER.CHECKPOINT_PERIOD", "2")
+    with files_of_new_processes_limited_to(1_000_000):
+        run = Run(argv, tmp_path / "log.txt", forked=True)
+    assert run.end() == 2
+    assert "Traceback" not in run.said()
+    line = last_line(run)
+    assert line.startswith(
+        f"train_net.py: error: {output / 'model_0000001.pth'} could not be saved"
+    )
+    assert "resume with: " in line
+    assert not list(output.glob("*.pth"))
+    assert not list(output.glob(".*"))
+
+
+def train_with_a_broken_image(tmp_path: Path, *more: str) -> str:
+    """Train on a set of which an image breaks after the start; return its name."""
+    written = write_mixed(tmp_path / "broken")
+    argv = command(written, tmp_path / "output", *more)
+    job = train_net.setup(train_net.build_parser().parse_args(argv))
+    path = Path(written.image_root) / "003.png"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["train_net.py", *argv])
+        train_net.run(*job)
+    return str(path)
+
+
+def test_a_broken_image_ends_a_training_with_its_name_and_loses_no_iteration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train_with_a_broken_image(tmp_path, *ENDLESS, "SOLVER.IMS_PER_BATCH", "1")
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("train_net.py: error: image 4, file ")
+    assert "003.png" in line
+    assert "DATALOADER.ON_CORRUPT_IMAGE skip" in line
+    iteration = tagged_iteration(tmp_path / "output")
+    state = torch.load(tmp_path / "output" / f"model_{iteration:07d}.pth", weights_only=True)[
+        "trainer"
+    ]
+    assert state["iteration"] == iteration
+    assert state["data"]["batches"] == iteration + 1
+
+
+def test_a_broken_image_may_be_skipped(tmp_path: Path) -> None:
+    more = ["SOLVER.MAX_ITER", "4", "DATASETS.TEST", "()", "DATALOADER.ON_CORRUPT_IMAGE", "skip"]
+    path = train_with_a_broken_image(tmp_path, *more)
+    log = (tmp_path / "output" / "log.txt").read_text()
+    assert f"Skipped, number 1 of this run: image 4, file {path}" in log
+    assert (tmp_path / "output" / "model_final.pth").exists()
+
+
+def test_an_unknown_reaction_to_broken_images_is_refused(mixed: CocoSet, tmp_path: Path) -> None:
+    argv = command(mixed, tmp_path / "output", "DATALOADER.ON_CORRUPT_IMAGE", "ignore")
+    with pytest.raises(ValueError, match="ON_CORRUPT_IMAGE must be stop or skip, got 'ignore'"):
+        train_net.setup(train_net.build_parser().parse_args(argv))
