@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.modeling import build_model
 
 import train_net
 from tests.runs import metrics
+from tests.test_train_net_semantic import HEADS, SEMANTIC
 from tests.tiny_datasets import (
     POINTREND,
     REPOSITORY,
@@ -22,6 +24,7 @@ from tests.tiny_datasets import (
     process_state_restored,
     write_coco,
 )
+from tests.tiny_semantic import write_sem_seg
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +105,26 @@ def test_evaluation_in_two_processes_gives_the_results_of_one(
     for task, line in zip(("bbox", "segm"), (figures[2], figures[5]), strict=True):
         expected = [results[task][name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
         assert line == ",".join(f"{value:.4f}" for value in expected)
+
+
+@pytest.mark.slow
+def test_label_maps_are_evaluated_in_two_processes_as_in_one(tmp_path: Path) -> None:
+    config, weights = tmp_path / "semantic.yaml", tmp_path / "model.pth"
+    config.write_text(yaml.safe_dump({"_BASE_": POINTREND, "MODEL": SEMANTIC}))
+    argv = ["--config-file", str(config), "--eval-only", "--register-sem-seg", "tiny"]
+    argv += write_sem_seg(tmp_path / "tiny", scales=(1, 1, 1.5))
+    options = [*TINY_MODEL, *HEADS["PointRendSemSegHead"], "MODEL.WEIGHTS", str(weights)]
+    options += ["DATASETS.TRAIN", "('tiny',)", "DATASETS.TEST", "('tiny',)", "OUTPUT_DIR"]
+    job = train_net.setup(
+        train_net.build_parser().parse_args([*argv, *options, str(tmp_path / "one")])
+    )
+    torch.save({"model": build_model(job.cfg).state_dict()}, weights)
+    results = train_net.run(*job)["sem_seg"]
+    assert results["mIoU"] > 0
+    train_net.main([*argv, "--num-gpus=2", *options, str(tmp_path / "two")])
+    log = (tmp_path / "two" / "log.txt").read_text()
+    figures = [results[name] for name in ("mIoU", "fwIoU", "mACC", "pACC")]
+    assert f"copypaste: {','.join(f'{value:.4f}' for value in figures)}" in log
 
 
 @pytest.mark.slow
