@@ -1,0 +1,87 @@
+"""Signals to the ranks of a training, as a launcher starts them."""
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train_net
+from tests.engine.killing import (
+    Run,
+    assert_identical,
+    command,
+    final,
+    tagged_iteration,
+    write_mixed,
+)
+from tests.tiny_datasets import CocoSet, process_state_restored
+
+ENDLESS = ["SOLVER.MAX_ITER", "1000000", "SOLVER.CHECKPOINT_PERIOD", "1000000"]
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    with process_state_restored():
+        yield
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> CocoSet:
+    return write_mixed(tmp_path_factory.mktemp("mixed") / "mixed")
+
+
+def start_two(folder: Path, argv: list[str]) -> list[Run]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    runs = []
+    for rank in ("0", "1"):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (meeting | {"RANK": rank, "LOCAL_RANK": rank}).items():
+                patch.setenv(name, value)
+            runs.append(Run(argv, folder / f"rank{rank}.txt", forked=True))
+    return runs
+
+
+def test_a_signal_to_one_rank_ends_both_after_the_same_iteration_and_loses_nothing(
+    mixed: CocoSet, tmp_path: Path
+) -> None:
+    more = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "12"]
+    runs = start_two(tmp_path, command(mixed, tmp_path / "parts", *more))
+    runs[0].wait_to_say("Starting training")
+    runs[1].kill(signal.SIGTERM)
+    assert [run.end() for run in runs] == [143, 143], runs[0].said()
+    last = runs[0].said().splitlines()[-1]
+    assert "train_net.py: stopped by SIGTERM" in last
+    assert "resume with: <the same launcher> " in last
+    assert "stopped by" not in runs[1].said()
+    reached = tagged_iteration(tmp_path / "parts")
+    assert 0 <= reached < 10
+
+    for output in (tmp_path / "parts", tmp_path / "whole"):
+        ended = [run.end() for run in start_two(tmp_path, command(mixed, output, *more))]
+        assert ended == [0, 0]
+    assert_identical(final(tmp_path / "parts")["model"], final(tmp_path / "whole")["model"])
+
+
+def test_signals_to_all_ranks_end_an_evaluation_and_the_main_one_saves(
+    mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def test(*_: Any) -> None:
+        print("evaluating", flush=True)
+        time.sleep(60)
+
+    monkeypatch.setattr(train_net.Trainer, "test", test)
+    argv = command(mixed, tmp_path / "output", *ENDLESS, "TEST.EVAL_PERIOD", "2")
+    runs = start_two(tmp_path, argv)
+    for run in runs:
+        run.wait_to_say("evaluating\n")
+    for run in runs:
+        run.kill(signal.SIGTERM)
+    assert [run.end() for run in runs] == [143, 143], runs[0].said()
+    assert tagged_iteration(tmp_path / "output") == 1
