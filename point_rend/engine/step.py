@@ -65,8 +65,13 @@ class CheckedTrainer(SimpleTrainer):
             self.device.type, enabled=precision == torch.float16
         )
         self._parameters = [x for x in model.parameters() if x.requires_grad]
-        self._buffers = [x for x in model.buffers() if x.is_floating_point()]
-        self._kept_buffers = [x.clone() for x in self._buffers]
+        self._buffer_names = [
+            (module, name)
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if buffer.is_floating_point()
+        ]
+        self._kept_buffers = [x.clone() for x in self._buffers()]
 
     def run_step(self) -> None:
         """Take one step.
@@ -78,7 +83,7 @@ class CheckedTrainer(SimpleTrainer):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
-        _copy(self._buffers, self._kept_buffers)
+        _copy(self._buffers(), self._kept_buffers)
         with (
             torch.autocast(
                 self.device.type, self.precision, enabled=self.precision != torch.float32
@@ -94,7 +99,7 @@ class CheckedTrainer(SimpleTrainer):
         if not findings.losses_are_finite or not (
             findings.gradient_is_finite or self._can_scale_down()
         ):
-            _copy(self._kept_buffers, self._buffers)
+            _copy(self._kept_buffers, self._buffers())
             raise NonFiniteError(self._report(findings, complaints, batch))
         # On the host they cost the writing no further synchronisation.
         on_host = {name: torch.tensor(value) for name, value in findings.losses.items()}
@@ -102,6 +107,10 @@ class CheckedTrainer(SimpleTrainer):
 
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _buffers(self) -> list[Tensor]:
+        """Return the floating-point buffers, which hooks such as PreciseBN may have replaced."""
+        return [getattr(module, name) for module, name in self._buffer_names]
 
     def _look_at(self, losses: Mapping[str, Tensor]) -> "_Findings":
         """Find out what is finite on every rank; the only place that waits for the device."""
