@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +22,9 @@ from .randomness import random_numbers_of
 from .samples import Record, Sample, Samples, packed, unpacked
 from .stopping import USER_ERROR, TrainingStop
 
+# A process that was spawned spawns its workers, too, unless told otherwise: they then import all
+# of this for seconds, in which a signal kills them.
+START_METHOD = "fork" if sys.platform == "linux" else None
 ATTEMPTS = 10  # records tried for a turn where those that cannot be used are skipped
 
 logger = logging.getLogger(__name__)
@@ -79,6 +83,7 @@ class TrainLoader:
             num_workers=self.num_workers,
             collate_fn=packed if self.num_workers else unpacked,
             worker_init_fn=leave_signals_to_the_main_process,
+            multiprocessing_context=START_METHOD if self.num_workers else None,
         )
         with random_numbers_of(self.seed):  # of which torch would draw one for its workers
             arriving = iter(loader)
@@ -234,6 +239,8 @@ def build_test_loader(
     collate = packed if cfg.DATALOADER.NUM_WORKERS else unpacked
     loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper, collate_fn=collate)
     loader.worker_init_fn = leave_signals_to_the_main_process
+    if loader.num_workers:
+        loader.multiprocessing_context = START_METHOD
     return EvaluationLoader(loader)
 
 

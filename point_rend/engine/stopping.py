@@ -49,6 +49,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
+        self._process = os.getpid()  # in a fork of this process signals mean nothing
         self._number = 0
         self._time = 0.0
         self._at_once = False
@@ -105,6 +106,8 @@ class StopSignals:
                 dist.monitored_barrier(self._group, timeout=GRACE)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return
         now = time.monotonic()
         if not self._number:
             self._number, self._time = number, now
