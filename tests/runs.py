@@ -1,7 +1,9 @@
 """What several tests do with a command line or a trained step, written once."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,20 @@ def refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
 def metrics(output: Path) -> list[dict[str, float]]:
     """What a training in this folder has logged, an entry per line."""
     return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """Let writes of this process and its children fail beyond a size, as on a full disk.
+
+    Shared memory counts as a file.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def without_finite_gradient(model: nn.Module) -> list[str]:

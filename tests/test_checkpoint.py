@@ -4,7 +4,6 @@ import io
 import logging
 import os
 import pickle
-import resource
 import struct
 import zipfile
 from collections import OrderedDict
@@ -31,6 +30,7 @@ from point_rend.checkpoint import (
     SafeDetectionCheckpointer,
     upgrade_state_dict,
 )
+from tests.runs import files_limited_to
 
 # --- helpers ----------------------------------------------------------------------------------
 
@@ -1076,17 +1076,6 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_is_tagged_behind_that(
         *("sync .m.pth.tmp", "name m.pth", folder),
         *("sync .last_checkpoint.tmp", "name last_checkpoint", folder),
     ]
-
-
-@contextmanager
-def files_limited_to(size: int) -> Iterator[None]:
-    """Let every write beyond a size fail, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_one_error_that_names_the_file_and_what_to_do(tmp_path: Path):

@@ -2,7 +2,7 @@
 
 Detectron2's samplers start from the beginning after every resume, and its grouping by aspect ratio
 forgets the images that wait for their batch. Here a stream is replayed by its indices alone, which
-takes a second for millions of images, and no image is read.
+takes a second per million images and reads none.
 """
 
 import itertools

@@ -140,6 +140,8 @@ class TrainLoader:
         """
         here = self.state_dict()
         images = state["batches"] * state["total_batch_size"]
+        if state["seed"] != self.seed:
+            logger.info("The data go on in the order of seed %d, as they began", state["seed"])
         self.seed = state["seed"]
         self.batches = images // here["total_batch_size"]
         changed = [

@@ -123,8 +123,8 @@ class ResumableTrainer(DefaultTrainer):
             raise TrainingStop(reason, exit_code=USER_ERROR, saves=False) from error
 
     def _save(self) -> None:
-        """Save the last iteration that is whole, if this training has had one."""
-        if self.finished >= self.start_iter:
+        """Save the last iteration that is whole; that of a whole training has been saved."""
+        if self.start_iter <= self.finished < self.max_iter - 1:
             self.iter = self.finished
             self.checkpointer.save(f"model_{self.finished:07d}", iteration=self.finished)
 

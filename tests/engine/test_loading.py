@@ -18,7 +18,7 @@ from point_rend.config import add_pointrend_config
 from point_rend.engine.loading import TrainLoader, build_test_loader, build_train_loader
 from point_rend.engine.stopping import TrainingStop
 from tests.engine.killing import spared
-from tests.engine.test_samples import files_limited_to
+from tests.runs import files_limited_to
 
 COUNT = 23
 BROKEN = (4, 5, 17)

@@ -1,9 +1,6 @@
 """Samples of turns, and how they leave a worker."""
 
 import random
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 from point_rend.engine.data_order import Turn
 from point_rend.engine.samples import Sample, Samples, packed, unpacked
+from tests.runs import files_limited_to
 
 SEED = 3
 
@@ -85,17 +83,6 @@ def content() -> dict[str, Any]:
 def tensors(given: dict[str, Any]) -> list[torch.Tensor]:
     instances = given["instances"]
     return [given["image"], instances.gt_boxes.tensor, instances.gt_masks.tensor]
-
-
-@contextmanager
-def files_limited_to(size: int) -> Iterator[None]:
-    """Limit files, and with them shared memory, as a small /dev/shm does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_tensors_are_moved_to_shared_memory_wherever_they_are() -> None:

@@ -1,12 +1,10 @@
 """Ends of a training of train_net.py: signals, full disks, broken images, failing evaluations."""
 
 import os
-import resource
 import shlex
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 
 import train_net
 from tests.engine.killing import Run, command, tagged_iteration, write_mixed
+from tests.runs import files_limited_to
 from tests.tiny_datasets import CocoSet, process_state_restored
 
 ENDLESS = ["SOLVER.MAX_ITER", "1000000", "SOLVER.CHECKPOINT_PERIOD", "1000000"]
@@ -58,15 +57,18 @@ def test_a_signal_in_an_iteration_saves_it_and_says_exactly_how_to_resume(
     assert (script, words) == ("train_net.py", argv)
 
 
-def test_a_signal_in_an_evaluation_ends_it_at_once_and_saves_the_iteration_before_it(
-    mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "schedule", [[*ENDLESS, "TEST.EVAL_PERIOD", "2"], ["SOLVER.MAX_ITER", "2"]]
+)
+def test_a_signal_in_an_evaluation_ends_it_at_once_and_the_iteration_before_it_is_saved(
+    schedule: list[str], mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def test(*_: Any) -> None:
         print("evaluating", flush=True)
         time.sleep(60)
 
     monkeypatch.setattr(train_net.Trainer, "test", test)
-    argv = command(mixed, tmp_path / "output", *ENDLESS, "TEST.EVAL_PERIOD", "2")
+    argv = command(mixed, tmp_path / "output", *schedule)
     run = Run(argv, tmp_path / "log.txt", forked=True)
     run.wait_to_say("\nevaluating")
     start = time.monotonic()
@@ -75,6 +77,7 @@ def test_a_signal_in_an_evaluation_ends_it_at_once_and_saves_the_iteration_befor
     assert time.monotonic() - start < LIMIT
     assert "stopped by SIGTERM" in last_line(run)
     assert tagged_iteration(tmp_path / "output") == 1
+    assert len(list((tmp_path / "output").glob("*.pth"))) == 1
 
 
 def test_a_signal_while_saving_lets_the_file_become_whole(
@@ -109,22 +112,12 @@ def test_an_evaluation_that_fails_loses_no_iteration(
     assert tagged_iteration(tmp_path / "output") == 1
 
 
-@contextmanager
-def files_of_new_processes_limited_to(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_ends_a_training_with_one_line_that_names_the_file(
     mixed: CocoSet, tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
     argv = command(mixed, output, *ENDLESS, "SOLVER.CHECKPOINT_PERIOD", "2")
-    with files_of_new_processes_limited_to(1_000_000):
+    with files_limited_to(1_000_000):
         run = Run(argv, tmp_path / "log.txt", forked=True)
     assert run.end() == 2
     assert "Traceback" not in run.said()
