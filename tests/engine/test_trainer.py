@@ -1,6 +1,7 @@
 """Ends of a training of train_net.py: signals, full disks, broken images, failing evaluations."""
 
 import os
+import random
 import shlex
 import signal
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +37,21 @@ def last_line(run: Run) -> str:
     line = run.said().splitlines()[-1]
     assert line.startswith("train_net.py: ")
     return line
+
+
+def test_a_resumed_training_ends_with_the_random_states_of_one_that_was_not_interrupted(
+    mixed: CocoSet, tmp_path: Path
+) -> None:
+    def states_after(output: Path, iterations: int) -> list[Any]:
+        more = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", str(iterations)]
+        train_net.main(command(mixed, output, *more))
+        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()]
+
+    whole = states_after(tmp_path / "whole", 3)
+    states_after(tmp_path / "parts", 2)
+    resumed = states_after(tmp_path / "parts", 3)
+    assert resumed[:2] == whole[:2]
+    assert torch.equal(resumed[2], whole[2])
 
 
 def test_a_signal_in_an_iteration_saves_it_and_says_exactly_how_to_resume(
