@@ -87,6 +87,9 @@ DEFAULTS: dict[str, Any] = {
     # What an image that cannot be read does to a training: "stop" ends it with the name of the file,
     # "skip" gives the image's turn to another one, with a counted warning.
     "DATALOADER.ON_CORRUPT_IMAGE": "stop",
+    # Whether an evaluation measures boundaries, too: boundary AP of instances, boundary mIoU of label
+    # maps.
+    "TEST.BOUNDARY_METRICS": False,
     # Type in which SOLVER.AMP.ENABLED computes: float16 (its loss is scaled) or bfloat16.
     "SOLVER.AMP.DTYPE": "float16",
     # DeepLab's keys, as Detectron2's DeepLab project names and sets them. They are read by its
@@ -237,6 +240,11 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
         _check_data_loader(cfg)
     if cfg.MODEL.META_ARCHITECTURE in MODELS_WITH_SEMANTIC_HEAD:
         _check_crop_of_deeplab(cfg)
+    elif cfg.TEST.BOUNDARY_METRICS and not cfg.MODEL.MASK_ON:
+        raise ValueError(
+            "TEST.BOUNDARY_METRICS is True, but MODEL.MASK_ON is False: without masks there are no "
+            "boundaries"
+        )
     if cfg.MODEL.MASK_ON:
         _check_mask_head(cfg, training=training)
 

@@ -25,7 +25,11 @@ from point_rend.config import (
 ZOO = Path(model_zoo.__file__).parent / "configs"
 # What the stock project has not, besides the keys of DeepLab.
 OWN_POINT_HEAD_KEYS = {"TRAIN_ON_REGULAR_GRID": False}
-OWN_KEYS = {"DATALOADER.ON_CORRUPT_IMAGE": "stop", "SOLVER.AMP.DTYPE": "float16"}
+OWN_KEYS = {
+    "DATALOADER.ON_CORRUPT_IMAGE": "stop",
+    "SOLVER.AMP.DTYPE": "float16",
+    "TEST.BOUNDARY_METRICS": False,
+}
 COCO_1X = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 
 
@@ -554,6 +558,15 @@ class TestCheckConfig:
         ]
         cfg = load_config(get_config_file(COCO_1X), opts)
         check_config(cfg, training=True)
+
+    def test_boundaries_are_measured_of_masks_only(self):
+        opts = ["TEST.BOUNDARY_METRICS", "True"]
+        check_config(load_config(get_config_file(COCO_1X), opts), training=False)
+        semantic = "SemanticSegmentation/pointrend_semantic_R_101_FPN_1x_cityscapes.yaml"
+        check_config(load_config(get_config_file(semantic), opts), training=False)
+        cfg = load_config(get_config_file(COCO_1X), [*opts, "MODEL.MASK_ON", "False"])
+        with pytest.raises(ValueError, match=r"BOUNDARY_METRICS is True, .*MASK_ON is False"):
+            check_config(cfg, training=False)
 
     def test_nothing_is_changed(self):
         cfg = load_config(get_config_file(COCO_1X))
