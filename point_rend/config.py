@@ -68,6 +68,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.POINT_HEAD.SUBDIVISION_STEPS": 5,
     # Points that one subdivision step predicts at most (N of the paper's inference).
     "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS": 28 * 28,
+    # Boxes whose masks are rendered at a time, which bounds the memory; 0 takes all of an image.
+    "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK": 32,
     # Width of the point head's hidden layers, in channels.
     "MODEL.POINT_HEAD.FC_DIM": 256,
     # Number of the point head's hidden layers.

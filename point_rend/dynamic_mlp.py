@@ -58,7 +58,7 @@ class MLPLayout:
             parameters: (N, ``num_parameters``).
 
         Returns:
-            Weights, each (N, outputs, inputs), and biases, each (N, outputs, 1).
+            Weights, each (N, outputs, inputs), and biases, each (N, outputs).
 
         Raises:
             ValueError: if the vectors have another length.
@@ -72,25 +72,24 @@ class MLPLayout:
         sizes = [outputs * inputs for outputs, inputs in shapes]
         chunks = parameters.split(sizes + [outputs for outputs, _ in shapes], dim=1)
         weights = [chunk.unflatten(1, s) for chunk, s in zip(chunks, shapes, strict=False)]
-        biases = [chunk[:, :, None] for chunk in chunks[len(shapes) :]]
-        return weights, biases
+        return weights, list(chunks[len(shapes) :])
 
 
 def apply_mlp(inputs: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     """Run each instance's own MLP (ReLU between the layers) on its points.
 
     Args:
-        inputs: (N, D, P).
+        inputs: (N, P, D).
         weights: per layer (N, outputs, inputs).
-        biases: per layer (N, outputs, 1).
+        biases: per layer (N, outputs).
 
     Returns:
-        (N, C, P) outputs of the last layer.
+        (N, P, C) outputs of the last layer.
     """
     x = inputs
     last = len(weights) - 1
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        x = torch.bmm(weight, x) + bias
+        x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
         if layer < last:
             x = F.relu(x)
     return x
@@ -104,10 +103,10 @@ def fourier_features(coords: Tensor, frequencies: Tensor) -> Tensor:
         frequencies: (2, F).
 
     Returns:
-        (N, 2F, P): F sines, then F cosines, of 2π (2 coords − 1) · frequencies.
+        (N, P, 2F): F sines, then F cosines, of 2π (2 coords − 1) · frequencies.
 
     Source: Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions".
     """
     with torch.autocast(coords.device.type, enabled=False):  # phases turn many times
         phases = 2 * math.pi * ((2 * coords - 1) @ frequencies)
-    return torch.cat((phases.sin(), phases.cos()), dim=2).transpose(1, 2)
+    return torch.cat((phases.sin(), phases.cos()), dim=2)

@@ -10,25 +10,30 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, shapes_to_tensor
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from .bound_head import BoundPointHead, bind_point_head
 from .coarse_mask_head import CoarseMaskHead
-from .config import point_head_num_classes
+from .config import DEFAULTS, point_head_num_classes
 from .coordinates import box_to_image_coords, regular_grid
 from .masks import share_masks
-from .point_features import point_sample_fine_grained_features, pool_regular_grid
+from .point_features import (
+    FineGrainedFeatures,
+    point_sample_fine_grained_features,
+    pool_regular_grid,
+)
 from .point_head import (
     build_point_head,
     build_point_sampler,
     check_own_parameters,
-    class_point_logits,
     roi_mask_point_loss,
 )
+from .point_linear import position_major
 from .sampling import PointSampler, point_sample
-from .subdivision import PointPredictor, SubdivisionPlan, subdivide
+from .subdivision import SubdivisionPlan, subdivide
 from .targets import sample_point_labels
 from .uncertainty import foreground_uncertainty, select_class_channel
 
@@ -78,6 +83,17 @@ class BoxFeatureReader:
         levels = [features[n] for n in self.names]
         return point_sample_fine_grained_features(levels, self.scales, boxes, coords_box)[0]
 
+    def images(self, features: Features) -> list[FineGrainedFeatures]:
+        """Return the levels image by image, to be read at points given in pixels."""
+        levels = [features[name] for name in self.names]
+        sizes = [shapes_to_tensor([level.shape[3], level.shape[2]]) for level in levels]
+        frames = [
+            (size / scale).to(level.device)
+            for size, scale, level in zip(sizes, self.scales, levels, strict=True)
+        ]
+        maps_of_images = zip(*(level.split(1) for level in levels), strict=True)
+        return [FineGrainedFeatures(maps, frames) for maps in maps_of_images]
+
 
 @dataclass(frozen=True)
 class PointRefinement:
@@ -85,7 +101,25 @@ class PointRefinement:
 
     reader: BoxFeatureReader
     sampler: PointSampler
-    plan: SubdivisionPlan
+    renderer: "MaskRenderer"
+
+
+def _lay_out(
+    features: Features, readers: Sequence[BoxFeatureReader], num_points: int
+) -> dict[str, Tensor]:
+    """Prepare the levels that some readers read, for that many points in all."""
+    names = dict.fromkeys(name for reader in readers for name in reader.names)
+    return {name: position_major(features[name], num_points) for name in names}
+
+
+def _pool_detections(
+    reader: BoxFeatureReader, features: Features, instances: Sequence[Instances], side: int
+) -> Tensor:
+    """Read a regular grid of every detected box: (N, channels, side, side)."""
+    grids = [features[reader.names[0]].new_zeros((0, reader.channels, side, side))]
+    for image, detected in zip(reader.images(features), instances, strict=True):
+        grids.append(image.grid(detected.pred_boxes.tensor, side))
+    return torch.cat(grids)
 
 
 def _build_reader(cfg: CfgNode, section: str, input_shape: object) -> BoxFeatureReader:
@@ -117,26 +151,91 @@ def _label_points(instances: Sequence[Instances], coords_box: Tensor) -> Tensor:
     return sample_point_labels(instances, box_to_image_coords(coords_box, boxes))
 
 
-def _attach_masks(instances: Sequence[Instances], logits: Tensor) -> None:
-    """Give every image its masks as ``pred_masks``, probabilities of shape (N_i, 1, S, S)."""
-    boxes_per_image = [x.pred_boxes.tensor.size(0) for x in instances]
-    masks = logits.float().sigmoid().split(boxes_per_image)
-    for image_instances, image_masks in zip(instances, masks, strict=True):
-        image_instances.pred_masks = image_masks
+@dataclass(frozen=True)
+class MaskRenderer:
+    """Renders the masks of boxes, some boxes at a time.
+
+    Args:
+        plan: the grids and the points of each mask.
+        boxes_per_chunk: bounds the memory; 0 renders all boxes of an image together.
+
+    Raises:
+        ValueError: if ``boxes_per_chunk`` is negative.
+    """
+
+    plan: SubdivisionPlan
+    boxes_per_chunk: int = 0
+
+    def __post_init__(self) -> None:
+        if self.boxes_per_chunk < 0:
+            raise ValueError(
+                "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK: expected 1 or more, or 0 for all, "
+                f"got {self.boxes_per_chunk}"
+            )
+
+    def render(
+        self,
+        point_head: nn.Module,
+        images: Sequence[FineGrainedFeatures],
+        instances: Sequence[Instances],
+        coarse: Tensor,
+    ) -> list[Tensor]:
+        """Render the mask of each detected box, for its class.
+
+        Args:
+            point_head: any registered point head.
+            images: per image its fine-grained features.
+            instances: per image its detections; N in all.
+            coarse: (N, ...) what the point head needs to know of each box, see
+                :class:`BoundPointHead`.
+
+        Returns:
+            Per image the foreground probabilities (N_i, 1, S, S), float32.
+        """
+        side = self.plan.output_side
+        boxes_per_image = [x.pred_boxes.tensor.size(0) for x in instances]
+        masks = []
+        for fine, detected, num_boxes, image_coarse in zip(
+            images, instances, boxes_per_image, coarse.split(boxes_per_image), strict=True
+        ):
+            bound = bind_point_head(point_head, fine, num_boxes, self.plan.num_points)
+            regions = (image_coarse, detected.pred_boxes.tensor, detected.pred_classes)
+            # A trace serves any number of boxes, so it has no loop over them.
+            if torch.jit.is_tracing() or not self.boxes_per_chunk:  # type: ignore[attr-defined]
+                masks.append(self._render_together(bound, *regions))
+                continue
+            image_masks = coarse.new_empty((num_boxes, 1, side, side), dtype=torch.float32)
+            chunks = zip(*(x.split(self.boxes_per_chunk) for x in regions), strict=True)
+            for chunk, out in zip(chunks, image_masks.split(self.boxes_per_chunk), strict=True):
+                out.copy_(self._render_together(bound, *chunk))
+            masks.append(image_masks)
+        return masks
+
+    def _render_together(
+        self, bound: BoundPointHead, coarse: Tensor, boxes: Tensor, classes: Tensor
+    ) -> Tensor:
+        predict = bound.at(coarse, boxes, classes)
+        side = self.plan.start_side
+        logits = subdivide(
+            predict(regular_grid(boxes.size(0), side, boxes.device)).unflatten(2, (side, side)),
+            predict,
+            foreground_uncertainty,
+            steps=self.plan.steps,
+            points_per_step=self.plan.points_per_step,
+        )
+        return logits.float().sigmoid()
 
 
-def _render(predict: PointPredictor, instances: Sequence[Instances], plan: SubdivisionPlan) -> None:
-    """Render each box's mask from a dense grid upwards and attach it to its image's instances."""
-    boxes = torch.cat([x.pred_boxes.tensor for x in instances])
-    grid = regular_grid(boxes.size(0), plan.start_side, boxes.device)
-    logits = subdivide(
-        predict(grid).unflatten(2, (plan.start_side, plan.start_side)),
-        predict,
-        foreground_uncertainty,
-        steps=plan.steps,
-        points_per_step=plan.points_per_step,
+def _build_renderer(cfg: CfgNode, start_side: int) -> MaskRenderer:
+    point = cfg.MODEL.POINT_HEAD
+    plan = SubdivisionPlan(
+        start_side=start_side,
+        steps=point.SUBDIVISION_STEPS,
+        points_per_step=point.SUBDIVISION_NUM_POINTS,
     )
-    _attach_masks(instances, logits)
+    key = "SUBDIVISION_BOXES_PER_CHUNK"  # which a config of the stock project lacks
+    boxes_per_chunk = point.get(key, DEFAULTS[f"MODEL.POINT_HEAD.{key}"])
+    return MaskRenderer(plan.without_covered_steps(), boxes_per_chunk)
 
 
 class PointRendMaskHead(nn.Module):
@@ -212,11 +311,7 @@ class PointRendMaskHead(nn.Module):
             "refinement": PointRefinement(
                 reader=point_reader,
                 sampler=build_point_sampler(cfg),
-                plan=SubdivisionPlan(
-                    start_side=coarse_side,
-                    steps=cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS,
-                    points_per_step=cfg.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS,
-                ).without_covered_steps(),
+                renderer=_build_renderer(cfg, coarse_side),
             ),
         }
 
@@ -235,21 +330,16 @@ class PointRendMaskHead(nn.Module):
             ``loss_mask`` and ``loss_mask_point``; or the same instances, each with ``pred_masks``
             (N_i, 1, S, S), foreground probabilities in the box.
         """
-        boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
-        pooled = self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
-        coarse_logits = self.coarse_head(pooled)
         if self.training:
-            return self._losses(features, boxes, coarse_logits, instances)
-        self._predict_masks(features, boxes, coarse_logits, instances)
+            return self._losses(features, instances)
+        for detected, masks in zip(instances, self._masks(features, instances), strict=True):
+            detected.pred_masks = masks
         return instances
 
-    def _losses(
-        self,
-        features: Features,
-        boxes: Sequence[Boxes],
-        coarse_logits: Tensor,
-        instances: list[Instances],
-    ) -> dict[str, Tensor]:
+    def _losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
+        boxes = [x.proposal_boxes for x in instances]
+        pooled = self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
+        coarse_logits = self.coarse_head(pooled)
         instances = share_masks(instances)
         losses = {"loss_mask": mask_rcnn_loss(coarse_logits, instances)}
         if self.point_head is None or self.refinement is None:
@@ -263,25 +353,20 @@ class PointRendMaskHead(nn.Module):
         losses["loss_mask_point"] = roi_mask_point_loss(point_logits, instances, labels)
         return losses
 
-    def _predict_masks(
-        self,
-        features: Features,
-        boxes: Sequence[Boxes],
-        coarse_logits: Tensor,
-        instances: list[Instances],
-    ) -> None:
-        classes = torch.cat([x.pred_classes for x in instances])
-        point_head, refinement = self.point_head, self.refinement
-        if point_head is None or refinement is None:
-            _attach_masks(instances, select_class_channel(coarse_logits, classes))
-            return
-
-        def predict(coords: Tensor) -> Tensor:
-            fine = refinement.reader.points(features, boxes, coords)
-            coarse = point_sample(coarse_logits, coords)
-            return class_point_logits(point_head, fine, coarse, classes=classes)
-
-        _render(predict, instances, refinement.plan)
+    def _masks(self, features: Features, instances: list[Instances]) -> Sequence[Tensor]:
+        side, refinement = self.coarse_pooler_side, self.refinement
+        readers, points_per_box = [self.coarse_reader], side**2
+        if refinement is not None:
+            readers.append(refinement.reader)
+            points_per_box += refinement.renderer.plan.num_points
+        features = _lay_out(features, readers, points_per_box * sum(map(len, instances)))
+        coarse = self.coarse_head(_pool_detections(self.coarse_reader, features, instances, side))
+        if self.point_head is None or refinement is None:
+            classes = torch.cat([x.pred_classes for x in instances])
+            masks = select_class_channel(coarse, classes).float().sigmoid()
+            return masks.split([x.pred_boxes.tensor.size(0) for x in instances])
+        images = refinement.reader.images(features)
+        return refinement.renderer.render(self.point_head, images, instances, coarse)
 
 
 class ImplicitPointRendMaskHead(nn.Module):
@@ -294,7 +379,7 @@ class ImplicitPointRendMaskHead(nn.Module):
         point_head: maps features, positions and parameters to logits.
         point_reader: the levels that the point head reads.
         num_train_points: P, uniformly random in the box.
-        plan: how masks are rendered.
+        renderer: how masks are rendered.
         l2_regularizer: weight of the mean square of the parameters.
 
     Source: Cheng, Parkhi, Kirillov, "Pointly-Supervised Instance Segmentation", section 5.
@@ -310,7 +395,7 @@ class ImplicitPointRendMaskHead(nn.Module):
         point_head: nn.Module,
         point_reader: BoxFeatureReader,
         num_train_points: int,
-        plan: SubdivisionPlan,
+        renderer: MaskRenderer,
         l2_regularizer: float,
     ) -> None:
         super().__init__()
@@ -324,7 +409,7 @@ class ImplicitPointRendMaskHead(nn.Module):
         self.point_head = point_head
         self.point_reader = point_reader
         self.num_train_points = num_train_points
-        self.plan = plan
+        self.renderer = renderer
         self.l2_regularizer = l2_regularizer
 
     @classmethod
@@ -360,11 +445,7 @@ class ImplicitPointRendMaskHead(nn.Module):
             "point_head": point_head,
             "point_reader": point_reader,
             "num_train_points": cfg.MODEL.POINT_HEAD.TRAIN_NUM_POINTS,
-            "plan": SubdivisionPlan(
-                start_side=start_side,
-                steps=cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS,
-                points_per_step=points_per_step,
-            ),
+            "renderer": _build_renderer(cfg, start_side),
             "l2_regularizer": cfg.MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER,
         }
 
@@ -376,21 +457,17 @@ class ImplicitPointRendMaskHead(nn.Module):
         Args, Returns: as :meth:`PointRendMaskHead.forward`; the losses are ``loss_l2`` and
         ``loss_mask_point``.
         """
-        boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
-        pooled = self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
-        parameters = self.parameter_head(pooled)
         if self.training:
-            return self._losses(features, boxes, parameters, instances)
-        self._predict_masks(features, boxes, parameters, instances)
+            return self._losses(features, instances)
+        for detected, masks in zip(instances, self._masks(features, instances), strict=True):
+            detected.pred_masks = masks
         return instances
 
-    def _losses(
-        self,
-        features: Features,
-        boxes: Sequence[Boxes],
-        parameters: Tensor,
-        instances: list[Instances],
-    ) -> dict[str, Tensor]:
+    def _losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
+        boxes = [x.proposal_boxes for x in instances]
+        parameters = self.parameter_head(
+            self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
+        )
         num_boxes = parameters.shape[0]
         coords = torch.rand(num_boxes, self.num_train_points, 2, device=parameters.device)
         fine = self.point_reader.points(features, boxes, coords)
@@ -402,17 +479,12 @@ class ImplicitPointRendMaskHead(nn.Module):
             "loss_mask_point": roi_mask_point_loss(point_logits, instances, labels),
         }
 
-    def _predict_masks(
-        self,
-        features: Features,
-        boxes: Sequence[Boxes],
-        parameters: Tensor,
-        instances: list[Instances],
-    ) -> None:
-        classes = torch.cat([x.pred_classes for x in instances])
-
-        def predict(coords: Tensor) -> Tensor:
-            fine = self.point_reader.points(features, boxes, coords)
-            return class_point_logits(self.point_head, fine, coords, parameters, classes=classes)
-
-        _render(predict, instances, self.plan)
+    def _masks(self, features: Features, instances: list[Instances]) -> Sequence[Tensor]:
+        side, readers = self.coarse_pooler_side, [self.coarse_reader, self.point_reader]
+        points_per_box = side**2 + self.renderer.plan.num_points
+        features = _lay_out(features, readers, points_per_box * sum(map(len, instances)))
+        parameters = self.parameter_head(
+            _pool_detections(self.coarse_reader, features, instances, side)
+        )
+        images = self.point_reader.images(features)
+        return self.renderer.render(self.point_head, images, instances, parameters)

@@ -5,7 +5,8 @@ Also the place where the names live that other projects import from PointRend.
 Shapes: N regions over all images, C channels over all levels, P points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from detectron2.layers import cat, shapes_to_tensor
@@ -13,12 +14,14 @@ from detectron2.structures import Boxes
 from torch import Tensor
 
 from .coordinates import box_to_image_coords, regular_grid
+from .point_linear import Affine, linear_at_points
 from .sampling import PointSampler, point_sample
 from .sampling import most_uncertain_cells as get_uncertain_point_coords_on_grid
 from .targets import sample_point_labels
 from .uncertainty import Uncertainty
 
 __all__ = [
+    "FineGrainedFeatures",
     "concatenate_levels",
     "generate_regular_grid_point_coords",
     "get_point_coords_wrt_image",
@@ -34,6 +37,62 @@ __all__ = [
 def concatenate_levels(samples: Sequence[Tensor]) -> Tensor:
     """Join what several levels say of the same points: (N, C_l, P) each → (N, ΣC_l, P)."""
     return torch.cat(tuple(samples), dim=1)
+
+
+@dataclass(frozen=True)
+class FineGrainedFeatures:
+    """Levels of features, to be read at points of the frames that they cover.
+
+    Args:
+        levels: per level (M, C_l, H_l, W_l), for M images.
+        frames: per level the width and height of the frame in the unit of the points' coordinates,
+            a tensor (2,), or 1 for coordinates in [0, 1]².
+    """
+
+    levels: Sequence[Tensor]
+    frames: Sequence[Tensor | float]
+
+    def sample(self, coords: Tensor) -> Tensor:
+        """Read all levels at points (M, P, 2): (M, ΣC_l, P)."""
+        pairs = zip(self.levels, self.frames, strict=True)
+        return concatenate_levels([point_sample(level, coords / frame) for level, frame in pairs])
+
+    def linear(
+        self, weight: Tensor | None, num_points: int
+    ) -> Callable[[Tensor], Callable[[slice], Tensor]]:
+        """Bind a linear layer without bias: ``weight`` times what :meth:`sample` reads.
+
+        Args:
+            weight: (O, ΣC_l); None for the identity.
+            num_points: how many points of all images the result will be asked for, in all.
+
+        Returns:
+            A function from points (M, P, 2) to one from a slice of their M·P rows to (rows, O).
+        """
+        channels = [level.shape[1] for level in self.levels]
+        weights = [None] * len(channels) if weight is None else weight.split(channels, dim=1)
+        bound_levels = [
+            linear_at_points(level, [Affine(part)], num_points)
+            for level, part in zip(self.levels, weights, strict=True)
+        ]
+
+        def at(coords: Tensor) -> Callable[[slice], Tensor]:
+            pairs = zip(bound_levels, self.frames, strict=True)
+            terms_of_levels = [bound(coords / frame) for bound, frame in pairs]
+
+            def rows(chosen: slice) -> Tensor:
+                parts = [output for terms in terms_of_levels for output in terms(chosen)]
+                return torch.cat(parts, dim=1) if weight is None else sum(parts[1:], parts[0])
+
+            return rows
+
+        return at
+
+    def grid(self, boxes: Tensor, side: int) -> Tensor:
+        """Read a regular grid of each box (N, 4) of the one image: (N, ΣC_l, side, side)."""
+        coords = box_to_image_coords(regular_grid(boxes.shape[0], side, boxes.device), boxes)
+        rows = self.linear(None, boxes.shape[0] * side**2)(coords.flatten(0, 1)[None])(slice(None))
+        return rows.unflatten(0, (-1, side, side)).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()

@@ -17,8 +17,10 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from .bound_head import BoundImplicitHead, BoundPointHead, BoundStandardHead
 from .dynamic_mlp import MLPLayout, apply_mlp, fourier_features
 from .losses import binary_point_accuracy, binary_point_loss
+from .point_features import FineGrainedFeatures
 from .sampling import PointSampler
 from .uncertainty import select_class_channel
 
@@ -76,6 +78,7 @@ class StandardPointHead(nn.Module):
         if num_fc < 0:
             raise ValueError(f"MODEL.POINT_HEAD.NUM_FC: expected 0 or more, got {num_fc}")
         self.num_fc = num_fc
+        self.coarse_channels = coarse_channels
         self.coarse_pred_each_layer = coarse_pred_each_layer
         width = in_channels + coarse_channels
         for number in range(1, num_fc + 1):
@@ -101,30 +104,32 @@ class StandardPointHead(nn.Module):
             "coarse_pred_each_layer": cfg.MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER,
         }
 
-    def _hidden(self, fine_grained_features: Tensor, coarse_features: Tensor) -> Tensor:
-        """Return the input of the predictor layer, (N, width, P)."""
-        x = torch.cat((fine_grained_features, coarse_features), dim=1)
-        for number in range(1, self.num_fc + 1):
-            x = F.relu(self.get_submodule(f"fc{number}")(x))
-            if self.coarse_pred_each_layer:
-                x = torch.cat((x, coarse_features), dim=1)
-        return x
+    @property
+    def hidden_layers(self) -> list[nn.Conv1d]:
+        """The layers before the predictor, first to last."""
+        return [self.get_submodule(f"fc{n}") for n in range(1, self.num_fc + 1)]  # type: ignore
 
     def forward(self, fine_grained_features: Tensor, coarse_features: Tensor) -> Tensor:
         """Map (N, D, P) and (N, K, P) to logits (N, C, P)."""
-        return self.predictor(self._hidden(fine_grained_features, coarse_features))
+        x = torch.cat((fine_grained_features, coarse_features), dim=1)
+        for layer in self.hidden_layers:
+            x = F.relu(layer(x))
+            if self.coarse_pred_each_layer:
+                x = torch.cat((x, coarse_features), dim=1)
+        return self.predictor(x)
 
-    def predict_class(
-        self, fine_grained_features: Tensor, coarse_features: Tensor, *, classes: Tensor
-    ) -> Tensor:
-        """Return the one channel (N, 1, P) of each region's class in ``classes`` (N,)."""
-        x = self._hidden(fine_grained_features, coarse_features)
-        if self.predictor.out_channels == 1:
-            return self.predictor(x)
-        bias = self.predictor.bias
-        assert bias is not None
-        rows = self.predictor.weight[classes, :, 0]  # (N, width)
-        return torch.bmm(rows[:, None], x) + bias[classes, None, None]
+    def bind(
+        self, fine: FineGrainedFeatures, num_regions: int, points_per_region: int
+    ) -> BoundPointHead:
+        """Bind the head for rendering, see :func:`point_rend.bound_head.bind_point_head`."""
+        return BoundStandardHead(
+            [*self.hidden_layers, self.predictor],
+            coarse_channels=self.coarse_channels,
+            coarse_pred_each_layer=self.coarse_pred_each_layer,
+            fine=fine,
+            num_regions=num_regions,
+            points_per_region=points_per_region,
+        )
 
 
 @POINT_HEAD_REGISTRY.register()
@@ -196,35 +201,30 @@ class ImplicitPointHead(nn.Module):
             "positional_encoding_enabled": cfg.MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED,
         }
 
-    def _inputs(self, fine_grained_features: Tensor, point_coords: Tensor) -> Tensor:
-        """Return the input of the MLP, (N, positions and features, P)."""
-        parts = []
-        if self.positional_encoding_enabled:
-            parts.append(fourier_features(point_coords, self.positional_encoding_gaussian_matrix))
-        if self.image_feature_enabled:
-            parts.append(fine_grained_features)
-        return torch.cat(parts, dim=1)
-
     def forward(
         self, fine_grained_features: Tensor, point_coords: Tensor, parameters: Tensor
     ) -> Tensor:
         """Map features (N, D, P), ``coords_box`` (N, P, 2) and parameters to logits (N, C, P)."""
-        inputs = self._inputs(fine_grained_features, point_coords)
-        return apply_mlp(inputs, *self.layout.split(parameters))
+        inputs = []
+        if self.positional_encoding_enabled:
+            inputs.append(fourier_features(point_coords, self.positional_encoding_gaussian_matrix))
+        if self.image_feature_enabled:
+            inputs.append(fine_grained_features.transpose(1, 2))
+        logits = apply_mlp(torch.cat(inputs, dim=2), *self.layout.split(parameters))
+        return logits.transpose(1, 2)
 
-    def predict_class(
-        self,
-        fine_grained_features: Tensor,
-        point_coords: Tensor,
-        parameters: Tensor,
-        *,
-        classes: Tensor,
-    ) -> Tensor:
-        """Return the one channel (N, 1, P) of each region's class in ``classes`` (N,)."""
-        weights, biases = self.layout.split(parameters)
-        weights[-1] = select_class_channel(weights[-1], classes)
-        biases[-1] = select_class_channel(biases[-1], classes)
-        return apply_mlp(self._inputs(fine_grained_features, point_coords), weights, biases)
+    def bind(
+        self, fine: FineGrainedFeatures, num_regions: int, points_per_region: int
+    ) -> BoundPointHead:
+        """Bind the head for rendering, see :func:`point_rend.bound_head.bind_point_head`."""
+        has_positions = self.positional_encoding_enabled
+        return BoundImplicitHead(
+            self.layout,
+            frequencies=self.positional_encoding_gaussian_matrix if has_positions else None,
+            fine=fine if self.image_feature_enabled else None,
+            num_regions=num_regions,
+            points_per_region=points_per_region,
+        )
 
 
 def check_own_parameters(point_head: nn.Module, user: str) -> None:
@@ -243,21 +243,6 @@ def check_own_parameters(point_head: nn.Module, user: str) -> None:
             "predicted, by MODEL.ROI_MASK_HEAD.NAME ImplicitPointRendMaskHead: expected another "
             f"point head for {user}"
         )
-
-
-def class_point_logits(point_head: nn.Module, *inputs: Tensor, classes: Tensor) -> Tensor:
-    """Return each region's logits for its class only, (N, 1, P).
-
-    Args:
-        point_head: with a method ``predict_class`` that computes one channel; otherwise the
-            channel is taken from all that ``forward`` computes.
-        inputs: what the head's ``forward`` takes.
-        classes: (N,) integers.
-    """
-    predict_class = getattr(point_head, "predict_class", None)
-    if predict_class is None:
-        return select_class_channel(point_head(*inputs), classes)
-    return predict_class(*inputs, classes=classes)
 
 
 def roi_mask_point_loss(

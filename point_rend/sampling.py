@@ -161,6 +161,27 @@ def most_uncertain_cells(uncertainty_map: Tensor, num_points: int) -> tuple[Tens
         Row-major indices (N, P) and the cells' centres (N, P, 2) in [0, 1]², most uncertain first.
     """
     height, width = uncertainty_map.shape[-2:]
+    values = uncertainty_map.flatten(1)
     count = min(num_points, height * width)
-    indices = uncertainty_map.flatten(1).topk(count, dim=1).indices
+    indices = _top_indices(values, count)
     return indices, cell_centers(indices, height, width)
+
+
+def _top_indices(values: Tensor, count: int) -> Tensor:
+    """Return ``values.topk(count).indices``, in less time where few of many are wanted.
+
+    The largest values lie in the blocks with the largest maxima, one block each at most.
+    """
+    size = values.shape[1]
+    # Blocks and candidates cost the same at the square root of size / count.
+    block = math.isqrt(size // count) if count else 1
+    while size % block:
+        block -= 1
+    if block == 1:
+        return values.topk(count, dim=1).indices
+    blocks = values.unflatten(1, (-1, block))  # (N, blocks, block)
+    chosen = blocks.amax(dim=2).topk(count, dim=1, sorted=False).indices
+    candidates = blocks.gather(1, chosen[:, :, None].expand(-1, -1, block)).flatten(1)
+    best = candidates.topk(count, dim=1).indices
+    first = chosen.gather(1, best // block) * block
+    return first + best % block

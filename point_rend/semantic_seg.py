@@ -6,7 +6,6 @@ columns of the coarse logits.
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,9 +14,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from .bound_head import bind_point_head
 from .config import point_head_num_classes
 from .losses import semantic_point_loss
-from .point_features import concatenate_levels
+from .point_features import FineGrainedFeatures, concatenate_levels
 from .point_head import build_point_head, build_point_sampler, check_own_parameters
 from .sampling import PointSampler, point_sample
 from .subdivision import subdivide
@@ -222,21 +222,22 @@ class PointRendSemSegHead(nn.Module):
             parts = [[[w / width, h / height]] for h, w in image_sizes]
             extent = torch.tensor(parts, device=coarse.device)
         coords = self.sampler.sample(coarse, top2_margin_uncertainty, extent=extent)
-        point_logits = self._predict([features[name] for name in self.in_features], coarse, coords)
+        fine = concatenate_levels(
+            [point_sample(features[name], coords) for name in self.in_features]
+        )
+        point_logits = self.point_head(fine, point_sample(coarse, coords))
         losses["loss_sem_seg_point"] = semantic_point_loss(
             point_logits, sample_semantic_labels(targets, coords), self.ignore_value
         )
         return losses
 
-    def _predict(self, levels: Sequence[Tensor], coarse: Tensor, coords: Tensor) -> Tensor:
-        """Return logits (n, K, P) at points (n, P, 2) in [0, 1]² of the maps."""
-        fine = concatenate_levels([point_sample(level, coords) for level in levels])
-        return self.point_head(fine, point_sample(coarse, coords))
-
     def _render(self, levels: Sequence[Tensor], coarse: Tensor) -> Tensor:
+        fine = FineGrainedFeatures(levels, [1.0] * len(levels))
+        num_points = self.steps * self.points_per_step
+        bound = bind_point_head(self.point_head, fine, coarse.shape[0], num_points)
         return subdivide(
             coarse,
-            partial(self._predict, levels, coarse),
+            bound.at(coarse),
             top2_margin_uncertainty,
             steps=self.steps,
             points_per_step=self.points_per_step,

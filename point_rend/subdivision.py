@@ -57,6 +57,12 @@ class SubdivisionPlan:
         """Side of the rendered mask."""
         return self.start_side * 2**self.steps
 
+    @property
+    def num_points(self) -> int:
+        """Points that are predicted for one region, the first grid included."""
+        sides = [self.start_side * 2**step for step in range(1, self.steps + 1)]
+        return self.start_side**2 + sum(min(side**2, self.points_per_step) for side in sides)
+
     def without_covered_steps(self) -> "SubdivisionPlan":
         """Return the plan of the same output that starts after the steps that choose every cell.
 
@@ -97,5 +103,6 @@ def subdivide(
         indices, coords = most_uncertain_cells(uncertainty(logits), points_per_step)
         cells = indices[:, None].expand(-1, logits.shape[1], -1)
         points = predict(coords).to(logits.dtype)
-        logits = logits.flatten(2).scatter(2, cells, points).view_as(logits)
+        # In place: the interpolated grid is nobody else's.
+        logits = logits.flatten(2).scatter_(2, cells, points).unflatten(2, logits.shape[2:])
     return logits

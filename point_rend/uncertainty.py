@@ -47,7 +47,7 @@ def foreground_uncertainty(logits: Tensor, classes: Tensor | None = None) -> Ten
     """
     if classes is not None:
         logits = select_class_channel(logits, classes)
-    return -logits.abs()
+    return logits.abs().neg_()
 
 
 def top2_margin_uncertainty(logits: Tensor) -> Tensor:

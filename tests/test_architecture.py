@@ -12,10 +12,10 @@ STOCK = "detectron2.projects.point_rend"
 
 LAYERS = [
     {"coordinates", "uncertainty", "dynamic_mlp"},
-    {"sampling", "subdivision"},
+    {"sampling", "point_linear", "subdivision"},
     {"point_features", "masks", "targets", "losses"},
-    {"coarse_mask_head", "point_head"},
-    {"mask_head", "semantic_seg", "roi_heads", "meta_arch"},
+    {"coarse_mask_head", "bound_head", "point_head"},
+    {"mask_head", "semantic_seg", "roi_heads", "meta_arch", "tracing"},
 ]
 LAYER_OF = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 # Beside the layers: modules (L3) and registered heads (L4) may read these, which read no layer.
@@ -103,7 +103,7 @@ def test_rooms_of_their_own_read_no_modules_and_no_heads():
 
 @pytest.mark.parametrize("name", [n for n in LAYERED if LAYER_OF[n.removesuffix(".py")] <= 1])
 def test_the_two_lowest_layers_need_torch_only(name):
-    standard = {"math", "dataclasses", "itertools", "typing", "collections.abc"}
+    standard = {"math", "dataclasses", "functools", "itertools", "typing", "collections.abc"}
     outer = outer_imports(name) - standard
     assert {module.split(".")[0] for module in outer} == {"torch"}, name
 
@@ -163,7 +163,8 @@ def test_the_stock_project_is_named_in_registration_only():
     [
         ("grid_sample", ["sampling.py"]),
         ("topk", ["sampling.py", "uncertainty.py"]),  # the N points; the two best classes
-        ("scatter", ["subdivision.py"]),
+        ("scatter_", ["subdivision.py"]),
+        ("embedding_bag", ["point_linear.py"]),  # the weighted gather of four cells
         ("interpolate", ["subdivision.py"]),
         ("binary_cross_entropy_with_logits", ["losses.py"]),
         ("cross_entropy", ["losses.py"]),

@@ -32,12 +32,12 @@ def test_each_instance_runs_its_own_mlp(num_hidden):
     mlps = [ordinary_mlp(layout) for _ in range(3)]
     parameters = torch.stack([parameters_of(mlp) for mlp in mlps])
     assert parameters.shape == (3, layout.num_parameters)
-    inputs = torch.randn(3, 5, 7)
+    inputs = torch.randn(3, 7, 5)
     outputs = apply_mlp(inputs, *layout.split(parameters))
     assert outputs.dtype == torch.float32
-    assert outputs.shape == (3, 3, 7)
+    assert outputs.shape == (3, 7, 3)
     for mlp, points, output in zip(mlps, inputs, outputs, strict=True):
-        torch.testing.assert_close(output, mlp(points.T).T, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(output, mlp(points), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_hidden", DEPTHS)
@@ -51,7 +51,7 @@ def test_every_parameter_stands_in_exactly_one_layer():
     numbers = torch.arange(layout.num_parameters)[None]
     weights, biases = layout.split(numbers)
     assert [tuple(w.shape) for w in weights] == [(1, 2, 3), (1, 2, 2), (1, 4, 2)]
-    assert [tuple(b.shape) for b in biases] == [(1, 2, 1), (1, 2, 1), (1, 4, 1)]
+    assert [tuple(b.shape) for b in biases] == [(1, 2), (1, 2), (1, 4)]
     seen = torch.cat([x.flatten() for x in (*weights, *biases)])
     assert torch.equal(seen, numbers[0])
 
@@ -59,7 +59,7 @@ def test_every_parameter_stands_in_exactly_one_layer():
 def test_no_instances_have_no_outputs():
     layout = MLPLayout(in_channels=3, hidden_channels=2, out_channels=4, num_hidden=1)
     split = layout.split(torch.zeros(0, layout.num_parameters))
-    assert apply_mlp(torch.zeros(0, 3, 9), *split).shape == (0, 4, 9)
+    assert apply_mlp(torch.zeros(0, 9, 3), *split).shape == (0, 9, 4)
 
 
 @pytest.mark.parametrize("shape", [(2, 10), (24,)])
@@ -79,7 +79,7 @@ def test_widths_below_one_are_refused_by_name(field):
 def test_gradients_of_the_mlp_are_those_of_finite_differences():
     torch.manual_seed(0)
     layout = MLPLayout(in_channels=2, hidden_channels=3, out_channels=2, num_hidden=2)
-    inputs = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
+    inputs = torch.randn(2, 4, 2, dtype=torch.float64, requires_grad=True)
     parameters = torch.randn(2, layout.num_parameters, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
         lambda x, p: apply_mlp(x, *layout.split(p)), (inputs, parameters)
@@ -91,7 +91,7 @@ def test_fourier_features_equal_a_slow_loop():
     coords, frequencies = torch.rand(2, 3, 2), torch.randn(2, 4)
     features = fourier_features(coords, frequencies)
     assert features.dtype == torch.float32
-    assert features.shape == (2, 8, 3)
+    assert features.shape == (2, 3, 8)
     for region in range(2):
         for point in range(3):
             x, y = coords[region, point].tolist()
@@ -99,7 +99,7 @@ def test_fourier_features_equal_a_slow_loop():
                 turns = (2 * x - 1) * frequencies[0, f].item()
                 turns += (2 * y - 1) * frequencies[1, f].item()
                 phase = 2 * math.pi * turns
-                sine, cosine = features[region, [f, 4 + f], point].tolist()
+                sine, cosine = features[region, point, [f, 4 + f]].tolist()
                 assert sine == pytest.approx(math.sin(phase), abs=1e-5)
                 assert cosine == pytest.approx(math.cos(phase), abs=1e-5)
 

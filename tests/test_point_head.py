@@ -1,4 +1,4 @@
-"""Point heads: one channel against all, layers against loops, errors against their keys."""
+"""Point heads: layers against loops, errors against their keys."""
 
 import pytest
 import torch
@@ -8,10 +8,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from point_rend import POINT_HEAD_REGISTRY, ImplicitPointHead, StandardPointHead, build_point_head
-from point_rend.point_head import class_point_logits, roi_mask_point_loss
+from point_rend.point_head import roi_mask_point_loss
 from tests.synthetic import randomize, small_head_config
 
-CLASS_COUNTS = [1, 2, 80, 1203]
 FEATURES, POINTS = 6, 5
 
 
@@ -50,45 +49,6 @@ def implicit_inputs(head, regions: int = 3, points: int = POINTS):
     )
 
 
-def some_classes(regions: int, num_classes: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(2)
-    return torch.randint(num_classes, (regions,), generator=generator)
-
-
-def assert_one_channel_equals_that_of_all(head, inputs, num_classes):
-    classes = some_classes(len(inputs[0]), num_classes)
-    everything = head(*inputs)
-    one = head.predict_class(*inputs, classes=classes)
-    assert one.dtype == everything.dtype == torch.float32
-    assert everything.shape == (len(classes), num_classes, POINTS)
-    assert one.shape == (len(classes), 1, POINTS)
-    expected = torch.stack([everything[i, c] for i, c in enumerate(classes.tolist())])[:, None]
-    # In the same arithmetic but for the order of a sum over up to 1459 channels.
-    scale = max(1.0, everything.abs().max().item())
-    torch.testing.assert_close(one, expected, rtol=0, atol=1e-6 * scale)
-
-
-@pytest.mark.parametrize("num_classes", CLASS_COUNTS)
-@pytest.mark.parametrize("num_fc", [1, 2, 3, 4])
-@pytest.mark.parametrize("each_layer", [True, False])
-def test_the_standard_heads_one_channel_is_that_of_all(num_classes, num_fc, each_layer):
-    head = standard(num_classes, num_fc=num_fc, coarse_pred_each_layer=each_layer)
-    assert_one_channel_equals_that_of_all(head, standard_inputs(head), num_classes)
-
-
-@pytest.mark.parametrize("num_classes", CLASS_COUNTS)
-@pytest.mark.parametrize("num_fc", [1, 2, 3, 4])
-@pytest.mark.parametrize("switches", [(True, True), (True, False), (False, True)])
-def test_the_implicit_heads_one_channel_is_that_of_all(num_classes, num_fc, switches):
-    head = implicit(
-        num_classes,
-        num_fc=num_fc,
-        image_feature_enabled=switches[0],
-        positional_encoding_enabled=switches[1],
-    )
-    assert_one_channel_equals_that_of_all(head, implicit_inputs(head), num_classes)
-
-
 @pytest.mark.parametrize("each_layer", [True, False])
 def test_the_standard_head_is_a_small_mlp_at_every_point(each_layer):
     head = standard(4, num_fc=2, coarse_pred_each_layer=each_layer)
@@ -118,29 +78,22 @@ def test_the_names_of_the_weights_are_those_of_published_checkpoints():
     assert not implicit(3, positional_encoding_enabled=False).state_dict()
 
 
-def test_a_class_agnostic_head_has_one_channel_for_every_class():
+def test_a_class_agnostic_head_has_one_channel():
     head = standard(1, coarse_channels=7)
-    inputs = standard_inputs(head, coarse=7)
-    assert head(*inputs).shape == (3, 1, POINTS)
-    one = head.predict_class(*inputs, classes=some_classes(3, 7))
-    torch.testing.assert_close(one, head(*inputs), rtol=0, atol=0)
+    assert head(*standard_inputs(head, coarse=7)).shape == (3, 1, POINTS)
     head = implicit(1)
-    inputs = implicit_inputs(head)
-    one = head.predict_class(*inputs, classes=some_classes(3, 7))
-    torch.testing.assert_close(one, head(*inputs), rtol=0, atol=0)
+    assert head(*implicit_inputs(head)).shape == (3, 1, POINTS)
 
 
 @pytest.mark.parametrize("num_classes", [1, 4])
 def test_no_regions_are_a_size(num_classes):
-    none = some_classes(0, num_classes)
     for head, make in (
         (standard(num_classes), standard_inputs),
         (implicit(num_classes), implicit_inputs),
     ):
-        inputs = make(head, regions=0)
-        assert head(*inputs).dtype == torch.float32
-        assert head(*inputs).shape == (0, num_classes, POINTS)
-        assert head.predict_class(*inputs, classes=none).shape == (0, 1, POINTS)
+        logits = head(*make(head, regions=0))
+        assert logits.dtype == torch.float32
+        assert logits.shape == (0, num_classes, POINTS)
 
 
 def test_an_implicit_head_without_input_is_refused():
@@ -155,32 +108,6 @@ def test_switched_off_inputs_do_not_matter():
     head = implicit(2, positional_encoding_enabled=False)
     features, coords, parameters = implicit_inputs(head)
     assert torch.equal(head(features, coords, parameters), head(features, 1 - coords, parameters))
-
-
-# --- heads of others ----------------------------------------------------------------------------
-
-
-class PlainHead(nn.Module):
-    """A head as third parties write it: ``forward`` only."""
-
-    def forward(self, features, coarse):
-        return coarse * 2 + features.mean(dim=1, keepdim=True)
-
-
-def test_a_head_that_knows_all_channels_only_is_asked_for_them():
-    features, coarse = torch.randn(3, 6, 5), torch.randn(3, 4, 5)
-    classes = torch.tensor([3, 0, 1])
-    logits = class_point_logits(PlainHead(), features, coarse, classes=classes)
-    everything = PlainHead()(features, coarse)
-    assert logits.shape == (3, 1, 5)
-    assert torch.equal(logits[:, 0], torch.stack([everything[i, c] for i, c in enumerate(classes)]))
-
-
-def test_a_head_that_knows_one_channel_is_asked_for_no_more(monkeypatch):
-    head = standard(4)
-    monkeypatch.setattr(head, "forward", lambda *_: pytest.fail("computed all channels"))
-    inputs = standard_inputs(head)
-    assert class_point_logits(head, *inputs, classes=some_classes(3, 4)).shape == (3, 1, POINTS)
 
 
 # --- the loss under its historical name ---------------------------------------------------------

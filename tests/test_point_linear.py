@@ -1,0 +1,159 @@
+"""Linear layers at points: both orders against sampling and a product, written out."""
+
+import pytest
+import torch
+
+from point_rend.point_linear import Affine, CornerCells, linear_at_points, position_major
+from point_rend.sampling import point_sample
+
+MAPS, CHANNELS, OUTPUTS, POINTS = 2, 5, 3, 40
+SIZES = [(7, 7), (4, 9), (2, 2), (1, 1), (1, 6), (6, 1)]
+FEW, MANY = 1, 10**6  # points, against the positions of the maps
+
+
+def coordinates(maps: int = MAPS, points: int = POINTS) -> torch.Tensor:
+    """Points in the maps, on their borders and up to half a map outside."""
+    generator = torch.Generator().manual_seed(3)
+    coords = torch.rand(maps, points, 2, generator=generator) * 2 - 0.5
+    coords[:, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.5]])[:points]
+    return coords
+
+
+def random_map(size: tuple[int, int], maps: int = MAPS, dtype=torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn(maps, CHANNELS, *size, generator=generator).to(dtype)
+
+
+def layers_of(kind: str) -> list[Affine]:
+    generator = torch.Generator().manual_seed(5)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return {
+        "shared": [Affine(random(OUTPUTS, CHANNELS))],
+        "biased": [Affine(random(OUTPUTS, CHANNELS), random(OUTPUTS))],
+        "of-maps": [Affine(random(MAPS, 1, CHANNELS), random(MAPS, 1))],
+        "identity": [Affine()],
+        "several": [
+            Affine(random(OUTPUTS, CHANNELS), random(OUTPUTS)),
+            Affine(random(1, CHANNELS)),
+            Affine(random(MAPS, 2, CHANNELS)),
+        ],
+    }[kind]
+
+
+def expected(maps: torch.Tensor, layer: Affine, coords: torch.Tensor) -> torch.Tensor:
+    """Sample, then multiply, map by map and point by point."""
+    samples = point_sample(maps, coords)
+    rows = []
+    for index, of_map in enumerate(samples):
+        for point in of_map.T:
+            if layer.weight is None:
+                rows.append(point)
+                continue
+            own = layer.weight.dim() == 3
+            weight = layer.weight[index] if own else layer.weight
+            value = weight @ point
+            if layer.bias is not None:
+                value = value + (layer.bias[index] if own else layer.bias)
+            rows.append(value)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", ["shared", "biased", "of-maps", "identity", "several"])
+@pytest.mark.parametrize("num_points", [FEW, MANY], ids=["sample-first", "project-first"])
+def test_both_orders_are_sampling_and_a_product(size, kind, num_points):
+    maps, coords, layers = random_map(size), coordinates(), layers_of(kind)
+    outputs = list(linear_at_points(maps, layers, num_points)(coords)(slice(None)))
+    assert len(outputs) == len(layers)
+    for output, layer in zip(outputs, layers, strict=True):
+        oracle = expected(maps, layer, coords)
+        assert output.dtype == torch.float32
+        assert output.shape == oracle.shape
+        torch.testing.assert_close(output, oracle, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("num_points", [FEW, MANY], ids=["sample-first", "project-first"])
+def test_a_slice_has_the_rows_of_the_whole(num_points):
+    layers = layers_of("several")
+    terms = linear_at_points(random_map((7, 7)), layers, num_points)(coordinates())
+    for rows in (slice(0, 10), slice(35, 47), slice(79, 80), slice(0, 0)):
+        for part, whole in zip(terms(rows), terms(slice(None)), strict=True):
+            torch.testing.assert_close(part, whole[rows], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_points", [0, FEW, MANY])
+def test_no_maps_and_no_points_are_sizes(num_points):
+    layers = [Affine(torch.randn(OUTPUTS, CHANNELS), torch.randn(OUTPUTS))]
+    for maps, points in ((0, POINTS), (MAPS, 0)):
+        bound = linear_at_points(random_map((4, 4), maps), layers, num_points)
+        (output,) = bound(coordinates(maps, points))(slice(None))
+        assert output.shape == (0, OUTPUTS)
+
+
+def test_maps_of_half_precision_are_interpolated_in_float32():
+    maps = random_map((7, 7), dtype=torch.bfloat16)
+    (output,) = linear_at_points(maps, [Affine()], MANY)(coordinates())(slice(None))
+    assert output.dtype == torch.float32
+    oracle = expected(maps.float(), Affine(), coordinates())
+    torch.testing.assert_close(output, oracle, rtol=1e-5, atol=1e-5)
+
+
+def test_the_order_follows_from_the_points_against_the_positions(monkeypatch):
+    projected = []
+    monkeypatch.setattr(
+        "point_rend.point_linear._project_then_sample", lambda *_: projected.append(True)
+    )
+    weight = Affine(torch.randn(OUTPUTS, CHANNELS))
+    for num_points, is_projected in ((MAPS * 35 - 1, False), (MAPS * 35, True)):
+        projected.clear()
+        linear_at_points(random_map((5, 7)), [weight], num_points)
+        assert bool(projected) == is_projected
+    rows = random_map((5, 7)).contiguous(memory_format=torch.channels_last)
+    linear_at_points(rows, [Affine()], FEW)  # nothing has to be computed for it
+    assert projected
+
+
+def test_maps_are_laid_out_by_positions_where_the_points_pay_for_it():
+    maps = random_map((5, 7))
+    assert position_major(maps, MAPS * 35 - 1) is maps
+    laid_out = position_major(maps, MAPS * 35)
+    assert torch.equal(laid_out, maps)
+    assert laid_out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("ring", [0, 1])
+def test_corner_cells_are_found_as_a_slow_loop_finds_them(ring):
+    height, width = 3, 4
+    coords = coordinates()
+    indices, weights = CornerCells(height, width, ring=ring, like=coords)(coords)
+    assert indices.dtype == torch.int64
+    assert indices.shape == weights.shape == (MAPS * POINTS, 4)
+    stored = (height + 2 * ring) * (width + 2 * ring)
+    for row, (index, point) in enumerate((m, p) for m in range(MAPS) for p in coords[m].tolist()):
+        found = torch.zeros(MAPS * stored)
+        found.index_add_(0, indices[row], weights[row])
+        oracle = torch.zeros(MAPS, height + 2 * ring, width + 2 * ring)
+        for y in range(height + 2 * ring):
+            for x in range(width + 2 * ring):
+                # With a ring, a point beyond it reads the ring; without one, nothing.
+                px, py = point[0] * width + ring - 0.5, point[1] * height + ring - 0.5
+                if ring:
+                    px, py = min(max(px, 0), width + 1), min(max(py, 0), height + 1)
+                dx, dy = abs(px - x), abs(py - y)
+                oracle[index, y, x] = max(0, 1 - dx) * max(0, 1 - dy)
+        torch.testing.assert_close(found, oracle.flatten(), rtol=0, atol=2e-6)
+
+
+def test_gradients_flow_as_through_sampling_and_a_product():
+    maps, coords = random_map((4, 5)), coordinates()
+    layer = layers_of("biased")[0]
+    gradients = []
+    for order in (FEW, MANY):
+        leaf = maps.clone().requires_grad_()
+        (output,) = linear_at_points(leaf, [layer], order)(coords)(slice(None))
+        (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
