@@ -45,6 +45,7 @@ from point_rend.config import (
 )
 from point_rend.data.checks import check_datasets, leave_out_impossible_annotations
 from point_rend.data.coco import class_names, describe, register_coco
+from point_rend.data.cocofied_lvis import register_cocofied_lvis
 from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.data.semantic import SEMANTIC_MODELS, check_semantic_datasets, register_sem_seg
 from point_rend.engine.loading import (
@@ -71,6 +72,7 @@ from point_rend.evaluation.build import (
     build_evaluator,
     check_evaluators,
 )
+from point_rend.evaluation.passes import evaluate_together
 from point_rend.evaluation.test_time import (
     build_test_time_augmentation,
     check_test_time_augmentation,
@@ -196,7 +198,8 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 
 
 def register_datasets(args: argparse.Namespace) -> None:
-    """Make the data sets of the command line known."""
+    """Make the data sets of the command line known, and the built-in one that Detectron2 lacks."""
+    register_cocofied_lvis()
     for dataset in args.register_coco:
         register_coco(*dataset)
     for dataset in args.register_sem_seg:
@@ -407,10 +410,19 @@ class Trainer(ResumableTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
-        """Evaluate a model, with the variants of each image if TEST.AUG.ENABLED asks for them."""
+        """Evaluate a model, with the variants of each image if TEST.AUG.ENABLED asks for them.
+
+        Data sets that share their images share the inference.
+        """
         if cfg.TEST.AUG.ENABLED:
             model = build_test_time_augmentation(cfg, model)
-        return super().test(cfg, model, evaluators)
+        names = cfg.DATASETS.TEST
+        if evaluators is not None or len(names) < 2 or cfg.MODEL.LOAD_PROPOSALS:
+            return super().test(cfg, model, evaluators)
+        build_loader = functools.partial(cls.build_test_loader, cfg)
+        return evaluate_together(
+            model, names, build_loader, functools.partial(cls.build_evaluator, cfg)
+        )
 
 
 def run(args: argparse.Namespace, cfg: CfgNode, unclean_datasets: Sequence[str]) -> Any:

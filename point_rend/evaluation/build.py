@@ -1,30 +1,25 @@
 """The evaluator that belongs to a data set."""
 
-import contextlib
 import importlib.util
 import logging
 import os
-import types
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.catalog import Metadata
-from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
-    COCOEvaluator,
-    COCOPanopticEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-    LVISEvaluator,
-    SemSegEvaluator,
+from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluator, DatasetEvaluators
+
+from .evaluators import (
+    BOUNDARY,
+    BoundaryIoUEvaluator,
+    CityscapesBoundaryEvaluator,
+    InstanceEvaluator,
+    LabelMapEvaluator,
+    LvisInstanceEvaluator,
+    TidyCityscapesInstanceEvaluator,
+    TidyCityscapesSemSegEvaluator,
 )
-from detectron2.evaluation.cityscapes_evaluation import CityscapesEvaluator
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 
 
 class Evaluation(NamedTuple):
@@ -98,23 +93,29 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """
     folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     # Left to guess, Detectron2 forgets the masks of a model that finds nothing.
-    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    match _kind(dataset_name):
+    tasks = ["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"]
+    boundaries = cfg.TEST.BOUNDARY_METRICS
+    if boundaries and cfg.MODEL.MASK_ON:
+        tasks.append(BOUNDARY)
+    evaluators: list[DatasetEvaluator] = []
+    kind = _kind(dataset_name)
+    match kind:
         case "coco":
-            return COCOEvaluator(dataset_name, tasks, output_dir=folder)
+            evaluators = [InstanceEvaluator(dataset_name, tasks, output_dir=folder)]
         case "lvis":
-            _mend_lvis()
-            return LVISEvaluator(dataset_name, tasks, output_dir=folder)
+            evaluators = [LvisInstanceEvaluator(dataset_name, tasks, output_dir=folder)]
         case "cityscapes_instance":
-            return TidyCityscapesInstanceEvaluator(dataset_name)
+            evaluators = [TidyCityscapesInstanceEvaluator(dataset_name)]
+            if boundaries:
+                evaluators.append(CityscapesBoundaryEvaluator(dataset_name))
         case "sem_seg":
-            return LabelMapEvaluator(dataset_name, output_dir=folder)
+            evaluators = [LabelMapEvaluator(dataset_name, output_dir=folder)]
         case "cityscapes_sem_seg":
-            return TidyCityscapesSemSegEvaluator(dataset_name)
+            evaluators = [TidyCityscapesSemSegEvaluator(dataset_name)]
         case "coco_panoptic_seg":
             evaluators = [
                 LabelMapEvaluator(dataset_name, output_dir=folder),
-                COCOEvaluator(dataset_name, tasks, output_dir=folder),
+                InstanceEvaluator(dataset_name, tasks, output_dir=folder),
             ]
             if importlib.util.find_spec("panopticapi") is None:
                 logger.warning(
@@ -124,54 +125,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
                 )
             else:
                 evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
-            return DatasetEvaluators(evaluators)
-    raise ValueError(_unknown(dataset_name))
-
-
-class LabelMapEvaluator(SemSegEvaluator):
-    """Detectron2's mIoU, which reads label maps under any NumPy.
-
-    Its "BoundaryIoU" is left out: that is another quantity than the one published under the name.
-    """
-
-    def __init__(self, dataset_name: str, *, output_dir: str) -> None:
-        super().__init__(dataset_name, output_dir=output_dir, sem_seg_loading_fn=_read_labels)
-        self._compute_boundary_iou = False
-
-
-class TidyCityscapesEvaluator(CityscapesEvaluator):
-    """An evaluator of Cityscapes that leaves no file behind.
-
-    The scripts that Detectron2 calls write into the current directory, whatever that is.
-    """
-
-    def __init__(self, dataset_name: str) -> None:
-        super().__init__(dataset_name)
-        metadata = MetadataCatalog.get(dataset_name)
-        gt_dir = os.path.abspath(PathManager.get_local_path(metadata.gt_dir))
-        self._metadata = Metadata(**metadata.as_dict() | {"gt_dir": gt_dir})
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Score what `process` was given.
-
-        Returns:
-            Figures by name under the name of the task; None in processes other than the first.
-        """
-        with contextlib.chdir(self._temp_dir):
-            return super().evaluate()
-
-
-class TidyCityscapesInstanceEvaluator(TidyCityscapesEvaluator, CityscapesInstanceEvaluator):
-    """Detectron2's evaluator of instances, which leaves no file behind."""
-
-
-class TidyCityscapesSemSegEvaluator(TidyCityscapesEvaluator, CityscapesSemSegEvaluator):
-    """Detectron2's evaluator of label maps, which leaves no file behind."""
-
-
-def _read_labels(file_name: str, dtype: Any) -> np.ndarray:
-    with PathManager.open(file_name, "rb") as file, Image.open(file) as labels:
-        return np.array(labels, dtype=dtype)
+        case _:
+            raise ValueError(_unknown(dataset_name))
+    if boundaries and "sem_seg" in EVALUATIONS[kind].outputs:
+        evaluators.append(BoundaryIoUEvaluator(dataset_name))
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
 def _kind(dataset_name: str) -> str:
@@ -183,13 +141,3 @@ def _unknown(dataset_name: str) -> str:
         f"cannot evaluate on {dataset_name}: its evaluator_type is {_kind(dataset_name)!r}, "
         f"expected one of {', '.join(EVALUATIONS)}"
     )
-
-
-def _mend_lvis() -> None:
-    """Give lvis the name `np.float` back, for itself alone.
-
-    Its newest version, 0.5.3, uses the name when it sums up; NumPy has dropped it in 1.24.
-    """
-    import lvis.eval
-
-    lvis.eval.np = types.SimpleNamespace(**vars(np) | {"float": float})

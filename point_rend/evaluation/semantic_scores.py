@@ -3,9 +3,8 @@
 **IoU** of a class: the pixels that prediction and truth both give to it over those that at least
 one of them does, each summed over all images first.
 
-**Boundary IoU** of a class: the same of inner bands instead of masks. The inner band of a mask are
-its pixels within Chebyshev distance d of a pixel outside it: the mask less its erosion, d times, by
-3×3. d is 2 % of the image's diagonal, rounded, at least 1.
+**Boundary IoU** of a class: the same of inner bands instead of masks (see `boundaries.py`), whose
+width is 2 % of the image's diagonal.
 
 Conventions:
     * Ignored pixels of the truth leave prediction and truth before anything is counted. Like all
@@ -23,36 +22,9 @@ Shape letters: K classes, H and W the image sides in pixels.
 
 import math
 
-import cv2
 import numpy as np
 
-# Width of the band along a mask's boundary over the image's diagonal.
-BAND_RATIO = 0.02
-
-
-def band_width(size: tuple[int, int]) -> int:
-    """Return the width in pixels of the bands in images of this height and width."""
-    return max(1, round(BAND_RATIO * math.hypot(*size)))
-
-
-def inner_band(mask: np.ndarray, width: int) -> np.ndarray:
-    """Return the pixels of a mask that lie near its boundary.
-
-    Args:
-        mask: (H, W) bool.
-        width: of the band in pixels, at least 1.
-
-    Returns:
-        (H, W) bool.
-    """
-    core = cv2.erode(
-        mask.astype(np.uint8),
-        np.ones((3, 3), np.uint8),
-        iterations=width,
-        borderType=cv2.BORDER_CONSTANT,
-        borderValue=(0,),
-    )
-    return mask & (core == 0)
+from .boundaries import band_width, inner_band
 
 
 class SemanticScores:
@@ -101,6 +73,10 @@ class SemanticScores:
             for kind, (ours, theirs) in enumerate((masks, bands)):
                 self._counts[kind, 0, k] += np.count_nonzero(ours & theirs)
                 self._counts[kind, 1, k] += np.count_nonzero(ours | theirs)
+
+    def update(self, other: "SemanticScores") -> None:
+        """Count the images that another one has counted."""
+        self._counts += other._counts
 
     @property
     def iou(self) -> np.ndarray:
