@@ -12,6 +12,7 @@ from detectron2.data.transforms import (
     Augmentation,
     RandomCrop,
     RandomCrop_CategoryAreaConstraint,
+    ResizeTransform,
 )
 from fvcore.transforms.transform import Transform
 
@@ -37,6 +38,7 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
     if not is_train and semantic and cfg.TEST.AUG.ENABLED:
         return []
     resize, *flip = build_augmentation(cfg, is_train)
+    resize = ResizeToPixels(resize)
     if not is_train:
         return [resize]
     colour = [ColorAugSSD(cfg.INPUT.FORMAT)] if cfg.INPUT.COLOR_AUG_SSD else []
@@ -52,6 +54,28 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
         ignored_category=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
     )
     return [resize, bounded_crop, *colour, *flip]
+
+
+class ResizeToPixels(Augmentation):
+    """A resizing that leaves one pixel at least in either direction.
+
+    Detectron2 bounds the long side, and rounds the short side of a very long image to zero.
+
+    Args:
+        resize: What draws the size.
+    """
+
+    def __init__(self, resize: Augmentation) -> None:
+        super().__init__()
+        self.resize = resize
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw a size."""
+        drawn = self.resize.get_transform(image)
+        if not isinstance(drawn, ResizeTransform):  # a side of 0 in the config leaves it alone
+            return drawn
+        height, width = max(drawn.new_h, 1), max(drawn.new_w, 1)
+        return ResizeTransform(drawn.h, drawn.w, height, width, drawn.interp)
 
 
 class ColourStep(NamedTuple):

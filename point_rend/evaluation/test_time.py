@@ -120,8 +120,9 @@ class MultiScaleSegmentor(nn.Module):
         pixels = image.permute(1, 2, 0).numpy()
         height, width = pixels.shape[:2]
         for side in self.min_sizes:
-            size = ResizeShortestEdge.get_output_shape(height, width, side, self.max_size)
-            resized = ResizeTransform(height, width, *size).apply_image(pixels)
+            sides = ResizeShortestEdge.get_output_shape(height, width, side, self.max_size)
+            new_height, new_width = (max(length, 1) for length in sides)
+            resized = ResizeTransform(height, width, new_height, new_width).apply_image(pixels)
             scaled = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
             yield scaled, False
             if self.flip:

@@ -185,22 +185,22 @@ def names(cfg: CfgNode, *, is_train: bool = True) -> list[str]:
 @pytest.mark.parametrize("meta_arch", ["SemanticSegmentor", "PointRendSemanticSegmentor"])
 def test_semantic_models_resize_crop_distort_and_flip(meta_arch):
     assert names(recipe(meta_arch=meta_arch)) == [
-        "ResizeShortestEdge",
+        "ResizeToPixels",
         "RandomCrop_CategoryAreaConstraint",
         "ColorAugSSD",
         "RandomFlip",
     ]
-    assert names(recipe(meta_arch=meta_arch), is_train=False) == ["ResizeShortestEdge"]
+    assert names(recipe(meta_arch=meta_arch), is_train=False) == ["ResizeToPixels"]
 
 
 def test_other_models_crop_first():
-    order = ["RandomCrop", "ResizeShortestEdge", "ColorAugSSD", "RandomFlip"]
+    order = ["RandomCrop", "ResizeToPixels", "ColorAugSSD", "RandomFlip"]
     assert names(recipe(meta_arch="GeneralizedRCNN")) == order
 
 
 def test_what_is_switched_off_is_left_out():
     off = ["INPUT.CROP.ENABLED", "False", "INPUT.COLOR_AUG_SSD", "False"]
-    assert names(recipe(*off, "INPUT.RANDOM_FLIP", "none")) == ["ResizeShortestEdge"]
+    assert names(recipe(*off, "INPUT.RANDOM_FLIP", "none")) == ["ResizeToPixels"]
 
 
 def test_variants_at_test_time_start_from_the_image_as_it_is():
@@ -237,6 +237,17 @@ def test_every_short_side_is_drawn_and_no_other():
         steps(sample)
         sides.add(min(sample.image.shape[:2]))
     assert sides == {64, 96, 128}
+
+
+@pytest.mark.parametrize(("size", "expected"), [((1, 9000), (1, 512)), ((9000, 1), (512, 1))])
+def test_the_short_side_of_a_very_long_image_keeps_a_pixel(size, expected):
+    for is_train in (True, False):
+        cfg = recipe("INPUT.CROP.ENABLED", "False", "INPUT.MAX_SIZE_TEST", "512")
+        sample = AugInput(np.full((*size, 3), 9, np.uint8), sem_seg=np.ones(size, np.uint8))
+        AugmentationList(build_augmentations(cfg, is_train=is_train)[:1])(sample)
+        assert sample.image.shape == (*expected, 3)
+        assert sample.sem_seg.shape == expected
+        assert (sample.image == 9).all()
 
 
 def test_no_class_fills_more_of_a_crop_than_the_bound_and_ignored_pixels_do_not_count():

@@ -87,6 +87,14 @@ def test_the_result_is_the_mean_of_separate_runs(size: tuple[int, int], flip: bo
     torch.testing.assert_close(result["sem_seg"].sum(dim=0), torch.ones(size))
 
 
+def test_a_very_long_image_keeps_a_row_in_every_variant() -> None:
+    model = Segmentor()
+    wrapped = MultiScaleSegmentor(model, min_sizes=(20, 90), max_size=100, flip=False)
+    (result,) = wrapped([{"image": picture(1, 900)}])
+    assert result["sem_seg"].shape == (K, 1, 900)
+    assert model.seen == [(1, 100), (1, 100)]
+
+
 def test_the_result_of_a_flipped_image_is_the_flipped_result() -> None:
     wrapped = MultiScaleSegmentor(Segmentor(), min_sizes=(40,), max_size=200, flip=True)
     result = wrapped([{"image": picture()}])[0]["sem_seg"]
