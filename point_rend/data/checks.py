@@ -256,6 +256,8 @@ def _image_fault(record: ImageRecord) -> str | None:
                 file.seek(0)
                 with Image.open(file) as decoded:
                     decoded.load()
+    except Image.DecompressionBombError as error:
+        return f"is too large: cut it into tiles ({error})"
     except (OSError, ValueError, SyntaxError) as error:
         return f"is truncated or not an image ({error})"
     if record.width is not None and (width, height) != (record.width, record.height):

@@ -8,6 +8,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import TransformList
 from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
+from PIL import Image
 
 from point_rend.data.augmentation import build_augmentations
 from point_rend.masks import SharedMasks
@@ -41,8 +42,8 @@ class NamingDatasetMapper(DatasetMapper):
         """
         try:
             return super().__call__(dataset_dict)
-        # Pillow reports a broken file as any of these, by format.
-        except (OSError, ValueError, SyntaxError) as error:
+        # Pillow reports a broken file as any of the first three, by format.
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"image {dataset_dict.get('image_id')!r}, file {dataset_dict['file_name']}, "
                 f"cannot be used: {error}"

@@ -371,6 +371,14 @@ def test_a_text_is_no_image(tiny: CocoSet) -> None:
         check_first_image(tiny, b"not an image" * 10)
 
 
+def test_an_image_of_more_pixels_than_pillow_reads_is_named(
+    tiny: CocoSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 2 - 1)
+    with pytest.raises(ValueError, match=r"image 1, .*000\.png is too large: cut it into tiles"):
+        check_first_image(tiny, encode("PNG"))
+
+
 def test_an_image_of_another_size_than_declared_is_named(tiny: CocoSet) -> None:
     spoil(tiny, "images", 1, width=WIDTH + 1)
     for position in (3, 4, 5):

@@ -210,6 +210,14 @@ def test_an_image_that_breaks_during_training_is_named(
         next(iter(loader))
 
 
+def test_an_image_of_more_pixels_than_pillow_reads_is_named(
+    cfg: CfgNode, records: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    with pytest.raises(ValueError, match=r"image 1, file .* cannot be used: Image size"):
+        NamingDatasetMapper(cfg, is_train=True)(records[0])
+
+
 def test_a_missing_image_is_named(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="image 1, file nowhere"):
         NamingDatasetMapper(cfg, is_train=True)(records[0] | {"file_name": "nowhere.png"})
