@@ -139,13 +139,20 @@ def check_semantic_datasets(
 
     Raises:
         FileNotFoundError: As `count_labels`.
-        ValueError: As `count_labels`, or if there is not one labelled pixel to train on, or to
-            evaluate on.
+        ValueError: As `count_labels`, if there is one class only to train on, or if there is not
+            one labelled pixel to train on, or to evaluate on.
     """
     counts = {
         name: count_labels(name, ignore_value=ignore_value)
         for name in dict.fromkeys([*train, *test])
     }
+    for name in train:
+        if len(counts[name]) == 1:
+            (only,) = MetadataCatalog.get(name).stuff_classes
+            raise ValueError(
+                f"{name} has one class only ({only}), so there is nothing to learn: its softmax is "
+                "1 everywhere; make what lies around it a class, too"
+            )
     empty = [name for name in test if not counts[name].any()]
     if train and not any(counts[name].any() for name in train):
         empty = [*train]
@@ -237,8 +244,8 @@ def _read_label(record: dict[str, Any], num_classes: int, ignore_value: int) -> 
                     "indices of the classes",
                 )
             size, counts = label.size, label.histogram()
-    except (OSError, ValueError, SyntaxError) as error:
-        return LabelMap(nothing, f"is truncated or not an image ({error})")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return LabelMap(nothing, f"is truncated, too large or not an image ({error})")
     with Image.open(record["file_name"]) as image:
         expected = image.size
         # A PNG that lies on its side is rare, and looking costs the decoding of the whole image.

@@ -221,6 +221,15 @@ def test_one_training_set_with_labels_is_enough(tmp_path: Path) -> None:
         check(test=("tiny", "other"))
 
 
+def test_one_class_is_nothing_to_learn_but_can_be_evaluated(tmp_path: Path) -> None:
+    written = write_sem_seg(tmp_path, scales=(1,))
+    write_label(written.label(0), np.where(label_map(0) == 0, 0, IGNORED))
+    register_sem_seg("ground", *written[:2], "ground")
+    check(train=(), test=("ground",))
+    with pytest.raises(ValueError, match=r"ground has one class only \(ground\).*around it"):
+        check(train=("ground",))
+
+
 @pytest.mark.usefixtures("tiny")
 def test_another_ignored_value_than_that_of_the_data_is_refused_with_both() -> None:
     with pytest.raises(ValueError, match=r"IGNORE_VALUE is 0.*value 255 in tiny"):
