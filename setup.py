@@ -49,6 +49,7 @@ setup(
         "opencv-python>=4.8",
         "pillow>=10",
         "fvcore>=0.1.5.post20221221",
+        "faster-coco-eval>=1.6",  # without it pycocotools evaluates, more slowly
         "iopath>=0.1.9",
         "pycocotools>=2.0.7",
         "pyyaml>=6",
@@ -60,7 +61,6 @@ setup(
             *cityscapes,
             *lvis,
             "codespell>=2.4",
-            "faster-coco-eval>=1.6",
             "mypy>=1.15",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
