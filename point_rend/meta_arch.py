@@ -15,6 +15,8 @@ from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_pos
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from .uncertainty import label_map
+
 Inputs = Sequence[Mapping[str, Any]]
 
 
@@ -145,7 +147,7 @@ class PointRendPanopticFPN(PanopticFPN):
             instances = detector_postprocess(found, height, width)
             panoptic = combine_semantic_and_instance_outputs(
                 instances,
-                sem_seg.argmax(dim=0),
+                label_map(sem_seg),
                 self.combine_overlap_thresh,
                 self.combine_stuff_area_thresh,
                 self.combine_instances_score_thresh,

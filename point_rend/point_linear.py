@@ -23,6 +23,12 @@ from .sampling import point_sample
 RowTerms = Callable[[slice], Iterator[Tensor]]
 
 
+# How many points make up for what a position costs, measured on a CPU: to be copied into a row of its
+# own, which is read faster; to be multiplied by a layer in the place of the points.
+POINTS_PER_COPIED_POSITION = 0.25
+POINTS_PER_PROJECTED_POSITION = 1.5
+
+
 class Affine(NamedTuple):
     """A linear layer, the same for all maps or one for each.
 
@@ -55,8 +61,7 @@ def linear_at_points(
 ) -> Callable[[Tensor], RowTerms]:
     """Bind layers to maps: ``layer(point_sample(maps, coords))`` for each of them.
 
-    The layers are applied to the maps where these have no more positions than points will be asked
-    for, else at the points. In a trace, which serves any number of points, it is always the latter.
+    The layers are applied to the maps or at the points, whichever is less work.
 
     Args:
         maps: (M, D, H, W).
@@ -67,19 +72,25 @@ def linear_at_points(
         A function from coordinates (M, P, 2) in [0, 1]² of each map to the outputs there, which are
         computed when they are asked for.
     """
-    height, width = maps.shape[-2:]
-    identity = all(layer.weight is None for layer in layers)
-    if identity and maps.is_contiguous(memory_format=torch.channels_last):
-        pays = True
-    else:
-        pays = num_points >= maps.shape[0] * height * width
-    if pays and min(height, width) > 1 and not _is_tracing():
-        return _project_then_sample(maps, layers)
-    return partial(_sample_then_project, maps, layers)
+    maps = position_major(maps, num_points)
+    projects = any(layer.weight is not None for layer in layers)
+    if not _has_rows(maps):
+        return partial(_project_samples, lambda coords: point_sample(maps, coords), layers)
+    if projects and num_points >= _num_positions(maps) * POINTS_PER_PROJECTED_POSITION:
+        return _sample_projections(maps, layers)
+    identity = _sample_projections(maps, [Affine()])
+
+    def sample(coords: Tensor) -> Tensor:
+        (rows,) = identity(coords)(slice(None))
+        return rows.unflatten(0, coords.shape[:2]).transpose(1, 2)
+
+    return partial(_project_samples, sample, layers)
 
 
 def position_major(maps: Tensor, num_points: int) -> Tensor:
     """Lay the channels of each position side by side where that many points pay for the copy.
+
+    In a trace, which serves any number of points, they never do.
 
     Args:
         maps: (M, D, H, W).
@@ -88,17 +99,29 @@ def position_major(maps: Tensor, num_points: int) -> Tensor:
     Returns:
         Equal maps, in PyTorch's memory format ``channels_last`` or as they were.
     """
-    if _is_tracing() or num_points < maps.shape[0] * maps.shape[2] * maps.shape[3]:
+    if _is_tracing() or num_points < _num_positions(maps) * POINTS_PER_COPIED_POSITION:
         return maps
     return maps.contiguous(memory_format=torch.channels_last)
+
+
+def _num_positions(maps: Tensor) -> int:
+    return maps.shape[0] * maps.shape[2] * maps.shape[3]
+
+
+def _has_rows(maps: Tensor) -> bool:
+    """Whether the channels of a position are contiguous, and positions have four neighbours."""
+    is_laid_out = maps.is_contiguous(memory_format=torch.channels_last)
+    return is_laid_out and min(maps.shape[2:]) > 1 and not _is_tracing()
 
 
 def _is_tracing() -> bool:
     return torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
-def _sample_then_project(maps: Tensor, layers: Sequence[Affine], coords: Tensor) -> RowTerms:
-    samples = point_sample(maps, coords).transpose(1, 2)  # (M, P, D)
+def _project_samples(
+    sample: Callable[[Tensor], Tensor], layers: Sequence[Affine], coords: Tensor
+) -> RowTerms:
+    samples = sample(coords).transpose(1, 2)  # (M, P, D)
     rows = samples.flatten(0, 1)
     # Where each map has a layer of its own, rows do not know theirs any more.
     of_maps = [layer(samples).flatten(0, 1) if layer.is_of_maps else None for layer in layers]
@@ -110,7 +133,7 @@ def _sample_then_project(maps: Tensor, layers: Sequence[Affine], coords: Tensor)
     return terms
 
 
-def _project_then_sample(maps: Tensor, layers: Sequence[Affine]) -> Callable[[Tensor], RowTerms]:
+def _sample_projections(maps: Tensor, layers: Sequence[Affine]) -> Callable[[Tensor], RowTerms]:
     # Maps fade into zeros outside, biases do not: they also stand in a ring around the map.
     ring = int(any(layer.bias is not None for layer in layers))
     padded = F.pad(maps, [ring] * 4) if ring else maps

@@ -214,7 +214,9 @@ class PointRendSemSegHead(nn.Module):
         # Without one pixel that counts, the coarse head's mean would be 0 / 0.
         counted = (targets != self.ignore_value).any()
         countable = torch.where(counted, targets, torch.zeros_like(targets))
-        coarse_losses = self.coarse_sem_seg_head.losses(coarse, countable)  # type: ignore[operator]
+        coarse_losses = self.coarse_sem_seg_head.losses(  # type: ignore[operator]
+            coarse.float(), countable  # Detectron2's DeepLab heads resize them before the loss
+        )
         losses = {name: loss * counted for name, loss in coarse_losses.items()}
         extent = None
         if image_sizes is not None:

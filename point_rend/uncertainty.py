@@ -1,4 +1,4 @@
-"""How unsure a prediction is: pure functions from logits to one value per location.
+"""What a prediction says and how unsure it is: from logits to one value per location.
 
 Shapes: N regions, C channels (classes, or one), ``...`` any number of point or grid dimensions.
 A larger value is less certain; the values are only ever compared with each other.
@@ -64,5 +64,19 @@ def top2_margin_uncertainty(logits: Tensor) -> Tensor:
     """
     if logits.shape[1] == 1:
         return foreground_uncertainty(logits)
-    best = logits.topk(2, dim=1).values
-    return best[:, 1:] - best[:, :1]
+    # One pass over the channels; a top-k along them would jump from one to the next at every place.
+    first, other, *rest = logits.unbind(1)
+    best, second = torch.maximum(first, other), torch.minimum(first, other)
+    for channel in rest:
+        second = torch.maximum(second, torch.minimum(best, channel))
+        best = torch.maximum(best, channel)
+    return (second - best)[:, None]
+
+
+def label_map(logits: Tensor) -> Tensor:
+    """Return the most likely class of each location: (K, ...) logits to (...) int64.
+
+    Several times as fast on a CPU as ``argmax`` over the first dimension, which does not run along
+    memory.
+    """
+    return logits.max(dim=0).indices

@@ -14,7 +14,7 @@ from tests.synthetic import randomize
 FRAME = torch.tensor([48.0, 32.0])
 CHANNELS = 6
 REGIONS, POINTS = 3, 9
-FEW, MANY = 1, 10**6  # points per region that the head is told of
+FEW, SOME, MANY = 1, 20, 10**6  # points per region that the head is told of
 
 
 def some_levels(count: int) -> FineGrainedFeatures:
@@ -84,7 +84,9 @@ def coarse_logits(channels: int, regions: int = REGIONS) -> torch.Tensor:
     return torch.randn(regions, channels, 7, 7, generator=torch.Generator().manual_seed(6))
 
 
-ORDERS = pytest.mark.parametrize("points_per_region", [FEW, MANY], ids=["sample", "project"])
+ORDERS = pytest.mark.parametrize(
+    "points_per_region", [FEW, SOME, MANY], ids=["sample-maps", "sample-rows", "project"]
+)
 
 
 @ORDERS

@@ -1,14 +1,27 @@
 """Linear layers at points: both orders against sampling and a product, written out."""
 
+import math
+
 import pytest
 import torch
 
-from point_rend.point_linear import Affine, CornerCells, linear_at_points, position_major
+from point_rend.point_linear import (
+    POINTS_PER_COPIED_POSITION,
+    POINTS_PER_PROJECTED_POSITION,
+    Affine,
+    CornerCells,
+    linear_at_points,
+    position_major,
+)
 from point_rend.sampling import point_sample
 
 MAPS, CHANNELS, OUTPUTS, POINTS = 2, 5, 3, 40
 SIZES = [(7, 7), (4, 9), (2, 2), (1, 1), (1, 6), (6, 1)]
-FEW, MANY = 1, 10**6  # points, against the positions of the maps
+# Points, against the positions of the maps.
+FEW, SOME, MANY = 1, 60, 10**6
+ORDERS = pytest.mark.parametrize(
+    "num_points", [FEW, SOME, MANY], ids=["sample-maps", "sample-rows", "project-first"]
+)
 
 
 def coordinates(maps: int = MAPS, points: int = POINTS) -> torch.Tensor:
@@ -63,7 +76,7 @@ def expected(maps: torch.Tensor, layer: Affine, coords: torch.Tensor) -> torch.T
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("kind", ["shared", "biased", "of-maps", "identity", "several"])
-@pytest.mark.parametrize("num_points", [FEW, MANY], ids=["sample-first", "project-first"])
+@ORDERS
 def test_both_orders_are_sampling_and_a_product(size, kind, num_points):
     maps, coords, layers = random_map(size), coordinates(), layers_of(kind)
     outputs = list(linear_at_points(maps, layers, num_points)(coords)(slice(None)))
@@ -75,7 +88,7 @@ def test_both_orders_are_sampling_and_a_product(size, kind, num_points):
         torch.testing.assert_close(output, oracle, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("num_points", [FEW, MANY], ids=["sample-first", "project-first"])
+@ORDERS
 def test_a_slice_has_the_rows_of_the_whole(num_points):
     layers = layers_of("several")
     terms = linear_at_points(random_map((7, 7)), layers, num_points)(coordinates())
@@ -102,24 +115,31 @@ def test_maps_of_half_precision_are_interpolated_in_float32():
 
 
 def test_the_order_follows_from_the_points_against_the_positions(monkeypatch):
-    projected = []
+    tables = []
     monkeypatch.setattr(
-        "point_rend.point_linear._project_then_sample", lambda *_: projected.append(True)
+        "point_rend.point_linear._sample_projections", lambda _, layers: tables.append(layers)
     )
-    weight = Affine(torch.randn(OUTPUTS, CHANNELS))
-    for num_points, is_projected in ((MAPS * 35 - 1, False), (MAPS * 35, True)):
-        projected.clear()
-        linear_at_points(random_map((5, 7)), [weight], num_points)
-        assert bool(projected) == is_projected
-    rows = random_map((5, 7)).contiguous(memory_format=torch.channels_last)
-    linear_at_points(rows, [Affine()], FEW)  # nothing has to be computed for it
-    assert projected
+    positions, layers = MAPS * 35, [Affine(torch.randn(OUTPUTS, CHANNELS))]
+    for points_per_position, expected_tables in (
+        (POINTS_PER_COPIED_POSITION * 0.9, []),
+        (POINTS_PER_COPIED_POSITION * 1.1, [[Affine()]]),
+        (POINTS_PER_PROJECTED_POSITION * 0.9, [[Affine()]]),
+        (POINTS_PER_PROJECTED_POSITION * 1.1, [layers]),
+    ):
+        tables.clear()
+        linear_at_points(random_map((5, 7)), layers, int(positions * points_per_position))
+        assert tables == expected_tables
+    tables.clear()
+    laid_out = random_map((5, 7)).contiguous(memory_format=torch.channels_last)
+    linear_at_points(laid_out, layers, FEW)
+    assert tables == [[Affine()]]  # as the copy is there already
 
 
 def test_maps_are_laid_out_by_positions_where_the_points_pay_for_it():
     maps = random_map((5, 7))
-    assert position_major(maps, MAPS * 35 - 1) is maps
-    laid_out = position_major(maps, MAPS * 35)
+    enough = math.ceil(MAPS * 35 * POINTS_PER_COPIED_POSITION)
+    assert position_major(maps, enough - 1) is maps
+    laid_out = position_major(maps, enough)
     assert torch.equal(laid_out, maps)
     assert laid_out.is_contiguous(memory_format=torch.channels_last)
 
@@ -151,9 +171,10 @@ def test_gradients_flow_as_through_sampling_and_a_product():
     maps, coords = random_map((4, 5)), coordinates()
     layer = layers_of("biased")[0]
     gradients = []
-    for order in (FEW, MANY):
+    for order in (FEW, SOME, MANY):
         leaf = maps.clone().requires_grad_()
         (output,) = linear_at_points(leaf, [layer], order)(coords)(slice(None))
         (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
         gradients.append(gradient)
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-4, atol=1e-4)

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from point_rend.uncertainty import foreground_uncertainty, select_class_channel
+from point_rend.uncertainty import (
+    foreground_uncertainty,
+    label_map,
+    select_class_channel,
+    top2_margin_uncertainty,
+)
 
 
 @pytest.mark.parametrize("inner", [(), (5,), (3, 4)], ids=["vectors", "points", "grids"])
@@ -55,3 +60,25 @@ def test_uncertainty_looks_at_the_class_of_each_region():
     scores = foreground_uncertainty(logits, torch.tensor([1, 0]))
     assert scores.shape == (2, 1, 1)
     assert scores.flatten().tolist() == [-1.0, -2.0]
+
+
+@pytest.mark.parametrize("channels", [2, 3, 19])
+@pytest.mark.parametrize("inner", [(5,), (3, 4)], ids=["points", "grids"])
+def test_the_margin_is_between_the_two_largest_of_sorted_logits(channels, inner):
+    logits = torch.randn(2, channels, *inner, generator=torch.Generator().manual_seed(0))
+    logits[0, :2] = 9.0  # equally likely
+    margin = top2_margin_uncertainty(logits)
+    ranked = logits.sort(dim=1, descending=True).values
+    assert margin.dtype == torch.float32
+    assert margin.shape == (2, 1, *inner)
+    assert torch.equal(margin[:, 0], ranked[:, 1] - ranked[:, 0])
+    assert (margin[0] == 0).all()
+
+
+@pytest.mark.parametrize("inner", [(), (7,), (5, 6)], ids=["vector", "points", "map"])
+def test_a_label_is_the_first_class_of_the_largest_logit(inner):
+    logits = torch.randint(3, (6, *inner), generator=torch.Generator().manual_seed(0)).float()
+    labels = label_map(logits)
+    assert labels.dtype == torch.int64
+    assert labels.shape == inner
+    assert torch.equal(labels, logits.argmax(dim=0))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from point_rend import get_config_file, load_config, stock_heads
 from point_rend.meta_arch import resize_logits
+from point_rend.uncertainty import label_map
 
 POINTREND = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 IMPLICIT = "InstanceSegmentation/implicit_pointrend_R_50_FPN_1x_coco.yaml"
@@ -426,7 +427,7 @@ def _semantic_case(stride: int, num_classes: int) -> Case:
 
         def our_run() -> tuple[Tensor, Tensor]:
             logits = resize_logits(ours(features, None, [SEMANTIC_IMAGE])[0][0], height, width)
-            return logits, logits.argmax(dim=0)
+            return logits, label_map(logits)
 
         def stock_run() -> tuple[Tensor, Tensor]:
             logits = sem_seg_postprocess(stock(features)[0][0], SEMANTIC_IMAGE, height, width)
@@ -528,12 +529,16 @@ def _semantic_model_case(num_classes: int) -> Case:
         ours_cfg = semantic_config(num_classes, settings.opts)
         ours, stock = model_pair(ours_cfg, stock_cfg, "sem_seg_head", image, settings)
 
-        def run(model: nn.Module) -> tuple[Tensor, Tensor]:
-            (result,) = model([{"image": image}])
+        def our_run() -> tuple[Tensor, Tensor]:
+            (result,) = ours([{"image": image}])
+            return result["sem_seg"], label_map(result["sem_seg"])
+
+        def stock_run() -> tuple[Tensor, Tensor]:
+            (result,) = stock([{"image": image}])
             return result["sem_seg"], result["sem_seg"].argmax(dim=0)
 
         heads = ours.sem_seg_head, stock.sem_seg_head
-        return Contest(lambda: run(ours), lambda: run(stock), label_agreement, heads)
+        return Contest(our_run, stock_run, label_agreement, heads)
 
     height, width = SEMANTIC_IMAGE
     return Case(
