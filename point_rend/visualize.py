@@ -258,7 +258,8 @@ def uncertainty_picture(uncertainty: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8.
     """
-    second_best = 1 / (1 + np.exp(-np.minimum(uncertainty.astype(np.float64), 0)))
+    odds = np.exp(np.minimum(uncertainty.astype(np.float64), 0))
+    second_best = odds / (1 + odds)
     return cv2.applyColorMap(np.round(510 * second_best).astype(np.uint8), cv2.COLORMAP_INFERNO)
 
 
@@ -366,7 +367,8 @@ class View:
         left, top, right, bottom = self.window
         scale = ((right - left) / self.size[1], (bottom - top) / self.size[0]) * 2
         x0, y0, x1, y1 = (v * s for v, s in zip(window, scale, strict=True))
-        return View.around((left + x0, top + y0, left + x1, top + y1), longest_side, self.frame)
+        size = View.around(window, longest_side).size
+        return View(self.frame, (left + x0, top + y0, left + x1, top + y1), size)
 
     def _sample(
         self,
