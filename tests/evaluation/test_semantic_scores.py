@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from point_rend.evaluation.semantic_scores import SemanticScores, band_width, inner_band
+from point_rend.evaluation.boundaries import band_width
+from point_rend.evaluation.semantic_scores import SemanticScores
 
 IGNORE = 255
 
@@ -70,35 +71,6 @@ def test_scores_equal_those_of_sets_of_pixels(size):
     assert math.isnan(iou[5])
 
 
-@pytest.mark.parametrize(
-    ("size", "width"), [((3, 4), 1), ((60, 80), 2), ((192, 192), 5), ((1024, 2048), 46)]
-)
-def test_the_band_is_two_percent_of_the_diagonal_and_at_least_one_pixel(size, width):
-    assert band_width(size) == width
-
-
-@pytest.mark.parametrize("width", [1, 2, 3])
-def test_the_band_of_a_square_is_its_frame(width):
-    mask = np.zeros((20, 20), dtype=bool)
-    mask[4:16, 4:16] = True
-    expected = mask.copy()
-    expected[4 + width : 16 - width, 4 + width : 16 - width] = False
-    band = inner_band(mask, width)
-    assert band.dtype == bool
-    np.testing.assert_array_equal(band, expected)
-
-
-def test_the_border_of_the_image_is_a_boundary():
-    band = inner_band(np.ones((6, 8), dtype=bool), 2)
-    assert band.sum() == 6 * 8 - 2 * 4
-
-
-def test_a_thin_mask_is_all_band():
-    mask = np.zeros((9, 9), dtype=bool)
-    mask[4] = True
-    np.testing.assert_array_equal(inner_band(mask, 1), mask)
-
-
 def test_the_truth_scores_100():
     label = blobs(np.random.default_rng(0), (30, 40), 3)
     label[:5] = IGNORE
@@ -135,6 +107,18 @@ def test_counts_are_summed_over_images_before_they_are_divided():
     scores.add(split_at(40), split_at(40))  # class 0 only, right everywhere
     scores.add(split_at(0), split_at(10))  # class 1 only, where class 0 has 10 of 40 columns
     np.testing.assert_allclose(scores.iou, [40 / 50, 30 / 40])
+
+
+def test_images_may_be_counted_in_several_places():
+    rng = np.random.default_rng(2)
+    whole, first, second = (SemanticScores(3) for _ in range(3))
+    for part in (first, second):
+        label = blobs(rng, (20, 30), 3)
+        for scores in (whole, part):
+            scores.add(np.roll(label, 2), label)
+    first.update(second)
+    np.testing.assert_array_equal(first.iou, whole.iou)
+    np.testing.assert_array_equal(first.boundary_iou, whole.boundary_iou)
 
 
 def test_a_class_that_is_predicted_without_being_there_counts_as_0():
