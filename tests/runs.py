@@ -5,6 +5,7 @@ import json
 import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,20 @@ def files_limited_to(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def instance_predictions(output: Path, name: str) -> list[dict[str, Any]]:
+    """What an evaluation in this folder has found in a COCO set, an object per entry."""
+    return _predictions(output, name, "coco_instances_results.json")
+
+
+def semantic_predictions(output: Path, name: str) -> list[dict[str, Any]]:
+    """What an evaluation in this folder has made of label maps, a class of an image per entry."""
+    return _predictions(output, name, "sem_seg_predictions.json")
+
+
+def _predictions(output: Path, name: str, file: str) -> list[dict[str, Any]]:
+    return json.loads((output / "inference" / name / file).read_text())
 
 
 def without_finite_gradient(model: nn.Module) -> list[str]:

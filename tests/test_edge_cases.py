@@ -1,0 +1,355 @@
+"""What data sets may be made of at the edges: train_net.py trains, evaluates, or says why not.
+
+Each case is written twice, in COCO's format and as label maps, and goes through every model.
+"""
+
+import math
+import pickle
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+import train_net
+from point_rend import get_config_file, load_config
+from point_rend.data.mapper import NamingDatasetMapper
+from tests.memory import LargestTensor
+from tests.runs import instance_predictions, metrics, refusal, semantic_predictions
+from tests.tiny_datasets import (
+    COLOURS,
+    CONFIGS,
+    POINTREND,
+    TINY_MODEL,
+    CocoSet,
+    process_state_restored,
+    uncompressed,
+)
+from tests.tiny_semantic import IGNORED, SemSegSet, write_label
+
+IMPLICIT = str(CONFIGS / "implicit_pointrend_R_50_FPN_1x_coco.yaml")
+SEMANTIC = get_config_file("SemanticSegmentation/pointrend_semantic_R_101_FPN_1x_cityscapes.yaml")
+SMALL_SEMANTIC = [
+    *("MODEL.RESNETS.DEPTH", "50", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
+    *("MODEL.POINT_HEAD.TRAIN_NUM_POINTS", "32", "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", "128"),
+]
+
+
+# The cases
+
+
+class Thing(NamedTuple):
+    """A rectangle of one kind, in pixels; of a crowd it is if nobody knows how many it shows."""
+
+    kind: int
+    x: float
+    y: float
+    width: float
+    height: float
+    is_crowd: bool = False
+
+
+class Picture(NamedTuple):
+    height: int
+    width: int
+    things: tuple[Thing, ...]
+
+
+class Case(NamedTuple):
+    """A data set, and the words with which a training on it is refused, if it is."""
+
+    pictures: tuple[Picture, ...]
+    kinds: int = 2
+    has_ground: bool = True  # whether what is not a thing is a semantic class of its own
+    no_instances: str = ""
+    no_semantics: str = ""
+
+
+def picture(*things: Thing) -> Picture:
+    return Picture(64, 96, things)
+
+
+THINGS = (Thing(0, 5, 5, 30, 30), Thing(1, 50, 20, 20, 25))
+CROWDS = tuple(thing._replace(is_crowd=True) for thing in THINGS)
+SPECKS = (Thing(0, 10.1, 10.1, 0.3, 0.3), Thing(1, 20.1, 30.1, 0.2, 0.2))
+OUTSIDE = (Thing(0, 100, 10, 20, 20), Thing(1, -50, 10, 30, 30))
+CROWDED = tuple(Thing(n % 2, n % 25 * 3.7, n // 25 * 3.1, 3, 3) for n in range(500))
+NOTHING = "no annotation is left to train on in tiny"
+
+CASES = {
+    "an image without objects": Case((picture(*THINGS), picture())),
+    "no object at all": Case((picture(), picture()), no_instances=NOTHING),
+    "an image of crowds": Case((picture(*THINGS), picture(*CROWDS))),
+    "nothing but crowds": Case((picture(*CROWDS), picture(*CROWDS)), no_instances=NOTHING),
+    "an image of specks": Case((picture(*THINGS), picture(*SPECKS))),
+    "nothing but specks": Case((picture(*SPECKS), picture(*SPECKS))),
+    "objects beside the image": Case((picture(*THINGS), picture(*OUTSIDE))),
+    "one class": Case((picture(*THINGS[:1]), picture(*THINGS[:1])), kinds=1),
+    "one class, and nothing around it": Case(
+        (picture(*THINGS[:1]), picture(*CROWDS[:1], THINGS[0])),
+        kinds=1,
+        has_ground=False,
+        no_semantics="has one class only (kind 0), so there is nothing to learn",
+    ),
+    "one image": Case((picture(*THINGS),)),
+    "one row, one column": Case(
+        (
+            Picture(1, 9000, (Thing(0, 30, 0, 5000, 1),)),
+            Picture(9000, 1, (Thing(1, 0, 30, 1, 5000),)),
+        )
+    ),
+    "a few pixels": Case(
+        (Picture(1, 1, (Thing(0, 0, 0, 1, 1),)), Picture(1, 2, (Thing(1, 1, 0, 1, 1),)))
+    ),
+    "500 objects": Case((picture(*CROWDED),)),
+}
+
+
+class Written(NamedTuple):
+    """A case on the disk, in both formats."""
+
+    coco: CocoSet
+    sem_seg: SemSegSet
+
+
+def category(kind: int) -> int:
+    return 3 * kind + 2
+
+
+def annotation(thing: Thing, height: int, width: int, identity: int) -> dict[str, Any]:
+    """All of an annotation but its image; polygons and RLE take turns, and crowds are RLE."""
+    kind, x, y, w, h, is_crowd = thing
+    polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+    (rle,) = mask_util.frPyObjects([polygon], height, width)
+    has_pixels = mask_util.area(rle) > 0  # an RLE without any would be refused as what it is
+    if is_crowd:
+        mask = uncompressed(rle)
+    elif has_pixels and identity % 2:
+        mask = rle | {"counts": rle["counts"].decode()}
+    else:
+        mask = [polygon]
+    return {
+        "id": identity,
+        "category_id": category(kind),
+        "bbox": [x, y, w, h],
+        "area": w * h,
+        "iscrowd": int(is_crowd),
+        "segmentation": mask,
+    }
+
+
+def write(folder: Path, case: Case) -> Written:
+    images, labels = folder / "images", folder / "labels"
+    images.mkdir(parents=True)
+    labels.mkdir()
+    records, annotations = [], []
+    first = int(case.has_ground)
+    for number, (height, width, things) in enumerate(case.pictures):
+        image = np.full((height, width, 3), 50, np.uint8)
+        label_map = np.full((height, width), 0 if case.has_ground else IGNORED, np.uint8)
+        for thing in things:
+            rows = slice(max(0, math.floor(thing.y)), max(0, math.ceil(thing.y + thing.height)))
+            columns = slice(max(0, math.floor(thing.x)), max(0, math.ceil(thing.x + thing.width)))
+            image[rows, columns] = COLOURS[thing.kind]
+            label_map[rows, columns] = IGNORED if thing.is_crowd else first + thing.kind
+            drawn = annotation(thing, height, width, len(annotations) + 1)
+            annotations.append(drawn | {"image_id": number + 1})
+        name = f"{number:03d}.png"
+        cv2.imwrite(str(images / name), image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        write_label(labels / name, label_map)
+        records.append({"id": number + 1, "file_name": name, "height": height, "width": width})
+    kinds = [f"kind {kind}" for kind in range(case.kinds)]
+    coco = CocoSet(str(folder / "instances.json"), str(images))
+    names = [{"id": category(kind), "name": name} for kind, name in enumerate(kinds)]
+    coco.rewrite({"images": records, "annotations": annotations, "categories": names})
+    classes = ["ground", *kinds] if case.has_ground else kinds
+    return Written(coco, SemSegSet(str(images), str(labels), ",".join(classes)))
+
+
+# The models
+
+
+class Model(NamedTuple):
+    config: str
+    losses: frozenset[str]
+    batch: int
+    options: tuple[str, ...] = ()
+
+
+def instance_model(config: str, mask_format: str, batch: int, *, leave_out: bool) -> Model:
+    """A model with its masks and whether images without objects are left out of the training."""
+    coarse = "loss_l2" if config == IMPLICIT else "loss_mask"
+    options = ("INPUT.MASK_FORMAT", mask_format)
+    options += ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", str(leave_out))
+    return Model(config, frozenset({coarse, "loss_mask_point"}), batch, options)
+
+
+MODELS = {
+    "pointrend-bitmask": instance_model(POINTREND, "bitmask", 1, leave_out=False),
+    "pointrend-polygon": instance_model(POINTREND, "polygon", 2, leave_out=False),
+    "implicit-bitmask": instance_model(IMPLICIT, "bitmask", 2, leave_out=True),
+    "implicit-polygon": instance_model(IMPLICIT, "polygon", 1, leave_out=False),
+    "semantic": Model(SEMANTIC, frozenset({"loss_sem_seg", "loss_sem_seg_point"}), 1),
+}
+
+
+@pytest.fixture(autouse=True)
+def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("sys.argv", ["train_net.py"])
+    with process_state_restored():
+        yield
+
+
+def command(model: Model, written: Written, case: Case, output: Path, *flags: str) -> list[str]:
+    """A command line on which every image of a case is trained on and evaluated."""
+    if model.config == SEMANTIC:
+        data = ["--register-sem-seg", "tiny", *written.sem_seg]
+        classes = written.sem_seg.classes.count(",") + 1
+        options = [*SMALL_SEMANTIC, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(classes)]
+    else:
+        data = ["--register-coco", "tiny", *written.coco]
+        options = []
+    names = ["DATASETS.TRAIN", "('tiny',)", "DATASETS.TEST", "('tiny',)"]
+    length = ["SOLVER.IMS_PER_BATCH", str(model.batch), "SOLVER.MAX_ITER", str(len(case.pictures))]
+    return [
+        *("--config-file", model.config, *data, *flags, *TINY_MODEL, *names, *length),
+        *(*model.options, *options, "OUTPUT_DIR", str(output)),
+    ]
+
+
+def check_predictions(model: Model, case: Case, output: Path) -> None:
+    """Masks and label maps are of their images, and of the classes that there are."""
+    sizes = [[height, width] for height, width, _ in case.pictures]
+    if model.config == SEMANTIC:
+        found = semantic_predictions(output, "tiny")
+        assert {Path(x["file_name"]).name for x in found} == {
+            f"{number:03d}.png" for number in range(len(sizes))
+        }
+        assert {x["category_id"] for x in found} <= set(range(case.kinds + case.has_ground))
+        pixels = dict.fromkeys((x["file_name"] for x in found), 0)
+        for x in found:
+            size = sizes[int(Path(x["file_name"]).stem)]
+            assert x["segmentation"]["size"] == size
+            pixels[x["file_name"]] += int(mask_util.area(x["segmentation"]))
+        assert sorted(pixels.values()) == sorted(h * w for h, w in sizes)  # a class for each
+    else:
+        found = instance_predictions(output, "tiny")
+        assert found
+        assert {x["category_id"] for x in found} <= {category(kind) for kind in range(case.kinds)}
+        for x in found:
+            height, width = sizes[x["image_id"] - 1]
+            assert x["segmentation"]["size"] == [height, width]
+            assert 0 <= x["score"] <= 1
+            left, top, box_width, box_height = x["bbox"]
+            assert left >= 0 <= top
+            assert left + box_width <= width + 1e-3
+            assert top + box_height <= height + 1e-3
+
+
+def check_figure(model: Model, case: Case, figures: dict[str, dict[str, float]]) -> None:
+    """There is a figure between 0 and 100, unless there is nothing that it could measure."""
+    if model.config == SEMANTIC:
+        assert 0 <= figures["sem_seg"]["mIoU"] <= 100
+        return
+    measurable = any(not thing.is_crowd for shown in case.pictures for thing in shown.things)
+    for task in ("bbox", "segm"):
+        assert 0 <= figures[task]["AP"] <= 100 if measurable else math.isnan(figures[task]["AP"])
+
+
+def evaluate(argv: list[str]) -> dict[str, dict[str, float]]:
+    return train_net.run(*train_net.setup(train_net.build_parser().parse_args(argv)))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("case", CASES)
+def test_an_edge_case_is_trained_and_evaluated_or_refused_in_one_line_and_evaluated(
+    case: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, chosen, output = CASES[case], MODELS[model], tmp_path / "output"
+    written = write(tmp_path / "tiny", given)
+    reason = given.no_semantics if chosen.config == SEMANTIC else given.no_instances
+    if reason:
+        assert reason in refusal(command(chosen, written, given, output), capsys)
+        assert not list(output.glob("*.pth"))
+        figures = evaluate(command(chosen, written, given, output, "--eval-only"))
+    else:
+        train_net.main(command(chosen, written, given, output))
+        training, evaluation = metrics(output)
+        assert chosen.losses <= training.keys()
+        assert all(math.isfinite(training[name]) for name in {*chosen.losses, "total_loss"})
+        figures = {}
+        for name, value in evaluation.items():
+            task, _, figure = name.rpartition("/")
+            figures.setdefault(task, {})[figure] = value
+    check_figure(chosen, given, figures)
+    check_predictions(chosen, given, output)
+
+
+@pytest.mark.parametrize("model", ["pointrend-bitmask", "semantic"])
+def test_an_image_that_pillow_finds_too_large_is_named_with_the_way_out(
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = CASES["an image without objects"]
+    argv = command(MODELS[model], write(tmp_path / "tiny", case), case, tmp_path / "output")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 96 // 2 - 1)  # it refuses twice as many
+    said = refusal(argv, capsys)
+    assert "000.png is too large: cut it into tiles" in said
+
+
+# Large images
+
+SIDE = 10_000
+LARGE = Case(
+    (
+        Picture(
+            SIDE,
+            SIDE,
+            (
+                Thing(0, 1000, 1000, 4000, 4000),
+                Thing(1, 6000, 2000, 3000, 5000),
+                Thing(1, 500.5, 8000.5, 900, 1000),
+            ),
+        ),
+    )
+)
+
+
+def test_a_sample_of_a_large_image_is_as_small_as_that_of_a_small_one(tmp_path: Path) -> None:
+    written = write(tmp_path / "tiny", LARGE)
+    train_net.register_coco("tiny", *written.coco)
+    (record,) = DatasetCatalog.get("tiny")
+    mapper = NamingDatasetMapper(load_config(POINTREND, TINY_MODEL), is_train=True)
+    tracemalloc.start()
+    with LargestTensor() as largest:
+        sample = mapper(record)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sample["image"].shape == (3, 64, 64)
+    assert len(sample["instances"]) == 3
+    assert largest.bytes <= 8 * 3 * 64 * 64  # whatever is a tensor has been resized before
+    assert most < 2.5 * 3 * SIDE**2  # the image, a copy of it, and one mask that is given as RLE
+    assert len(pickle.dumps(sample["instances"])) < 5_000
+    shares = sample["instances"].gt_masks.tensor.float().mean(dim=(1, 2))
+    expected = torch.tensor([0.16, 0.15, 0.009])
+    torch.testing.assert_close(shares, expected, rtol=0.15, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["pointrend-bitmask", "implicit-polygon", "semantic"])
+def test_a_large_image_is_trained_and_evaluated(model: str, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    chosen = MODELS[model]
+    train_net.main(command(chosen, write(tmp_path / "tiny", LARGE), LARGE, output))
+    training, _ = metrics(output)
+    assert all(math.isfinite(training[name]) for name in {*chosen.losses, "total_loss"})
+    check_predictions(chosen, LARGE, output)
