@@ -288,7 +288,11 @@ def find_images(inputs: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
     found: dict[str, Path] = {}
     missing = []
     for text in inputs:
-        paths = [Path(text)] if os.path.exists(text) else map(Path, sorted(glob.glob(text)))
+        paths = (
+            [Path(text)]
+            if os.path.exists(text)
+            else map(Path, sorted(glob.glob(text, recursive=True)))
+        )
         files = [pair for path in paths for pair in _named_files(path)]
         if not files:
             missing.append(f"{text}: there is no image")
