@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
-import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
@@ -32,7 +30,7 @@ from tests.tiny_datasets import (
     process_state_restored,
     uncompressed,
 )
-from tests.tiny_semantic import IGNORED, SemSegSet, write_label
+from tests.tiny_semantic import IGNORED, SemSegSet
 
 IMPLICIT = str(CONFIGS / "implicit_pointrend_R_50_FPN_1x_coco.yaml")
 SEMANTIC = get_config_file("SemanticSegmentation/pointrend_semantic_R_101_FPN_1x_cityscapes.yaml")
@@ -152,18 +150,19 @@ def write(folder: Path, case: Case) -> Written:
     records, annotations = [], []
     first = int(case.has_ground)
     for number, (height, width, things) in enumerate(case.pictures):
-        image = np.full((height, width, 3), 50, np.uint8)
-        label_map = np.full((height, width), 0 if case.has_ground else IGNORED, np.uint8)
+        image = Image.new("RGB", (width, height), (50, 50, 50))
+        label_map = Image.new("L", (width, height), 0 if case.has_ground else IGNORED)
         for thing in things:
-            rows = slice(max(0, math.floor(thing.y)), max(0, math.ceil(thing.y + thing.height)))
-            columns = slice(max(0, math.floor(thing.x)), max(0, math.ceil(thing.x + thing.width)))
-            image[rows, columns] = COLOURS[thing.kind]
-            label_map[rows, columns] = IGNORED if thing.is_crowd else first + thing.kind
+            left, top = math.floor(thing.x), math.floor(thing.y)
+            right, bottom = math.ceil(thing.x + thing.width), math.ceil(thing.y + thing.height)
+            image.paste(COLOURS[thing.kind], (left, top, right, bottom))
+            label = IGNORED if thing.is_crowd else first + thing.kind
+            label_map.paste(label, (left, top, right, bottom))
             drawn = annotation(thing, height, width, len(annotations) + 1)
             annotations.append(drawn | {"image_id": number + 1})
         name = f"{number:03d}.png"
-        cv2.imwrite(str(images / name), image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        write_label(labels / name, label_map)
+        image.save(images / name, compress_level=1)
+        label_map.save(labels / name, compress_level=1)
         records.append({"id": number + 1, "file_name": name, "height": height, "width": width})
     kinds = [f"kind {kind}" for kind in range(case.kinds)]
     coco = CocoSet(str(folder / "instances.json"), str(images))
