@@ -13,6 +13,7 @@ IoU 0.50 and 0.75, and by size. Results without masks have a box AP only.
 import argparse
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def score_on_lvis(
 
     from point_rend.evaluation.lvis_scores import lvis_figures
 
+    logging.getLogger("lvis").setLevel(logging.ERROR)  # it warns of every list of results
     truth = LVIS(str(lvis_file))
     known = [result for result in results if result["image_id"] in truth.imgs]
     return {f"{NAMES[kind]}*": lvis_figures(truth, known, kind) for kind in kinds}

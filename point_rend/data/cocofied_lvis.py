@@ -2,7 +2,7 @@
 
 LVIS names its categories by WordNet synsets and by synonyms. A COCO class is the LVIS category that
 has its name among its synonyms; where the names differ, `SYNSETS` tells it. The result is the
-mapping that LVIS's authors publish. LVIS v0.5 has no oven.
+mapping that LVIS's authors publish. LVIS has no hot dog, v0.5 no oven either.
 """
 
 import os
@@ -24,7 +24,6 @@ SYNSETS = {
     "car": "car.n.01",
     "cell phone": "cellular_telephone.n.01",
     "hair drier": "hand_blower.n.01",
-    "hot dog": "frank.n.02",
     "keyboard": "computer_keyboard.n.01",
     "laptop": "laptop.n.01",
     "microwave": "microwave.n.02",

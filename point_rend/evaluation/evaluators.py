@@ -26,6 +26,8 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from PIL import Image
 
+from point_rend.data.semantic import IGNORE_LABEL
+
 from .cityscapes_scores import CityscapesScores, Prediction
 from .instance_scores import FIGURES, InstanceScores
 from .semantic_scores import SemanticScores
@@ -129,7 +131,7 @@ class BoundaryIoUEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         self._name = dataset_name
         self._classes = metadata.stuff_classes
-        self._ignore_value = metadata.ignore_label
+        self._ignore_value = metadata.get("ignore_label", IGNORE_LABEL)
         self._files = {
             record["file_name"]: record["sem_seg_file_name"]
             for record in DatasetCatalog.get(dataset_name)

@@ -1,5 +1,6 @@
 """The evaluators, fed with the ground truth as predictions."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from detectron2.data.datasets import register_lvis_instances
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
+from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from point_rend import load_config
@@ -57,15 +59,21 @@ def as_prediction(annotations: list[dict]) -> Instances:
     return found
 
 
-def evaluate(cfg: CfgNode, name: str, *, shifted: bool = False) -> dict[str, dict[str, float]]:
-    """Score the ground truth of a data set against itself, or moved aside by a third of a shape."""
+def with_boundaries(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.TEST.BOUNDARY_METRICS = True
+    return cfg
+
+
+def evaluate(cfg: CfgNode, name: str, *, shifted: int = 0) -> dict[str, dict[str, float]]:
+    """Score the ground truth of a data set against itself, or moved aside by some pixels."""
     records = DatasetCatalog.get(name)
     evaluator = build_evaluator(cfg, name)
     evaluator.reset()
     for record in records:
         found = as_prediction(record["annotations"])
         if shifted:
-            found.pred_masks = found.pred_masks.roll(8, dims=2)
+            found.pred_masks = found.pred_masks.roll(shifted, dims=2)
         evaluator.process([record], [{"instances": found}])
     return evaluator.evaluate()
 
@@ -92,7 +100,7 @@ def test_the_ground_truth_scores_100_and_moved_aside_less(
 ) -> None:
     name = register(kind, tmp_path)
     assert evaluate(cfg, name)["segm"]["AP"] == pytest.approx(100)
-    assert evaluate(cfg, name, shifted=True)["segm"]["AP"] < 30
+    assert evaluate(cfg, name, shifted=8)["segm"]["AP"] < 30
 
 
 # Detectron2's loader calls shapely in an old way and leaves its worker processes to the collector.
@@ -108,20 +116,94 @@ def test_cityscapes_masks_of_its_own_polygons_score_high_and_moved_aside_less(
     name = register("cityscapes_instance", Path("../city"))
     assert evaluate(cfg, name)["segm"]["AP"] > 70
     assert evaluate(cfg, name)["segm"]["AP50"] == pytest.approx(100)
-    assert evaluate(cfg, name, shifted=True)["segm"]["AP"] < 30
+    assert evaluate(cfg, name, shifted=8)["segm"]["AP"] < 30
     assert not list(here.iterdir())
+
+
+BY_SIZE = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+BY_FREQUENCY = ("APr", "APc", "APf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "figures"),
+    [
+        ("coco", [*BY_SIZE, "AP-disc", "AP-box", "AP-triangle"]),
+        ("lvis", [*BY_SIZE, *BY_FREQUENCY, *(f"AP-name_{number}" for number in range(1, 5))]),
+    ],
+)
+def test_boundaries_are_measured_if_the_config_asks_for_it(
+    kind: str, figures: list[str], cfg: CfgNode, tmp_path: Path
+) -> None:
+    name = register(kind, tmp_path)
+    plain = evaluate(cfg, name, shifted=1)
+    assert list(plain) == ["bbox", "segm"]
+    results = evaluate(with_boundaries(cfg), name, shifted=1)
+    assert list(results) == ["bbox", "segm", "boundary"]
+    assert results["segm"] == pytest.approx(plain["segm"], nan_ok=True)
+    assert list(results["boundary"]) == figures
+    assert 0 < results["boundary"]["AP"] < results["segm"]["AP"] < 100
+    assert evaluate(with_boundaries(cfg), name)["boundary"]["AP"] == pytest.approx(100)
+
+
+def test_figures_of_coco_are_those_of_detectron2(cfg: CfgNode, tmp_path: Path) -> None:
+    name = register("coco", tmp_path)
+    ours = evaluate(cfg, name, shifted=2)
+    stock = COCOEvaluator(name, ("bbox", "segm"), use_fast_impl=False, output_dir=str(tmp_path))
+    stock.reset()
+    for record in DatasetCatalog.get(name):
+        found = as_prediction(record["annotations"])
+        found.pred_masks = found.pred_masks.roll(2, dims=2)
+        stock.process([record], [{"instances": found}])
+    theirs = stock.evaluate()
+    assert list(theirs) == list(ours)
+    for task, figures in theirs.items():
+        assert list(ours[task]) == list(figures)
+        assert ours[task] == pytest.approx(figures, abs=1e-6, nan_ok=True)
+    written = Path(cfg.OUTPUT_DIR) / "inference" / name / "coco_instances_results.json"
+    assert written.read_text() == (tmp_path / "coco_instances_results.json").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:The 'resolution' argument:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool:ResourceWarning")
+def test_boundaries_of_cityscapes_are_measured_if_the_config_asks_for_it(
+    cfg: CfgNode, tmp_path: Path
+) -> None:
+    name = register("cityscapes_instance", tmp_path / "city")
+    results = evaluate(with_boundaries(cfg), name)
+    assert list(results) == ["segm", "boundary"]
+    assert list(results["boundary"])[:3] == ["AP", "AP50", "AP-person"]
+    assert 0 < results["boundary"]["AP"] <= results["segm"]["AP"]
+    assert results["boundary"]["AP-car"] > 0
+
+
+def test_a_set_without_annotations_has_predictions_but_no_figures(
+    cfg: CfgNode, tmp_path: Path
+) -> None:
+    written = write_coco(tmp_path)
+    records = written.read()
+    register_coco("tiny_coco", *written)
+    predicted = DatasetCatalog.get("tiny_coco")
+    del records["annotations"]
+    written.rewrite(records)
+    evaluator = build_evaluator(cfg, "tiny_coco")
+    evaluator.reset()
+    for record in predicted:
+        evaluator.process([record], [{"instances": as_prediction(record["annotations"])}])
+    assert evaluator.evaluate() == {}
+    file = Path(cfg.OUTPUT_DIR) / "inference" / "tiny_coco" / "coco_instances_results.json"
+    assert len(json.loads(file.read_text())) == 6
 
 
 def test_a_model_that_finds_nothing_has_results_for_boxes_and_masks(
     cfg: CfgNode, tmp_path: Path
 ) -> None:
     name = register("coco", tmp_path)
-    evaluator = build_evaluator(cfg, name)
+    evaluator = build_evaluator(with_boundaries(cfg), name)
     evaluator.reset()
     for record in DatasetCatalog.get(name):
         evaluator.process([record], [{"instances": Instances((HEIGHT, WIDTH), scores=[])}])
     results = evaluator.evaluate()
-    assert np.isnan([results["bbox"]["AP"], results["segm"]["AP"]]).all()
+    assert np.isnan([results[task]["AP"] for task in ("bbox", "segm", "boundary")]).all()
 
 
 def test_a_class_without_annotations_has_no_ap_and_the_others_have(

@@ -18,6 +18,7 @@ from point_rend import load_config
 from point_rend.data.coco import register_coco
 from point_rend.data.semantic import register_sem_seg
 from point_rend.evaluation.build import INSTANCES, SEM_SEG, build_evaluator, check_evaluators
+from point_rend.evaluation.semantic_scores import SemanticScores
 from tests.tiny_datasets import (
     HEIGHT,
     POINTREND,
@@ -46,7 +47,7 @@ def scores_of(labels: np.ndarray, num_classes: int) -> Tensor:
     return torch.nn.functional.one_hot(hard, num_classes).permute(2, 0, 1).float()
 
 
-def evaluate(cfg: CfgNode, name: str, *, shift: int = 0) -> dict[str, float]:
+def evaluate(cfg: CfgNode, name: str, *, shift: int = 0, task: str = "sem_seg") -> dict[str, float]:
     """Score the label maps of a data set against themselves, or moved aside."""
     evaluator = build_evaluator(cfg, name)
     evaluator.reset()
@@ -55,7 +56,7 @@ def evaluate(cfg: CfgNode, name: str, *, shift: int = 0) -> dict[str, float]:
             labels = np.roll(np.array(image), shift, axis=1)
         scores = scores_of(labels, len(MetadataCatalog.get(name).stuff_classes))
         evaluator.process([record], [{"sem_seg": scores}])
-    return evaluator.evaluate()["sem_seg"]
+    return evaluator.evaluate()[task]
 
 
 def test_the_label_maps_score_100_in_every_class(cfg: CfgNode, tmp_path: Path) -> None:
@@ -83,6 +84,27 @@ def test_the_mean_iou_is_that_of_a_slow_count(cfg: CfgNode, tmp_path: Path) -> N
     assert results["mIoU"] < 80
 
 
+def test_boundaries_are_measured_if_the_config_asks_for_it(cfg: CfgNode, tmp_path: Path) -> None:
+    register_sem_seg("tiny", *write_sem_seg(tmp_path))
+    cfg.TEST.BOUNDARY_METRICS = True
+    evaluator = build_evaluator(cfg, "tiny")
+    evaluator.reset()
+    expected = SemanticScores(len(CLASSES), ignore_value=IGNORED)
+    for number, record in enumerate(DatasetCatalog.get("tiny")):
+        found = np.roll(label_map(number), 3, axis=1)
+        expected.add(np.where(found == IGNORED, 0, found), label_map(number))
+        evaluator.process([record], [{"sem_seg": scores_of(found, len(CLASSES))}])
+    results = evaluator.evaluate()
+    assert list(results) == ["sem_seg", "boundary_sem_seg"]
+    assert results["sem_seg"]["mIoU"] == pytest.approx(expected.means()["mIoU"])
+    boundary = results["boundary_sem_seg"]
+    assert list(boundary) == ["mIoU", *(f"IoU-{name}" for name in CLASSES)]
+    assert boundary["mIoU"] == pytest.approx(expected.means()["boundary mIoU"])
+    assert boundary["mIoU"] < results["sem_seg"]["mIoU"]
+    by_class = [boundary[f"IoU-{name}"] for name in CLASSES]
+    np.testing.assert_allclose(by_class, 100 * expected.boundary_iou)
+
+
 def test_cityscapes_own_scripts_give_100_and_leave_no_file(
     cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +121,8 @@ def test_cityscapes_own_scripts_give_100_and_leave_no_file(
     assert results["IoU"] == pytest.approx(100)
     assert results["IoU_sup"] == pytest.approx(100)
     assert evaluate(cfg, "city", shift=6)["IoU"] < 80
+    cfg.TEST.BOUNDARY_METRICS = True
+    assert evaluate(cfg, "city", task="boundary_sem_seg")["mIoU"] == pytest.approx(100)
     assert not list(here.iterdir())
 
 
