@@ -239,7 +239,11 @@ def all_grids(rendering: Rendering) -> list[tuple[Step, str]]:
                 grids.append((Step(logits, coords, None), "every cell"))
                 side *= 2
         grids.append((first, "every cell"))
-    return grids + [(step, f"{step.coords.shape[1]} points") for step in steps]
+    for step in steps:
+        count = step.coords.shape[1]
+        covers = count == step.logits[0, 0].numel()
+        grids.append((step, "every cell" if covers else f"{count} points"))
+    return grids
 
 
 def steps_figure(subject: Subject, size: int) -> Figure:

@@ -144,6 +144,16 @@ def test_a_grid_that_rendering_skips_is_what_a_step_would_predict_there() -> Non
     torch.testing.assert_close(again.unflatten(2, (14, 14)), grids["14×14"].logits)
 
 
+def test_a_step_that_covers_its_grid_shows_no_points() -> None:
+    predictor = predictor_of("semantic", "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", "1536")
+    subject = visualize_points.find_region(predictor, tiny_scene(0)[0], None, [(0, 0, 0)] * 4)
+    frames = visualize_points.steps_figure(subject, SIZE).frames
+    assert [p.title for p in frames] == [
+        *("input", "16×24, coarse head", "32×48, every cell", "64×96, 1536 points"),
+    ]
+    assert [len(p.points) for p in frames] == [0, 0, 0, 1536]
+
+
 def test_an_implicit_head_starts_from_its_own_grid() -> None:
     subject = subject_of("implicit")
     titles = [p.title for p in visualize_points.steps_figure(subject, SIZE).frames]
