@@ -168,6 +168,8 @@ def test_the_stock_project_is_named_in_registration_only():
         ("interpolate", ["subdivision.py"]),
         ("binary_cross_entropy_with_logits", ["losses.py"]),
         ("cross_entropy", ["losses.py"]),
+        ("erode", ["evaluation/boundaries.py"]),
+        ("inference_on_dataset", ["evaluation/passes.py"]),
     ],
 )
 def test_there_is_one_copy_of_the_loop_the_sampling_and_the_losses(call, homes):

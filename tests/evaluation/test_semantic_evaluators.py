@@ -18,6 +18,7 @@ from point_rend import load_config
 from point_rend.data.coco import register_coco
 from point_rend.data.semantic import register_sem_seg
 from point_rend.evaluation.build import INSTANCES, SEM_SEG, build_evaluator, check_evaluators
+from point_rend.evaluation.evaluators import BoundaryIoUEvaluator
 from point_rend.evaluation.semantic_scores import SemanticScores
 from tests.tiny_datasets import (
     HEIGHT,
@@ -103,6 +104,24 @@ def test_boundaries_are_measured_if_the_config_asks_for_it(cfg: CfgNode, tmp_pat
     assert boundary["mIoU"] < results["sem_seg"]["mIoU"]
     by_class = [boundary[f"IoU-{name}"] for name in CLASSES]
     np.testing.assert_allclose(by_class, 100 * expected.boundary_iou)
+
+
+def test_boundaries_are_measured_over_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_sem_seg("tiny", *write_sem_seg(tmp_path))
+    records = DatasetCatalog.get("tiny")
+    whole, *parts = (BoundaryIoUEvaluator("tiny") for _ in range(3))
+    for number, record in enumerate(records):
+        found = scores_of(np.roll(label_map(number), 4, axis=1), len(CLASSES))
+        for evaluator in (whole, parts[number % 2]):
+            evaluator.process([record], [{"sem_seg": found}])
+    expected = whole.evaluate()
+    counted = [part._scores for part in parts]
+    monkeypatch.setattr("detectron2.utils.comm.gather", lambda _scores: counted)
+    assert parts[0].evaluate() == expected
+    monkeypatch.setattr("detectron2.utils.comm.gather", lambda _scores: [])
+    assert parts[1].evaluate() is None
 
 
 def test_cityscapes_own_scripts_give_100_and_leave_no_file(
