@@ -69,7 +69,10 @@ DEFAULTS: dict[str, Any] = {
     # Points that one subdivision step predicts at most (N of the paper's inference).
     "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS": 28 * 28,
     # Boxes whose masks are rendered at a time, which bounds the memory; 0 takes all of an image.
-    "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK": 32,
+    "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK": 64,
+    # Cells per pixel of a box's longer side, in the network's input, from which on its mask is only
+    # interpolated: small boxes take fewer points; 0 computes the points of all steps for every box.
+    "MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL": 0.0,
     # Width of the point head's hidden layers, in channels.
     "MODEL.POINT_HEAD.FC_DIM": 256,
     # Number of the point head's hidden layers.

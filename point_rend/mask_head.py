@@ -5,8 +5,9 @@ Shapes: N boxes over all images, K classes, C channels, P points.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -158,33 +159,49 @@ class MaskRenderer:
     Args:
         plan: the grids and the points of each mask.
         boxes_per_chunk: bounds the memory; 0 renders all boxes of an image together.
+        cells_per_pixel: a box gets no more points once its mask has this many cells per pixel along
+            its longer side, and is interpolated from there; 0 gives all boxes the points of all
+            steps, as do traces, which know no sizes of boxes.
 
     Raises:
-        ValueError: if ``boxes_per_chunk`` is negative.
+        ValueError: if ``boxes_per_chunk`` or ``cells_per_pixel`` is negative.
     """
 
     plan: SubdivisionPlan
     boxes_per_chunk: int = 0
+    cells_per_pixel: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.cells_per_pixel < 0:
+            raise ValueError(
+                "MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL: expected a positive number, or 0 "
+                f"for all steps in every box, got {self.cells_per_pixel}"
+            )
         if self.boxes_per_chunk < 0:
             raise ValueError(
                 "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK: expected 1 or more, or 0 for all, "
                 f"got {self.boxes_per_chunk}"
             )
 
-    def render(
+    def bind(
         self,
         point_head: nn.Module,
         images: Sequence[FineGrainedFeatures],
         instances: Sequence[Instances],
-        coarse: Tensor,
+    ) -> list[BoundPointHead]:
+        """Bind a point head to the features of each image, for what the image's boxes need."""
+        return [
+            bind_point_head(point_head, fine, len(detected), self.plan.num_points)
+            for fine, detected in zip(images, instances, strict=True)
+        ]
+
+    def render(
+        self, bound: Sequence[BoundPointHead], instances: Sequence[Instances], coarse: Tensor
     ) -> list[Tensor]:
         """Render the mask of each detected box, for its class.
 
         Args:
-            point_head: any registered point head.
-            images: per image its fine-grained features.
+            bound: per image the bound point head.
             instances: per image its detections; N in all.
             coarse: (N, ...) what the point head needs to know of each box, see
                 :class:`BoundPointHead`.
@@ -192,27 +209,42 @@ class MaskRenderer:
         Returns:
             Per image the foreground probabilities (N_i, 1, S, S), float32.
         """
+        coarse_of_images = coarse.split([x.pred_boxes.tensor.size(0) for x in instances])
+        return [
+            self._render_image(*image)
+            for image in zip(bound, instances, coarse_of_images, strict=True)
+        ]
+
+    def _render_image(self, bound: BoundPointHead, detected: Instances, coarse: Tensor) -> Tensor:
+        boxes, classes = detected.pred_boxes.tensor, detected.pred_classes
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            # A trace serves any number of boxes of any size: no loop over them.
+            return self._render_together(bound, coarse, boxes, classes, steps=self.plan.steps)
         side = self.plan.output_side
-        boxes_per_image = [x.pred_boxes.tensor.size(0) for x in instances]
-        masks = []
-        for fine, detected, num_boxes, image_coarse in zip(
-            images, instances, boxes_per_image, coarse.split(boxes_per_image), strict=True
-        ):
-            bound = bind_point_head(point_head, fine, num_boxes, self.plan.num_points)
-            regions = (image_coarse, detected.pred_boxes.tensor, detected.pred_classes)
-            # A trace serves any number of boxes, so it has no loop over them.
-            if torch.jit.is_tracing() or not self.boxes_per_chunk:  # type: ignore[attr-defined]
-                masks.append(self._render_together(bound, *regions))
-                continue
-            image_masks = coarse.new_empty((num_boxes, 1, side, side), dtype=torch.float32)
-            chunks = zip(*(x.split(self.boxes_per_chunk) for x in regions), strict=True)
-            for chunk, out in zip(chunks, image_masks.split(self.boxes_per_chunk), strict=True):
-                out.copy_(self._render_together(bound, *chunk))
-            masks.append(image_masks)
+        masks = coarse.new_empty((boxes.size(0), 1, side, side), dtype=torch.float32)
+        for steps, chosen in self._chunks(boxes):
+            chunk = coarse[chosen], boxes[chosen], classes[chosen]
+            masks[chosen] = self._render_together(bound, *chunk, steps=steps)
         return masks
 
+    def _chunks(self, boxes: Tensor) -> Iterator[tuple[int, slice | Tensor]]:
+        """Cut boxes (N, 4) into parts that are rendered together, with the steps of each."""
+        num_boxes = boxes.shape[0]
+        num_chunks = -(-num_boxes // self.boxes_per_chunk) if self.boxes_per_chunk else 1
+        size = max(-(-num_boxes // max(num_chunks, 1)), 1)  # of equal parts
+        if not self.cells_per_pixel:
+            for first in range(0, num_boxes, size):
+                yield self.plan.steps, slice(first, first + size)
+            return
+        longer_sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
+        doublings = longer_sides * self.cells_per_pixel / self.plan.start_side
+        needed = doublings.clamp(min=1).log2().ceil().clamp(max=self.plan.steps)
+        for steps in range(self.plan.steps + 1):
+            for chosen in (needed == steps).nonzero()[:, 0].split(size):
+                yield steps, chosen
+
     def _render_together(
-        self, bound: BoundPointHead, coarse: Tensor, boxes: Tensor, classes: Tensor
+        self, bound: BoundPointHead, coarse: Tensor, boxes: Tensor, classes: Tensor, *, steps: int
     ) -> Tensor:
         predict = bound.at(coarse, boxes, classes)
         side = self.plan.start_side
@@ -220,8 +252,9 @@ class MaskRenderer:
             predict(regular_grid(boxes.size(0), side, boxes.device)).unflatten(2, (side, side)),
             predict,
             foreground_uncertainty,
-            steps=self.plan.steps,
+            steps=steps,
             points_per_step=self.plan.points_per_step,
+            plain_steps=self.plan.steps - steps,
         )
         return logits.float().sigmoid()
 
@@ -233,9 +266,15 @@ def _build_renderer(cfg: CfgNode, start_side: int) -> MaskRenderer:
         steps=point.SUBDIVISION_STEPS,
         points_per_step=point.SUBDIVISION_NUM_POINTS,
     )
-    key = "SUBDIVISION_BOXES_PER_CHUNK"  # which a config of the stock project lacks
-    boxes_per_chunk = point.get(key, DEFAULTS[f"MODEL.POINT_HEAD.{key}"])
-    return MaskRenderer(plan.without_covered_steps(), boxes_per_chunk)
+
+    def of_ours(key: str) -> Any:  # which a config of the stock project lacks
+        return point.get(key, DEFAULTS[f"MODEL.POINT_HEAD.{key}"])
+
+    return MaskRenderer(
+        plan.without_covered_steps(),
+        boxes_per_chunk=of_ours("SUBDIVISION_BOXES_PER_CHUNK"),
+        cells_per_pixel=of_ours("SUBDIVISION_CELLS_PER_PIXEL"),
+    )
 
 
 class PointRendMaskHead(nn.Module):
@@ -365,8 +404,10 @@ class PointRendMaskHead(nn.Module):
             classes = torch.cat([x.pred_classes for x in instances])
             masks = select_class_channel(coarse, classes).float().sigmoid()
             return masks.split([x.pred_boxes.tensor.size(0) for x in instances])
-        images = refinement.reader.images(features)
-        return refinement.renderer.render(self.point_head, images, instances, coarse)
+        renderer, images = refinement.renderer, refinement.reader.images(features)
+        bound = renderer.bind(self.point_head, images, instances)
+        del features, images  # rendering does not need a copy of the maps any more
+        return renderer.render(bound, instances, coarse)
 
 
 class ImplicitPointRendMaskHead(nn.Module):
@@ -487,4 +528,6 @@ class ImplicitPointRendMaskHead(nn.Module):
             _pool_detections(self.coarse_reader, features, instances, side)
         )
         images = self.point_reader.images(features)
-        return self.renderer.render(self.point_head, images, instances, parameters)
+        bound = self.renderer.bind(self.point_head, images, instances)
+        del features, images  # rendering does not need a copy of the maps any more
+        return self.renderer.render(bound, instances, parameters)

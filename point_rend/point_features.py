@@ -76,8 +76,10 @@ class FineGrainedFeatures:
             for level, part in zip(self.levels, weights, strict=True)
         ]
 
+        frames = self.frames
+
         def at(coords: Tensor) -> Callable[[slice], Tensor]:
-            pairs = zip(bound_levels, self.frames, strict=True)
+            pairs = zip(bound_levels, frames, strict=True)
             terms_of_levels = [bound(coords / frame) for bound, frame in pairs]
 
             def rows(chosen: slice) -> Tensor:

@@ -82,8 +82,9 @@ def subdivide(
     *,
     steps: int,
     points_per_step: int,
+    plain_steps: int = 0,
 ) -> Tensor:
-    """Render a grid of logits at 2^steps times its resolution.
+    """Render a grid of logits at 2^(steps + plain_steps) times its resolution.
 
     Each step doubles the grid bilinearly and replaces the logits of its most uncertain cells by
     predictions at their centres; all other cells keep the interpolated value.
@@ -92,14 +93,17 @@ def subdivide(
         logits: (N, C, H, W) the first grid; N may be 0.
         predict: answers for points in the frame of each grid.
         uncertainty: rates (N, C, H, W) logits as (N, 1, H, W).
-        steps: doublings.
-        points_per_step: cells recomputed after each doubling.
+        steps: doublings after which cells are recomputed.
+        points_per_step: cells recomputed after each of them.
+        plain_steps: doublings after those, without points.
 
     Returns:
-        (N, C, H·2^steps, W·2^steps).
+        (N, C, H·2^(steps + plain_steps), W·2^(steps + plain_steps)).
     """
-    for _ in range(steps):
+    for step in range(steps + plain_steps):
         logits = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
+        if step >= steps:
+            continue
         indices, coords = most_uncertain_cells(uncertainty(logits), points_per_step)
         cells = indices[:, None].expand(-1, logits.shape[1], -1)
         points = predict(coords).to(logits.dtype)

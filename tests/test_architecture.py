@@ -162,7 +162,7 @@ def test_the_stock_project_is_named_in_registration_only():
     ("call", "homes"),
     [
         ("grid_sample", ["sampling.py"]),
-        ("topk", ["sampling.py", "uncertainty.py"]),  # the N points; the two best classes
+        ("topk", ["sampling.py"]),
         ("scatter_", ["subdivision.py"]),
         ("embedding_bag", ["point_linear.py"]),  # the weighted gather of four cells
         ("interpolate", ["subdivision.py"]),
