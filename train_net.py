@@ -74,6 +74,7 @@ from point_rend.evaluation.build import (
 )
 from point_rend.evaluation.passes import evaluate_together
 from point_rend.evaluation.test_time import (
+    InMixedPrecision,
     build_test_time_augmentation,
     check_test_time_augmentation,
 )
@@ -412,10 +413,13 @@ class Trainer(ResumableTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
         """Evaluate a model, with the variants of each image if TEST.AUG.ENABLED asks for them.
 
-        Data sets that share their images share the inference.
+        TEST.MIXED_PRECISION computes in a shorter type. Data sets that share their images share the
+        inference.
         """
         if cfg.TEST.AUG.ENABLED:
             model = build_test_time_augmentation(cfg, model)
+        if cfg.TEST.MIXED_PRECISION:
+            model = InMixedPrecision(model, getattr(torch, cfg.SOLVER.AMP.DTYPE))
         names = cfg.DATASETS.TEST
         if evaluators is not None or len(names) < 2 or cfg.MODEL.LOAD_PROPOSALS:
             return super().test(cfg, model, evaluators)

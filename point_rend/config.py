@@ -95,6 +95,8 @@ DEFAULTS: dict[str, Any] = {
     # Whether an evaluation measures boundaries, too: boundary AP of instances, boundary mIoU of label
     # maps.
     "TEST.BOUNDARY_METRICS": False,
+    # Whether an evaluation computes in SOLVER.AMP.DTYPE; coordinates and sampling stay in float32.
+    "TEST.MIXED_PRECISION": False,
     # Type in which SOLVER.AMP.ENABLED computes: float16 (its loss is scaled) or bfloat16.
     "SOLVER.AMP.DTYPE": "float16",
     # DeepLab's keys, as Detectron2's DeepLab project names and sets them. They are read by its

@@ -24,11 +24,16 @@ from point_rend.config import (
 
 ZOO = Path(model_zoo.__file__).parent / "configs"
 # What the stock project has not, besides the keys of DeepLab.
-OWN_POINT_HEAD_KEYS = {"TRAIN_ON_REGULAR_GRID": False}
+OWN_POINT_HEAD_KEYS = {
+    "TRAIN_ON_REGULAR_GRID": False,
+    "SUBDIVISION_BOXES_PER_CHUNK": 64,
+    "SUBDIVISION_CELLS_PER_PIXEL": 0.0,
+}
 OWN_KEYS = {
     "DATALOADER.ON_CORRUPT_IMAGE": "stop",
     "SOLVER.AMP.DTYPE": "float16",
     "TEST.BOUNDARY_METRICS": False,
+    "TEST.MIXED_PRECISION": False,
 }
 COCO_1X = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 
@@ -77,7 +82,7 @@ class TestKeys:
         assert ours.MODEL.POINT_HEAD.NUM_CLASSES == -1
         ours.MODEL.POINT_HEAD.NUM_CLASSES = stock.MODEL.POINT_HEAD.NUM_CLASSES
         for name, default in OWN_POINT_HEAD_KEYS.items():
-            assert ours.MODEL.POINT_HEAD.pop(name) is default
+            assert ours.MODEL.POINT_HEAD.pop(name) == default
         set_in(stock, OWN_KEYS)
         assert ours == stock
 

@@ -1,4 +1,4 @@
-"""Multi-scale and flip at test time.
+"""What is done around a model at test time: multi-scale and flip, mixed precision.
 
 Shapes: K classes; H and W rows and columns of the output.
 """
@@ -137,3 +137,23 @@ def _add_probabilities(total: Tensor | None, logits: Tensor, flipped: bool) -> T
         probabilities = rows.float().softmax(dim=0)
         some += probabilities.flip(-1) if flipped else probabilities
     return total
+
+
+class InMixedPrecision(nn.Module):
+    """A model whose inference runs under autocast.
+
+    Args:
+        model: maps a batch to results.
+        dtype: in which matrix products are computed.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
+        """Return the model's results for a batch."""
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, dtype=self.dtype):
+            return self.model(batched_inputs)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from point_rend import load_config
 from point_rend.evaluation.test_time import (
+    InMixedPrecision,
     MultiScaleSegmentor,
     build_test_time_augmentation,
     check_test_time_augmentation,
@@ -202,3 +203,17 @@ def test_instance_models_take_detectron2s_augmentation(config: str) -> None:
     assert len(masks) > 0
     assert masks.shape[1:] == (128, 192)
     assert masks.dtype == torch.bool
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_mixed_precision_is_that_of_the_products_and_ends_with_the_model(dtype):
+    model = Segmentor()
+    image = {"image": picture(), "height": 40, "width": 70}
+    (exact,) = model([image])
+    (result,) = InMixedPrecision(model, dtype)([image])
+    assert result["sem_seg"].dtype == dtype  # as the convolution computes it
+    assert not torch.equal(result["sem_seg"].float(), exact["sem_seg"])
+    error = (result["sem_seg"].float() - exact["sem_seg"]).abs().max()
+    assert error < 0.02 * exact["sem_seg"].abs().max()
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.equal(model([image])[0]["sem_seg"], exact["sem_seg"])
