@@ -175,7 +175,8 @@ class CornerCells:
     def __init__(self, height: int, width: int, *, ring: int, like: Tensor) -> None:
         self.row = width + 2 * ring
         self.cells_per_map = (height + 2 * ring) * self.row
-        self.size = like.new_tensor([width, height])
+        # Filled on the device: a tensor from the host would make it wait.
+        self.size = torch.stack((like.new_full((), width), like.new_full((), height)))
         self.shift = ring - 0.5
         # Any point further out is as one at the centre of a cell just outside the map.
         self.lowest, self.highest = torch.full_like(self.size, ring - 1), self.size + ring

@@ -200,10 +200,10 @@ def test_the_loop_never_waits_for_the_gpu():
     bound = bind_point_head(head.point_head, image, 4, plan.num_points)
     with torch.no_grad():
         render(*arguments)  # loads kernels
-        predict = bound.at(*arguments[1:])
         coords = torch.rand(4, 28 * 28, 2, device="cuda")
         torch.cuda.set_sync_debug_mode("error")
         try:
+            predict = bound.at(*arguments[1:])
             subdivide(
                 predict(coords).unflatten(2, (28, 28)),
                 predict,
