@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ASPP, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
@@ -77,6 +77,12 @@ def check_coarse_head(head: nn.Module, name: str) -> None:
         )
 
 
+def pooling_window(head: nn.Module) -> tuple[int, int] | None:
+    """Return the cells (rows, columns) over which a DeepLab head averages; None if over all."""
+    windows = [part.pool_kernel_size for part in head.modules() if isinstance(part, ASPP)]
+    return tuple(windows[0]) if windows and windows[0] is not None else None
+
+
 class PointRendSemSegHead(nn.Module):
     """Coarse logits for every class, rendered at the points where the two best classes are close.
 
@@ -125,6 +131,7 @@ class PointRendSemSegHead(nn.Module):
         if points_per_step < 1:
             raise ValueError(f"SUBDIVISION_NUM_POINTS: expected 1 or more, got {points_per_step}")
         self.coarse_sem_seg_head = coarse_sem_seg_head
+        self.window = pooling_window(coarse_sem_seg_head)
         self.point_head = point_head
         self.in_features = tuple(in_features)
         self.frame_stride = math.lcm(stride, *in_features.values())
@@ -195,7 +202,11 @@ class PointRendSemSegHead(nn.Module):
             None and ``loss_sem_seg``, ``loss_sem_seg_point``; or logits and no losses: (N, K,
             height, width) of the padded images, or with ``image_sizes`` a list of (K, height_i,
             width_i).
+
+        Raises:
+            ValueError: if the images are not of a size over which a DeepLab head can average.
         """
+        self._check_window(features)
         coarse = coarse_logits(self.coarse_sem_seg_head, features)
         if self.training:
             assert targets is not None
@@ -208,6 +219,20 @@ class PointRendSemSegHead(nn.Module):
             for image, size in enumerate(image_sizes)
         ], {}
 
+    def _check_window(self, features: Features) -> None:
+        if self.window is None:
+            return
+        head = self.coarse_sem_seg_head
+        cells = tuple(features[head.in_features[-1]].shape[-2:])  # type: ignore[index]
+        if any(side % part for side, part in zip(cells, self.window, strict=True)):
+            raise ValueError(
+                f"{type(head).__name__} averages over windows of {self.window} cells, as many as "
+                f"INPUT.CROP.SIZE has, but these images have {cells}: expected multiples of the "
+                "window. In training let no image be smaller than the crop (INPUT.MIN_SIZE_TRAIN, "
+                "INPUT.CROP.SIZE); in inference choose INPUT.MIN_SIZE_TEST so that both sides are "
+                "multiples of it; or average over whole images with INPUT.CROP.ENABLED False"
+            )
+
     def _losses(
         self, features: Features, coarse: Tensor, targets: Tensor, image_sizes: ImageSizes | None
     ) -> dict[str, Tensor]:
@@ -215,7 +240,8 @@ class PointRendSemSegHead(nn.Module):
         counted = (targets != self.ignore_value).any()
         countable = torch.where(counted, targets, torch.zeros_like(targets))
         coarse_losses = self.coarse_sem_seg_head.losses(  # type: ignore[operator]
-            coarse.float(), countable  # Detectron2's DeepLab heads resize them before the loss
+            coarse.float(),
+            countable,  # Detectron2's DeepLab heads resize them before the loss
         )
         losses = {name: loss * counted for name, loss in coarse_losses.items()}
         extent = None

@@ -138,6 +138,23 @@ def test_deeplab_heads_are_coarse_heads(name):  # defect 11
     torch.testing.assert_close(upsampled, expected)
 
 
+@pytest.mark.parametrize("name", ["DeepLabV3Head", "DeepLabV3PlusHead"])
+def test_images_over_which_deeplab_cannot_average_are_refused_by_the_keys(name):
+    cfg = deeplab_config(name)
+    height, width = IMAGE_SIZE
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE = True, "absolute"
+    cfg.INPUT.CROP.SIZE = [height, width]
+    features = random_features(1)
+    logits_of(build_sem_seg_head(cfg, SHAPES), features)
+    cfg.INPUT.CROP.SIZE = [2 * height, width]
+    head = build_sem_seg_head(cfg, SHAPES)
+    said = rf"{name} averages over windows of \({height // 4}, {width // 8}\) .*INPUT.CROP.SIZE"
+    with pytest.raises(ValueError, match=said):
+        logits_of(head, features)
+    with pytest.raises(ValueError, match=said):
+        losses_of(head, features, random_labels(1, 6))
+
+
 class OwnHead(nn.Module):
     """A user's coarse head: one 1×1 convolution."""
 
