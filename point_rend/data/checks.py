@@ -51,13 +51,16 @@ class Usable(NamedTuple):
     faults: int
 
 
-def check_datasets(train: Sequence[str], test: Sequence[str], *, masks: bool) -> tuple[str, ...]:
+def check_datasets(
+    train: Sequence[str], test: Sequence[str], *, masks: bool, skip_broken_images: bool = False
+) -> tuple[str, ...]:
     """Check all data sets of a run.
 
     Args:
         train: Registered names of the training sets; may be empty.
         test: Registered names of the sets that are evaluated.
         masks: Whether the annotations need masks.
+        skip_broken_images: Whether the training skips images that cannot be used.
 
     Returns:
         The training sets out of which annotations have to be left.
@@ -68,13 +71,18 @@ def check_datasets(train: Sequence[str], test: Sequence[str], *, masks: bool) ->
     """
     for name in dict.fromkeys(test):
         check_dataset(name, training=False, masks=masks)
-    found = {name: check_dataset(name, training=True, masks=masks) for name in dict.fromkeys(train)}
+    found = {
+        name: check_dataset(name, training=True, masks=masks, skip_broken_images=skip_broken_images)
+        for name in dict.fromkeys(train)
+    }
     if found and not any(usable.annotations for usable in found.values()):
         raise ValueError("no annotation is left to train on in " + ", ".join(map(describe, found)))
     return tuple(name for name, usable in found.items() if usable.faults)
 
 
-def check_dataset(name: str, *, training: bool, masks: bool) -> Usable:
+def check_dataset(
+    name: str, *, training: bool, masks: bool, skip_broken_images: bool = False
+) -> Usable:
     """Check the images and annotations of a registered data set before a run.
 
     Impossible annotations are named in a warning. A training goes without them (see
@@ -85,6 +93,7 @@ def check_dataset(name: str, *, training: bool, masks: bool) -> Usable:
         name: Registered name.
         training: Whether the set is for training; if not, it is evaluated.
         masks: Whether the annotations need masks.
+        skip_broken_images: Whether images that cannot be used are only named in a warning.
 
     Returns:
         How many annotations there are to work with.
@@ -95,7 +104,7 @@ def check_dataset(name: str, *, training: bool, masks: bool) -> Usable:
             annotation file is not sound, or if an annotation is broken that cannot be left out.
     """
     images = _load_images(name)
-    check_image_files(name, images)
+    check_image_files(name, images, skip_broken=skip_broken_images)
 
     coco = _evaluator_type(name) == "coco"
     usable, impossible, fatal = 0, [], []
@@ -208,16 +217,20 @@ def clean_annotation(
     return (annotation | {"segmentation": possible} if reasons else annotation), reasons
 
 
-def check_image_files(name: str, images: Sequence[ImageRecord]) -> None:
+def check_image_files(
+    name: str, images: Sequence[ImageRecord], *, skip_broken: bool = False
+) -> None:
     """Make sure that every image is there, is whole and has the declared size.
 
     Args:
         name: Name of the data set, for messages.
         images: Its images.
+        skip_broken: Whether the loader skips images that cannot be used: a warning names them.
 
     Raises:
         FileNotFoundError: If files are missing.
-        ValueError: If files are no images, are truncated or are not of the declared size.
+        ValueError: If files are no images, are truncated or are not of the declared size; with
+            `skip_broken` if that is so of all of them.
     """
     with ThreadPoolExecutor(FILE_THREADS) as threads:
         exists = list(threads.map(lambda image: os.path.isfile(image.file_name), images))
@@ -234,10 +247,10 @@ def check_image_files(name: str, images: Sequence[ImageRecord]) -> None:
         if fault
     ]
     if broken:
-        raise ValueError(
-            f"{describe(name)}: {len(broken)} of {len(images)} images cannot be used"
-            + listed(broken)
-        )
+        message = f"{describe(name)}: {len(broken)} of {len(images)} images cannot be used"
+        if not skip_broken or len(broken) == len(images):
+            raise ValueError(message + listed(broken))
+        logger.warning("%s and are skipped%s", message, listed(broken))
 
 
 def _image_fault(record: ImageRecord) -> str | None:

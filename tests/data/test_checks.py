@@ -220,6 +220,21 @@ def test_a_training_without_any_possible_annotation_is_refused(tiny: CocoSet) ->
         check_datasets(["tiny"], [], masks=True)
 
 
+def test_broken_images_of_a_training_may_be_skipped(
+    tiny: CocoSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, other = sorted(Path(tiny.image_root).iterdir())
+    broken.write_bytes(broken.read_bytes()[:200])
+    check_datasets(["tiny"], [], masks=True, skip_broken_images=True)
+    assert "1 of 2 images cannot be used and are skipped" in caplog.text
+    assert str(broken) in caplog.text
+    with pytest.raises(ValueError, match="1 of 2 images cannot be used: "):
+        check_datasets(["tiny"], ["tiny"], masks=True, skip_broken_images=True)
+    other.write_bytes(b"")
+    with pytest.raises(ValueError, match="2 of 2 images cannot be used: "):
+        check_datasets(["tiny"], [], masks=True, skip_broken_images=True)
+
+
 def test_of_several_sets_one_may_have_nothing_but_background(tiny: CocoSet, tmp_path: Path) -> None:
     empty = write_coco(tmp_path / "empty")
     empty.rewrite(empty.read() | {"annotations": []})
