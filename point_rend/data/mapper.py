@@ -83,5 +83,6 @@ class NamingDatasetMapper(DatasetMapper):
             if self.instance_mask_format == "polygon":
                 return SharedMasks.of(PolygonMasks([segmentation]), image_shape)
             segmentation = polygons_to_bitmask(segmentation, *image_shape)
-        pixels = np.ascontiguousarray(segmentation)  # a flip leaves negative strides
+        # A copy: a flip leaves negative strides, a resize pixels that cannot be written to.
+        pixels = np.array(segmentation, dtype=bool, order="C")
         return SharedMasks.of(BitMasks(pixels[None]), image_shape)

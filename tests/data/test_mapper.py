@@ -1,6 +1,7 @@
 """The mapper whose errors name the image."""
 
 import pickle
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,21 @@ def test_rle_in_a_set_of_polygons_stays_pixels(cfg: CfgNode, records: list[dict[
         assert (masks.objects.areas() > 0).tolist() == is_rle
         assert [not parts for parts in masks.objects.polygons] == is_rle
         assert torch.equal(masks.tensor, pixels["instances"].gt_masks.tensor)
+
+
+def test_torch_does_not_warn_of_masks_that_were_resized(
+    cfg: CfgNode, records: list[dict[str, Any]]
+) -> None:
+    cfg.INPUT.MIN_SIZE_TRAIN = (50,)
+    once = not torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            masks = NamingDatasetMapper(cfg, is_train=True)(records[0])["instances"].gt_masks
+    finally:
+        torch.set_warn_always(not once)
+    assert masks.tensor.shape == (3, 50, 75)
 
 
 TRANSFORMS = {
