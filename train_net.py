@@ -179,7 +179,9 @@ def setup(args: argparse.Namespace) -> Run:
         logger.info("%s is %d, as the data sets have", key, value_of(cfg, key))
     unclean: tuple[str, ...] = ()
     if "instances" in outputs:
-        unclean = check_datasets(train, test, masks=cfg.MODEL.MASK_ON)
+        skips = cfg.DATALOADER.ON_CORRUPT_IMAGE == "skip"
+        masks = cfg.MODEL.MASK_ON
+        unclean = check_datasets(train, test, masks=masks, skip_broken_images=skips)
     if "sem_seg" in outputs:
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         check_semantic_datasets(train, test, ignore_value=ignore_value)
@@ -386,7 +388,11 @@ class Trainer(ResumableTrainer):
         except NonFiniteError as error:
             self.data_loader.batches -= 1  # the step has not been taken
             logger.error("%s", error)
-            message = f"{str(error).splitlines()[0]}; the losses and images are in the log"
+            message = (
+                f"{str(error).splitlines()[0]}; the losses and images are in the log; unless their "
+                "cause is gone, a resumed training meets it again, at the same SOLVER.BASE_LR: for "
+                "a smaller one start anew, in another OUTPUT_DIR, with MODEL.WEIGHTS a checkpoint"
+            )
             raise TrainingStop(message, exit_code=DIVERGED, together=True) from error
 
     @classmethod

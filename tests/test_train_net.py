@@ -98,6 +98,20 @@ def test_a_training_is_taken_up_where_it_ended(tiny: CocoSet, tmp_path: Path) ->
     assert "Starting training from iteration 2" in (output / "log.txt").read_text()
 
 
+def test_a_resumed_training_says_that_it_keeps_its_learning_rate(
+    tiny: CocoSet, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    more = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER"]
+    train_net.main(command(tiny, output, *more, "1"))
+    train_net.main(command(tiny, output, "--resume", *more, "2"))
+    said = "keeps the learning rates of its checkpoint, [0.0005], not those of this config, [0.001]"
+    log = output / "log.txt"
+    assert "keeps the learning rates" not in log.read_text()
+    train_net.main(command(tiny, output, "--resume", *more, "3", "SOLVER.BASE_LR", "0.001"))
+    assert said in log.read_text()
+
+
 def test_nothing_to_resume_is_said_and_the_training_starts_afresh(
     tiny: CocoSet, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import multiprocessing
 import os
 import shlex
@@ -22,6 +23,8 @@ from .stopping import USER_ERROR, StopSignals, TrainingStop
 
 # What a full disk, a quota, a limit of file sizes and a read-only disk raise.
 OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+logger = logging.getLogger(__name__)
 
 
 class ResumableTrainer(DefaultTrainer):
@@ -75,7 +78,14 @@ class ResumableTrainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a state; Detectron2's has nothing of the data, which then follow this seed."""
+        asked = self.scheduler.base_lrs
         super().load_state_dict(state_dict)
+        if self.scheduler.base_lrs != asked:
+            logger.warning(
+                "A resumed training keeps the learning rates of its checkpoint, %s, not those of "
+                "this config, %s; for others start anew with MODEL.WEIGHTS a checkpoint",
+                *(sorted(set(rates)) for rates in (self.scheduler.base_lrs, asked)),
+            )
         here = self.data_loader.state_dict() | {"batches": self.iter + 1}
         self.data_loader.load_state_dict(state_dict.get("data", here))
 
