@@ -1,0 +1,146 @@
+"""tools/ablate.py: cells of the table, what is kept of them, a tiny model on a tiny data set."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from point_rend import load_config
+from point_rend.subdivision import SubdivisionPlan
+from tests.tiny_datasets import BASELINE, POINTREND, TINY_MODEL, process_state_restored, write_coco
+from tools import ablate
+
+
+@pytest.fixture(autouse=True)
+def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("sys.argv", ["ablate.py"])
+    with process_state_restored():
+        yield
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    """Options of train_net.py for a tiny model with random weights."""
+    torch.manual_seed(0)
+    weights = tmp_path / "model.pth"
+    model = build_model(load_config(POINTREND, [*TINY_MODEL, "MODEL.ROI_HEADS.NUM_CLASSES", "3"]))
+    torch.save({"model": model.state_dict()}, weights)
+    dataset = ["--register-coco", "tiny", *write_coco(tmp_path / "tiny")]
+    names = ["DATASETS.TEST", "('tiny',)", "MODEL.WEIGHTS", str(weights)]
+    return ["--config-file", POINTREND, *dataset, *TINY_MODEL, *names]
+
+
+def command(output: Path, options: list[str]) -> list[str]:
+    own = ["subdivision", "--output", str(output), "--sides", "14,28", "--point-sides", "14,28"]
+    return [*own, "--", *options]
+
+
+def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        ablate.main(argv)
+    assert ended.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_cells_whose_points_cover_all_grids_are_one():
+    assert ablate.Cell.of(28, 56**2) == ablate.Cell.of(28, 28**2) != ablate.Cell.of(28, 14**2)
+    plans = [SubdivisionPlan(7, 2, points).without_covered_steps() for points in (784, 3136)]
+    assert {(plan.start_side, plan.steps) for plan in plans} == {(28, 0)}
+
+
+@pytest.mark.parametrize(("side", "steps"), [(7, 0), (14, 1), (224, 5)])
+def test_the_number_of_steps_follows_from_the_side(side: int, steps: int):
+    assert ablate.steps_to(side, 7) == steps
+
+
+@pytest.mark.parametrize("side", [3, 21, 30])
+def test_a_side_that_no_doubling_reaches_is_refused(side: int):
+    with pytest.raises(ValueError, match=f"{side} is no power of two times 7"):
+        ablate.steps_to(side, 7)
+
+
+def test_the_table_has_each_side_and_number_of_points():
+    results = {
+        ablate.Cell(14, 196): {"segm/AP": 1.0},
+        ablate.Cell(28, 196): {"segm/AP": 2.0},
+        ablate.Cell(28, 784): {"segm/AP": 3.456},
+    }
+    assert ablate.format_subdivision(results, [14, 28], [14, 28], "segm/AP").splitlines() == [
+        "| segm/AP | 14² points | 28² points |",
+        "|---|---:|---:|",
+        "| 14×14 | 1.00 | 1.00 |",
+        "| 28×28 | 2.00 | 3.46 |",
+    ]
+
+
+def test_cells_are_evaluated_once_and_shown(
+    tmp_path: Path,
+    options: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    rendered = []
+    build = ablate.train_net.Trainer.build_model
+
+    def build_and_note(cfg: object) -> torch.nn.Module:
+        model = build(cfg)
+        rendered.append(model.roi_heads.mask_head.refinement.renderer.plan)
+        return model
+
+    monkeypatch.setattr(ablate.train_net.Trainer, "build_model", build_and_note)
+    output = tmp_path / "output"
+    ablate.main(command(output, options))
+    assert [(p.output_side, p.points_per_step) for p in rendered] == [
+        (14, 196),
+        (28, 196),
+        (28, 784),
+    ]
+    names = {file.stem for file in output.glob("*.json")}
+    assert names == {"side14_points196", "side28_points196", "side28_points784"}
+    table = (output / "subdivision.md").read_text()
+    assert table.splitlines()[0] == "| segm/AP | 14² points | 28² points |"
+    assert table in capsys.readouterr().out
+    assert cv2.imread(str(output / "subdivision.png")).shape == (480, 720, 3)
+
+    lost = output / "side28_points196.json"
+    kept = json.loads(lost.read_text())["figures"]
+    lost.unlink()
+    ablate.main(command(output, options))
+    assert len(rendered) == 3 + 1
+    assert json.loads(lost.read_text())["figures"] == pytest.approx(kept, nan_ok=True)
+    assert (output / "subdivision.md").read_text() == table
+
+    said = refusal(command(output, [*options, "TEST.DETECTIONS_PER_IMAGE", "4"]), capsys)
+    assert "was measured with other options" in said
+    argv = command(output, options)
+    said = refusal([*argv[:1], "--metric", "segm/BP", *argv[1:]], capsys)
+    assert "--metric segm/BP: expected one of" in said
+    assert "segm/AP50" in said
+    assert len(rendered) == 3 + 1
+
+
+def test_a_truncated_file_of_a_cell_is_refused(tmp_path: Path):
+    file = tmp_path / "side14_points196.json"
+    file.write_text('{"options": [')
+    with pytest.raises(ValueError, match=r"side14_points196\.json is not JSON"):
+        ablate.read_cell(file, [])
+
+
+def test_a_model_without_steps_is_refused(
+    tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+):
+    argv = command(tmp_path / "output", [o if o != POINTREND else BASELINE for o in options])
+    assert "expected PointRendMaskHead" in refusal(argv, capsys)
+
+
+def test_options_of_train_net_are_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "expected -- and options" in refusal(command(tmp_path, []), capsys)
+
+
+def test_sides_are_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    said = refusal(["subdivision", "--output", str(tmp_path), "--sides", "28,x"], capsys)
+    assert "expected numbers with commas between them, got '28,x'" in said
