@@ -178,13 +178,13 @@ def setup(args: argparse.Namespace) -> Run:
     for key in filled:
         logger.info("%s is %d, as the data sets have", key, value_of(cfg, key))
     unclean: tuple[str, ...] = ()
+    skips = cfg.DATALOADER.ON_CORRUPT_IMAGE == "skip"
     if "instances" in outputs:
-        skips = cfg.DATALOADER.ON_CORRUPT_IMAGE == "skip"
         masks = cfg.MODEL.MASK_ON
         unclean = check_datasets(train, test, masks=masks, skip_broken_images=skips)
     if "sem_seg" in outputs:
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-        check_semantic_datasets(train, test, ignore_value=ignore_value)
+        check_semantic_datasets(train, test, ignore_value=ignore_value, skip_broken_images=skips)
     return Run(args, cfg, unclean)
 
 

@@ -219,13 +219,16 @@ def clean_annotation(
 
 def check_image_files(
     name: str, images: Sequence[ImageRecord], *, skip_broken: bool = False
-) -> None:
+) -> list[ImageRecord]:
     """Make sure that every image is there, is whole and has the declared size.
 
     Args:
         name: Name of the data set, for messages.
         images: Its images.
         skip_broken: Whether the loader skips images that cannot be used: a warning names them.
+
+    Returns:
+        The images that can be used.
 
     Raises:
         FileNotFoundError: If files are missing.
@@ -251,6 +254,7 @@ def check_image_files(
         if not skip_broken or len(broken) == len(images):
             raise ValueError(message + listed(broken))
         logger.warning("%s and are skipped%s", message, listed(broken))
+    return [image for image, fault in zip(images, faults, strict=True) if not fault]
 
 
 def _image_fault(record: ImageRecord) -> str | None:

@@ -128,7 +128,11 @@ def load_sem_seg_folders(image_root: str, label_root: str) -> list[dict[str, Any
 
 
 def check_semantic_datasets(
-    train: Sequence[str], test: Sequence[str], *, ignore_value: int
+    train: Sequence[str],
+    test: Sequence[str],
+    *,
+    ignore_value: int,
+    skip_broken_images: bool = False,
 ) -> None:
     """Check the images and label maps of all data sets of a run; every file is read.
 
@@ -136,6 +140,7 @@ def check_semantic_datasets(
         train: Registered names of the training sets; may be empty.
         test: Registered names of the sets that are evaluated.
         ignore_value: MODEL.SEM_SEG_HEAD.IGNORE_VALUE.
+        skip_broken_images: Whether the training skips images that cannot be used.
 
     Raises:
         FileNotFoundError: As `count_labels`.
@@ -143,7 +148,11 @@ def check_semantic_datasets(
             one labelled pixel to train on, or to evaluate on.
     """
     counts = {
-        name: count_labels(name, ignore_value=ignore_value)
+        name: count_labels(
+            name,
+            ignore_value=ignore_value,
+            skip_broken_images=skip_broken_images and name not in test,
+        )
         for name in dict.fromkeys([*train, *test])
     }
     for name in train:
@@ -163,12 +172,14 @@ def check_semantic_datasets(
         )
 
 
-def count_labels(name: str, *, ignore_value: int) -> np.ndarray:
+def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = False) -> np.ndarray:
     """Check the images and label maps of a registered data set, and count their pixels.
 
     Args:
         name: Registered name.
         ignore_value: Value of the pixels that do not count.
+        skip_broken_images: Whether images that cannot be used are only named in a warning; their
+            label maps are not looked at.
 
     Returns:
         (K,) pixels of each class.
@@ -191,7 +202,8 @@ def count_labels(name: str, *, ignore_value: int) -> np.ndarray:
         ImageRecord(record["file_name"], position, None, None, [])
         for position, record in enumerate(records)
     ]
-    check_image_files(name, images)
+    usable = check_image_files(name, images, skip_broken=skip_broken_images)
+    records = [records[int(image.image_id)] for image in usable]
 
     labels = [record["sem_seg_file_name"] for record in records]
     start = time.perf_counter()

@@ -192,6 +192,23 @@ def test_a_truncated_file_is_named(tiny: SemSegSet, what: str) -> None:
         check()
 
 
+def test_broken_images_of_a_training_may_be_skipped(
+    tiny: SemSegSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = (
+        count_labels("tiny", ignore_value=IGNORED)
+        - np.bincount(label_map(1).ravel(), minlength=IGNORED + 1)[: len(CLASSES)]
+    )
+    tiny.image(1).write_bytes(b"")
+    with caplog.at_level(logging.WARNING, "point_rend"):
+        counts = count_labels("tiny", ignore_value=IGNORED, skip_broken_images=True)
+    assert counts.tolist() == kept.tolist()
+    assert f"1 of 2 images cannot be used and are skipped: image 1, {tiny.image(1)}" in caplog.text
+    check_semantic_datasets(["tiny"], [], ignore_value=IGNORED, skip_broken_images=True)
+    with pytest.raises(ValueError, match="1 of 2 images cannot be used: "):
+        check_semantic_datasets(["tiny"], ["tiny"], ignore_value=IGNORED, skip_broken_images=True)
+
+
 def test_a_missing_image_is_named(tiny: SemSegSet) -> None:
     records = DatasetCatalog.get("tiny")
     DatasetCatalog["tiny"] = lambda: records
