@@ -214,6 +214,9 @@ class RepeatablePreciseBN(hooks.PreciseBN):
 def resuming_command() -> str:
     """Return the command line that continues the run of this process."""
     options = [word for word in sys.argv[1:] if word != "--resume"]
-    command = shlex.join([sys.executable, sys.argv[0], "--resume", *options])
-    launched = comm.get_world_size() > 1 and multiprocessing.parent_process() is None
-    return f"<the same launcher> {command}" if launched else command
+    command = shlex.join([sys.argv[0], "--resume", *options])
+    if comm.get_world_size() > 1 and multiprocessing.parent_process() is None:
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun names no interpreter
+            return f"torchrun <with the same options> {command}"
+        return f"<the same launcher> {shlex.quote(sys.executable)} {command}"
+    return f"{shlex.quote(sys.executable)} {command}"

@@ -4,6 +4,7 @@ import os
 import random
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
 
 import train_net
+from point_rend.engine.trainer import resuming_command
 from tests.engine.killing import Run, command, tagged_iteration, write_mixed
 from tests.runs import files_limited_to
 from tests.tiny_datasets import CocoSet, process_state_restored
@@ -184,6 +187,16 @@ def test_a_broken_image_may_be_skipped(tmp_path: Path) -> None:
     log = (tmp_path / "output" / "log.txt").read_text()
     assert f"Skipped, number 1 of this run: image 4, file {path}" in log
     assert (tmp_path / "output" / "model_final.pth").exists()
+
+
+def test_resuming_under_torchrun_names_no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", "a b.yaml"])
+    words = "train_net.py --resume --config-file 'a b.yaml'"
+    assert resuming_command() == f"{shlex.quote(sys.executable)} {words}"
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    assert resuming_command() == f"<the same launcher> {shlex.quote(sys.executable)} {words}"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert resuming_command() == f"torchrun <with the same options> {words}"
 
 
 def test_an_unknown_reaction_to_broken_images_is_refused(mixed: CocoSet, tmp_path: Path) -> None:
