@@ -56,7 +56,7 @@ def test_the_last_step_of_a_mask_is_what_was_rendered_to_the_last_bit(implicit, 
     assert torch.equal(last.sigmoid(), masks)
     assert [x.logits.shape[-1] for x in steps[0]] == [28, 56, 112, 224]
     if opts:
-        assert [x[0].logits.shape[0] for x in steps] == [2, 1, 0, 2]
+        assert [x[0].logits.shape[0] for x in steps] == [2, 1, 2]
 
 
 def test_the_points_of_a_step_are_the_most_uncertain_cells_of_its_map():
