@@ -89,11 +89,11 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED": True,
     # Weight of the mean square of the predicted parameters in the loss.
     "MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER": 1e-5,
-    # What an image that cannot be read does to a training: "stop" ends it with the name of the file,
+    # What an image that cannot be read does to a training: "stop" ends it with the file's name,
     # "skip" gives the image's turn to another one, with a counted warning.
     "DATALOADER.ON_CORRUPT_IMAGE": "stop",
-    # Whether an evaluation measures boundaries, too: boundary AP of instances, boundary mIoU of label
-    # maps.
+    # Whether an evaluation measures boundaries, too: boundary AP of instances, boundary mIoU of
+    # label maps.
     "TEST.BOUNDARY_METRICS": False,
     # Whether an evaluation computes in SOLVER.AMP.DTYPE; coordinates and sampling stay in float32.
     "TEST.MIXED_PRECISION": False,

@@ -23,8 +23,8 @@ from .sampling import point_sample
 RowTerms = Callable[[slice], Iterator[Tensor]]
 
 
-# How many points make up for what a position costs, measured on a CPU: to be copied into a row of its
-# own, which is read faster; to be multiplied by a layer in the place of the points.
+# How many points make up for what a position costs, measured on a CPU: to be copied into a row of
+# its own, which is read faster; to be multiplied by a layer in the place of the points.
 POINTS_PER_COPIED_POSITION = 0.25
 POINTS_PER_PROJECTED_POSITION = 1.5
 
