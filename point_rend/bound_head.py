@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .coordinates import box_to_image_coords
 from .dynamic_mlp import MLPLayout, apply_mlp, fourier_features
 from .point_features import FineGrainedFeatures
-from .point_linear import Affine, linear_at_points
+from .point_linear import Affine, is_tracing, linear_at_points
 from .sampling import point_sample
 from .subdivision import PointPredictor
 from .uncertainty import select_class_channel
@@ -127,7 +127,7 @@ class _Tile(NamedTuple):
 def _tiles(coords: Tensor) -> Iterator[_Tile]:
     """Cut the rows of points (N, P, 2) so that a layer's outputs stay in a processor's cache."""
     num_regions, num_points = coords.shape[:2]
-    if torch.jit.is_tracing() or coords.device.type != "cpu" or not num_regions * num_points:  # type: ignore[attr-defined]
+    if is_tracing() or coords.device.type != "cpu" or not num_regions * num_points:
         yield _Tile(slice(None), num_points, slice(None))
         return
     regions_per_tile = max(1, ROWS_PER_TILE // num_points)

@@ -32,7 +32,7 @@ from .point_head import (
     check_own_parameters,
     roi_mask_point_loss,
 )
-from .point_linear import position_major
+from .point_linear import is_tracing, position_major
 from .sampling import PointSampler, point_sample
 from .subdivision import SubdivisionPlan, subdivide
 from .targets import sample_point_labels
@@ -217,7 +217,7 @@ class MaskRenderer:
 
     def _render_image(self, bound: BoundPointHead, detected: Instances, coarse: Tensor) -> Tensor:
         boxes, classes = detected.pred_boxes.tensor, detected.pred_classes
-        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if is_tracing():
             # A trace serves any number of boxes of any size: no loop over them.
             return self._render_together(bound, coarse, boxes, classes, steps=self.plan.steps)
         side = self.plan.output_side

@@ -75,8 +75,7 @@ class FineGrainedFeatures:
             linear_at_points(level, [Affine(part)], num_points)
             for level, part in zip(self.levels, weights, strict=True)
         ]
-
-        frames = self.frames
+        frames = self.frames  # and not self: what is bound must not keep maps that were copied
 
         def at(coords: Tensor) -> Callable[[slice], Tensor]:
             pairs = zip(bound_levels, frames, strict=True)

@@ -99,7 +99,7 @@ def position_major(maps: Tensor, num_points: int) -> Tensor:
     Returns:
         Equal maps, in PyTorch's memory format ``channels_last`` or as they were.
     """
-    if _is_tracing() or num_points < _num_positions(maps) * POINTS_PER_COPIED_POSITION:
+    if is_tracing() or num_points < _num_positions(maps) * POINTS_PER_COPIED_POSITION:
         return maps
     return maps.contiguous(memory_format=torch.channels_last)
 
@@ -111,10 +111,11 @@ def _num_positions(maps: Tensor) -> int:
 def _has_rows(maps: Tensor) -> bool:
     """Whether the channels of a position are contiguous, and positions have four neighbours."""
     is_laid_out = maps.is_contiguous(memory_format=torch.channels_last)
-    return is_laid_out and min(maps.shape[2:]) > 1 and not _is_tracing()
+    return is_laid_out and min(maps.shape[2:]) > 1 and not is_tracing()
 
 
-def _is_tracing() -> bool:
+def is_tracing() -> bool:
+    """Tell whether a trace is being made, whose code serves any number of regions and points."""
     return torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 

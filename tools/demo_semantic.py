@@ -34,6 +34,7 @@ from torch.nn import functional as F
 from point_rend import SafeDetectionCheckpointer, load_config
 from point_rend.evaluation.scores import format_table
 from point_rend.evaluation.semantic_scores import SemanticScores
+from point_rend.uncertainty import label_map
 from point_rend.visualize import save_picture, side_by_side, stack
 from tools.demo import REPOSITORY, closeup, run_step
 
@@ -71,7 +72,7 @@ def predict(model: Any, image: np.ndarray) -> list[np.ndarray]:
 
     def label(logits: Tensor) -> np.ndarray:
         height, width = image.shape[:2]
-        return logits[:, :height, :width].argmax(dim=0).numpy().astype(np.uint8)
+        return label_map(logits[:, :height, :width]).numpy().astype(np.uint8)
 
     nearest = F.interpolate(coarse, scale_factor=stride, mode="nearest")
     bilinear = F.interpolate(coarse, scale_factor=stride, mode="bilinear", align_corners=False)

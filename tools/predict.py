@@ -42,6 +42,7 @@ from point_rend.evaluation.test_time import (
     build_test_time_augmentation,
     check_test_time_augmentation,
 )
+from point_rend.uncertainty import label_map
 from point_rend.visualize import (
     Colour,
     colour_of,
@@ -150,7 +151,7 @@ def _prediction(result: Mapping[str, Any]) -> Prediction:
     instances = _instances(result["instances"].to("cpu")) if "instances" in result else []
     labels, shown = None, instances
     if "sem_seg" in result:
-        labels = result["sem_seg"].argmax(dim=0).cpu().numpy()
+        labels = label_map(result["sem_seg"]).cpu().numpy()
         labels = labels.astype(np.uint8 if len(result["sem_seg"]) <= 256 else np.uint16)
         shown = [Segment(labels == k, int(k)) for k in np.unique(labels)]
     if "panoptic_seg" in result:

@@ -27,6 +27,7 @@ from detectron2.utils.logger import create_small_table
 from PIL import Image
 
 from point_rend.data.semantic import IGNORE_LABEL
+from point_rend.uncertainty import label_map
 
 from .cityscapes_scores import CityscapesScores, Prediction
 from .instance_scores import FIGURES, InstanceScores
@@ -151,7 +152,7 @@ class BoundaryIoUEvaluator(DatasetEvaluator):
         """
         for record, output in zip(inputs, outputs, strict=True):
             labels = read_labels(self._files[record["file_name"]], np.int64)
-            self._scores.add(output["sem_seg"].argmax(dim=0).cpu().numpy(), labels)
+            self._scores.add(label_map(output["sem_seg"]).cpu().numpy(), labels)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Score the images of all processes.
