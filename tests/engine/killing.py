@@ -1,24 +1,27 @@
 """Trainings of train_net.py in processes of their own, to be killed; a set of upright images."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
+import pytest
 import torch
+from detectron2.utils import comm
 
 import train_net
 from tests.tiny_datasets import POINTREND, REPOSITORY, TINY_MODEL, CocoSet, write_coco
 
-PATIENCE = 60.0  # seconds that a process gets for what it is waited for
+PATIENCE = 120.0  # seconds that a process gets for what it is waited for
 
 
 def write_mixed(folder: Path, *, images: int = 6) -> CocoSet:
@@ -130,6 +133,21 @@ def fork(argv: Sequence[str], output: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+@contextlib.contextmanager
+def signalling_itself(number: int, *, iteration: int, rank: int = 0) -> Iterator[None]:
+    """Runs that are forked within get a signal in the middle of an iteration, on one rank."""
+
+    def run_step(trainer: train_net.Trainer) -> None:
+        whole_step(trainer)
+        if (trainer.iter, comm.get_rank()) == (iteration, rank):
+            os.kill(os.getpid(), number)
+
+    whole_step = train_net.Trainer.run_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_net.Trainer, "run_step", run_step)
+        yield
 
 
 def final(output: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tests.engine.killing import (
     assert_identical,
     command,
     final,
+    signalling_itself,
     tagged_iteration,
     write_mixed,
 )
@@ -33,24 +34,22 @@ def mixed(tmp_path: Path) -> CocoSet:
 def test_a_training_that_is_stopped_and_killed_ends_with_the_same_state_for_any_worker_count(
     mixed: CocoSet, tmp_path: Path
 ) -> None:
-    schedule = ["SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3"]
+    schedule = ["SOLVER.MAX_ITER", "12", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3"]
     schedule += ["TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"]
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log.txt"
     undisturbed = Run(command(mixed, whole, *schedule), tmp_path / "whole.txt", forked=True)
     argv = command(mixed, parts, *schedule, "DATALOADER.NUM_WORKERS", "2")
 
-    stopped = Run(argv, log, forked=True)
-    stopped.wait_to_say("Starting training")
-    stopped.kill(signal.SIGTERM)
+    with signalling_itself(signal.SIGTERM, iteration=2):
+        stopped = Run(argv, log, forked=True)
     assert stopped.end() == 128 + signal.SIGTERM
-    reached = tagged_iteration(parts)
-    assert reached >= 0
+    assert tagged_iteration(parts) == 2
 
     killed = Run(argv, log, forked=True)
     killed.wait_until(lambda: tagged_iteration(parts) >= 5)
     killed.kill(signal.SIGKILL)
     assert killed.end() == -signal.SIGKILL
-    assert f"Starting training from iteration {reached + 1}" in killed.said()
+    assert "Starting training from iteration 3\n" in killed.said()
 
     assert Run(argv, log, forked=True).end() == 0
     assert undisturbed.end() == 0

@@ -15,6 +15,7 @@ from tests.engine.killing import (
     assert_identical,
     command,
     final,
+    signalling_itself,
     tagged_iteration,
     write_mixed,
 )
@@ -51,17 +52,15 @@ def start_two(folder: Path, argv: list[str]) -> list[Run]:
 def test_a_signal_to_one_rank_ends_both_after_the_same_iteration_and_loses_nothing(
     mixed: CocoSet, tmp_path: Path
 ) -> None:
-    more = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "12"]
-    runs = start_two(tmp_path, command(mixed, tmp_path / "parts", *more))
-    runs[0].wait_to_say("Starting training")
-    runs[1].kill(signal.SIGTERM)
+    more = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "9"]
+    with signalling_itself(signal.SIGTERM, iteration=4, rank=1):
+        runs = start_two(tmp_path, command(mixed, tmp_path / "parts", *more))
     assert [run.end() for run in runs] == [143, 143], runs[0].said()
     last = runs[0].said().splitlines()[-1]
     assert "train_net.py: stopped by SIGTERM" in last
     assert "resume with: <the same launcher> " in last
     assert "stopped by" not in runs[1].said()
-    reached = tagged_iteration(tmp_path / "parts")
-    assert 0 <= reached < 10
+    assert tagged_iteration(tmp_path / "parts") == 4
 
     for output in (tmp_path / "parts", tmp_path / "whole"):
         ended = [run.end() for run in start_two(tmp_path, command(mixed, output, *more))]
