@@ -36,7 +36,7 @@ from .point_linear import is_tracing, position_major
 from .sampling import PointSampler, point_sample
 from .subdivision import SubdivisionPlan, subdivide
 from .targets import sample_point_labels
-from .uncertainty import foreground_uncertainty, select_class_channel
+from .uncertainty import Uncertainty, foreground_uncertainty, select_class_channel
 
 Features = Mapping[str, Tensor]
 
@@ -196,7 +196,11 @@ class MaskRenderer:
         ]
 
     def render(
-        self, bound: Sequence[BoundPointHead], instances: Sequence[Instances], coarse: Tensor
+        self,
+        bound: Sequence[BoundPointHead],
+        instances: Sequence[Instances],
+        coarse: Tensor,
+        uncertainty: Uncertainty = foreground_uncertainty,
     ) -> list[Tensor]:
         """Render the mask of each detected box, for its class.
 
@@ -205,26 +209,34 @@ class MaskRenderer:
             instances: per image its detections; N in all.
             coarse: (N, ...) what the point head needs to know of each box, see
                 :class:`BoundPointHead`.
+            uncertainty: rates the one channel (N, 1, H, W) of each box's class.
 
         Returns:
             Per image the foreground probabilities (N_i, 1, S, S), float32.
         """
         coarse_of_images = coarse.split([x.pred_boxes.tensor.size(0) for x in instances])
         return [
-            self._render_image(*image)
+            self._render_image(*image, uncertainty)
             for image in zip(bound, instances, coarse_of_images, strict=True)
         ]
 
-    def _render_image(self, bound: BoundPointHead, detected: Instances, coarse: Tensor) -> Tensor:
+    def _render_image(
+        self,
+        bound: BoundPointHead,
+        detected: Instances,
+        coarse: Tensor,
+        uncertainty: Uncertainty,
+    ) -> Tensor:
         boxes, classes = detected.pred_boxes.tensor, detected.pred_classes
         if is_tracing():
             # A trace serves any number of boxes of any size: no loop over them.
-            return self._render_together(bound, coarse, boxes, classes, steps=self.plan.steps)
+            steps = self.plan.steps
+            return self._render_together(bound, coarse, boxes, classes, uncertainty, steps=steps)
         side = self.plan.output_side
         masks = coarse.new_empty((boxes.size(0), 1, side, side), dtype=torch.float32)
         for steps, chosen in self._chunks(boxes):
             chunk = coarse[chosen], boxes[chosen], classes[chosen]
-            masks[chosen] = self._render_together(bound, *chunk, steps=steps)
+            masks[chosen] = self._render_together(bound, *chunk, uncertainty, steps=steps)
         return masks
 
     def _chunks(self, boxes: Tensor) -> Iterator[tuple[int, slice | Tensor]]:
@@ -244,14 +256,21 @@ class MaskRenderer:
                 yield steps, chosen
 
     def _render_together(
-        self, bound: BoundPointHead, coarse: Tensor, boxes: Tensor, classes: Tensor, *, steps: int
+        self,
+        bound: BoundPointHead,
+        coarse: Tensor,
+        boxes: Tensor,
+        classes: Tensor,
+        uncertainty: Uncertainty,
+        *,
+        steps: int,
     ) -> Tensor:
         predict = bound.at(coarse, boxes, classes)
         side = self.plan.start_side
         logits = subdivide(
             predict(regular_grid(boxes.size(0), side, boxes.device)).unflatten(2, (side, side)),
             predict,
-            foreground_uncertainty,
+            uncertainty,
             steps=steps,
             points_per_step=self.plan.points_per_step,
             plain_steps=self.plan.steps - steps,
@@ -287,6 +306,8 @@ class PointRendMaskHead(nn.Module):
         point_head: maps features and coarse logits at points to logits; None for the coarse head
             alone, which then gives masks of its own small side.
         refinement: how the point head is used; given with it.
+        uncertainty: rates the one channel (N, 1, ...) of each box's class, in training and in
+            inference.
 
     Raises:
         ValueError: if only one of ``point_head`` and ``refinement`` is given.
@@ -303,6 +324,7 @@ class PointRendMaskHead(nn.Module):
         coarse_pooler_side: int,
         point_head: nn.Module | None = None,
         refinement: PointRefinement | None = None,
+        uncertainty: Uncertainty = foreground_uncertainty,
     ) -> None:
         super().__init__()
         if (point_head is None) != (refinement is None):
@@ -314,6 +336,7 @@ class PointRendMaskHead(nn.Module):
         self.coarse_pooler_side = coarse_pooler_side
         self.point_head = point_head
         self.refinement = refinement
+        self.uncertainty = uncertainty
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
@@ -385,7 +408,7 @@ class PointRendMaskHead(nn.Module):
             return losses
         classes = torch.cat([x.gt_classes for x in instances])
         class_logits = select_class_channel(coarse_logits.detach(), classes)
-        coords = self.refinement.sampler.sample(class_logits, foreground_uncertainty)
+        coords = self.refinement.sampler.sample(class_logits, self.uncertainty)
         fine = self.refinement.reader.points(features, boxes, coords)
         point_logits = self.point_head(fine, point_sample(coarse_logits, coords))
         labels = _label_points(instances, coords)
@@ -407,7 +430,7 @@ class PointRendMaskHead(nn.Module):
         renderer, images = refinement.renderer, refinement.reader.images(features)
         bound = renderer.bind(self.point_head, images, instances)
         del features, images  # rendering does not need a copy of the maps any more
-        return renderer.render(bound, instances, coarse)
+        return renderer.render(bound, instances, coarse, self.uncertainty)
 
 
 class ImplicitPointRendMaskHead(nn.Module):
@@ -422,6 +445,7 @@ class ImplicitPointRendMaskHead(nn.Module):
         num_train_points: P, uniformly random in the box.
         renderer: how masks are rendered.
         l2_regularizer: weight of the mean square of the parameters.
+        uncertainty: rates the one channel (N, 1, ...) of each box's class, in inference.
 
     Source: Cheng, Parkhi, Kirillov, "Pointly-Supervised Instance Segmentation", section 5.
     """
@@ -438,6 +462,7 @@ class ImplicitPointRendMaskHead(nn.Module):
         num_train_points: int,
         renderer: MaskRenderer,
         l2_regularizer: float,
+        uncertainty: Uncertainty = foreground_uncertainty,
     ) -> None:
         super().__init__()
         if num_train_points < 1:
@@ -452,6 +477,7 @@ class ImplicitPointRendMaskHead(nn.Module):
         self.num_train_points = num_train_points
         self.renderer = renderer
         self.l2_regularizer = l2_regularizer
+        self.uncertainty = uncertainty
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
@@ -530,4 +556,4 @@ class ImplicitPointRendMaskHead(nn.Module):
         images = self.point_reader.images(features)
         bound = self.renderer.bind(self.point_head, images, instances)
         del features, images  # rendering does not need a copy of the maps any more
-        return self.renderer.render(bound, instances, parameters)
+        return self.renderer.render(bound, instances, parameters, self.uncertainty)

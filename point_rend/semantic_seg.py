@@ -22,7 +22,7 @@ from .point_head import build_point_head, build_point_sampler, check_own_paramet
 from .sampling import PointSampler, point_sample
 from .subdivision import subdivide
 from .targets import sample_semantic_labels
-from .uncertainty import top2_margin_uncertainty
+from .uncertainty import Uncertainty, top2_margin_uncertainty
 
 Features = Mapping[str, Tensor]
 ImageSizes = Sequence[tuple[int, int]]
@@ -95,6 +95,7 @@ class PointRendSemSegHead(nn.Module):
             size of the input. None takes the number that fits.
         points_per_step: cells recomputed after each doubling.
         ignore_value: label of pixels that do not count.
+        uncertainty: rates the logits (N, K, ...), in training and in inference.
 
     Raises:
         ValueError: if ``steps`` does not lead to the size of the input.
@@ -113,6 +114,7 @@ class PointRendSemSegHead(nn.Module):
         steps: int | None,
         points_per_step: int,
         ignore_value: int,
+        uncertainty: Uncertainty = top2_margin_uncertainty,
     ) -> None:
         super().__init__()
         stride = int(coarse_sem_seg_head.common_stride)  # type: ignore[arg-type]
@@ -139,6 +141,7 @@ class PointRendSemSegHead(nn.Module):
         self.steps = fitting
         self.points_per_step = points_per_step
         self.ignore_value = ignore_value
+        self.uncertainty = uncertainty
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
@@ -249,7 +252,7 @@ class PointRendSemSegHead(nn.Module):
             height, width = targets.shape[-2:]
             parts = [[[w / width, h / height]] for h, w in image_sizes]
             extent = torch.tensor(parts, device=coarse.device)
-        coords = self.sampler.sample(coarse, top2_margin_uncertainty, extent=extent)
+        coords = self.sampler.sample(coarse, self.uncertainty, extent=extent)
         fine = concatenate_levels(
             [point_sample(features[name], coords) for name in self.in_features]
         )
@@ -266,7 +269,7 @@ class PointRendSemSegHead(nn.Module):
         return subdivide(
             coarse,
             bound.at(coarse),
-            top2_margin_uncertainty,
+            self.uncertainty,
             steps=self.steps,
             points_per_step=self.points_per_step,
         )

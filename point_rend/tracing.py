@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from .bound_head import BoundPointHead, bind_point_head
 from .point_features import FineGrainedFeatures
 from .subdivision import PointPredictor, subdivide
-from .uncertainty import (
-    Uncertainty,
-    foreground_uncertainty,
-    select_class_channel,
-    top2_margin_uncertainty,
-)
+from .uncertainty import Uncertainty, select_class_channel
 
 
 class Step(NamedTuple):
@@ -53,18 +48,15 @@ class Rendering:
         boxes: (N, 4) in pixels of the model's input; None for regions that are images.
         classes: (N,) the class whose mask was rendered; None for all classes.
         predict: maps points (N, P, 2) to logits (N, C, P), as it did in the rendering.
+        uncertainty: how the head rates logits.
     """
 
     coarse: Tensor
     boxes: Tensor | None
     classes: Tensor | None
     predict: PointPredictor
+    uncertainty: Uncertainty
     _calls: list[_Call] = field(default_factory=list)
-
-    @property
-    def uncertainty(self) -> Uncertainty:
-        """How the head rates logits."""
-        return top2_margin_uncertainty if self.boxes is None else foreground_uncertainty
 
     @property
     def coarse_logits(self) -> Tensor | None:
@@ -132,7 +124,8 @@ def recorded_renderings(head: nn.Module) -> Iterator[list[Rendering]]:
             "head, with MODEL.ROI_MASK_HEAD.POINT_HEAD_ON True"
         )
     renderings: list[Rendering] = []
-    head.point_head = _ListeningPointHead(point_head, renderings)
+    uncertainty: Any = head.uncertainty
+    head.point_head = _ListeningPointHead(point_head, uncertainty, renderings)
     try:
         yield renderings
     finally:
@@ -142,9 +135,12 @@ def recorded_renderings(head: nn.Module) -> Iterator[list[Rendering]]:
 class _ListeningPointHead(nn.Module):
     """A point head whose bound form keeps what it is asked and what it answers."""
 
-    def __init__(self, point_head: nn.Module, renderings: list[Rendering]) -> None:
+    def __init__(
+        self, point_head: nn.Module, uncertainty: Uncertainty, renderings: list[Rendering]
+    ) -> None:
         super().__init__()
         self.point_head = point_head
+        self.uncertainty = uncertainty
         self.renderings = renderings
 
     def bind(
@@ -152,18 +148,21 @@ class _ListeningPointHead(nn.Module):
     ) -> BoundPointHead:
         """Bind the point head and listen to it."""
         bound = bind_point_head(self.point_head, fine, num_regions, points_per_region)
-        return _ListeningBoundHead(bound, self.renderings)
+        return _ListeningBoundHead(bound, self.uncertainty, self.renderings)
 
 
 class _ListeningBoundHead:
-    def __init__(self, bound: BoundPointHead, renderings: list[Rendering]) -> None:
+    def __init__(
+        self, bound: BoundPointHead, uncertainty: Uncertainty, renderings: list[Rendering]
+    ) -> None:
         self.bound = bound
+        self.uncertainty = uncertainty
         self.renderings = renderings
 
     def at(
         self, coarse: Tensor, boxes: Tensor | None = None, classes: Tensor | None = None
     ) -> PointPredictor:
         predict = self.bound.at(coarse, boxes, classes)
-        rendering = Rendering(coarse, boxes, classes, predict)
+        rendering = Rendering(coarse, boxes, classes, predict, self.uncertainty)
         self.renderings.append(rendering)
         return rendering._answer

@@ -159,7 +159,9 @@ def rendering(head):
         (image,) = refinement.reader.images({"p2": p2})
         plan = refinement.renderer.plan
         bound = bind_point_head(head.point_head, image, 4, plan.num_points)
-        return refinement.renderer._render_together(bound, coarse, boxes, classes, steps=plan.steps)
+        return refinement.renderer._render_together(
+            bound, coarse, boxes, classes, head.uncertainty, steps=plan.steps
+        )
 
     boxes = detections.pred_boxes.tensor
     return render, (random_features(1)["p2"], coarse, boxes, detections.pred_classes)

@@ -4,12 +4,15 @@ Shapes: N regions, P points, H and W rows and columns of a grid.
 """
 
 import copy
+import math
 
 import pytest
 import torch
 from detectron2.modeling import build_mask_head
+from detectron2.utils.events import EventStorage
 from torch import nn
 
+from point_rend import ImplicitPointRendMaskHead, PointRendMaskHead, PointRendSemSegHead
 from point_rend.tracing import Step, recorded_renderings
 from tests.synthetic import (
     IMAGE_SIZE,
@@ -20,8 +23,10 @@ from tests.synthetic import (
     randomize,
     small_head_config,
 )
+from tests.synthetic_semantic import random_labels, small_semantic_config
 from tests.test_semantic_seg import pointwise_head
 
+MASK_HEADS = {False: PointRendMaskHead, True: ImplicitPointRendMaskHead}
 CHUNKS = ("MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK", 2)
 
 
@@ -101,6 +106,61 @@ def test_the_coarse_logits_are_those_of_the_rendered_classes():
     assert rendering.coarse_logits.shape == (3, 1, 7, 7)
     for region, category in enumerate(instances[0].pred_classes):
         assert torch.equal(rendering.coarse_logits[region, 0], rendering.coarse[region, category])
+
+
+def left_first(logits: torch.Tensor) -> torch.Tensor:
+    """Rate by the column alone: at points (N, C, P) by their order."""
+    columns = torch.arange(logits.shape[-1], dtype=torch.float32)
+    return -columns.expand(logits.shape[0], 1, *logits.shape[2:])
+
+
+def assert_leftmost(steps: list[Step], points: int) -> None:
+    for step in steps:
+        assert step.coords.shape[1] == points
+        rows, columns = step.logits.shape[-2:]
+        assert (step.coords[..., 0] * columns < math.ceil(points / rows)).all()
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_boxes_are_rendered_at_the_points_that_the_heads_own_uncertainty_prefers(implicit):
+    torch.manual_seed(0)
+    cfg = small_head_config(implicit=implicit)
+    head = MASK_HEADS[implicit](cfg, SHAPES, uncertainty=left_first).eval()
+    with torch.no_grad(), recorded_renderings(head) as renderings:
+        head(random_features(1), as_detections(random_proposals([2])))
+    _, *steps = renderings[0].steps()
+    assert renderings[0].uncertainty is left_first
+    assert_leftmost(steps, 784)
+
+
+def test_images_are_rendered_at_the_points_that_the_heads_own_uncertainty_prefers():
+    head = PointRendSemSegHead(small_semantic_config(), SHAPES, uncertainty=left_first).eval()
+    with torch.no_grad(), recorded_renderings(head) as renderings:
+        head(random_features(1), None)
+    _, *steps = renderings[0].steps()
+    assert len(steps) == 2
+    assert_leftmost(steps, 200)
+
+
+@pytest.mark.parametrize("semantic", [False, True])
+def test_training_points_are_those_that_the_heads_own_uncertainty_prefers(semantic):
+    rated = []
+
+    def rate(logits: torch.Tensor) -> torch.Tensor:
+        rated.append(logits.shape)
+        return left_first(logits)
+
+    if semantic:
+        cfg = small_semantic_config("MODEL.POINT_HEAD.TRAIN_NUM_POINTS", 40)
+        head = PointRendSemSegHead(cfg, SHAPES, uncertainty=rate)
+        head(random_features(2), random_labels(2, 6))
+        assert rated == [(2, 6, 3 * 40)]
+    else:
+        cfg = small_head_config("MODEL.POINT_HEAD.TRAIN_NUM_POINTS", 40)
+        head = PointRendMaskHead(cfg, SHAPES, uncertainty=rate)
+        with EventStorage():
+            head(random_features(1), random_proposals([3]))
+        assert rated == [(3, 1, 3 * 40)]  # of each box its class
 
 
 def test_an_implicit_head_has_no_coarse_logits():
