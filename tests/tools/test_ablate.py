@@ -1,4 +1,4 @@
-"""tools/ablate.py: cells of the table, what is kept of them, a tiny model on a tiny data set."""
+"""tools/ablate.py subdivision: cells of the table, what is kept, a tiny model on a tiny set."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,9 @@ from detectron2.modeling import build_model
 from point_rend import load_config
 from point_rend.subdivision import SubdivisionPlan
 from tests.tiny_datasets import BASELINE, POINTREND, TINY_MODEL, process_state_restored, write_coco
-from tools import ablate
+from tools import ablate, ablate_subdivision
+from tools.ablate_cells import read_cell
+from tools.ablate_subdivision import Cell, format_subdivision, steps_to
 
 
 @pytest.fixture(autouse=True)
@@ -47,29 +49,29 @@ def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_cells_whose_points_cover_all_grids_are_one():
-    assert ablate.Cell.of(28, 56**2) == ablate.Cell.of(28, 28**2) != ablate.Cell.of(28, 14**2)
+    assert Cell.of(28, 56**2) == Cell.of(28, 28**2) != Cell.of(28, 14**2)
     plans = [SubdivisionPlan(7, 2, points).without_covered_steps() for points in (784, 3136)]
     assert {(plan.start_side, plan.steps) for plan in plans} == {(28, 0)}
 
 
 @pytest.mark.parametrize(("side", "steps"), [(7, 0), (14, 1), (224, 5)])
 def test_the_number_of_steps_follows_from_the_side(side: int, steps: int):
-    assert ablate.steps_to(side, 7) == steps
+    assert steps_to(side, 7) == steps
 
 
 @pytest.mark.parametrize("side", [3, 21, 30])
 def test_a_side_that_no_doubling_reaches_is_refused(side: int):
     with pytest.raises(ValueError, match=f"{side} is no power of two times 7"):
-        ablate.steps_to(side, 7)
+        steps_to(side, 7)
 
 
 def test_the_table_has_each_side_and_number_of_points():
     results = {
-        ablate.Cell(14, 196): {"segm/AP": 1.0},
-        ablate.Cell(28, 196): {"segm/AP": 2.0},
-        ablate.Cell(28, 784): {"segm/AP": 3.456},
+        Cell(14, 196): {"segm/AP": 1.0},
+        Cell(28, 196): {"segm/AP": 2.0},
+        Cell(28, 784): {"segm/AP": 3.456},
     }
-    assert ablate.format_subdivision(results, [14, 28], [14, 28], "segm/AP").splitlines() == [
+    assert format_subdivision(results, [14, 28], [14, 28], ["segm/AP"]).splitlines() == [
         "| segm/AP | 14² points | 28² points |",
         "|---|---:|---:|",
         "| 14×14 | 1.00 | 1.00 |",
@@ -84,14 +86,14 @@ def test_cells_are_evaluated_once_and_shown(
     capsys: pytest.CaptureFixture[str],
 ):
     rendered = []
-    build = ablate.train_net.Trainer.build_model
+    build = ablate_subdivision.train_net.Trainer.build_model
 
     def build_and_note(cfg: object) -> torch.nn.Module:
         model = build(cfg)
         rendered.append(model.roi_heads.mask_head.refinement.renderer.plan)
         return model
 
-    monkeypatch.setattr(ablate.train_net.Trainer, "build_model", build_and_note)
+    monkeypatch.setattr(ablate_subdivision.train_net.Trainer, "build_model", build_and_note)
     output = tmp_path / "output"
     ablate.main(command(output, options))
     assert [(p.output_side, p.points_per_step) for p in rendered] == [
@@ -113,6 +115,10 @@ def test_cells_are_evaluated_once_and_shown(
     assert len(rendered) == 3 + 1
     assert json.loads(lost.read_text())["figures"] == pytest.approx(kept, nan_ok=True)
     assert (output / "subdivision.md").read_text() == table
+    two = [*command(output, options)]
+    ablate.main([*two[:1], "--metric", "segm/AP,bbox/AP", *two[1:]])
+    assert (output / "subdivision.md").read_text().startswith(f"{table}\n| bbox/AP |")
+    assert cv2.imread(str(output / "subdivision.png")).shape == (480, 1440, 3)
 
     said = refusal(command(output, [*options, "TEST.DETECTIONS_PER_IMAGE", "4"]), capsys)
     assert "was measured with other options" in said
@@ -127,7 +133,7 @@ def test_a_truncated_file_of_a_cell_is_refused(tmp_path: Path):
     file = tmp_path / "side14_points196.json"
     file.write_text('{"options": [')
     with pytest.raises(ValueError, match=r"side14_points196\.json is not JSON"):
-        ablate.read_cell(file, [])
+        read_cell(file, [])
 
 
 def test_a_model_without_steps_is_refused(
