@@ -20,6 +20,9 @@ from torch import Tensor
 
 # Pixels that are float32 at a time while crops are made, unless a single mask has more.
 CANVAS_PIXELS = 2**22
+# RoIAlign adds up samples in float32, whose places it rounds; a cell's mean may be off by so much.
+ROUNDING_OF_PLACES = 2.5e-4
+ROUNDING_OF_A_SAMPLE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,23 @@ class MaskObjects:
         places = starts + (rows - y0) * (x1 - x0) + (columns - x0)
         return self.pixels[places.where(inside, self.pixels.numel() - 1)]
 
-    def paint_pixels(self, objects: Tensor, canvas: Tensor) -> None:
-        """Write the windows of the objects (n,) into the images of a canvas (n, H, W)."""
+    def window_pixels(self, objects: Tensor) -> list[Tensor]:
+        """Return views of the windows of the objects (n,): of each (h, w) bool."""
         areas = self.areas()
         starts = (areas.cumsum(0) - areas)[objects].tolist()
+        x0, y0, x1, y1 = self.windows[objects].unbind(1)
+        sides = torch.stack((y1 - y0, x1 - x0), dim=1).tolist()
+        return [
+            self.pixels[start : start + h * w].view(h, w)
+            for start, (h, w) in zip(starts, sides, strict=True)
+        ]
+
+    def paint_pixels(self, objects: Tensor, canvas: Tensor) -> None:
+        """Write the windows of the objects (n,) into the images of a canvas (n, H, W)."""
         windows = self.windows[objects].tolist()
-        for image, start, (x0, y0, x1, y1) in zip(canvas, starts, windows, strict=True):
-            window = image[y0:y1, x0:x1]
-            window.copy_(self.pixels[start : start + window.numel()].view(window.shape))
+        pixels = self.window_pixels(objects)
+        for image, window, (x0, y0, x1, y1) in zip(canvas, pixels, windows, strict=True):
+            image[y0:y1, x0:x1] = window
 
 
 class SharedMasks(BitMasks):
@@ -252,21 +264,52 @@ class SharedMasks(BitMasks):
         return crops
 
     def _crop_pixels(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """RoIAlign over the objects' images, a few of which are painted at a time."""
+        """Decide cells by their means; what rounding could turn is left to RoIAlign itself."""
+        means, doubts = self._cell_means(boxes, mask_size)
+        crops = means >= 0.5
+        rows = ((means - 0.5).abs() <= doubts[:, None, None]).flatten(1).any(1).nonzero()[:, 0]
+        crops[rows] = self[rows]._align(boxes[rows], mask_size) >= 0.5
+        return crops
+
+    def _cell_means(self, boxes: Tensor, mask_size: int) -> tuple[Tensor, Tensor]:
+        """Compute what RoIAlign does, but an axis at a time: it is linear along each.
+
+        In float64, which neither autocast nor TF32 touches.
+
+        Returns:
+            The means (N, S, S), and how far RoIAlign's own may be from them, (N,).
+        """
+        height, width = self.image_size
+        across, columns = _bin_weights(boxes[:, 0::2], width, mask_size)  # (N, S, W), (N,)
+        down, rows = _bin_weights(boxes[:, 1::2], height, mask_size)
+        means = across.new_zeros(len(self), mask_size, mask_size)
+        order = self.index.argsort()
+        shown, counts = self.index[order].unique_consecutive(return_counts=True)
+        windows = self.objects.windows[shown].tolist()
+        regions = order.split(counts.tolist())
+        for window, pixels, chosen in zip(
+            windows, self.objects.window_pixels(shown), regions, strict=True
+        ):
+            x0, y0, x1, y1 = window
+            rows_done = down[chosen, :, y0:y1] @ pixels.to(down)  # (n, S, w)
+            means[chosen] = rows_done @ across[chosen, :, x0:x1].mT
+        return means, ROUNDING_OF_PLACES + ROUNDING_OF_A_SAMPLE * rows * columns
+
+    def _align(self, boxes: Tensor, mask_size: int) -> Tensor:
+        """RoIAlign over the objects' images, a few of which are painted at a time: (N, S, S)."""
         height, width = self.image_size
         shown, slots = self.index.unique(return_inverse=True)
         at_once = max(1, CANVAS_PIXELS // (height * width))
-        canvas = boxes.new_zeros(min(at_once, len(shown)), 1, height, width)
         align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)
         means = boxes.new_zeros(len(self), mask_size, mask_size)
         for first in range(0, len(shown), at_once):
             objects = shown[first : first + at_once]
+            canvas = boxes.new_zeros(len(objects), 1, height, width)
+            self.objects.paint_pixels(objects, canvas[:, 0])
             rows = ((slots >= first) & (slots < first + at_once)).nonzero()[:, 0]
-            self.objects.paint_pixels(objects, canvas[: len(objects), 0])
             rois = torch.cat(((slots[rows, None] - first).to(boxes), boxes[rows]), dim=1)  # (n, 5)
             means[rows] = align(canvas, rois)[:, 0]
-            canvas.zero_()
-        return means >= 0.5
+        return means
 
 
 def share_masks(instances: Sequence[Instances]) -> list[Instances]:
@@ -293,6 +336,40 @@ def _unpack(
     objects = MaskObjects(image_size, bits, windows, polygons)
     pixels = np.unpackbits(bits.numpy(), count=int(objects.areas().sum()) + 1).view(bool)
     return MaskObjects(image_size, torch.from_numpy(pixels).to(windows.device), windows, polygons)
+
+
+def _bin_weights(extents: Tensor, length: int, bins: int) -> tuple[Tensor, Tensor]:
+    """Compute what each pixel of an axis counts for the means that RoIAlign makes.
+
+    A bin has a sample per pixel of its extent, rounded up; a sample interpolates between the
+    centres of two pixels. Up to one pixel outside the first and the last centre they are repeated,
+    beyond that is nothing.
+
+    Args:
+        extents: (N, 2) float32, from where to where the bins reach, in pixels.
+        length: L, pixels of the axis.
+        bins: S.
+
+    Returns:
+        Weights (N, S, L) float64 that sum up to at most 1 along L, and the samples of a bin, (N,).
+    """
+    first, last = (extents - 0.5).unbind(1)  # in pixels from the centre of the first one
+    bin_length = (last - first) / bins
+    samples = bin_length.ceil().clamp(min=0)
+    numbers = torch.arange(int(samples.max()) if len(samples) else 0, device=extents.device)
+    edges = first[:, None] + torch.arange(bins, device=extents.device) * bin_length[:, None]
+    within = (numbers + 0.5) * bin_length[:, None] / samples[:, None]
+    places = edges[:, :, None] + within[:, None]  # (N, S, samples)
+    counted = (numbers < samples[:, None])[:, None] & (places >= -1) & (places <= length)
+    places = places.where(counted, 0).clamp(0, length - 1)
+    lower = places.long()
+    upper = (lower + 1).clamp(max=length - 1)
+    of_upper = (places - lower).double()
+    share = counted / samples.clamp(min=1)[:, None, None].double()
+    weights = share.new_zeros(*edges.shape, length)
+    weights.scatter_add_(2, lower, (1 - of_upper) * share)
+    weights.scatter_add_(2, upper, of_upper * share)
+    return weights, samples
 
 
 def _tight_windows(bitmaps: Tensor) -> Tensor:

@@ -121,6 +121,41 @@ def test_crops_decide_ties_as_detectron2_does():
         assert torch.equal(crops, BitMasks(masks)[index].crop_and_resize(boxes, side))
 
 
+@pytest.mark.parametrize("steps_per_pixel", [1, 2, 1000], ids=["whole", "halves", "any"])
+def test_crops_of_rectangles_equal_detectron2s_at_whole_half_and_any_places(steps_per_pixel):
+    generator = torch.Generator().manual_seed(5)
+    masks = torch.zeros(40, 90, 130, dtype=torch.bool)
+    for mask in masks:
+        (x0, x1), (y0, y1) = (torch.randint(side, (2,), generator=generator) for side in (130, 90))
+        mask[min(y0, y1) : max(y0, y1) + 1, min(x0, x1) : max(x0, x1) + 1] = True
+    extent = torch.rand(40, 2, generator=generator) * 90
+    corners = torch.rand(40, 2, generator=generator) * 120 - 20
+    boxes = torch.cat((corners, corners + extent), dim=1)
+    boxes = (boxes * steps_per_pixel).round() / steps_per_pixel
+    shared = SharedMasks.of(BitMasks(masks), (90, 130))
+    for side in (1, 2, 7, 14):
+        expected = BitMasks(masks).crop_and_resize(boxes, side)
+        assert torch.equal(shared.crop_and_resize(boxes, side), expected)
+
+
+def test_only_crops_with_a_cell_near_a_tie_ask_roi_align(monkeypatch):
+    asked = []
+
+    def align(self, boxes, mask_size):
+        asked.append(boxes)
+        return whole_align(self, boxes, mask_size)
+
+    whole_align = SharedMasks._align
+    monkeypatch.setattr(SharedMasks, "_align", align)
+    masks = torch.zeros(1, *SIZE, dtype=torch.bool)
+    masks[0, :, 10:] = True
+    tie, near, clear = [9.0, 0, 11, 2], [9.0002, 0, 11, 2], [9.2, 0, 11, 2]
+    crops = SharedMasks.of(BitMasks(masks), SIZE)[[0, 0, 0]]
+    crops = crops.crop_and_resize(torch.tensor([clear, tie, near]), 1)
+    assert [boxes.tolist() for boxes in asked] == [torch.tensor([tie, near]).tolist()]
+    assert crops.flatten().tolist() == [True, True, True]
+
+
 def test_polygons_have_the_boxes_crops_and_images_that_detectron2_gives_them():
     plain = some_polygons()
     shared = SharedMasks.of(plain, SIZE)
