@@ -109,6 +109,32 @@ def test_the_instance_config_costs_what_the_paper_says():
     assert rendered.multiply_adds < plain.multiply_adds
 
 
+def test_the_instance_config_costs_what_a_hand_counts():
+    """Layer by layer: inputs × outputs × places, of 256 channels and 80 classes."""
+    conv_28, conv_224, coarse, plain, _ = analyze.analyze(INSTANCE, [], (480, 640))["per_box"]
+    for cost, side in ((conv_28, 28), (conv_224, 224)):
+        convolutions = 4 * (256 * 256 * 9) * (side // 2) ** 2
+        doubling = 256 * 256 * 4 * (side // 2) ** 2  # a 2×2 patch out of every cell
+        assert cost.multiply_adds == convolutions + doubling + 256 * 80 * side**2
+        assert cost.activations == 4 * 256 * (side // 2) ** 2 + (256 + 80) * side**2
+        assert cost.parameters == 4 * (256 * 9 + 1) * 256 + (256 * 4 + 1) * 256 + 257 * 80
+
+    flat, mask = 256 * 7**2, 80 * 7**2
+    of_coarse = 256 * 256 * 4 * 7**2 + flat * 1024 + 1024 * 1024 + 1024 * mask
+    assert coarse.multiply_adds == of_coarse
+    assert coarse.activations == flat + 1024 + 1024 + mask
+    assert coarse.parameters == (
+        (256 * 4 + 1) * 256 + (flat + 1) * 1024 + 1025 * 1024 + 1025 * mask
+    )
+
+    of_point = 3 * (256 + 80) * 256 + (256 + 80) * 80  # the coarse logits enter every layer
+    assert plain.points == 28**2 + 3 * 28**2  # all cells of the first grid, then N = 28² a step
+    assert plain.multiply_adds == of_coarse + plain.points * of_point
+    assert plain.activations == coarse.activations + plain.points * (3 * 256 + 80)
+    assert plain.activations_at_once == coarse.activations + 28**2 * (3 * 256 + 80)
+    assert plain.parameters == coarse.parameters + 3 * (336 + 1) * 256 + (336 + 1) * 80
+
+
 def test_the_definition_at_one_box_does_not_depend_on_the_number_of_boxes():
     one, many = (analyze.analyze(INSTANCE, [], (480, 640), boxes) for boxes in (1, 50))
     assert one["per_box"][:-1] == many["per_box"][:-1]
