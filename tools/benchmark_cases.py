@@ -18,7 +18,7 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from point_rend import get_config_file, load_config, stock_heads
@@ -468,7 +468,9 @@ def model_pair(
     with stock_heads():
         stock = build_model(stock_cfg).eval()
     with torch.no_grad():
-        features = ours.backbone(ours.preprocess_image([{"image": image}]).tensor)
+        normalised = (image - ours.pixel_mean) / ours.pixel_std
+        padded = ImageList.from_tensors([normalised], ours.backbone.size_divisibility)
+        features = ours.backbone(padded.tensor)
         for level in PYRAMID:
             layer = ours.backbone.get_submodule(f"fpn_output{level.removeprefix('p')}")
             for parameter in layer.parameters():
