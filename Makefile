@@ -8,11 +8,12 @@
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help demo demo-semantic test lint type format venv clean
+.PHONY: help demo demo-semantic notebook test lint type format venv clean
 
 help:
 	@echo "make demo            train a small PointRend on drawn shapes, evaluate it, write pictures"
 	@echo "make demo-semantic   the same for semantic segmentation, on street scenes"
+	@echo "make notebook        execute the tutorial and write it with its results"
 	@echo "make test            run the tests"
 	@echo "make lint            check rules, layout and spelling"
 	@echo "make type            check the types"
@@ -28,6 +29,9 @@ demo: venv
 
 demo-semantic: venv
 	$(BIN)/python -m tools.demo_semantic $(ARGS)
+
+notebook: venv
+	$(BIN)/python tools/run_notebook.py notebooks/tutorial.ipynb $(ARGS)
 
 # One thread in each of a few processes is faster than many threads on small tensors.
 test: venv

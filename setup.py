@@ -61,7 +61,10 @@ setup(
             *cityscapes,
             *lvis,
             "codespell>=2.4",
+            "ipykernel>=6.29",
             "mypy>=1.15",
+            "nbclient>=0.10",  # executes the notebook, with ipykernel and nbformat
+            "nbformat>=5.10",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.9",

@@ -120,10 +120,17 @@ class Subject(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure, and the panels of it that make an animation."""
+    """A figure, and the panels of it that make an animation. A notebook shows it by itself."""
 
     rows: list[list[Panel]]
     frames: list[Panel]
+
+    def __repr__(self) -> str:
+        return f"Figure of {sum(map(len, self.rows))} panels"
+
+    def _repr_jpeg_(self) -> bytes:
+        quality = (cv2.IMWRITE_JPEG_QUALITY, 85)
+        return cv2.imencode(".jpg", panels_picture(self.rows), quality)[1].tobytes()
 
 
 def in_rows(panels: Sequence[Panel]) -> Figure:
@@ -143,19 +150,18 @@ def side_text(grid: Tensor | np.ndarray) -> str:
 
 
 @torch.no_grad()
-def find_instance(
-    predictor: Predictor, image: np.ndarray, number: int, given: tuple[Window, int] | None
-) -> Subject:
-    """Render the mask of an instance.
+def find_instances(
+    predictor: Predictor, image: np.ndarray, given: tuple[Window, int] | None = None
+) -> list[Subject]:
+    """Render the masks of all instances, best first.
 
     Args:
         predictor: with a model of instances.
         image: (H, W, 3) uint8, BGR.
-        number: of the detection, best first.
         given: a box in pixels of the image and its class, in place of all detections.
 
     Raises:
-        ValueError: if there are fewer detections, or if the model has no point head for masks.
+        ValueError: if the model has no point head for masks.
     """
     inputs = predictor.inputs(image)
     scale = _scale(inputs)
@@ -172,16 +178,36 @@ def find_instance(
             model.inference([inputs], do_postprocess=False)
         else:
             model.inference([inputs], detected, do_postprocess=False)
-    regions = [(x, i) for x in renderings for i in range(x.coarse.shape[0])]
-    if number >= len(regions):
+    subjects = []
+    for rendering in renderings:
+        assert rendering.boxes is not None
+        for region, corners in enumerate(rendering.boxes.cpu() * torch.tensor(scale * 2)):
+            box = tuple(corners.tolist())
+            subjects.append(Subject(image, rendering, region, box, box, ()))
+    return subjects
+
+
+def find_instance(
+    predictor: Predictor, image: np.ndarray, number: int, given: tuple[Window, int] | None
+) -> Subject:
+    """Render the mask of an instance.
+
+    Args:
+        predictor: with a model of instances.
+        image: (H, W, 3) uint8, BGR.
+        number: of the detection, best first.
+        given: a box in pixels of the image and its class, in place of all detections.
+
+    Raises:
+        ValueError: if there are fewer detections, or if the model has no point head for masks.
+    """
+    subjects = find_instances(predictor, image, given)
+    if number >= len(subjects):
         raise ValueError(
-            f"--instance {number}: the model finds {len(regions)} in this picture, counted from 0; "
-            "a lower --confidence-threshold lets more of them count"
+            f"--instance {number}: the model finds {len(subjects)} in this picture, counted from "
+            "0; a lower --confidence-threshold lets more of them count"
         )
-    rendering, region = regions[number]
-    assert rendering.boxes is not None
-    box = tuple((rendering.boxes[region].cpu() * torch.tensor(scale * 2)).tolist())
-    return Subject(image, rendering, region, box, box, ())
+    return subjects[number]
 
 
 @torch.no_grad()
