@@ -182,7 +182,7 @@ def peak_memory(run: Run, device: str) -> int | None:
     """Run a function once and return the peak of its memory over what was held before, in bytes.
 
     Args:
-        run: the function; what it returns counts.
+        run: the function; what it returns counts. It has run before: loading code takes memory.
         device: whose memory is meant.
 
     Returns:

@@ -107,9 +107,16 @@ def test_the_share_of_a_head_is_its_time_over_that_of_the_whole(
 # Memory
 
 
-def test_the_meter_sees_a_large_allocation_that_is_free_again_at_the_end() -> None:
-    peak = benchmark.peak_memory(lambda: torch.ones(48 * MIB // 4).sum(), "cpu")
+def peak_of_second_run(run: benchmark.Run) -> int:
+    """The first one loads code, whose pages count like any other memory."""
+    run()
+    peak = benchmark.peak_memory(run, "cpu")
     assert peak is not None
+    return peak
+
+
+def test_the_meter_sees_a_large_allocation_that_is_free_again_at_the_end() -> None:
+    peak = peak_of_second_run(lambda: torch.ones(48 * MIB // 4).sum())
     assert abs(peak - 48 * MIB) < 2 * MIB
 
 
@@ -117,17 +124,12 @@ def test_the_meter_sees_what_the_allocator_could_serve_from_freed_memory() -> No
     def many_small() -> list[torch.Tensor]:
         return [torch.ones(MIB // 16) for _ in range(160)]  # 40 MiB
 
-    many_small()
-    peak = benchmark.peak_memory(many_small, "cpu")
-    assert peak is not None
-    assert abs(peak - 40 * MIB) < 2 * MIB
+    assert abs(peak_of_second_run(many_small) - 40 * MIB) < 2 * MIB
 
 
 def test_the_meter_leaves_out_what_was_held_before() -> None:
     held = torch.ones(48 * MIB // 4)
-    peak = benchmark.peak_memory(lambda: held.add_(1), "cpu")
-    assert peak is not None
-    assert peak < 2 * MIB
+    assert peak_of_second_run(lambda: held.add_(1)) < 2 * MIB
 
 
 def test_a_system_without_the_files_of_linux_tells_no_memory(
