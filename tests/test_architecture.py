@@ -178,9 +178,11 @@ def test_there_is_one_copy_of_the_loop_the_sampling_and_the_losses(call, homes):
 
 PUBLIC = [
     "POINT_HEAD_REGISTRY",
+    "BoundPointHead",
     "CoarseSemSegHead",
     "ColorAugSSD",
     "ColorAugSSDTransform",
+    "FineGrainedFeatures",
     "ImplicitPointHead",
     "ImplicitPointRendMaskHead",
     "PointPredictor",
@@ -193,14 +195,18 @@ PUBLIC = [
     "SafeDetectionCheckpointer",
     "StandardPointHead",
     "SubdivisionPlan",
+    "Uncertainty",
     "add_pointrend_config",
+    "bind_point_head",
     "build_point_head",
     "check_config",
+    "foreground_uncertainty",
     "get_config_file",
     "load_config",
     "point_sample",
     "stock_heads",
     "subdivide",
+    "top2_margin_uncertainty",
 ]
 
 
