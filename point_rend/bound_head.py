@@ -172,11 +172,12 @@ class BoundStandardHead:
         for number, layer in enumerate(layers):
             assert layer.bias is not None  # Conv1d has one by default
             weight, bias = layer.weight[:, :, 0].to(self.dtype), layer.bias.to(self.dtype)
-            inputs = weight.shape[1] - coarse_channels
+            split = [weight.shape[1] - coarse_channels, coarse_channels]
             if number > 0 and not coarse_pred_each_layer:
                 self.hidden.append(_Layer(weight, None, bias))
             else:
-                self.hidden.append(_Layer(weight[:, :inputs], weight[:, inputs:], bias))
+                inner, outer = (part.contiguous() for part in weight.split(split, dim=1))
+                self.hidden.append(_Layer(inner, outer, bias))
         self.predictor = self.hidden.pop()
         first = self.hidden[0].inner if self.hidden else None
         self.fine = fine.linear(first, num_regions * points_per_region)

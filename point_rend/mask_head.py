@@ -117,10 +117,11 @@ def _pool_detections(
     reader: BoxFeatureReader, features: Features, instances: Sequence[Instances], side: int
 ) -> Tensor:
     """Read a regular grid of every detected box: (N, channels, side, side)."""
-    grids = [features[reader.names[0]].new_zeros((0, reader.channels, side, side))]
-    for image, detected in zip(reader.images(features), instances, strict=True):
-        grids.append(image.grid(detected.pred_boxes.tensor, side))
-    return torch.cat(grids)
+    grids = [
+        image.grid(detected.pred_boxes.tensor, side)
+        for image, detected in zip(reader.images(features), instances, strict=True)
+    ]
+    return torch.cat(grids) if len(grids) > 1 else grids[0]  # a copy of them would be large
 
 
 def _build_reader(cfg: CfgNode, section: str, input_shape: object) -> BoxFeatureReader:
