@@ -17,7 +17,9 @@ import ast
 import copy
 import hashlib
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,8 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         return nbformat.read(path, as_version=4)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no notebook {path}") from error
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+    # The last of them is how nbformat reports JSON that is no object.
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError) as error:
         raise ValueError(f"{path} is not a notebook: {error!s:.100}") from error
 
 
@@ -84,7 +87,8 @@ def with_parameters(
     ]
     for name in values:
         if name not in known:
-            raise ValueError(f"--set {name}: the notebook's parameters are {', '.join(known)}")
+            which = f"'s parameters are {', '.join(known)}" if known else " has no parameters"
+            raise ValueError(f"--set {name}: the notebook{which}")
     lines = [f"{name} = {value!r}" for name, value in values.items()]
     cell = nbformat.v4.new_code_cell("\n".join(lines), id="injected-parameters")
     changed.cells.insert(tagged[-1] + 1, cell)
@@ -105,15 +109,20 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
         CellExecutionError: if a cell does not run.
     """
     done = copy.deepcopy(notebook)
-    client = NotebookClient(
-        done,
-        km=AsyncKernelManager(kernel_name="python3", transport="ipc"),
-        timeout=30 * MINUTES,  # of one cell
-        resources={"metadata": {"path": str(folder)}},
-        record_timing=False,
-        coalesce_streams=True,
-    )
-    client.execute()
+    with tempfile.TemporaryDirectory() as sockets:
+        kernel = AsyncKernelManager(
+            kernel_name="python3", transport="ipc", ip=os.path.join(sockets, "kernel")
+        )
+        client = NotebookClient(
+            done,
+            km=kernel,
+            startup_timeout=10 * MINUTES,
+            timeout=30 * MINUTES,  # of one cell
+            resources={"metadata": {"path": str(folder)}},
+            record_timing=False,
+            coalesce_streams=True,
+        )
+        client.execute(cleanup_kc=True)
     done.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

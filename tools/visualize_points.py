@@ -18,6 +18,7 @@ that it gives to this box for a `--class`. What is drawn is what the model rende
 """
 
 import argparse
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -99,6 +100,13 @@ class Subject(NamedTuple):
         height, width = self.image.shape[:2]
         larger = (max(x0 - dx, 0), max(y0 - dy, 0), min(x1 + dx, width), min(y1 + dy, height))
         return self._replace(window=larger)
+
+    def squared(self) -> "Subject":
+        """Show a square around the window; what is outside the image repeats its border."""
+        x0, y0, x1, y1 = self.window
+        half = max(x1 - x0, y1 - y0) / 2
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        return self._replace(window=(x - half, y - half, x + half, y + half))
 
     def labels(
         self, view: View, logits: np.ndarray, mode: Literal["bilinear", "nearest"]
@@ -338,30 +346,38 @@ def uncertainty_figure(subject: Subject, size: int) -> Figure:
 def comparison_figure(subject: Subject, size: int) -> Figure:
     """Show coarse and fine side by side, and the places where they differ most, enlarged."""
     subject = subject.with_margin()
-    first, *steps = subject.rendering.steps()
-    coarse = subject.rendering.coarse_logits
-    coarse = first.logits if coarse is None else coarse
-    fine = steps[-1].logits if steps else first.logits
-    grids = [subject.logits(x) for x in (coarse, fine)]
-    titles = ("input", f"coarse {side_text(coarse)}", f"fine {side_text(fine)}")
-
-    def row(view: View) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        labels = [subject.labels(view, grid, "bilinear") for grid in grids]
-        painted = [subject.painted(view, x, outline=2) for x in labels]
-        return [view.of_image(subject.image), *painted], labels
-
     view = subject.view(size)
-    pictures, labels = row(view)
+    top, labels = _coarse_and_fine(subject, view)
     zooms = places_of_difference(*labels, side=max(1, size // ZOOM), count=NUM_ZOOMS)
     enlarged = []
     for number, window in enumerate(zooms, start=1):
         x0, y0, x1, y1 = window
-        for picture in pictures:
-            cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), (255, 255, 255), 2)
-        zoomed, _ = row(view.zoomed(window, view.size[1]))
-        enlarged.append([Panel(picture, f"place {number}") for picture in zoomed])
-    top = [Panel(picture, title) for picture, title in zip(pictures, titles, strict=True)]
+        for panel in top:
+            cv2.rectangle(panel.picture, (x0, y0), (x1 - 1, y1 - 1), (255, 255, 255), 2)
+        zoomed, _ = _coarse_and_fine(subject, view.zoomed(window, view.size[1]))
+        enlarged.append([panel._replace(title=f"place {number}") for panel in zoomed])
     return Figure([top, *enlarged], top)
+
+
+def instances_figure(subjects: Sequence[Subject], size: int) -> Figure:
+    """Show coarse and fine of many instances, each in a square, two instances in a row."""
+    squares = [subject.with_margin().squared() for subject in subjects]
+    panels = [_coarse_and_fine(subject, subject.view(size))[0] for subject in squares]
+    pairs = [panels[i : i + 2] for i in range(0, len(panels), 2)]
+    return Figure([list(itertools.chain(*pair)) for pair in pairs], list(itertools.chain(*panels)))
+
+
+def _coarse_and_fine(subject: Subject, view: View) -> tuple[list[Panel], list[np.ndarray]]:
+    """Draw the input, the coarse mask and the rendered one; return also the labels of the two."""
+    first, *steps = subject.rendering.steps()
+    coarse = subject.rendering.coarse_logits
+    coarse = first.logits if coarse is None else coarse
+    fine = steps[-1].logits if steps else first.logits
+    labels = [subject.labels(view, subject.logits(x), "bilinear") for x in (coarse, fine)]
+    painted = [subject.painted(view, x, outline=2) for x in labels]
+    titles = ("input", f"coarse {side_text(coarse)}", f"fine {side_text(fine)}")
+    pictures = (view.of_image(subject.image), *painted)
+    return [Panel(*pair) for pair in zip(pictures, titles, strict=True)], labels
 
 
 # The command
