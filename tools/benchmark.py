@@ -23,7 +23,8 @@ memory of libraries, too, which counting tensors would miss; a planted allocatio
 a few pages. Where the system offers none of this, no memory is told.
 
 A case that the stock project would need more memory for than there is (it holds masks for every
-class) is not run with it; ours is measured all the same.
+class) is not run with it; ours is measured all the same. On a GPU the largest batch of images that
+a training step has memory for is searched, for both sides.
 """
 
 import argparse
@@ -111,6 +112,7 @@ class Record:
     theirs: Measurement | None
     rival_bytes_estimated: int
     agreement: Agreement | None
+    largest_batches: tuple[int, int] | None = None  # images that fit into a GPU: ours, the rival's
 
 
 # Measuring
@@ -206,6 +208,37 @@ def peak_memory(run: Run, device: str) -> int | None:
         return None
 
 
+def largest_batch(step: Callable[[int], Any]) -> int:
+    """Find how many images fit into a GPU's memory, by doubling and then halving the interval.
+
+    Args:
+        step: does its work with so many images, or runs out of memory.
+
+    Returns:
+        0 if not even one fits.
+    """
+
+    def fits(count: int) -> bool:
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+        try:
+            step(count)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    fitting, beyond = 0, 1
+    while fits(beyond):
+        fitting, beyond = beyond, 2 * beyond
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        if fits(middle):
+            fitting = middle
+        else:
+            beyond = middle
+    return fitting
+
+
 def available_memory(device: str) -> int:
     """Return the bytes that can still be taken on a device, a container's limit included."""
     if torch.device(device).type == "cuda":
@@ -240,6 +273,7 @@ def measure(case: Case, contest: Contest, settings: Settings) -> Record:
     fits = case.rival_bytes <= MEMORY_MARGIN * available_memory(settings.device)
     runs = [contest.ours, contest.rival] if fits else [contest.ours]
     shares: list[float | None] = [None] * len(runs)
+    batches = None
     with conditions(settings, training=contest.training):
         agreement = None
         if fits and contest.compare is not None:
@@ -253,6 +287,9 @@ def measure(case: Case, contest: Contest, settings: Settings) -> Record:
                 share_of_time(run, head, settings.repeat, settings.device)
                 for run, head in zip(runs, contest.heads, strict=False)
             ]
+        if contest.of_images is not None and torch.device(settings.device).type == "cuda":
+            ours, theirs = map(largest_batch, contest.of_images)
+            batches = (ours, theirs)
     sides = [Measurement(*side) for side in zip(seconds, peaks, shares, strict=True)]
     return Record(
         name=case.name,
@@ -262,6 +299,7 @@ def measure(case: Case, contest: Contest, settings: Settings) -> Record:
         theirs=sides[1] if fits else None,
         rival_bytes_estimated=case.rival_bytes,
         agreement=agreement,
+        largest_batches=batches,
     )
 
 
@@ -336,7 +374,12 @@ def markdown(records: Sequence[Record], where: Mapping[str, Any], settings: Sett
     if settings.opts:
         notes.append(f"ours with {' '.join(settings.opts)}")
     rows = [list(HEADINGS), ["---"] * len(HEADINGS), *map(table_row, records)]
-    return "\n".join([", ".join(notes), "", *(f"| {' | '.join(row)} |" for row in rows)])
+    lines = [", ".join(notes), "", *(f"| {' | '.join(row)} |" for row in rows)]
+    for record in records:
+        if record.largest_batches:
+            ours, theirs = record.largest_batches
+            lines += ["", f"{record.name}: {ours} images fit, with {record.rival} {theirs}."]
+    return "\n".join(lines)
 
 
 def as_json(records: Sequence[Record], where: Mapping[str, Any], settings: Settings) -> str:

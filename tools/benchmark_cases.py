@@ -93,6 +93,8 @@ class Contest:
             meant to be equal.
         heads: ours and the rival's, where their share of the time is to be told.
         training: whether gradients are computed.
+        of_images: ours and the rival's for any number of images, where it is to be told how many
+            fit into a GPU's memory.
     """
 
     ours: Run
@@ -100,6 +102,7 @@ class Contest:
     compare: Callable[[Any, Any], Agreement] | None = None
     heads: tuple[nn.Module, nn.Module] | None = None
     training: bool = False
+    of_images: tuple[Callable[[int], Any], Callable[[int], Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ Shapes: N foreground regions, P points, S side of the coarse labels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -70,6 +72,11 @@ def proposals(truth: Sequence[Instances], generator: torch.Generator) -> list[In
         logits = torch.randn(NUM_PROPOSALS, generator=generator)
         proposed.append(Instances(IMAGE, proposal_boxes=both, objectness_logits=logits))
     return proposed
+
+
+def repeated(items: Sequence[Any], count: int) -> list[Any]:
+    """Return that many items, from the first again after the last."""
+    return list(islice(cycle(items), count))
 
 
 def to_device(instances: Sequence[Instances], settings: Settings) -> list[Instances]:
@@ -258,22 +265,29 @@ def _model_case(num_classes: int) -> Case:
         )
         truth = targets(num_classes, generator)
         proposed = to_device(proposals(truth, generator), settings)
-        batch = [
+        samples = [
             {"image": image, "instances": instances}
             for image, instances in zip(images, truth, strict=True)
         ]
 
         def plant(_: nn.Module, inputs: tuple) -> tuple:
             padded_images, features, _, labels = inputs
-            return padded_images, features, proposed, labels
+            return padded_images, features, repeated(proposed, len(padded_images)), labels
 
-        def step(model: nn.Module) -> dict[str, Tensor]:
+        def step(model: nn.Module, num_images: int = NUM_IMAGES) -> dict[str, Tensor]:
+            batch = repeated(samples, num_images)
             return training_step(model, lambda: model(batch), [], settings)
 
         for model in (ours, stock):
             model.train()
             model.roi_heads.register_forward_pre_hook(plant)
-        return Contest(lambda: step(ours), lambda: step(stock), step_agreement, training=True)
+        return Contest(
+            lambda: step(ours),
+            lambda: step(stock),
+            step_agreement,
+            training=True,
+            of_images=(partial(step, ours), partial(step, stock)),
+        )
 
     return _case("step of the R50-FPN model", num_classes, build)
 

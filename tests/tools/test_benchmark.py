@@ -402,6 +402,40 @@ def test_the_stock_head_is_expected_to_hold_masks_of_every_class() -> None:
     assert large.rival_bytes > 300 * 1203 * 224**2 * 4
 
 
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 37, 64])
+def test_the_largest_batch_is_the_last_that_does_not_run_out_of_memory(limit: int) -> None:
+    tried = []
+
+    def step(count: int) -> None:
+        tried.append(count)
+        if count > limit:
+            raise torch.OutOfMemoryError("out of memory")
+
+    assert benchmark.largest_batch(step) == limit
+    assert len(tried) <= 2 * len(f"{limit:b}") + 1
+    assert len(set(tried)) == len(tried)
+
+
+def test_another_error_of_a_batch_is_not_taken_for_a_lack_of_memory() -> None:
+    def step(_: int) -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        benchmark.largest_batch(step)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_steps_of_the_model_take_any_number_of_images() -> None:
+    settings = benchmark_cases.Settings(classes=(5,))
+    contest = benchmark_training.train_cases(settings)[2].build(settings)
+    assert contest.of_images is not None
+    ours, stock = contest.of_images
+    for count in (1, 3):
+        figures = ours(count)
+        assert benchmark_training.step_agreement(figures, stock(count)).largest <= 1e-3
+        assert figures.keys() == contest.ours().keys()
+
+
 # Report
 
 
@@ -413,6 +447,12 @@ def record(ours: float, theirs: float | None) -> benchmark.Record:
     assert sides[0] is not None
     agreement = benchmark_cases.Agreement(differing=1e-6, largest=0.25, boundary=0.1)
     return benchmark.Record("a head", {"boxes": 2}, "stock", sides[0], sides[1], 5, agreement)
+
+
+def test_the_largest_batches_stand_below_the_table() -> None:
+    measured = benchmark.dataclasses.replace(record(1, 2), largest_batches=(40, 28))
+    text = benchmark.markdown([measured, record(1, 2)], WHERE, benchmark_cases.Settings())
+    assert text.splitlines()[-1] == "a head: 40 images fit, with stock 28."
 
 
 WHERE = {"cpu": "a CPU", "threads": 2, "gpu": None, "torch": "1", "detectron2": "0", "python": "3"}
