@@ -1,0 +1,165 @@
+"""What the documents say, held against the repository: links, layers, and the examples' code."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+
+from examples import entropy_uncertainty, own_network, residual_point_head
+from point_rend import FineGrainedFeatures, build_point_head, get_config_file, load_config
+from point_rend.bound_head import _BoundForward, bind_point_head
+from point_rend.evaluation.semantic_scores import SemanticScores
+from point_rend.uncertainty import top2_margin_uncertainty
+from tests.conftest import REPOSITORY
+from tests.synthetic import randomize
+from tests.test_architecture import LAYERS
+
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
+PAGES = sorted(
+    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "tools/README.md"]
+)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+)$", flags=re.MULTILINE)
+FENCED = re.compile(r"^```.*?^```$", flags=re.MULTILINE | re.DOTALL)
+
+
+def name(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def text_of(page: Path) -> str:
+    return FENCED.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = HEADING.findall(text_of(page))
+    return {re.sub(r"[^\w\- ]", "", x.lower()).replace(" ", "-") for x in headings}
+
+
+# --- pages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_relative_link_leads_to_a_file_and_a_heading(page):
+    for link in LINK.findall(text_of(page)):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert target.is_relative_to(REPOSITORY), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_readme_leads_to_every_page():
+    linked = {link.partition("#")[0] for link in LINK.findall(text_of(REPOSITORY / "README.md"))}
+    assert {name(page) for page in PAGES} - {"README.md"} <= linked
+
+
+def test_the_table_of_layers_is_the_one_that_is_enforced():
+    page = (REPOSITORY / "docs" / "EXTENDING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| L(\d) \| ([^|]+) \|", page, flags=re.MULTILINE)
+    assert [int(level) for level, _ in rows] == list(range(len(LAYERS)))
+    assert [set(re.findall(r"`(\w+)`", modules)) for _, modules in rows] == LAYERS
+
+
+# --- examples -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=name)
+def test_an_example_has_less_than_60_lines_and_stands_whole_in_its_page(example):
+    code = example.read_text(encoding="utf-8")
+    assert len(code.splitlines()) < 60
+    page = (REPOSITORY / "docs" / "EXTENDING.md").read_text(encoding="utf-8")
+    assert f"```python\n{code}```" in page
+
+
+def test_all_examples_are_tested_here():
+    tested = {entropy_uncertainty, own_network, residual_point_head}
+    assert {Path(module.__file__) for module in tested} == set(EXAMPLES)
+
+
+def test_the_entropy_is_that_of_the_probabilities_and_orders_two_classes_as_the_margin_does():
+    logits = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0))
+    expected = torch.distributions.Categorical(logits=logits.transpose(1, 2)).entropy()
+    rated = entropy_uncertainty.entropy(logits)
+    assert rated.shape == (2, 1, 40)
+    torch.testing.assert_close(rated[:, 0], expected)
+    two = logits[:, :2]
+    by_margin = top2_margin_uncertainty(two).argsort()
+    assert torch.equal(entropy_uncertainty.entropy(two).argsort(), by_margin)
+
+
+def test_the_example_of_an_uncertainty_renders_at_other_points(capsys):
+    first, *later = entropy_uncertainty.main()
+    assert first == 1  # every cell
+    assert later
+    assert all(0 < share < 1 for share in later)
+    assert "EntropySemSegHead" in SEM_SEG_HEADS_REGISTRY
+    assert capsys.readouterr().out.startswith("points in common: 100%, ")
+
+
+def residual_head() -> residual_point_head.ResidualPointHead:
+    cfg = load_config(
+        get_config_file("InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"),
+        ["MODEL.POINT_HEAD.NAME", "ResidualPointHead", "MODEL.POINT_HEAD.FC_DIM", "8"],
+    )
+    return build_point_head(cfg, residual_point_head.ShapeSpec(channels=6), num_classes=4)
+
+
+@pytest.mark.parametrize("of_classes", [False, True])
+@pytest.mark.parametrize("in_boxes", [False, True])
+@pytest.mark.parametrize("num_points", [1, 10**6])  # which decides what is done in advance
+def test_the_example_of_a_point_head_binds_what_its_forward_says(of_classes, in_boxes, num_points):
+    head = residual_head()
+    randomize(head)
+    generator = torch.Generator().manual_seed(0)
+    regions = 3
+    maps = torch.randn(1 if in_boxes else regions, 6, 8, 12, generator=generator)
+    fine = FineGrainedFeatures([maps], [torch.tensor([48.0, 32.0]) if in_boxes else 1.0])
+    corners = 24 * torch.rand(regions, 2, generator=generator)
+    boxes = torch.cat((corners, corners + 8), dim=1) if in_boxes else None
+    classes = torch.tensor([3, 0, 2]) if of_classes else None
+    coarse = torch.randn(regions, 4, 7, 7, generator=generator)
+    coords = torch.rand(regions, 50, 2, generator=generator)
+    with torch.no_grad():
+        bound = bind_point_head(head, fine, regions, num_points)
+        assert isinstance(bound, residual_point_head.BoundResidual)
+        logits = bound.at(coarse, boxes, classes)(coords)
+        plain = _BoundForward(head, fine).at(coarse, boxes, classes)(coords)
+    assert logits.shape == (regions, 1 if of_classes else 4, 50)
+    torch.testing.assert_close(logits, plain, rtol=0, atol=1e-5)
+
+
+def test_the_example_of_a_point_head_starts_from_the_coarse_mask(capsys):
+    fine, coarse = torch.rand(2, 6, 30), torch.randn(2, 4, 30)
+    with torch.no_grad():
+        assert (residual_head()(fine, coarse) - coarse).abs().max() < 0.02
+    residual_point_head.main()
+    assert capsys.readouterr().out.startswith("logits (1, 80, 784), apart by at most ")
+
+
+def boundary_iou(logits: torch.Tensor, masks: torch.Tensor) -> float:
+    scores = SemanticScores(2)
+    for found, truth in zip(logits[:, 0] > 0, masks[:, 0] > 0, strict=True):
+        scores.add(found.numpy(), truth.numpy())
+    return scores.means()["boundary mIoU"]
+
+
+def test_the_example_of_a_network_of_ones_own_gets_its_boundaries_right(capsys):
+    torch.manual_seed(0)
+    network = own_network.Network()
+    own_network.train(network)
+    assert re.findall(r"^\d+ cells", capsys.readouterr().out, flags=re.MULTILINE) == [
+        "8 cells",
+        "64 cells",
+    ]
+    images, masks = own_network.draw_stars(20)
+    coarse, rendered = network.render(images)
+    assert rendered.shape == masks.shape
+    enlarged = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear")
+    assert boundary_iou(enlarged, masks) < 60
+    assert boundary_iou(rendered, masks) > boundary_iou(enlarged, masks) + 25
