@@ -17,6 +17,7 @@ from point_rend.point_head import build_point_sampler
 from tools.ablate_cells import Figures, draw_panels, keep_cell, metric_of, read_cell
 
 SEEDS = (1, 2, 3)
+SIGNALLED = 128  # and the number of the signal: exit codes of what a signal has ended
 TRAIN_NET = Path(train_net.__file__).resolve()
 MASK_HEAD, SEMANTIC_HEAD = "PointRendMaskHead", "PointRendSemSegHead"  # that choose their points
 
@@ -136,9 +137,11 @@ def run_training(options: Sequence[str]) -> None:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-    if code:
+    code = code if code >= 0 else SIGNALLED - code
+    if code > SIGNALLED:
         print("The same command of ablate.py goes on where it was.", file=sys.stderr)
-        raise SystemExit(code if code > 0 else 128 - code)
+    if code:
+        raise SystemExit(code)
 
 
 def figures_after(training: Path, iterations: int) -> Figures:

@@ -248,13 +248,34 @@ def test_signals_are_passed_on_and_the_exit_code_comes_back(
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
         "os.kill(os.getppid(), signal.SIGTERM)\n"
         "signal.sigwait([signal.SIGTERM])\n"
-        "raise SystemExit(7)\n"
+        "raise SystemExit(143)\n"
     )
     monkeypatch.setattr(ablate_sampling, "TRAIN_NET", script)
     with pytest.raises(SystemExit) as ended:
         ablate_sampling.run_training([])
-    assert ended.value.code == 7
+    assert ended.value.code == 143
     assert "goes on where it was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("statement", "code", "goes_on"),
+    [("raise SystemExit(3)", 3, False), ("os.kill(os.getpid(), 9)", 137, True)],
+)
+def test_a_training_that_failed_ends_the_command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    statement: str,
+    code: int,
+    goes_on: bool,
+):
+    script = tmp_path / "train.py"
+    script.write_text(f"import os\n{statement}\n")
+    monkeypatch.setattr(ablate_sampling, "TRAIN_NET", script)
+    with pytest.raises(SystemExit) as ended:
+        ablate_sampling.run_training([])
+    assert ended.value.code == code
+    assert ("goes on where it was" in capsys.readouterr().err) == goes_on
 
 
 def test_a_tiny_model_is_trained_and_measured(tmp_path: Path, options: list[str]):
