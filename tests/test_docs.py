@@ -3,19 +3,30 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
 from examples import entropy_uncertainty, own_network, residual_point_head
-from point_rend import FineGrainedFeatures, build_point_head, get_config_file, load_config
+from point_rend import (
+    FineGrainedFeatures,
+    SubdivisionPlan,
+    build_point_head,
+    get_config_file,
+    load_config,
+)
 from point_rend.bound_head import _BoundForward, bind_point_head
+from point_rend.evaluation import boundaries, cityscapes_scores
+from point_rend.evaluation.boundaries import inner_band
 from point_rend.evaluation.semantic_scores import SemanticScores
 from point_rend.uncertainty import top2_margin_uncertainty
 from tests.conftest import REPOSITORY
 from tests.synthetic import randomize
 from tests.test_architecture import LAYERS
+from tools.analyze import analyze
 
+COCO = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 PAGES = sorted(
     [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "tools/README.md"]
@@ -66,6 +77,64 @@ def test_the_table_of_layers_is_the_one_that_is_enforced():
     assert [set(re.findall(r"`(\w+)`", modules)) for _, modules in rows] == LAYERS
 
 
+# --- figures ------------------------------------------------------------------------------------
+
+
+def rows_of(page: str, *starts: str) -> list[list[str]]:
+    """The cells of the table rows that begin with some words."""
+    lines = (REPOSITORY / "docs" / page).read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
+    return [row for row in rows if row[0].startswith(starts)]
+
+
+def test_the_steps_that_the_page_explains_are_those_of_the_published_config():
+    cfg = load_config(get_config_file(COCO))
+    point = cfg.MODEL.POINT_HEAD
+    side = cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION
+    plan = SubdivisionPlan(side, point.SUBDIVISION_STEPS, point.SUBDIVISION_NUM_POINTS)
+    sides = [side * 2**step for step in range(1, plan.steps + 1)]
+    rows = rows_of("HOW_IT_WORKS.md", *(f"{side}×{side}" for side in sides))
+    assert [int(cells) for _, cells, _, _ in rows] == [side**2 for side in sides]
+    for _, cells, points, share in rows:
+        number = min(int(cells), plan.points_per_step)
+        assert points in ("all", "all 784", str(number))
+        assert float(share.removesuffix(" %")) == pytest.approx(100 * number / int(cells), abs=0.05)
+    assert plan.without_covered_steps().num_points == 4 * 784 == 50176 // 16
+
+
+def test_the_costs_that_the_page_explains_are_those_of_the_tool():
+    costs = analyze(get_config_file(COCO), [], (480, 640))["per_box"]
+    tool = [round(cost.multiply_adds / 1e6) for cost in costs if "PointRend" in cost.head]
+    names = ("first layer", "second and", "predictor", "coarse logits in", "coarse head", "in all")
+    rows = rows_of("HOW_IT_WORKS.md", *names)
+    assert len(rows) == len(names)
+    for column, in_all in enumerate(tool, start=1):
+        parts = [re.search(r"(\d+) M$", row[column]) for row in rows]
+        *millions, total = (int(part[1]) for part in parts if part)
+        assert total == sum(millions) == in_all
+
+
+@pytest.mark.parametrize("row", rows_of("READING_THE_NUMBERS.md", "r = "), ids=lambda row: row[0])
+def test_the_ious_of_squares_are_those_of_drawn_squares(row):
+    half, excess = map(int, re.findall(r"= (\d+)", row[0]))
+    distance = np.abs(np.mgrid[:640, :640] - 319.5).max(axis=0)  # of pixels from the middle
+    squares = [distance < side for side in (half, half + excess)]
+    bands = [inner_band(square, 16) for square in squares]
+    for cell, (one, other) in zip(row[1:], (squares, bands), strict=True):
+        expected = float(cell.rpartition("=")[2])
+        assert (one & other).sum() / (one | other).sum() == pytest.approx(expected, abs=0.0051)
+
+
+def test_the_widths_of_bands_are_those_of_the_code():
+    rows = rows_of("READING_THE_NUMBERS.md", "COCO, LVIS", "built-in shapes", "Cityscapes")
+    assert len(rows) == 4
+    for name, image, share, width in rows:
+        size = tuple(map(int, re.findall(r"\d+", image)[:2]))
+        ratio = cityscapes_scores.BAND_RATIO if "instances" in name else boundaries.BAND_RATIO
+        assert float(share) == ratio
+        assert width == f"{boundaries.band_width(size, ratio)} pixels"
+
+
 # --- examples -----------------------------------------------------------------------------------
 
 
@@ -104,7 +173,7 @@ def test_the_example_of_an_uncertainty_renders_at_other_points(capsys):
 
 def residual_head() -> residual_point_head.ResidualPointHead:
     cfg = load_config(
-        get_config_file("InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"),
+        get_config_file(COCO),
         ["MODEL.POINT_HEAD.NAME", "ResidualPointHead", "MODEL.POINT_HEAD.FC_DIM", "8"],
     )
     return build_point_head(cfg, residual_point_head.ShapeSpec(channels=6), num_classes=4)
