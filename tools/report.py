@@ -22,124 +22,34 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
-import cv2
 import numpy as np
-import pycocotools.mask as mask_util
-from detectron2.data.detection_utils import read_image
 
 from point_rend.data.coco import read_coco
-from point_rend.evaluation.boundaries import band_width, inner_band
 from point_rend.evaluation.instance_scores import (
     FIGURES,
     InstanceScores,
     compressed_rle,
     summary,
 )
-from point_rend.evaluation.matches import MIN_IOU, Match, match_objects
 from point_rend.evaluation.scores import has_masks, read_results
-from point_rend.visualize import places_of_difference, written_whole
+from point_rend.visualize import written_whole
 
 # So that the folder of tools can be imported from a script that lies in it.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from tools.evaluate_json import NAMES, named_file
-from tools.report_parts import (
-    Line,
-    element,
-    legend,
-    line_chart,
-    outline_path,
-    scrolling,
-    table,
-)
+from tools.report_gallery import Item, Result, gallery, items_of
+from tools.report_parts import NONE, Line, element, legend, line_chart, scrolling, table
 
 PAGE = Path(__file__).parent / "report_page"
 KINDS = ("segm", "boundary")
 COLUMNS = ("", "all", "IoU 0.50", "IoU 0.75", "small", "medium", "large")  # as FIGURES
 CURVES = {0: "0.50", 5: "0.75", 8: "0.90"}  # index of a threshold, and its IoU
 MAX_POINTS = 400  # of a training curve; longer ones are averaged
-PHOTOGRAPH_SIDE = 640  # pixels; larger parts of images are reduced
-MARGIN = 0.15  # around an object, over its longer side
-MIN_SIDE = 24  # pixels of an image that a card shows at least
-ZOOM = 4
-NUM_WINDOWS = 3  # that a card offers to enlarge
-MIDDLE = "50"
-NONE = "–"
-TRUTH = "truth"
-TRUTH_STYLE = "style-truth"
 STYLES = 4  # of lines, in page.css
-
-Box = tuple[float, float, float, float]  # x, y, width, height in pixels of the image
-
-
-class Result(NamedTuple):
-    """What one model has found, and how it scores.
-
-    Attributes:
-        name: Of the model.
-        style: Class of its colour and dashes.
-        precision: For each of `KINDS`, (T, R, K, A) as `InstanceScores.precision` returns it.
-        records: The results that the gallery looks at, masks in compressed encoding.
-    """
-
-    name: str
-    style: str
-    precision: dict[str, np.ndarray]
-    records: list[dict[str, Any]]
-
-
-class Item(NamedTuple):
-    """An object of the truth and what the models have made of it.
-
-    Attributes:
-        annotation: Of the object, its mask in compressed encoding.
-        matches: One per result.
-    """
-
-    annotation: dict[str, Any]
-    matches: tuple[Match | None, ...]
-
-    def gain(self, measure: str) -> float | None:
-        """Return by how much the last result is better than the first, if both have the object."""
-        first, last = self.matches[0], self.matches[-1]
-        if first is None or last is None:
-            return None
-        return getattr(last, measure) - getattr(first, measure)
-
-    def quality(self, measure: str) -> float:
-        """Return how good the last result is, 0 without one."""
-        last = self.matches[-1]
-        return 0.0 if last is None else getattr(last, measure)
-
-
-class Layer(NamedTuple):
-    """A mask that a card can show.
-
-    Attributes:
-        key: The number of a result, or `TRUTH`.
-        style: Class of its colour and dashes.
-        mask: (H, W) bool.
-    """
-
-    key: str
-    style: str
-    mask: np.ndarray
-
-
-class Order(NamedTuple):
-    """A way to sort the gallery.
-
-    Attributes:
-        title: What comes first.
-        ranking: Indices of the items that it ranks, in order.
-    """
-
-    title: str
-    ranking: list[int]
-
 
 # What is computed
 
@@ -167,45 +77,6 @@ def with_compressed_masks(
         | {"segmentation": compressed_rle(record["segmentation"], *sizes[record["image_id"]])}
         for record in records
     ]
-
-
-def items_of(objects: Sequence[dict[str, Any]], results: Sequence[Result]) -> list[Item]:
-    """Pair objects of the truth with the results."""
-    matches = [match_objects(objects, result.records) for result in results]
-    return [Item(*both) for both in zip(objects, zip(*matches, strict=True), strict=True)]
-
-
-def orders_of(items: Sequence[Item], names: Sequence[str]) -> list[Order]:
-    """Rank items by gain, if there are two results, and by failure; of equals the larger first."""
-    by_area = sorted(range(len(items)), key=lambda i: -mask_area(items[i]))
-    measures = {"boundary_iou": "Boundary IoU", "iou": "mask IoU"}
-    orders = []
-    if len(names) > 1:
-        for sign, word in ((-1, "gain"), (1, "loss")):
-            for measure, title in measures.items():
-                gains = {i: items[i].gain(measure) for i in by_area}
-                known = {i: sign * gain for i, gain in gains.items() if gain is not None}
-                ranking = sorted(known, key=known.__getitem__)
-                orders.append(Order(f"largest {word} in {title} first", ranking))
-    for measure, title in measures.items():
-        ranking = sorted(by_area, key=lambda i: items[i].quality(measure))
-        orders.append(Order(f"failures of {names[-1]}: lowest {title} first", ranking))
-    return orders
-
-
-def chosen(rankings: Sequence[Sequence[int]], count: int) -> set[int]:
-    """Take the first of every ranking in turn, then the second, until there are enough."""
-    taken: set[int] = set()
-    for place in range(max(map(len, rankings), default=0)):
-        for ranking in rankings:
-            if len(taken) < count and place < len(ranking):
-                taken.add(ranking[place])
-    return taken
-
-
-def mask_area(item: Item) -> int:
-    """Return the area of an object in pixels."""
-    return int(mask_util.area(item.annotation["segmentation"]))
 
 
 def mean_curve(precision: np.ndarray, threshold: int) -> list[tuple[float, float]]:
@@ -374,370 +245,6 @@ def training_charts(
     return charts
 
 
-# The gallery
-
-
-def square_around(boxes: Sequence[Box], margin: float = 0.0, least: float = 0.0) -> Box:
-    """Return the square around the middle of boxes that holds them and a margin."""
-    x0, y0 = (min(box[k] for box in boxes) for k in (0, 1))
-    x1, y1 = (max(box[k] + box[k + 2] for box in boxes) for k in (0, 1))
-    side = max(least, math.ceil((1 + 2 * margin) * max(x1 - x0, y1 - y0)))
-    return (math.floor((x0 + x1 - side) / 2), math.floor((y0 + y1 - side) / 2), side, side)
-
-
-def windows_of(masks: Sequence[np.ndarray], view: Box) -> list[Box]:
-    """Find the squares in a view that are worth enlarging: where the last two masks differ most.
-
-    Args:
-        masks: (H, W) bool of the results, if any, and then of the truth.
-        view: What is shown of the image.
-
-    Returns:
-        Squares; where masks do not differ, they lie on the boundary of the truth.
-    """
-    x, y = (max(0, int(v)) for v in view[:2])
-    right, bottom = (int(view[k] + view[k + 2]) for k in (0, 1))
-    cuts = [mask[y:bottom, x:right] for mask in masks]
-    height, width = masks[-1].shape
-    band = inner_band(cuts[-1], band_width((height, width)))
-    side = max(1, round(view[2] / ZOOM))
-    one, other = cuts[:2] if len(cuts) > 1 else (band, np.zeros_like(band))
-    if not (one != other).any():
-        one, other = band, np.zeros_like(band)
-    places = places_of_difference(one, other, side=side, count=NUM_WINDOWS)
-    boxes = [(x + x0, y + y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in places]
-    return [square_around([box], least=side) for box in boxes]
-
-
-def photograph(image: np.ndarray, view: Box) -> Element:
-    """Return the part of an image (H, W, 3) uint8 that lies in a view, as an element of an SVG."""
-    height, width = image.shape[:2]
-    x0, y0 = (max(0, int(v)) for v in view[:2])
-    x1, y1 = min(width, int(view[0] + view[2])), min(height, int(view[1] + view[3]))
-    part = image[y0:y1, x0:x1]
-    scale = min(1.0, PHOTOGRAPH_SIDE / max(part.shape[:2]))
-    if scale < 1:
-        part = cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    encoded = cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    data = base64.b64encode(encoded.tobytes()).decode()
-    place = {"x": f"{x0}", "y": f"{y0}", "width": f"{x1 - x0}", "height": f"{y1 - y0}"}
-    return element(
-        "image",
-        place | {"preserveAspectRatio": "none", "href": f"data:image/jpeg;base64,{data}"},
-    )
-
-
-def box_text(box: Box) -> str:
-    """Write a box as the viewBox of an SVG."""
-    return " ".join(f"{v:g}" for v in box)
-
-
-def outline(number: int, layer: str) -> Element:
-    """Draw the outline of a mask that is defined on a card: a dark rim below its own line."""
-    link = {"href": f"#mask-{number}-{layer}"}
-    return element(
-        "g",
-        {"class": "outline"},
-        element("use", link | {"class": "rim"}),
-        element("use", link | {"class": "edge"}),
-    )
-
-
-def stage(number: int, image: np.ndarray, masks: Sequence[Layer], view: Box, name: str) -> Element:
-    """Draw the masks of a card over the photograph; page.js moves what clips them.
-
-    Args:
-        number: Of the card, for ids.
-        image: (H, W, 3) uint8.
-        masks: Of the results and, last, of the truth.
-        view: What is shown.
-        name: What is to be seen.
-    """
-    x, y, side, _ = view
-    half = side / 2
-    rooms = {"left": x, "right": x + half}
-    clips = [
-        element(
-            "clipPath",
-            {"id": f"{room}-{number}"},
-            element(
-                "rect",
-                {"x": f"{start:g}", "y": f"{y:g}", "width": f"{half:g}", "height": f"{side:g}"},
-            ),
-        )
-        for room, start in rooms.items()
-    ]
-    paths = [
-        element("path", {"id": f"mask-{number}-{layer.key}", "d": outline_path(layer.mask)})
-        for layer in masks
-    ]
-    layers = [
-        element(
-            "g",
-            {"class": f"layer {layer.style}", "data-layer": layer.key},
-            element("use", {"href": f"#mask-{number}-{layer.key}", "class": "fill"}),
-            outline(number, layer.key),
-        )
-        for layer in masks
-    ]
-    windows = windows_of([layer.mask for layer in masks], view)
-    marks = []
-    for k, (left, top, width, height) in enumerate(windows, start=1):
-        place = {"x": f"{left:g}", "y": f"{top:g}", "width": f"{width:g}", "height": f"{height:g}"}
-        text = {"x": f"{left + side / 60:g}", "y": f"{top + side / 18:g}"}
-        size = {"font-size": f"{side / 18:g}"}
-        marks += [element("rect", place), element("text", text | size, str(k))]
-    divider = {"x1": f"{x + half:g}", "x2": f"{x + half:g}", "y1": f"{y:g}", "y2": f"{y + side:g}"}
-    buttons = []
-    for k, box in enumerate([view, *windows]):
-        pressed = "false" if k else "true"
-        label = f"zoom {k}" if k else "whole"
-        attributes = {"type": "button", "data-box": box_text(box), "aria-pressed": pressed}
-        buttons.append(element("button", attributes, label))
-    return element(
-        "div",
-        {"class": "view"},
-        element(
-            "div",
-            {"class": "stage"},
-            element(
-                "svg",
-                {"viewBox": box_text(view), "role": "img", "aria-label": name},
-                element("defs", {}, *clips, *paths),
-                photograph(image, view),
-                *layers,
-                element("g", {"class": f"truth-outline {TRUTH_STYLE}"}, outline(number, TRUTH)),
-                element("g", {"class": "marks", "aria-hidden": "true"}, *marks),
-                element("line", divider | {"class": "divider"}),
-            ),
-            element("span", {"class": "side left", "aria-hidden": "true"}),
-            element("span", {"class": "side right", "aria-hidden": "true"}),
-        ),
-        element(
-            "input",
-            {
-                "type": "range",
-                "min": "0",
-                "max": "100",
-                "value": MIDDLE,
-                "autocomplete": "off",
-                "aria-label": f"split, {name}",
-            },
-        ),
-        element(
-            "div",
-            {"class": "zoom", "role": "group", "aria-label": f"enlarge, {name}"},
-            *buttons,
-        ),
-    )
-
-
-def card_table(item: Item, results: Sequence[Result], caption: str) -> Element:
-    """Show the figures of an object."""
-    rows = []
-    for result, match in zip(results, item.matches, strict=True):
-        texts = [NONE] * 3
-        if match:
-            score = result.records[match.result]["score"]
-            texts = [f"{v:.3f}" for v in (score, match.iou, match.boundary_iou)]
-        rows.append((result.name if match else f"{result.name}: no match", texts))
-    gains = [item.gain(measure) for measure in ("iou", "boundary_iou")]
-    if len(results) > 1 and None not in gains:
-        signed = [f"{gain:+.3f}".replace("-", "−") for gain in gains]
-        rows.append(("gain", [NONE, *signed]))
-    return table(caption, ("", "score", "mask IoU", "Boundary IoU"), rows)
-
-
-def layers_of(item: Item, results: Sequence[Result]) -> list[Layer]:
-    """Return the masks of an object: of the results that have it, and of the truth."""
-    pairs = zip(results, item.matches, strict=True)
-    layers = [
-        Layer(str(k), result.style, decoded(result.records[match.result]))
-        for k, (result, match) in enumerate(pairs)
-        if match
-    ]
-    return [*layers, Layer(TRUTH, TRUTH_STYLE, decoded(item.annotation))]
-
-
-def decoded(record: Mapping[str, Any]) -> np.ndarray:
-    """Return the mask (H, W) bool of a record."""
-    return mask_util.decode(record["segmentation"]).astype(bool)
-
-
-def bounds(mask: np.ndarray) -> Box:
-    """Return the box of a mask (H, W) bool."""
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    return x, y, width, height
-
-
-def card(
-    number: int,
-    item: Item,
-    ranks: Sequence[int],
-    results: Sequence[Result],
-    names: Mapping[int, str],
-    file_name: str,
-    image: np.ndarray,
-) -> Element:
-    """Show one object: its masks, a slider between them, places to enlarge, and figures.
-
-    Args:
-        number: Of the card.
-        item: The object.
-        ranks: Its place in each order.
-        results: Of the models.
-        names: Of the classes, by id.
-        file_name: Of the image.
-        image: (H, W, 3) uint8.
-    """
-    annotation = item.annotation
-    layers = layers_of(item, results)
-    view = square_around([bounds(layer.mask) for layer in layers], MARGIN, MIN_SIDE)
-    name = f"{names[annotation['category_id']]} in {file_name}, object {annotation['id']}"
-    return element(
-        "li",
-        {
-            "class": "card",
-            "data-class": str(annotation["category_id"]),
-            "data-matched": "".join(str(int(match is not None)) for match in item.matches),
-            "data-ranks": " ".join(map(str, ranks)),
-        },
-        element(
-            "h3",
-            {},
-            names[annotation["category_id"]],
-            element("small", {}, f"{file_name}, object {annotation['id']}"),
-        ),
-        stage(number, image, layers, view, name),
-        card_table(item, results, f"figures of {name}"),
-    )
-
-
-def picker(label: str, name: str, options: Mapping[str, str], selected: str = "") -> Element:
-    """Make a labelled list of choices.
-
-    Args:
-        label: What is chosen.
-        name: Id of the list.
-        options: Their texts by their values.
-        selected: Value of the one that is chosen first.
-    """
-    entries = [
-        element("option", {"value": value} | ({"selected": ""} if value == selected else {}), text)
-        for value, text in options.items()
-    ]
-    return element(
-        "label",
-        {},
-        element("span", {}, label),
-        element("select", {"id": name, "autocomplete": "off"}, *entries),
-    )
-
-
-def controls(
-    shown: Sequence[Item],
-    orders: Sequence[Order],
-    results: Sequence[Result],
-    names: Mapping[int, str],
-) -> Element:
-    """Make what sorts and filters the gallery and chooses what its cards compare."""
-    counts = Counter(item.annotation["category_id"] for item in shown)
-    classes = {str(key): f"{names[key]} ({counts[key]})" for key in names if key in counts}
-    if len(results) > 1:
-        first, last = (result.name for result in results)
-        matched = {"11": "both", "10": f"{first} only", "01": f"{last} only", "00": "neither"}
-    else:
-        matched = {"1": results[0].name, "0": "nothing"}
-    layers = {str(k): result.name for k, result in enumerate(results)} | {TRUTH: "ground truth"}
-    left, right = list(layers)[:2]
-    sorts = {str(k): order.title for k, order in enumerate(orders)}
-    box = {"type": "checkbox", "id": "outline", "checked": "", "autocomplete": "off"}
-    return element(
-        "form",
-        {"class": "controls", "aria-label": "gallery"},
-        picker("Class", "class", {"": "all"} | classes),
-        picker("Matched by", "matched", {"": "any"} | matched),
-        picker("Sort", "sort", sorts, "0"),
-        picker("Left", "left", layers, left),
-        picker("Right", "right", layers, right),
-        element("label", {"class": "check"}, element("input", box), "outline of the truth"),
-    )
-
-
-def gallery(
-    content: Mapping[str, Any],
-    items: Sequence[Item],
-    results: Sequence[Result],
-    image_root: Path,
-    count: int,
-    *,
-    without_photographs: bool = False,
-) -> list[Element]:
-    """Show the objects that matter most.
-
-    Args:
-        content: The annotations.
-        items: All objects.
-        results: Of the models.
-        image_root: Folder of the images.
-        count: So many objects are shown at most.
-        without_photographs: Show plain grey in place of the images.
-
-    Raises:
-        OSError: If an image is missing or cannot be read.
-        ValueError: If an image has not the size that the annotations say.
-    """
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    images = {image["id"]: image for image in content["images"]}
-    orders = orders_of(items, [result.name for result in results])
-    picked = chosen([order.ranking for order in orders], count)
-    places = [{item: rank for rank, item in enumerate(order.ranking)} for order in orders]
-    ranks = {item: [place.get(item, len(items)) for place in places] for item in picked}
-    cards = []
-    for number, index in enumerate(sorted(picked, key=ranks.__getitem__)):
-        record = images[items[index].annotation["image_id"]]
-        if without_photographs:
-            image = np.full((record["height"], record["width"], 3), 80, np.uint8)
-        else:
-            image = read_photograph(image_root / record["file_name"], record)
-        words = names, record["file_name"], image
-        cards.append(card(number, items[index], ranks[index], results, *words))
-    lines = {result.name: result.style for result in results} | {"ground truth": TRUTH_STYLE}
-    left_out = len(items) - len(cards)
-    note = f"{len(cards)} of {len(items)} objects are on this page"
-    if left_out:
-        note += (
-            f", the first of every order in turn: at least the first {count // len(orders)} of "
-            f"each; {left_out} are left out (--items)"
-        )
-    return [
-        element("p", {}, f"{note}. ", MATCHING),
-        legend(lines, "keys"),
-        controls([items[index] for index in picked], orders, results, names),
-        element("p", {"id": "status", "role": "status"}),
-        element("ol", {"id": "cards", "class": "cards"}, *cards),
-    ]
-
-
-def read_photograph(file: Path, record: Mapping[str, Any]) -> np.ndarray:
-    """Read an image (H, W, 3) uint8, BGR, of the size that its record says.
-
-    Raises:
-        OSError: If it is missing or cannot be read.
-        ValueError: If it has another size.
-    """
-    if not file.exists():
-        raise FileNotFoundError(f"image {file} does not exist")
-    image = read_image(str(file), "BGR")
-    expected = (record["height"], record["width"])
-    if image.shape[:2] != expected:
-        raise ValueError(
-            f"image {file} is of (height, width) {image.shape[:2]}, but the annotations say "
-            f"{expected}"
-        )
-    return image
-
-
 # The page
 
 
@@ -888,11 +395,6 @@ PRECISION = "The mean over the classes, interpolated as AP is: AP is the mean he
 TRAINING = (
     f"What metrics.json says, a figure per line of it; more than {MAX_POINTS} are shown as means "
     "of equally many in a row."
-)
-MATCHING = (
-    "Objects and results of one class are paired one to one, the best mask IoU first, from "
-    f"{MIN_IOU} on. Boundary IoU is the IoU of the inner bands along the boundaries. What has no "
-    "match counts as a failure of IoU 0, and not as a gain or a loss."
 )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 # Of a chart, in its own units: the room of the curves, and what axes and their numbers need.
 WIDTH, HEIGHT = 250, 150
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 8, 36
+NONE = "–"  # in place of a figure
 
 Child = Element | str
 
@@ -105,23 +106,24 @@ def legend(names: Mapping[str, str], place: str = "lines") -> Element:
 def line_chart(
     title: str, lines: Sequence[Line], *, labels: tuple[str, str], top: float | None = None
 ) -> Element:
-    """Draw curves over axes that begin at 0.
+    """Draw curves over axes that begin at 0; the x axis ends with the curves.
 
     Args:
         title: What stands above.
         lines: At least one, with at least one point.
         labels: What x and y are.
-        top: Where the y axis ends; if not given, at the largest value.
+        top: Where the y axis ends; if not given, above the largest value.
 
     Returns:
         A figure with an SVG, whose colours are those of the page.
     """
     xs, ys = np.concatenate([np.asarray(line.points, dtype=float) for line in lines]).T
+    right = float(xs.max())
     ticks = [
-        nice_ticks(float(xs.max())),
+        [x for x in nice_ticks(right) if x <= right],
         nice_ticks(float(ys.max()) if top is None else top),
     ]
-    ends = [values[-1] for values in ticks]
+    ends = [max(right, 1e-9), ticks[1][-1]]
 
     def place(x: float, y: float) -> str:
         return f"{LEFT + x / ends[0] * WIDTH:.1f} {TOP + (1 - y / ends[1]) * HEIGHT:.1f}"

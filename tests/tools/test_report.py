@@ -25,10 +25,10 @@ from tests.planted_report import (
     Planted,
     planted_iou,
 )
-from tools import report
-from tools.report_parts import nice_ticks, outline_path
+from tools import report, report_gallery
+from tools.report_parts import NONE, nice_ticks, outline_path
 
-MISSING = report.NONE
+MISSING = NONE
 
 
 class Parsed(HTMLParser):
@@ -168,8 +168,8 @@ def numbers_in_order(planted: Planted, title: str) -> list[int]:
         )
         for name in NAMES
     ]
-    items = report.items_of(report.objects_of(planted.content), pairs)
-    (ranking,) = [x.ranking for x in report.orders_of(items, NAMES) if x.title == title]
+    items = report_gallery.items_of(report.objects_of(planted.content), pairs)
+    (ranking,) = [x.ranking for x in report_gallery.orders_of(items, NAMES) if x.title == title]
     return [items[k].annotation["id"] for k in ranking]
 
 
@@ -221,9 +221,9 @@ def test_so_many_objects_are_shown_and_the_page_says_how_many_are_left_out(plant
 
 
 def test_the_first_of_every_order_are_chosen_in_turn():
-    assert report.chosen([[4, 1, 2], [3, 4, 0], [4]], 3) == {4, 3, 1}
-    assert report.chosen([[4, 1, 2], []], 10) == {1, 2, 4}
-    assert report.chosen([], 3) == set()
+    assert report_gallery.chosen([[4, 1, 2], [3, 4, 0], [4]], 3) == {4, 3, 1}
+    assert report_gallery.chosen([[4, 1, 2], []], 10) == {1, 2, 4}
+    assert report_gallery.chosen([], 3) == set()
 
 
 def test_one_result_is_compared_with_the_truth(planted: Planted):
@@ -236,7 +236,7 @@ def test_one_result_is_compared_with_the_truth(planted: Planted):
 
 
 def test_without_photographs_the_page_has_plain_grey(planted: Planted, monkeypatch):
-    monkeypatch.setattr(report, "read_image", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr(report_gallery, "read_image", lambda *_: pytest.fail("an image was read"))
     parsed = Parsed(planted.page("--without-photographs"))
     assert len(parsed.with_class("card")) == len(OBJECTS)
 

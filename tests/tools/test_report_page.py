@@ -140,8 +140,9 @@ def test_the_slider_moves_the_split_and_what_is_seen(browser: Browser):
     assert clips(browser) == pytest.approx([0, 0.2, 0.2, 1], abs=1e-4)
     moved = stage_pixels(browser)
     assert moved.shape == middle.shape
-    changed = (cv2.absdiff(moved, middle) > 40).any(axis=(0, 2))  # not by rounding
-    side = len(changed)
+    side = len(moved)
+    # By more than rounding; the ring around the slider that has the focus now ends below.
+    changed = (cv2.absdiff(moved, middle) > 40)[: side // 2].any(axis=(0, 2))
     # The object of the largest gain: PointRend's mask is right, the baseline's 6 pixels short.
     assert changed[round(0.25 * side) : round(0.45 * side)].any()
     assert not changed[: round(0.18 * side)].any()
