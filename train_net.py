@@ -44,7 +44,7 @@ from point_rend.config import (
     merge_from_file_safely,
 )
 from point_rend.data.checks import check_datasets, leave_out_impossible_annotations
-from point_rend.data.coco import class_names, describe, register_coco
+from point_rend.data.coco import class_metadata, class_names, describe, register_coco
 from point_rend.data.cocofied_lvis import register_cocofied_lvis
 from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.data.semantic import SEMANTIC_MODELS, check_semantic_datasets, register_sem_seg
@@ -161,10 +161,10 @@ def setup(args: argparse.Namespace) -> Run:
     outputs = model_outputs(cfg)
     filled = []
     for count in CLASS_COUNTS:
-        if count.output in outputs:
-            is_said = says(args.config_file, args.opts, count.key)
-            if fill_class_count(cfg, count, [*train, *test], is_said=is_said):
-                filled.append(count.key)
+        if count.output in outputs and fill_class_count(
+            cfg, count, [*train, *test], args.config_file, args.opts
+        ):
+            filled.append(count.key)
     check_config(cfg, training=training)
     check_test_time_augmentation(cfg)
     check_machine(cfg, args.num_gpus)
@@ -214,18 +214,23 @@ class ClassCount(NamedTuple):
 
     Attributes:
         output: Field of a model's results to which the classes belong.
-        names: Field of a data set's metadata that names them.
+        kind: Of the classes, as the fields of a data set's metadata begin.
         key: Config key of their number.
     """
 
     output: str
-    names: str
+    kind: str
     key: str
+
+    @property
+    def names(self) -> str:
+        """Field of a data set's metadata that names the classes."""
+        return f"{self.kind}_classes"
 
 
 CLASS_COUNTS = (
-    ClassCount("instances", "thing_classes", "MODEL.ROI_HEADS.NUM_CLASSES"),
-    ClassCount("sem_seg", "stuff_classes", "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
+    ClassCount("instances", "thing", "MODEL.ROI_HEADS.NUM_CLASSES"),
+    ClassCount("sem_seg", "stuff", "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
 )
 
 
@@ -252,7 +257,11 @@ def says(config_file: str, opts: Sequence[str], key: str) -> bool:
 
 
 def fill_class_count(
-    cfg: CfgNode, count: ClassCount, datasets: Sequence[str], *, is_said: bool
+    cfg: CfgNode,
+    count: ClassCount,
+    datasets: Sequence[str],
+    config_file: str,
+    opts: Sequence[str],
 ) -> bool:
     """Take a class count over from the data sets, or check that the given one is theirs.
 
@@ -260,7 +269,8 @@ def fill_class_count(
         cfg: The config; the value under `count.key` may be changed.
         count: Which classes.
         datasets: Names of the registered data sets of the run.
-        is_said: Whether the user has given `count.key`.
+        config_file: YAML file of the config.
+        opts: Keys and values that overrule it.
 
     Returns:
         Whether the count was taken over.
@@ -272,6 +282,7 @@ def fill_class_count(
     classes = class_names(datasets, count.names)
     if classes is None:
         return False
+    is_said = says(config_file, opts, count.key)
     keys = [count.key] if is_said else []
     semantic = count.output == "sem_seg"
     own_point_head = semantic and cfg.MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME
@@ -280,13 +291,30 @@ def fill_class_count(
         keys.append(point_head)
     for key in keys:
         if value_of(cfg, key) != len(classes):
+            advice = f"leave the key out and it follows the data, or pass {key} {len(classes)}"
+            if says(config_file, (), key):
+                advice = (
+                    f"{config_file} or its base sets it; to overrule it pass {key} {len(classes)}"
+                )
             raise ValueError(
                 f"{key} is {value_of(cfg, key)}, but the number of classes is {len(classes)} in "
-                f"{', '.join(map(describe, dict.fromkeys(datasets)))}; leave the key out and it "
-                f"follows the data, or pass {key} {len(classes)}"
+                f"{', '.join(map(describe, dict.fromkeys(datasets)))}; {advice}"
             )
     cfg.merge_from_list([count.key, len(classes)])
     return not is_said
+
+
+def known_of_classes(cfg: CfgNode) -> dict[str, Any]:
+    """Collect what the training sets tell of the model's classes, if they are as many as its."""
+    outputs = model_outputs(cfg)
+    known: dict[str, Any] = {}
+    for count in CLASS_COUNTS:
+        metadata = class_metadata(cfg.DATASETS.TRAIN, count.kind)
+        if count.output in outputs and len(metadata.get(count.names, ())) == value_of(
+            cfg, count.key
+        ):
+            known |= metadata
+    return known
 
 
 def check_machine(cfg: CfgNode, num_gpus: int) -> None:
@@ -377,6 +405,7 @@ class Trainer(ResumableTrainer):
             trainer=weakref.proxy(self),
             allow_unsafe=allow_unsafe_checkpoint,
             strict_shapes=False,  # a training may start from a model of other classes
+            metadata=known_of_classes(cfg),
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())

@@ -6,6 +6,7 @@ read the file as any other; torch itself notices hardly any changed bit.
 """
 
 import errno
+import functools
 import glob
 import hashlib
 import logging
@@ -15,7 +16,7 @@ import pickle
 import re
 import reprlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Literal
 from urllib.parse import urlparse
@@ -25,6 +26,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -258,7 +260,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
     - a file gets its name when it is complete and on the disk: an interrupted save leaves the
       former ones as they were;
     - a file carries a checksum, so that every later change of it is noticed;
-    - resuming goes back to an earlier checkpoint if the last one is damaged or gone.
+    - resuming goes back to an earlier checkpoint if the last one is damaged or gone;
+    - a file may tell the classes of its model (:func:`read_metadata`).
 
     Args:
         model: the model to load into and to save.
@@ -268,6 +271,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         strict_shapes: whether every shape in a file must be the model's. Otherwise layers whose
             shape depends on the class count may differ: they keep their initial values, as in
             training with other classes, with a warning. Resuming is always strict.
+        metadata: what a saved file shall tell of the model's classes, in fields of Detectron2's
+            metadata of data sets; nothing if empty.
         checkpointables: further objects with a state, by the names they are saved under.
     """
 
@@ -279,11 +284,13 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         allow_unsafe: bool = False,
         strict_shapes: bool = True,
+        metadata: Mapping[str, Any] | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.allow_unsafe = allow_unsafe
         self.strict_shapes = strict_shapes
+        self.metadata = dict(metadata or {})
         self._source = "the checkpoint"
 
     # Loading
@@ -432,11 +439,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         return checkpoint
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        return _read(f, self._load_sealed)
-
-    def _load_sealed(self, file: BinaryIO) -> Any:
-        _check_seal(file)
-        return torch.load(file, map_location="cpu", weights_only=not self.allow_unsafe)
+        return _read(f, functools.partial(_load_sealed, allow_unsafe=self.allow_unsafe))
 
     def _unpickle(self, file: BinaryIO) -> Any:
         if self.allow_unsafe:
@@ -502,6 +505,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, filename)
         self.logger.info("Saving checkpoint to %s", path)
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        if self.metadata:
+            states[METADATA] = self.metadata
         for leftover in glob.glob(os.path.join(glob.escape(self.save_dir), _TEMPORARY.format("*"))):
             os.remove(leftover)  # of a process that was killed
         with _written_whole(path) as file:
@@ -518,6 +523,69 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             return super().tag_last_checkpoint(last_filename_basename)
         with _written_whole(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
+
+
+# Fields of Detectron2's metadata that tell the classes of a model, for "thing" and "stuff".
+METADATA_FIELDS = ("{}_classes", "{}_colors", "{}_dataset_id_to_contiguous_id")
+METADATA = "metadata"  # their key in a checkpoint
+
+
+def read_metadata(path: str, *, allow_unsafe: bool = False) -> dict[str, Any]:
+    """Read what a checkpoint tells of the classes of its model.
+
+    Args:
+        path: file or URL; may be empty, as MODEL.WEIGHTS.
+        allow_unsafe: load any pickle, which runs whatever code the file holds.
+
+    Returns:
+        Fields of Detectron2's metadata: the names of the classes and, where they are known, their
+        colours and their ids in the data set. Empty for files that tell nothing: those of the model
+        zoo, of other programs, and of older versions.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DamagedError: if the file is damaged.
+        ValueError: if the file asks for code to run, or what it tells is not sound.
+    """
+    path = _without_query(path)
+    if not path.endswith(".pth"):
+        return {}
+    local = PathManager.get_local_path(path)
+    if not os.path.isfile(local):
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    reader = functools.partial(_load_sealed, allow_unsafe=allow_unsafe)
+    told = _read(local, reader).get(METADATA)
+    if not isinstance(told, dict):
+        return {}
+    fields = [field.format(kind) for kind in ("thing", "stuff") for field in METADATA_FIELDS]
+    metadata = {field: told[field] for field in fields if field in told}
+    for field, value in metadata.items():
+        if not _is_sound(field, value):
+            raise ValueError(
+                f"{path}: its {METADATA} has {field} {value!r:.80}, which is not sound"
+            )
+    return metadata
+
+
+def _is_sound(field: str, value: Any) -> bool:
+    """Tell whether a field of metadata has names, colours or ids, as its name says."""
+    if field.endswith("_contiguous_id"):
+        return isinstance(value, dict) and all(
+            isinstance(x, int) for pair in value.items() for x in pair
+        )
+    if not isinstance(value, list):
+        return False
+    if field.endswith("_classes"):
+        return len(value) > 0 and all(isinstance(name, str) for name in value)
+    return all(
+        isinstance(colour, list) and len(colour) == 3 and all(x in range(256) for x in colour)
+        for colour in value
+    )
+
+
+def _load_sealed(file: BinaryIO, *, allow_unsafe: bool) -> Any:
+    _check_seal(file)
+    return torch.load(file, map_location="cpu", weights_only=not allow_unsafe)
 
 
 def _read(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[str, Any]:

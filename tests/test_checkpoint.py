@@ -28,6 +28,7 @@ from point_rend.checkpoint import (
     DamagedError,
     NotSavedError,
     SafeDetectionCheckpointer,
+    read_metadata,
     upgrade_state_dict,
 )
 from tests.runs import files_limited_to
@@ -809,6 +810,90 @@ def test_a_shape_that_does_not_fit_is_an_error_for_matched_names_too(tmp_path: P
     message = str(error.value)
     assert "roi_heads.box_head.fc1.weight: (5, 4) in the file, (6, 4) in the model" in message
     assert "roi_heads.box_predictor.cls_score.weight: (4, 5) in the file, (4, 6)" in message
+
+
+# --- what a file tells of the classes -----------------------------------------------------------
+
+TOLD = {
+    "thing_classes": ["disc", "box"],
+    "thing_colors": [[0, 128, 255], [1, 2, 3]],
+    "thing_dataset_id_to_contiguous_id": {3: 0, 7: 1},
+    "stuff_classes": ["sky"],
+}
+
+
+@pytest.mark.parametrize("checkpointer", [SafeDetectionCheckpointer, DetectionCheckpointer])
+def test_a_file_that_tells_its_classes_is_loaded_by_every_checkpointer(
+    tmp_path: Path, checkpointer: type[DetectionCheckpointer]
+):
+    model, again = net(seed=1), net(seed=2)
+    SafeDetectionCheckpointer(model, str(tmp_path), metadata=TOLD).save("m", iteration=5)
+    path = str(tmp_path / "m.pth")
+    assert checkpointer(again).load(path) == {"iteration": 5, "metadata": TOLD}
+    assert_same_state(again.state_dict(), model.state_dict())
+    assert read_metadata(path) == read_metadata(f"{path}?matching_heuristics=True") == TOLD
+
+
+def test_a_training_with_classes_resumes_a_file_that_tells_none(tmp_path: Path):
+    SafeDetectionCheckpointer(net(seed=1), str(tmp_path)).save("m", iteration=5)
+    again = SafeDetectionCheckpointer(net(seed=2), str(tmp_path), metadata=TOLD)
+    assert again.resume_or_load("", resume=True) == {"iteration": 5}
+    again.save("n")
+    assert read_metadata(str(tmp_path / "n.pth")) == TOLD
+
+
+def test_other_files_tell_nothing(tmp_path: Path):
+    path = str(tmp_path / "m.pth")
+    for more in ({}, {"metadata": "of another program"}, {"metadata": {"epoch": 3}}):
+        torch.save({"model": net().state_dict(), **more}, path)
+        assert read_metadata(path) == {}
+    assert read_metadata(write_pickle(tmp_path / "m.pkl", zoo(arrays(net())))) == {}
+    assert read_metadata("") == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("thing_classes", "disc,box"),
+        ("thing_classes", []),
+        ("stuff_classes", ["sky", 3]),
+        ("thing_colors", [[0, 128, 256]]),
+        ("thing_colors", [[0, 128]]),
+        ("thing_dataset_id_to_contiguous_id", {"3": 0}),
+        ("stuff_dataset_id_to_contiguous_id", [3, 7]),
+    ],
+)
+def test_what_a_file_tells_is_refused_by_its_name_if_it_is_not_sound(
+    tmp_path: Path, field: str, value: object
+):
+    path = str(tmp_path / "m.pth")
+    torch.save({"model": net().state_dict(), "metadata": TOLD | {field: value}}, path)
+    with pytest.raises(ValueError, match=rf"m\.pth: its metadata has {field} .* not sound"):
+        read_metadata(path)
+
+
+def test_the_checksum_covers_what_a_file_tells(tmp_path: Path):
+    SafeDetectionCheckpointer(net(), str(tmp_path), metadata=TOLD).save("m")
+    path = tmp_path / "m.pth"
+    content = path.read_bytes()
+    assert content.count(b"disc") == 1
+    path.write_bytes(content.replace(b"disc", b"dish"))
+    with pytest.raises(ValueError, match=r"m\.pth cannot be read, it is damaged"):
+        read_metadata(str(path))
+
+
+def test_reading_what_a_file_tells_runs_no_code(tmp_path: Path):
+    path, sentinel = str(tmp_path / "m.pth"), tmp_path / "sentinel"
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*m\.pth"):
+        read_metadata(path)
+    hostile = HOSTILE[EXECUTING[0]](str(sentinel))
+    torch.save({"model": {"a": torch.ones(1)}, "extra": hostile, "metadata": TOLD}, path)
+    sentinel.unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="is refused: it asks for"):
+        read_metadata(path)
+    assert not sentinel.exists()
+    assert read_metadata(path, allow_unsafe=True) == TOLD
+    assert sentinel.exists()
 
 
 # --- the last checkpoint ------------------------------------------------------------------------

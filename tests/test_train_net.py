@@ -13,10 +13,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 
+from point_rend.checkpoint import read_metadata
 from tests.runs import metrics, refusal
 from tests.tiny_datasets import (
     BASELINE,
     CONFIGS,
+    KINDS,
     POINTREND,
     TINY_MODEL,
     CocoSet,
@@ -171,6 +173,10 @@ def test_a_training_may_start_from_a_model_of_other_classes(tiny: CocoSet, tmp_p
     argv = [word.replace("tiny", "pair") if "/" not in word else word for word in argv]
     train_net.main(argv)
     assert predictions(tmp_path / "two", "pair")
+    told = [read_metadata(str(tmp_path / x / "model_final.pth")) for x in ("three", "two")]
+    assert [x["thing_classes"] for x in told] == [list(KINDS), list(KINDS[:2])]
+    ids = [x["thing_dataset_id_to_contiguous_id"] for x in told]
+    assert ids == [{3: 0, 7: 1, 12: 2}, {1: 0, 2: 1}]
 
 
 @pytest.mark.parametrize("config", [POINTREND, BASELINE], ids=["pointrend", "baseline"])
@@ -209,6 +215,7 @@ def test_a_class_count_that_contradicts_the_data_is_refused_with_both(
     said = refusal(command(tiny, tmp_path / "output", key, count), capsys)
     assert f"{key} is {count}" in said
     assert f"is 3 in tiny ({tiny.json_file})" in said
+    assert f"leave the key out and it follows the data, or pass {key} 3" in said
 
 
 def test_the_default_count_written_in_a_config_file_counts_as_said(
@@ -217,8 +224,12 @@ def test_the_default_count_written_in_a_config_file_counts_as_said(
     config = tmp_path / "eighty.yaml"
     tree = {"_BASE_": POINTREND, "MODEL": {"ROI_HEADS": {"NUM_CLASSES": 80}}}
     config.write_text(yaml.safe_dump(tree))
-    said = refusal(command(tiny, tmp_path / "output", config=str(config)), capsys)
-    assert "MODEL.ROI_HEADS.NUM_CLASSES is 80" in said
+    key = "MODEL.ROI_HEADS.NUM_CLASSES"
+    for more in ([], [key, "80"]):
+        said = refusal(command(tiny, tmp_path / "output", *more, config=str(config)), capsys)
+        assert f"{key} is 80" in said
+        assert f"eighty.yaml or its base sets it; to overrule it pass {key} 3" in said
+        assert "leave the key out" not in said
 
 
 def test_only_the_sets_of_the_run_are_asked_for_their_classes(

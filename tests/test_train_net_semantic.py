@@ -12,6 +12,7 @@ from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 
 from point_rend import get_config_file
+from point_rend.checkpoint import read_metadata
 from point_rend.data.coco import register_coco
 from tests.runs import metrics, refusal
 from tests.tiny_datasets import (
@@ -108,6 +109,7 @@ def test_training_evaluates_at_its_end_and_evaluating_the_checkpoint_gives_the_s
     assert ("loss_sem_seg_point" in training) == (head == "PointRendSemSegHead")
     assert 0 <= evaluation["sem_seg/mIoU"] <= 100
     assert {f"sem_seg/IoU-{name}" for name in CLASSES} <= evaluation.keys()
+    assert read_metadata(str(output / "model_final.pth")) == {"stuff_classes": list(CLASSES)}
     # Detectron2's figure of this name is not the published one.
     assert not [key for key in evaluation if "boundary" in key.lower() or "B-Iou" in key]
     settings = yaml.safe_load((output / "config.yaml").read_text())

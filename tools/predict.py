@@ -33,10 +33,10 @@ from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.modeling import build_model
 from tqdm import tqdm
 
-from point_rend.checkpoint import SafeDetectionCheckpointer
+from point_rend.checkpoint import SafeDetectionCheckpointer, read_metadata
 from point_rend.config import check_config
 from point_rend.data.augmentation import build_augmentations
-from point_rend.data.coco import read_coco
+from point_rend.data.coco import read_coco, summary
 from point_rend.data.semantic import IMAGE_SUFFIXES, read_class_names
 from point_rend.evaluation.test_time import (
     build_test_time_augmentation,
@@ -191,36 +191,61 @@ def read_classes(text: str) -> tuple[list[str], list[int]]:
     return names, list(range(1, len(names) + 1))
 
 
-def known_classes(cfg: CfgNode, kind: str, count: int) -> Classes:
-    """Look classes up in the data sets of a config, as far as they are registered.
+def given_classes(cfg: CfgNode, count: train_net.ClassCount, text: str) -> Classes:
+    """Read classes that the user gives.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not sound, or the number of its classes is not the model's.
+    """
+    names, ids = read_classes(text)
+    number = train_net.value_of(cfg, count.key)
+    if len(names) != number:
+        raise ValueError(f"--classes has {len(names)} names, but {count.key} is {number}")
+    return Classes(names, ids, [colour_of(k) for k in range(number)])
+
+
+def known_classes(cfg: CfgNode, count: train_net.ClassCount, told: Mapping[str, Any]) -> Classes:
+    """Look classes up in the checkpoint, or else in the data sets of the config.
 
     Args:
         cfg: the config.
-        kind: thing or stuff.
-        count: of classes. Data sets with another one do not matter; without any that fits, the
-            names are numbers.
+        count: which classes.
+        told: by the checkpoint, as of `read_metadata`.
+
+    Returns:
+        The classes of the first registered data set with as many, if the checkpoint tells nothing;
+        without any, the names are numbers.
+
+    Raises:
+        ValueError: if the checkpoint tells of another number of classes.
     """
-    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        if dataset not in MetadataCatalog.list():
-            continue
-        known = MetadataCatalog.get(dataset)
-        names = known.get(f"{kind}_classes")
-        if names is not None and len(names) == count:
-            to_index = known.get(f"{kind}_dataset_id_to_contiguous_id") or {}
-            to_id = {index: dataset_id for dataset_id, index in to_index.items()}
-            colours = known.get(f"{kind}_colors") or []
-            return Classes(
-                list(names),
-                [to_id.get(k, k + 1) for k in range(count)],
-                [
-                    tuple(colours[k][::-1]) if len(colours) == count else colour_of(k)
-                    for k in range(count)
-                ],
+    number = train_net.value_of(cfg, count.key)
+    if count.names in told:
+        names = told[count.names]
+        if len(names) != number:
+            raise ValueError(
+                f"{count.key} is {number}, but the classes of {cfg.MODEL.WEIGHTS} are "
+                f"{summary(names)}: pass {count.key} {len(names)}, or name others with --classes"
             )
-    numbers = list(range(1, count + 1))
-    return Classes(
-        [f"class {k}" for k in range(count)], numbers, [colour_of(k) for k in range(count)]
-    )
+        return _classes(count.kind, told)
+    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if dataset in MetadataCatalog.list():
+            known = MetadataCatalog.get(dataset).as_dict()
+            if len(known.get(count.names) or ()) == number:
+                return _classes(count.kind, known)
+    return _classes(count.kind, {count.names: [f"class {k}" for k in range(number)]})
+
+
+def _classes(kind: str, known: Mapping[str, Any]) -> Classes:
+    """Read names, ids and colours out of fields of Detectron2's metadata; the names are there."""
+    names = list(known[f"{kind}_classes"])
+    to_index = known.get(f"{kind}_dataset_id_to_contiguous_id") or {}
+    to_id = {index: dataset_id for dataset_id, index in to_index.items()}
+    colours = [tuple(colour[::-1]) for colour in known.get(f"{kind}_colors") or ()]
+    if len(colours) != len(names):
+        colours = [colour_of(k) for k in range(len(names))]
+    return Classes(names, [to_id.get(k, k + 1) for k in range(len(names))], colours)
 
 
 def named_count(outputs: frozenset[str]) -> train_net.ClassCount:
@@ -244,29 +269,29 @@ class Legend(NamedTuple):
         return name if segment.score is None else f"{name} {segment.score:.0%}"
 
 
-def build_legend(cfg: CfgNode, outputs: frozenset[str], classes: str | None) -> Legend:
+def build_legend(
+    cfg: CfgNode, outputs: frozenset[str], classes: str | None, *, allow_unsafe: bool = False
+) -> Legend:
     """Name the classes of a model.
 
     Args:
         cfg: the config.
         outputs: fields of the model's results.
-        classes: given by the user: the things, or without instances the labels.
+        classes: given by the user: the things, or without instances the labels. If not given, those
+            of the checkpoint or, where it tells nothing, of the data sets.
+        allow_unsafe: load a checkpoint that runs code.
 
     Raises:
-        ValueError: if their number is not the model's.
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if their number is not the model's, or the checkpoint cannot be read.
     """
-    things = known_classes(cfg, "thing", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    stuff = known_classes(cfg, "stuff", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-    if classes is not None:
-        names, ids = read_classes(classes)
-        given = Classes(names, ids, [colour_of(k) for k in range(len(names))])
-        count = named_count(outputs)
-        if len(names) != train_net.value_of(cfg, count.key):
-            raise ValueError(
-                f"--classes has {len(names)} names, but {count.key} is "
-                f"{train_net.value_of(cfg, count.key)}"
-            )
-        things, stuff = (given, stuff) if count.output == "instances" else (things, given)
+    told = read_metadata(cfg.MODEL.WEIGHTS, allow_unsafe=allow_unsafe)
+    things, stuff = (
+        given_classes(cfg, count, classes)
+        if classes is not None and count == named_count(outputs)
+        else known_classes(cfg, count, told)
+        for count in train_net.CLASS_COUNTS
+    )
     return Legend(things, stuff)
 
 
@@ -560,7 +585,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--classes",
         help="names of the classes: a COCO file, a file with one name per line, or the names with "
-        "commas between them; by default those of the data sets of the config, if registered",
+        "commas between them; by default those of the checkpoint, or else of the data sets of the "
+        "config, if registered",
     )
     parser.add_argument(
         "--allow-unsafe-checkpoint",
@@ -596,12 +622,32 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     outputs = train_net.model_outputs(cfg)
     if "instances" in outputs and not cfg.MODEL.MASK_ON:
         raise ValueError("MODEL.MASK_ON is False: expected a model that segments")
-    if args.classes is not None:
-        count = named_count(outputs)
-        if not train_net.says(args.config_file, args.opts, count.key):
-            cfg.merge_from_list([count.key, len(read_classes(args.classes)[0])])
+    fill_class_counts(cfg, args, outputs)
     cfg.freeze()
     return cfg
+
+
+def fill_class_counts(cfg: CfgNode, args: argparse.Namespace, outputs: frozenset[str]) -> None:
+    """Take counts that nobody gives over from --classes, or else from the checkpoint.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file cannot be read.
+    """
+    unsaid = [
+        count
+        for count in train_net.CLASS_COUNTS
+        if count.output in outputs and not train_net.says(args.config_file, args.opts, count.key)
+    ]
+    numbers: dict[str, int] = {}
+    if args.classes is not None:
+        numbers[named_count(outputs).key] = len(read_classes(args.classes)[0])
+    elif unsaid:
+        told = read_metadata(cfg.MODEL.WEIGHTS, allow_unsafe=args.allow_unsafe_checkpoint)
+        numbers = {x.key: len(told[x.names]) for x in unsaid if x.names in told}
+    for count in unsaid:
+        if count.key in numbers:
+            cfg.merge_from_list([count.key, numbers[count.key]])
 
 
 def check_formats(formats: Sequence[str], outputs: frozenset[str]) -> None:
@@ -669,9 +715,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             cfg = read_config(args)
             outputs = train_net.model_outputs(cfg)
             check_formats(args.formats, outputs)
-            legend = build_legend(cfg, outputs, args.classes)
+            unsafe = args.allow_unsafe_checkpoint
+            legend = build_legend(cfg, outputs, args.classes, allow_unsafe=unsafe)
             frames, total, results = _open(args, legend, failures, stack)
-            predictor = Predictor(cfg, allow_unsafe=args.allow_unsafe_checkpoint)
+            predictor = Predictor(cfg, allow_unsafe=unsafe)
         was_interrupted = _run(batches(frames, args.batch_size), predictor, results, total)
         results.finish()
     for failure in failures:

@@ -436,7 +436,8 @@ def look(args: argparse.Namespace) -> tuple[Subject, int]:
     """
     cfg = read_config(args)
     outputs = train_net.model_outputs(cfg)
-    legend = build_legend(cfg, outputs, args.classes)
+    unsafe = args.allow_unsafe_checkpoint
+    legend = build_legend(cfg, outputs, args.classes, allow_unsafe=unsafe)
     image = np.ascontiguousarray(read_image(args.input, "BGR"))
     window = args.region and tuple(args.region)
     if window is not None:
@@ -451,7 +452,7 @@ def look(args: argparse.Namespace) -> tuple[Subject, int]:
     given = None
     if not of_labels and window is not None:
         given = window, class_number(args.class_name, legend)
-    predictor = Predictor(cfg, allow_unsafe=args.allow_unsafe_checkpoint)
+    predictor = Predictor(cfg, allow_unsafe=unsafe)
     if of_labels:
         point_head = own if own is not None and own.NAME else cfg.MODEL.POINT_HEAD
         subject = find_region(predictor, image, window, legend.stuff.colours)

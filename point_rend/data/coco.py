@@ -133,9 +133,44 @@ def class_names(datasets: Sequence[str], kind: str = "thing_classes") -> list[st
         elif own != classes:
             raise ValueError(
                 f"the data sets of a run must have the same classes, but {describe(first)} has "
-                f"{_summary(classes)} and {describe(name)} has {_summary(own)}"
+                f"{summary(classes)} and {describe(name)} has {summary(own)}"
             )
     return classes
+
+
+def class_metadata(datasets: Sequence[str], kind: str) -> dict[str, Any]:
+    """Collect what the first data set that names its classes tells of them, in plain types.
+
+    Args:
+        datasets: Registered names.
+        kind: thing or stuff.
+
+    Returns:
+        Of the fields of Detectron2's metadata the names and, where they are there, the colours and
+        the ids of the classes, under the keys that `read_metadata` gives back; empty without names.
+    """
+    for name in datasets:
+        known = MetadataCatalog.get(name)
+        names = known.get(f"{kind}_classes")
+        if not names:
+            continue
+        metadata: dict[str, Any] = {f"{kind}_classes": [str(x) for x in names]}
+        colours = known.get(f"{kind}_colors")
+        if colours:
+            metadata[f"{kind}_colors"] = [[int(x) for x in colour] for colour in colours]
+        ids = known.get(f"{kind}_dataset_id_to_contiguous_id")
+        if ids:
+            metadata[f"{kind}_dataset_id_to_contiguous_id"] = {
+                int(own): int(index) for own, index in ids.items()
+            }
+        return metadata
+    return {}
+
+
+def summary(classes: Sequence[str]) -> str:
+    """Tell how many classes there are, and the names of the first."""
+    shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    return f"{len(classes)} ({shown})"
 
 
 def describe(dataset: str) -> str:
@@ -219,8 +254,3 @@ def _all_natural(values: Iterable[Any]) -> bool:
 
 def _same_path(first: str | None, second: str) -> bool:
     return first is not None and os.path.realpath(first) == os.path.realpath(second)
-
-
-def _summary(classes: Sequence[str]) -> str:
-    shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-    return f"{len(classes)} ({shown})"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from point_rend.data.coco import class_names, read_coco, register_coco
+from point_rend.data.coco import class_metadata, class_names, read_coco, register_coco
 from tests.tiny_datasets import CocoSet, process_state_restored, write_coco, write_lvis
 
 
@@ -184,3 +184,23 @@ def test_a_name_that_is_not_registered_is_refused() -> None:
 def test_sets_that_tell_no_classes_give_none() -> None:
     DatasetCatalog.register("silent", list)
     assert class_names(["silent"]) is None
+
+
+def test_the_metadata_of_classes_are_those_of_the_first_set_that_names_them() -> None:
+    DatasetCatalog.register("silent", list)
+    known = class_metadata(["silent", "coco_2017_val"], "thing")
+    names = known.pop("thing_classes")
+    assert (len(names), names[0], names[79]) == (80, "person", "toothbrush")
+    assert known.pop("thing_colors")[0] == [220, 20, 60]
+    assert known.pop("thing_dataset_id_to_contiguous_id")[90] == 79
+    assert known == {}
+    assert class_metadata(["silent", "coco_2017_val"], "stuff") == {}
+
+
+def test_ids_of_classes_are_known_when_the_set_has_been_read(tiny: CocoSet) -> None:
+    register_coco("tiny", *tiny)
+    DatasetCatalog.get("tiny")
+    assert class_metadata(["tiny"], "thing") == {
+        "thing_classes": ["disc", "box", "triangle"],
+        "thing_dataset_id_to_contiguous_id": {3: 0, 7: 1, 12: 2},
+    }

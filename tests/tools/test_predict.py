@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNN, build_model
 
-from point_rend import get_config_file, load_config
+from point_rend import SafeDetectionCheckpointer, get_config_file, load_config
 from tests.tiny_datasets import (
     HEIGHT,
     KINDS,
@@ -384,11 +384,13 @@ def test_a_model_reads_colours_in_its_own_order() -> None:
 
 def test_classes_are_those_of_the_data_set_if_their_number_fits() -> None:
     cfg = load_config(POINTREND, ["DATASETS.TEST", "('coco_2017_val',)"])
-    known = predict.known_classes(cfg, "thing", 80)
+    things, stuff = predict.train_net.CLASS_COUNTS
+    known = predict.known_classes(cfg, things, {})
     assert (known.names[0], known.names[79]) == ("person", "toothbrush")
     assert (known.ids[0], known.ids[79]) == (1, 90)
     assert known.colours[0] == (60, 20, 220)
-    unknown = predict.known_classes(cfg, "thing", 2)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+    unknown = predict.known_classes(cfg, stuff, {})
     assert unknown.names == ["class 0", "class 1"]
     assert unknown.ids == [1, 2]
 
@@ -397,3 +399,48 @@ def test_names_on_the_command_line_give_the_number_of_classes_too() -> None:
     words = ["--config-file", POINTREND, "--classes", NAMES]
     args = predict.build_parser("").parse_args(words)
     assert predict.read_config(args).MODEL.ROI_HEADS.NUM_CLASSES == 3
+
+
+def checkpoint_of(path: Path, **told: object) -> list[str]:
+    """Write a tiny model of three classes that tells these of them; return the options for it."""
+    model = build_model(load_config(POINTREND, [*TINY_MODEL, "MODEL.ROI_HEADS.NUM_CLASSES", "3"]))
+    SafeDetectionCheckpointer(model, str(path.parent), metadata=told).save(path.stem)
+    return ["MODEL.WEIGHTS", str(path)]
+
+
+def test_classes_are_those_of_the_checkpoint(images: Path, tmp_path: Path) -> None:
+    ids = {index + 5: index for index in range(3)}
+    told = {"thing_classes": list(KINDS), "thing_dataset_id_to_contiguous_id": ids}
+    opts = checkpoint_of(tmp_path / "m.pth", **told)
+    base = ["--input", images, "--formats", "coco", "--confidence-threshold", 0, "--output"]
+    run(*base, tmp_path / "a", opts=opts)
+    run(*base, tmp_path / "b", "--classes", "x,y,z", opts=opts)
+    found = [json.loads((tmp_path / x / "instances.json").read_text()) for x in "ab"]
+    assert [x["categories"] for x in found] == [
+        [{"id": index + 5, "name": name} for index, name in enumerate(KINDS)],
+        [{"id": index + 1, "name": name} for index, name in enumerate("xyz")],
+    ]
+    first, other = ([a["category_id"] for a in x["annotations"]] for x in found)
+    assert first == [identity + 4 for identity in other]
+    assert first
+
+
+def test_colours_are_those_of_the_checkpoint_if_there_are_as_many() -> None:
+    told = {"thing_classes": list(KINDS), "thing_colors": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
+    cfg = load_config(POINTREND, ["MODEL.ROI_HEADS.NUM_CLASSES", "3"])
+    things = predict.train_net.CLASS_COUNTS[0]
+    assert predict.known_classes(cfg, things, told).colours == [(3, 2, 1), (6, 5, 4), (9, 8, 7)]
+    del told["thing_colors"][0]
+    palette = [predict.colour_of(k) for k in range(3)]
+    assert predict.known_classes(cfg, things, told).colours == palette
+
+
+def test_a_checkpoint_of_another_number_of_classes_than_the_config_is_one_error(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = "MODEL.ROI_HEADS.NUM_CLASSES"
+    opts = [*checkpoint_of(tmp_path / "m.pth", thing_classes=list(KINDS)), key, "4"]
+    assert exit_code("--input", images, "--output", tmp_path / "out", opts=opts) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{key} is 4, but the classes of {tmp_path / 'm.pth'} are 3 (disc, box" in line
+    assert f"pass {key} 3, or name others with --classes" in line
