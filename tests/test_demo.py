@@ -61,7 +61,7 @@ def test_the_quick_demo_runs_from_nothing_to_pictures(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     demo.main(["--quick", "--output", str(tmp_path)])
     out, _ = capfd.readouterr()
-    assert out.count("\n$ ") == 3
+    assert out.count("\n$ ") == 4
     assert "train_net.py --config-file configs/Demo/pointrend_shapes.yaml" in out
     assert "eta: " in out
     assert "boundary AP" in out
@@ -69,5 +69,8 @@ def test_the_quick_demo_runs_from_nothing_to_pictures(
     panel = demo.IMAGE_SIDE * demo.MAGNIFICATION
     assert picture.shape[0] > 4 * panel
     assert picture.shape[1] > 4 * panel
+    assert "<h1>Evaluation of coarse 7×7 and PointRend</h1>" in (
+        tmp_path / "report.html"
+    ).read_text(encoding="utf-8")
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == ["closeups.png", *(f"image_00000{i}.png" for i in range(1, 5)), "images.png"]

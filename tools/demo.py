@@ -3,8 +3,9 @@
 
     python tools/demo.py             # or: make demo
 
-Every step is a command that one could type; it is printed before it runs. The last step writes
-pictures of the input, the coarse 7×7 masks, PointRend's masks and the truth, side by side.
+Every step is a command that one could type; it is printed before it runs. At the end there are
+pictures of the input, the coarse 7×7 masks, PointRend's masks and the truth, side by side, and
+report.html: figures, curves and single objects on one page.
 
 What is there already is kept: an interrupted training is taken up at its last checkpoint, and a
 finished one is only evaluated again. To start afresh delete the output directory.
@@ -245,6 +246,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     print(f"\n{format_table(table)}")
     files = draw_pictures(truth, data / "val", weights, output / "pictures")
+    page = output / "report.html"
+    run_step(
+        "Put it all on one page",
+        [
+            *(sys.executable, "tools/report.py", "--annotations", truth),
+            *("--image-root", data / "val", "--output", page, "--run", f"PointRend={fine}"),
+            *("--results", f"coarse 7×7={coarse / results}"),
+            *("--results", f"PointRend={fine / results}"),
+        ],
+    )
+    files.append(page)
     minutes = (time.monotonic() - start) / 60
     print(f"\nDone in {minutes:.1f} minutes. Look at:\n  " + "\n  ".join(map(str, files[::-1])))
     print(f"To start afresh: rm -r {shlex.quote(str(output))}")
