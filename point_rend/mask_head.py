@@ -5,7 +5,7 @@ Shapes: N boxes over all images, K classes, C channels, P points.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,16 +84,24 @@ class BoxFeatureReader:
         levels = [features[n] for n in self.names]
         return point_sample_fine_grained_features(levels, self.scales, boxes, coords_box)[0]
 
-    def images(self, features: Features) -> list[FineGrainedFeatures]:
-        """Return the levels image by image, to be read at points given in pixels."""
+    def images(self, features: Features, copies: Collection[str] = ()) -> list[FineGrainedFeatures]:
+        """Return the levels image by image, to be read at points given in pixels.
+
+        Args:
+            features: the levels of all images.
+            copies: levels that nobody else needs, which rendering may overwrite.
+        """
         levels = [features[name] for name in self.names]
         sizes = [shapes_to_tensor([level.shape[3], level.shape[2]]) for level in levels]
         frames = [
             (size / scale).to(level.device)
             for size, scale, level in zip(sizes, self.scales, levels, strict=True)
         ]
+        disposable = [
+            i for i, name in enumerate(self.names) if name in copies and self.names.count(name) == 1
+        ]
         maps_of_images = zip(*(level.split(1) for level in levels), strict=True)
-        return [FineGrainedFeatures(maps, frames) for maps in maps_of_images]
+        return [FineGrainedFeatures(maps, frames, disposable) for maps in maps_of_images]
 
 
 @dataclass(frozen=True)
@@ -107,10 +115,15 @@ class PointRefinement:
 
 def _lay_out(
     features: Features, readers: Sequence[BoxFeatureReader], num_points: int
-) -> dict[str, Tensor]:
-    """Prepare the levels that some readers read, for that many points in all."""
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Prepare the levels that some readers read, for that many points in all.
+
+    Returns:
+        The levels, and the names of those that are copies.
+    """
     names = dict.fromkeys(name for reader in readers for name in reader.names)
-    return {name: position_major(features[name], num_points) for name in names}
+    laid_out = {name: position_major(features[name], num_points) for name in names}
+    return laid_out, {name for name in names if laid_out[name] is not features[name]}
 
 
 def _pool_detections(
@@ -422,13 +435,13 @@ class PointRendMaskHead(nn.Module):
         if refinement is not None:
             readers.append(refinement.reader)
             points_per_box += refinement.renderer.plan.num_points
-        features = _lay_out(features, readers, points_per_box * sum(map(len, instances)))
+        features, copies = _lay_out(features, readers, points_per_box * sum(map(len, instances)))
         coarse = self.coarse_head(_pool_detections(self.coarse_reader, features, instances, side))
         if self.point_head is None or refinement is None:
             classes = torch.cat([x.pred_classes for x in instances])
             masks = select_class_channel(coarse, classes).float().sigmoid()
             return masks.split([x.pred_boxes.tensor.size(0) for x in instances])
-        renderer, images = refinement.renderer, refinement.reader.images(features)
+        renderer, images = refinement.renderer, refinement.reader.images(features, copies)
         bound = renderer.bind(self.point_head, images, instances)
         del features, images  # rendering does not need a copy of the maps any more
         return renderer.render(bound, instances, coarse, self.uncertainty)
@@ -550,11 +563,11 @@ class ImplicitPointRendMaskHead(nn.Module):
     def _masks(self, features: Features, instances: list[Instances]) -> Sequence[Tensor]:
         side, readers = self.coarse_pooler_side, [self.coarse_reader, self.point_reader]
         points_per_box = side**2 + self.renderer.plan.num_points
-        features = _lay_out(features, readers, points_per_box * sum(map(len, instances)))
+        features, copies = _lay_out(features, readers, points_per_box * sum(map(len, instances)))
         parameters = self.parameter_head(
             _pool_detections(self.coarse_reader, features, instances, side)
         )
-        images = self.point_reader.images(features)
+        images = self.point_reader.images(features, copies)
         bound = self.renderer.bind(self.point_head, images, instances)
         del features, images  # rendering does not need a copy of the maps any more
         return self.renderer.render(bound, instances, parameters, self.uncertainty)

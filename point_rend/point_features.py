@@ -5,7 +5,7 @@ Also the place where the names live that other projects import from PointRend.
 Shapes: N regions over all images, C channels over all levels, P points.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,10 +47,12 @@ class FineGrainedFeatures:
         levels: per level (M, C_l, H_l, W_l), for M images.
         frames: per level the width and height of the frame in the unit of the points' coordinates,
             a tensor (2,), or 1 for coordinates in [0, 1]².
+        disposable: positions of levels that a layer which is bound may overwrite.
     """
 
     levels: Sequence[Tensor]
     frames: Sequence[Tensor | float]
+    disposable: Collection[int] = ()
 
     def sample(self, coords: Tensor) -> Tensor:
         """Read all levels at points (M, P, 2): (M, ΣC_l, P)."""
@@ -72,8 +74,8 @@ class FineGrainedFeatures:
         channels = [level.shape[1] for level in self.levels]
         weights = [None] * len(channels) if weight is None else weight.split(channels, dim=1)
         bound_levels = [
-            linear_at_points(level, [Affine(part)], num_points)
-            for level, part in zip(self.levels, weights, strict=True)
+            linear_at_points(level, [Affine(part)], num_points, overwrites=i in self.disposable)
+            for i, (level, part) in enumerate(zip(self.levels, weights, strict=True))
         ]
         frames = self.frames  # and not self: what is bound must not keep maps that were copied
 

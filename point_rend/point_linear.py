@@ -27,6 +27,8 @@ RowTerms = Callable[[slice], Iterator[Tensor]]
 # its own, which is read faster; to be multiplied by a layer in the place of the points.
 POINTS_PER_COPIED_POSITION = 0.25
 POINTS_PER_PROJECTED_POSITION = 1.5
+# Positions that are projected at a time where they are overwritten: of 256 float32 channels 2 MiB.
+POSITIONS_PER_TILE = 2048
 
 
 class Affine(NamedTuple):
@@ -57,7 +59,7 @@ class Affine(NamedTuple):
 
 
 def linear_at_points(
-    maps: Tensor, layers: Sequence[Affine], num_points: int
+    maps: Tensor, layers: Sequence[Affine], num_points: int, *, overwrites: bool = False
 ) -> Callable[[Tensor], RowTerms]:
     """Bind layers to maps: ``layer(point_sample(maps, coords))`` for each of them.
 
@@ -67,17 +69,18 @@ def linear_at_points(
         maps: (M, D, H, W).
         layers: which read the same points.
         num_points: how many points of all maps together the result will be asked for, in all.
+        overwrites: whether the maps may be used up: outputs take their place where they fit.
 
     Returns:
         A function from coordinates (M, P, 2) in [0, 1]² of each map to the outputs there, which are
         computed when they are asked for.
     """
-    maps = position_major(maps, num_points)
+    given, maps = maps, position_major(maps, num_points)
     projects = any(layer.weight is not None for layer in layers)
     if not _has_rows(maps):
         return partial(_project_samples, lambda coords: point_sample(maps, coords), layers)
     if projects and num_points >= _num_positions(maps) * POINTS_PER_PROJECTED_POSITION:
-        return _sample_projections(maps, layers)
+        return _sample_projections(maps, layers, overwrites=overwrites or maps is not given)
     identity = _sample_projections(maps, [Affine()])
 
     def sample(coords: Tensor) -> Tensor:
@@ -134,12 +137,18 @@ def _project_samples(
     return terms
 
 
-def _sample_projections(maps: Tensor, layers: Sequence[Affine]) -> Callable[[Tensor], RowTerms]:
+def _sample_projections(
+    maps: Tensor, layers: Sequence[Affine], *, overwrites: bool = False
+) -> Callable[[Tensor], RowTerms]:
     # Maps fade into zeros outside, biases do not: they also stand in a ring around the map.
     ring = int(any(layer.bias is not None for layer in layers))
     padded = F.pad(maps, [ring] * 4) if ring else maps
     rows = padded.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1, 2)
     dtype = torch.promote_types(maps.dtype, torch.float32)  # in which interpolation is exact enough
+    if overwrites and len(layers) == 1 and _fits_in_place(layers[0], rows):
+        for part in rows.flatten(0, 1).split(POSITIONS_PER_TILE):
+            part.copy_(layers[0](part))
+        layers = [Affine()]
     tables = [layer(rows).flatten(0, 1).to(dtype) for layer in layers]
     corners = CornerCells(*maps.shape[-2:], ring=ring, like=tables[0])
 
@@ -161,6 +170,13 @@ def _sample_projections(maps: Tensor, layers: Sequence[Affine]) -> Callable[[Ten
         return terms
 
     return at
+
+
+def _fits_in_place(layer: Affine, rows: Tensor) -> bool:
+    """Tell whether a layer, the same for all maps, has as many outputs as inputs, of one type."""
+    if layer.weight is None or layer.is_of_maps or layer.weight.dtype != rows.dtype:
+        return False
+    return layer.weight.shape[0] == rows.shape[-1]
 
 
 class CornerCells:

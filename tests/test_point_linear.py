@@ -117,7 +117,8 @@ def test_maps_of_half_precision_are_interpolated_in_float32():
 def test_the_order_follows_from_the_points_against_the_positions(monkeypatch):
     tables = []
     monkeypatch.setattr(
-        "point_rend.point_linear._sample_projections", lambda _, layers: tables.append(layers)
+        "point_rend.point_linear._sample_projections",
+        lambda _, layers, **__: tables.append(layers),
     )
     positions, layers = MAPS * 35, [Affine(torch.randn(OUTPUTS, CHANNELS))]
     for points_per_position, expected_tables in (
@@ -133,6 +134,45 @@ def test_the_order_follows_from_the_points_against_the_positions(monkeypatch):
     laid_out = random_map((5, 7)).contiguous(memory_format=torch.channels_last)
     linear_at_points(laid_out, layers, FEW)
     assert tables == [[Affine()]]  # as the copy is there already
+
+
+SQUARE = Affine(torch.randn(CHANNELS, CHANNELS, generator=torch.Generator().manual_seed(6)))
+
+
+@pytest.mark.parametrize("size", [(5, 7), (50, 60)])
+def test_outputs_take_the_place_of_maps_that_may_be_used_up(size):
+    maps, coords = random_map(size), coordinates()
+    used_up = maps.contiguous(memory_format=torch.channels_last)
+    terms = linear_at_points(used_up, [SQUARE], MANY, overwrites=True)(coords)
+    (outputs,) = terms(slice(None))
+    assert outputs.dtype == torch.float32
+    torch.testing.assert_close(outputs, expected(maps, SQUARE, coords), rtol=1e-5, atol=1e-5)
+    projected = torch.einsum("od,mdhw->mohw", SQUARE.weight, maps)
+    torch.testing.assert_close(used_up, projected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_points", [SOME, MANY], ids=["sample-rows", "project-first"])
+@pytest.mark.parametrize(
+    ("layers", "overwrites"),
+    [
+        ([SQUARE], False),
+        (layers_of("shared"), True),
+        (layers_of("of-maps"), True),
+        (layers_of("identity"), True),
+        ([SQUARE, SQUARE], True),
+        ([Affine(SQUARE.weight, torch.ones(CHANNELS))], True),
+    ],
+    ids=["not-allowed", "other-size", "of-maps", "identity", "several", "biased"],
+)
+def test_maps_stay_where_outputs_do_not_fit_or_must_not_take_their_place(
+    layers, overwrites, num_points
+):
+    maps = random_map((5, 7)).contiguous(memory_format=torch.channels_last)
+    kept, coords = maps.clone(), coordinates()
+    terms = linear_at_points(maps, layers, num_points, overwrites=overwrites)(coords)
+    for layer, outputs in zip(layers, terms(slice(None)), strict=True):
+        torch.testing.assert_close(outputs, expected(maps, layer, coords), rtol=1e-5, atol=1e-5)
+    assert torch.equal(maps, kept)
 
 
 def test_maps_are_laid_out_by_positions_where_the_points_pay_for_it():

@@ -7,12 +7,14 @@ import torch
 from detectron2.modeling import build_mask_head
 from detectron2.structures import Boxes, Instances
 
+import point_rend.mask_head
 from point_rend.bound_head import bind_point_head
 from point_rend.mask_head import MaskRenderer
 from point_rend.subdivision import SubdivisionPlan, subdivide
 from point_rend.uncertainty import foreground_uncertainty
 from tests.memory import LargestTensor
 from tests.synthetic import (
+    CHANNELS,
     IMAGE_SIZE,
     SHAPES,
     as_detections,
@@ -35,11 +37,41 @@ def build(*opts: object, implicit: bool = False, num_classes: int = 5):
     return head.eval()
 
 
-def masks_of(head, boxes_per_image: list[int], num_classes: int = 5) -> list[torch.Tensor]:
+def masks_of(
+    head, boxes_per_image: list[int], num_classes: int = 5, features: dict | None = None
+) -> list[torch.Tensor]:
     detections = as_detections(random_proposals(boxes_per_image, num_classes))
     with torch.no_grad():
-        results = head(random_features(len(boxes_per_image)), detections)
+        results = head(features or random_features(len(boxes_per_image)), detections)
     return [x.pred_masks for x in results]
+
+
+# --- features -----------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("levels", [("p2",), ("p2", "p2"), ("p2", "p3")], ids="-".join)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_rendering_leaves_the_features_as_they_were(levels, layout, implicit, monkeypatch):
+    names = ("MODEL.POINT_HEAD.IN_FEATURES", levels, "MODEL.POINT_HEAD.FC_DIM", CHANNELS)
+    head = build(*names, implicit=implicit)
+    features = {
+        name: level.contiguous(memory_format=layout) for name, level in random_features(2).items()
+    }
+    kept = {name: level.clone() for name, level in features.items()}
+    masks = []
+    for _ in range(2):
+        masks.append(masks_of(head, [10, 10], features=features))
+        for name, level in features.items():
+            assert torch.equal(level, kept[name])
+    for first, again in zip(*masks, strict=True):
+        assert torch.equal(first, again)
+    # Planted: heads that may overwrite nothing give the same masks.
+    monkeypatch.setattr(point_rend.mask_head, "_lay_out", lambda features, *_: (features, set()))
+    plain = masks_of(head, [10, 10], features=kept)
+    for ours, expected in zip(masks[0], plain, strict=True):
+        assert ((ours > 0.5) != (expected > 0.5)).float().mean() <= 1e-4
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0.02)
 
 
 # --- chunks -------------------------------------------------------------------------------------
