@@ -491,12 +491,14 @@ def save_figure(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
 
 
 def _title(text: str, size: tuple[int, int]) -> np.ndarray:
-    """Draw centred black text on white, (H, W, 3) uint8."""
+    """Draw centred black text on white, (H, W, 3) uint8; smaller where it would not fit."""
     height, width = size
     strip = Image.new("RGB", (width, height), "white")
-    ImageDraw.Draw(strip).text(
-        (width / 2, height / 2), text, fill="black", font=_font(height * 0.6), anchor="mm"
-    )
+    draw = ImageDraw.Draw(strip)
+    full = height * 0.6
+    length = draw.textlength(text, font=_font(full))
+    font = _font(full * min(1, 0.98 * width / max(length, 1)))
+    draw.text((width / 2, height / 2), text, fill="black", font=font, anchor="mm")
     return np.asarray(strip)
 
 

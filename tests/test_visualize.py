@@ -96,6 +96,14 @@ def test_panels_lie_side_by_side_under_their_titles() -> None:
     assert titled[:head, 65:].min() < 128
 
 
+@pytest.mark.parametrize("title", ["7×7", "224×224, before 784 points", ""])
+def test_a_title_never_reaches_the_edges_of_its_panel(title: str) -> None:
+    picture = side_by_side([np.zeros((100, 90, 3), dtype=np.uint8)], [title])
+    head = picture[:-100]
+    assert (head[:, [0, -1]] == 255).all()
+    assert (head < 128).any() == bool(title)
+
+
 def test_panels_that_cannot_share_a_row_are_refused() -> None:
     with pytest.raises(ValueError, match=r"one height, got \[30, 40\]"):
         side_by_side([image(30), image(40)])

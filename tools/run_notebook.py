@@ -3,8 +3,9 @@
 
     python tools/run_notebook.py notebooks/tutorial.ipynb      # or: make notebook
 
-The file is written only if every cell runs. It keeps nothing of the machine or the time, but the
-SHA-256 of the cells that made the results, so that a test can tell whether they still do.
+The file is written only if every cell runs. Its metadata keep nothing of the machine and of the
+time, but the SHA-256 of the code that made the results, so that a test can tell whether it is still
+that of the cells.
 
     python tools/run_notebook.py notebooks/tutorial.ipynb --output quick.ipynb --set ITERATIONS=4
 
@@ -58,8 +59,8 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 
 
 def sources_hash(notebook: nbformat.NotebookNode) -> str:
-    """Return the SHA-256 of all that is written in the cells, without their results."""
-    sources = [[cell.cell_type, cell.source] for cell in notebook.cells]
+    """Return the SHA-256 of the code in the cells, on which the results depend."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
 
@@ -103,7 +104,7 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
         folder: working directory of the kernel.
 
     Returns:
-        The notebook with its results, and without any trace of the machine and the time.
+        The notebook with its results; of the machine and the time nothing is in its metadata.
 
     Raises:
         CellExecutionError: if a cell does not run.

@@ -35,6 +35,10 @@ def test_results_are_written_and_nothing_of_the_time(tmp_path: Path) -> None:
     assert set(done.metadata) == {"kernelspec", "language_info", run_notebook.SOURCES}
     assert done.metadata[run_notebook.SOURCES] == before
     assert run_notebook.sources_hash(done) == before
+    done.cells.append(nbformat.v4.new_markdown_cell("Text does not matter."))
+    assert run_notebook.sources_hash(done) == before
+    done.cells[1].source += "\n"
+    assert run_notebook.sources_hash(done) != before
 
 
 def test_given_parameters_take_the_place_of_those_of_the_notebook(tmp_path: Path) -> None:
