@@ -173,10 +173,13 @@ def _sample_projections(
 
 
 def _fits_in_place(layer: Affine, rows: Tensor) -> bool:
-    """Tell whether a layer, the same for all maps, has as many outputs as inputs, of one type."""
-    if layer.weight is None or layer.is_of_maps or layer.weight.dtype != rows.dtype:
+    """Tell whether a layer, the same for all maps, has as many outputs as inputs, of one type.
+
+    Where gradients may be asked for later, the inputs have to stay.
+    """
+    if layer.weight is None or layer.is_of_maps or torch.is_grad_enabled():
         return False
-    return layer.weight.shape[0] == rows.shape[-1]
+    return layer.weight.dtype == rows.dtype and layer.weight.shape[0] == rows.shape[-1]
 
 
 class CornerCells:

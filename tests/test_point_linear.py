@@ -143,7 +143,8 @@ SQUARE = Affine(torch.randn(CHANNELS, CHANNELS, generator=torch.Generator().manu
 def test_outputs_take_the_place_of_maps_that_may_be_used_up(size):
     maps, coords = random_map(size), coordinates()
     used_up = maps.contiguous(memory_format=torch.channels_last)
-    terms = linear_at_points(used_up, [SQUARE], MANY, overwrites=True)(coords)
+    with torch.no_grad():
+        terms = linear_at_points(used_up, [SQUARE], MANY, overwrites=True)(coords)
     (outputs,) = terms(slice(None))
     assert outputs.dtype == torch.float32
     torch.testing.assert_close(outputs, expected(maps, SQUARE, coords), rtol=1e-5, atol=1e-5)
@@ -169,10 +170,20 @@ def test_maps_stay_where_outputs_do_not_fit_or_must_not_take_their_place(
 ):
     maps = random_map((5, 7)).contiguous(memory_format=torch.channels_last)
     kept, coords = maps.clone(), coordinates()
-    terms = linear_at_points(maps, layers, num_points, overwrites=overwrites)(coords)
+    with torch.no_grad():
+        terms = linear_at_points(maps, layers, num_points, overwrites=overwrites)(coords)
     for layer, outputs in zip(layers, terms(slice(None)), strict=True):
         torch.testing.assert_close(outputs, expected(maps, layer, coords), rtol=1e-5, atol=1e-5)
     assert torch.equal(maps, kept)
+
+
+def test_gradients_reach_maps_that_may_be_used_up():
+    maps = random_map((5, 7)).requires_grad_()
+    coords = coordinates()
+    (outputs,) = linear_at_points(maps, [SQUARE], MANY, overwrites=True)(coords)(slice(None))
+    (gradient,) = torch.autograd.grad(outputs.square().sum(), maps)
+    (oracle,) = torch.autograd.grad(expected(maps, SQUARE, coords).square().sum(), maps)
+    torch.testing.assert_close(gradient, oracle, rtol=1e-4, atol=1e-4)
 
 
 def test_maps_are_laid_out_by_positions_where_the_points_pay_for_it():
