@@ -10,7 +10,7 @@ Coordinates are ``coords_img``; a window or a box is (x0, y0, x1, y1).
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor
 
 # Pixels that are float32 at a time while crops are made, unless a single mask has more.
 CANVAS_PIXELS = 2**22
-# RoIAlign adds up samples in float32, whose places it rounds; a cell's mean may be off by so much.
-ROUNDING_OF_PLACES = 2.5e-4
+# RoIAlign computes in float32. A compiler that fuses its products and sums moves a sample by this
+# share of the coordinates at most; each sample that is added up rounds a cell's mean.
+ROUNDING_OF_A_PLACE = 3e-7
 ROUNDING_OF_A_SAMPLE = 1e-7
 
 
@@ -280,9 +281,9 @@ class SharedMasks(BitMasks):
             The means (N, S, S), and how far RoIAlign's own may be from them, (N,).
         """
         height, width = self.image_size
-        across, columns = _bin_weights(boxes[:, 0::2], width, mask_size)  # (N, S, W), (N,)
-        down, rows = _bin_weights(boxes[:, 1::2], height, mask_size)
-        means = across.new_zeros(len(self), mask_size, mask_size)
+        across = _bins(boxes[:, 0::2], width, mask_size)
+        down = _bins(boxes[:, 1::2], height, mask_size)
+        means = across.weights.new_zeros(len(self), mask_size, mask_size)
         order = self.index.argsort()
         shown, counts = self.index[order].unique_consecutive(return_counts=True)
         windows = self.objects.windows[shown].tolist()
@@ -291,9 +292,10 @@ class SharedMasks(BitMasks):
             windows, self.objects.window_pixels(shown), regions, strict=True
         ):
             x0, y0, x1, y1 = window
-            rows_done = down[chosen, :, y0:y1] @ pixels.to(down)  # (n, S, w)
-            means[chosen] = rows_done @ across[chosen, :, x0:x1].mT
-        return means, ROUNDING_OF_PLACES + ROUNDING_OF_A_SAMPLE * rows * columns
+            rows_done = down.weights[chosen, :, y0:y1] @ pixels.double()  # (n, S, w)
+            means[chosen] = rows_done @ across.weights[chosen, :, x0:x1].mT
+        doubts = ROUNDING_OF_A_SAMPLE * across.samples * down.samples
+        return means, doubts + across.doubts + down.doubts
 
     def _align(self, boxes: Tensor, mask_size: int) -> Tensor:
         """RoIAlign over the objects' images, a few of which are painted at a time: (N, S, S)."""
@@ -338,7 +340,23 @@ def _unpack(
     return MaskObjects(image_size, torch.from_numpy(pixels).to(windows.device), windows, polygons)
 
 
-def _bin_weights(extents: Tensor, length: int, bins: int) -> tuple[Tensor, Tensor]:
+class _Bins(NamedTuple):
+    """How RoIAlign divides an axis of N boxes into S bins each.
+
+    Attributes:
+        weights: (N, S, L) float64, what each of the L pixels counts for a bin's mean; they sum up
+            to at most 1 along L.
+        samples: (N,) samples of a bin.
+        doubts: (N,) how far RoIAlign's means may be from those of the weights; infinite where a
+            sample is as good as on the limit beyond which it counts nothing.
+    """
+
+    weights: Tensor
+    samples: Tensor
+    doubts: Tensor
+
+
+def _bins(extents: Tensor, length: int, bins: int) -> _Bins:
     """Compute what each pixel of an axis counts for the means that RoIAlign makes.
 
     A bin has a sample per pixel of its extent, rounded up; a sample interpolates between the
@@ -346,21 +364,25 @@ def _bin_weights(extents: Tensor, length: int, bins: int) -> tuple[Tensor, Tenso
     beyond that is nothing.
 
     Args:
-        extents: (N, 2) float32, from where to where the bins reach, in pixels.
+        extents: (N, 2) float32, from where to where the bins reach, in pixels; what is not finite
+            counts as empty.
         length: L, pixels of the axis.
         bins: S.
-
-    Returns:
-        Weights (N, S, L) float64 that sum up to at most 1 along L, and the samples of a bin, (N,).
     """
+    extents = extents.where(extents.isfinite().all(1, keepdim=True), 0)
     first, last = (extents - 0.5).unbind(1)  # in pixels from the centre of the first one
-    bin_length = (last - first) / bins
+    # Not by a number: on a GPU torch would multiply by its reciprocal, which may add a sample.
+    bin_length = (last - first) / torch.full_like(first, bins)
     samples = bin_length.ceil().clamp(min=0)
     numbers = torch.arange(int(samples.max()) if len(samples) else 0, device=extents.device)
     edges = first[:, None] + torch.arange(bins, device=extents.device) * bin_length[:, None]
     within = (numbers + 0.5) * bin_length[:, None] / samples[:, None]
     places = edges[:, :, None] + within[:, None]  # (N, S, samples)
-    counted = (numbers < samples[:, None])[:, None] & (places >= -1) & (places <= length)
+    exists = (numbers < samples[:, None])[:, None]
+    doubts = ROUNDING_OF_A_PLACE * torch.maximum(first.abs(), last.abs())
+    to_limit = torch.minimum((places + 1).abs(), (places - length).abs())
+    on_limit = (exists & (to_limit <= doubts[:, None, None])).flatten(1).any(1)
+    counted = exists & (places >= -1) & (places <= length)
     places = places.where(counted, 0).clamp(0, length - 1)
     lower = places.long()
     upper = (lower + 1).clamp(max=length - 1)
@@ -369,7 +391,7 @@ def _bin_weights(extents: Tensor, length: int, bins: int) -> tuple[Tensor, Tenso
     weights = share.new_zeros(*edges.shape, length)
     weights.scatter_add_(2, lower, (1 - of_upper) * share)
     weights.scatter_add_(2, upper, of_upper * share)
-    return weights, samples
+    return _Bins(weights, samples, doubts.masked_fill(on_limit, torch.inf))
 
 
 def _tight_windows(bitmaps: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.visualizer import Visualizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from point_rend import masks as masks_module
 from point_rend.masks import SharedMasks, share_masks
@@ -149,11 +150,61 @@ def test_only_crops_with_a_cell_near_a_tie_ask_roi_align(monkeypatch):
     monkeypatch.setattr(SharedMasks, "_align", align)
     masks = torch.zeros(1, *SIZE, dtype=torch.bool)
     masks[0, :, 10:] = True
-    tie, near, clear = [9.0, 0, 11, 2], [9.0002, 0, 11, 2], [9.2, 0, 11, 2]
+    tie, near, clear = [9.0, 0, 11, 2], [9.000002, 0, 11, 2], [9.001, 0, 11, 2]
     crops = SharedMasks.of(BitMasks(masks), SIZE)[[0, 0, 0]]
     crops = crops.crop_and_resize(torch.tensor([clear, tie, near]), 1)
     assert [boxes.tolist() for boxes in asked] == [torch.tensor([tie, near]).tolist()]
     assert crops.flatten().tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize("box", [[-1.0, 0, 0, 2], [40.0, 0, 41, 2], [0, -1.0, 2, 0]])
+def test_a_sample_on_the_limit_beyond_which_it_counts_nothing_is_left_to_roi_align(box):
+    shared = SharedMasks.of(BitMasks(bitmaps()), SIZE)[[4]]
+    _, doubts = shared._cell_means(torch.tensor([box]), 1)
+    assert doubts.tolist() == [torch.inf]
+    _, doubts = shared._cell_means(torch.tensor([box]) + 0.001, 1)
+    assert doubts.item() < 1e-3
+
+
+def test_a_sample_is_moved_by_less_than_the_doubt_where_products_and_sums_are_fused():
+    first, length = 1e4 * (2 * torch.rand(2, 100_000, generator=torch.Generator().manual_seed(0)))
+    number = torch.randint(7, (100_000,), generator=torch.Generator().manual_seed(1))
+    within = length / 2
+    apart = (first + number * length) + within
+    fused = (first.double() + number * length.double()).float() + within
+    assert (apart != fused).any()
+    farthest = first + 7 * length
+    assert ((apart - fused).abs() <= masks_module.ROUNDING_OF_A_PLACE * farthest).all()
+
+
+class ReciprocalsOfNumbers(TorchDispatchMode):
+    """Divides by a number as torch does on a GPU: the product with its rounded reciprocal."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.div.Tensor:
+            divisor = torch.as_tensor(args[1])
+            if divisor.dim() == 0:
+                return args[0] * (1 / divisor.to(args[0])).item()
+        return func(*args, **(kwargs or {}))
+
+
+def test_crops_at_whole_places_are_the_same_where_divisions_are_products():
+    sides = torch.arange(1, 7) * 7.0
+    boxes = torch.stack((sides * 0 + 2, sides * 0 - 9, sides + 2, sides - 9), dim=1)[:5]
+    shared = shared_bitmaps()[[0, 0, 0, 0, 0]]
+    means, _ = shared._cell_means(boxes, 7)
+    with ReciprocalsOfNumbers():
+        assert (torch.tensor([21.0]) / 7).item() > 3
+        assert torch.equal(shared._cell_means(boxes, 7)[0], means)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_boxes_that_are_not_finite_cut_nothing_out(value):
+    boxes = torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 20], [0, 0, 20, 20]])
+    boxes[1, 2] = boxes[2, :] = value
+    crops = shared_bitmaps()[[4, 4, 4]].crop_and_resize(boxes, 7)
+    assert crops.flatten(1).all(1).tolist() == [True, False, False]
+    assert not crops[1:].any()
 
 
 def test_polygons_have_the_boxes_crops_and_images_that_detectron2_gives_them():
@@ -280,4 +331,9 @@ def test_on_a_gpu_they_give_what_they_give_on_the_cpu(mixed):
     assert torch.equal(on_gpu.nonempty().cpu(), mixed.nonempty())
     crops = on_gpu.crop_and_resize(boxes.cuda(), 7).cpu()
     assert (crops != mixed.crop_and_resize(boxes, 7)).float().mean() < 0.02  # ties
+    whole = boxes_for(60).round().cuda()
+    index = torch.arange(60) * 5 % 6
+    expected = BitMasks(bitmaps()).to("cuda")[index.cuda()].crop_and_resize(whole, 7)
+    shared = shared_bitmaps().to("cuda")[index.cuda()]
+    assert torch.equal(shared.crop_and_resize(whole, 7), expected)
     assert torch.equal(pickle.loads(pickle.dumps(on_gpu)).tensor.cpu(), mixed.tensor)
