@@ -364,7 +364,7 @@ def report(args: argparse.Namespace) -> str:
     ]
     if runs:
         without = [name for name, curves in runs.items() if not curves]
-        silent = f" There is nothing of: {', '.join(without)}." if without else ""
+        silent = f" Without curves: {', '.join(without)}." if without else ""
         sections.append(
             section(
                 "training",
@@ -380,6 +380,7 @@ def report(args: argparse.Namespace) -> str:
         results,
         args.image_root,
         args.items,
+        min_score=args.min_score,
         without_photographs=args.without_photographs,
     )
     sections.append(section("gallery", "Gallery", *parts))

@@ -30,9 +30,10 @@ TRUTH_STYLE = "style-truth"
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels of the image
 
 MATCHING = (
-    "Objects and results of one class are paired one to one, the best mask IoU first, from "
-    f"{MIN_IOU} on. Boundary IoU is the IoU of the inner bands along the boundaries. What has no "
-    "match counts as a failure of IoU 0, and not as a gain or a loss."
+    "Objects and results of one class, with a score of {min_score:g} or more, are paired one to "
+    "one, the best mask IoU first, from {min_iou:g} on. Boundary IoU is the IoU of the inner bands "
+    "along the boundaries. What has no match counts as a failure of IoU 0, and not as a gain or a "
+    "loss."
 )
 
 
@@ -443,6 +444,7 @@ def gallery(
     image_root: Path,
     count: int,
     *,
+    min_score: float,
     without_photographs: bool = False,
 ) -> list[Element]:
     """Show the objects that matter most.
@@ -453,6 +455,7 @@ def gallery(
         results: Of the models.
         image_root: Folder of the images.
         count: So many objects are shown at most.
+        min_score: Of the results' records.
         without_photographs: Show plain grey in place of the images.
 
     Raises:
@@ -483,7 +486,7 @@ def gallery(
             f"each; {left_out} are left out (--items)"
         )
     return [
-        element("p", {}, f"{note}. ", MATCHING),
+        element("p", {}, f"{note}. ", MATCHING.format(min_score=min_score, min_iou=MIN_IOU)),
         legend(lines, "keys"),
         controls([items[index] for index in picked], orders, results, names),
         element("p", {"id": "status", "role": "status"}),
