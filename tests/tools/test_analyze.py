@@ -135,6 +135,25 @@ def test_the_instance_config_costs_what_a_hand_counts():
     assert plain.parameters == coarse.parameters + 3 * (336 + 1) * 256 + (336 + 1) * 80
 
 
+def test_the_readme_has_these_costs():
+    lines = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").splitlines()
+    table = lines[lines.index("## Cost") : lines.index("## Your own data")]
+    rows = [
+        line.strip("| ").split(" | ")[2:] for line in table if "×224 |" in line or "×28 |" in line
+    ]
+    conv_28, conv_224, _, plain, rendered = analyze.analyze(INSTANCE, [], (480, 640))["per_box"]
+    for cells, cost in zip(rows, (conv_28, conv_224, plain, rendered), strict=True):
+        figures = (
+            cost.multiply_adds,
+            cost.activations_at_once or cost.activations,
+            cost.parameters,
+        )
+        for cell, figure in zip(cells, figures, strict=True):
+            number, unit = cell.partition(",")[0].split()[:2]
+            digits = len(number.partition(".")[2])
+            assert f"{figure / {'G': 1e9, 'M': 1e6}[unit]:.{digits}f}" == number
+
+
 def test_the_definition_at_one_box_does_not_depend_on_the_number_of_boxes():
     one, many = (analyze.analyze(INSTANCE, [], (480, 640), boxes) for boxes in (1, 50))
     assert one["per_box"][:-1] == many["per_box"][:-1]
