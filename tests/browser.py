@@ -42,17 +42,14 @@ class Browser:
         self._service = subprocess.Popen(
             [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        assert self._service.stdout is not None
-        port = None
-        for line in self._service.stdout:
-            port = re.search(r"started successfully on port (\d+)", line)
-            if port:
-                break
-        assert port, "chromedriver has not started"
-        self._url = f"http://127.0.0.1:{port[1]}/session"
-        chrome = {"binary": chromium, "args": [*OPTIONS, f"--user-data-dir={profile}"]}
-        wishes = {"goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL"}}
         try:
+            assert self._service.stdout is not None
+            starts = (re.search(r"started .* on port (\d+)", x) for x in self._service.stdout)
+            port = next(filter(None, starts), None)
+            assert port, "chromedriver has not started"
+            self._url = f"http://127.0.0.1:{port[1]}/session"
+            chrome = {"binary": chromium, "args": [*OPTIONS, f"--user-data-dir={profile}"]}
+            wishes = {"goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL"}}
             session = self._ask("POST", "", {"capabilities": {"alwaysMatch": wishes}})
         except BaseException:
             self._stop()
