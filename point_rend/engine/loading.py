@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .data_order import Turn, WiderThanHigh, behind, grouped, turns
 from .randomness import random_numbers_of
-from .samples import Record, Sample, Samples, packed, unpacked
+from .samples import Parcel, Record, Sample, Samples, packed, unpacked
 from .stopping import USER_ERROR, TrainingStop
 
 # A process that was spawned spawns its workers, too, unless told otherwise: they then import all
@@ -99,7 +99,7 @@ class TrainLoader:
     def _kind_of(self, sample: Sample) -> Any:
         return self.kind(sample.turn.record)
 
-    def _received(self, content: Sample | bytes) -> Sample:
+    def _received(self, content: Sample | Parcel | bytes) -> Sample:
         """Unpack what a worker has sent; tell of faults, and end the training if need be."""
         if isinstance(content, bytes) and not self._without_shared_memory:
             self._without_shared_memory = True

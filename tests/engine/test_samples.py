@@ -1,6 +1,8 @@
 """Samples of turns, and how they leave a worker."""
 
+import pickle
 import random
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 from point_rend.engine.data_order import Turn
 from point_rend.engine.samples import Sample, Samples, packed, unpacked
+from point_rend.masks import SharedMasks
 from tests.runs import files_limited_to
 
 SEED = 3
@@ -89,9 +92,20 @@ def test_tensors_are_moved_to_shared_memory_wherever_they_are() -> None:
     given = content()
     expected = [tensor.clone() for tensor in tensors(given)]
     received = unpacked(packed(given))
-    assert received is given
+    assert received["image_id"] == 7
     assert all(tensor.is_shared() for tensor in tensors(received))
+    assert all(one is other for one, other in zip(tensors(received), tensors(given), strict=True))
     assert all(map(torch.equal, tensors(received), expected))
+
+
+def test_what_is_packed_needs_no_more_shared_memory_on_its_way() -> None:
+    given = content()
+    masks = SharedMasks.of(given["instances"].gt_masks, (40, 50))  # pickling makes its tensors
+    parcel = packed(masks)
+    with files_limited_to(0):
+        sent = ForkingPickler.dumps(parcel)
+    received = unpacked(pickle.loads(sent))
+    assert torch.equal(received.tensor, masks.tensor)
 
 
 @pytest.mark.parametrize("limit", [0, 10_000])  # nothing fits, the image does not
