@@ -31,11 +31,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.modeling import build_model
+from PIL import Image
 from tqdm import tqdm
 
 from point_rend.checkpoint import SafeDetectionCheckpointer, read_metadata
 from point_rend.config import check_config
 from point_rend.data.augmentation import build_augmentations
+from point_rend.data.checks import MODES_BEYOND_8_BITS
 from point_rend.data.coco import read_coco, summary
 from point_rend.data.semantic import IMAGE_SUFFIXES, read_class_names
 from point_rend.evaluation.test_time import (
@@ -335,7 +337,23 @@ def _named_files(path: Path) -> list[tuple[str, Path]]:
     if not path.is_dir():
         return [(path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png", path)]
     files = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
-    return [(str(file.relative_to(path)), file) for file in sorted(files)]
+    return [(str(file.relative_to(path)), file) for file in sorted(files) if file.is_file()]
+
+
+def read_picture(file: Path) -> np.ndarray:
+    """Read an image as it is to be looked at: (H, W, 3) uint8, BGR.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith(MODES_BEYOND_8_BITS):
+                raise ValueError(f"is of mode {image.mode}: expected 8 bits per channel")
+        return np.ascontiguousarray(read_image(str(file), "BGR"))
+    # Pillow reports a broken file as any of the first three, by format.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def read_images(files: Mapping[str, Path], failures: list[str]) -> Iterator[Frame]:
@@ -343,10 +361,9 @@ def read_images(files: Mapping[str, Path], failures: list[str]) -> Iterator[Fram
     stems = Counter(Path(name).with_suffix("") for name in files)
     for name, file in files.items():
         try:
-            image = np.ascontiguousarray(read_image(str(file), "BGR"))
-        # Pillow reports a broken file as any of these, by format.
-        except (OSError, ValueError, SyntaxError) as error:
-            failures.append(f"{file}: {error}")
+            image = read_picture(file)
+        except ValueError as error:
+            failures.append(str(error))
             continue
         twin = stems[Path(name).with_suffix("")] > 1
         yield Frame(f"{name}.png" if twin else name, image)
@@ -708,17 +725,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     failures: list[str] = []
-    with ExitStack() as stack:
-        with train_net.user_errors():
-            if args.batch_size < 1:
-                raise ValueError(f"--batch-size: expected 1 or more, got {args.batch_size}")
-            cfg = read_config(args)
-            outputs = train_net.model_outputs(cfg)
-            check_formats(args.formats, outputs)
-            unsafe = args.allow_unsafe_checkpoint
-            legend = build_legend(cfg, outputs, args.classes, allow_unsafe=unsafe)
-            frames, total, results = _open(args, legend, failures, stack)
-            predictor = Predictor(cfg, allow_unsafe=unsafe)
+    with train_net.user_errors(), ExitStack() as stack:
+        if args.batch_size < 1:
+            raise ValueError(f"--batch-size: expected 1 or more, got {args.batch_size}")
+        cfg = read_config(args)
+        outputs = train_net.model_outputs(cfg)
+        check_formats(args.formats, outputs)
+        unsafe = args.allow_unsafe_checkpoint
+        legend = build_legend(cfg, outputs, args.classes, allow_unsafe=unsafe)
+        frames, total, results = _open(args, legend, failures, stack)
+        predictor = Predictor(cfg, allow_unsafe=unsafe)
         was_interrupted = _run(batches(frames, args.batch_size), predictor, results, total)
         results.finish()
     for failure in failures:

@@ -21,6 +21,7 @@ from point_rend.data.coco import describe, read_coco
 
 SHOWN = 5  # faults that a message lists before it only counts the others
 END_OF_FILE = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+MODES_BEYOND_8_BITS = ("I", "F")  # how such modes of Pillow begin; it would cut values at 255
 TURNED_SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation
 FILE_THREADS = 16
 
@@ -261,6 +262,8 @@ def _image_fault(record: ImageRecord) -> str | None:
     """Look at the header and the end of an image file; the pixels are decoded in doubt only."""
     try:
         with open(record.file_name, "rb") as file, Image.open(file) as image:
+            if image.mode.startswith(MODES_BEYOND_8_BITS):
+                return f"is of mode {image.mode}: expected 8 bits per channel"
             width, height = image.size
             if record.width is not None and lies_on_its_side(image):
                 width, height = height, width

@@ -377,6 +377,12 @@ def test_truncated_images_are_named(tiny: CocoSet, form: str, cut: float) -> Non
         check_first_image(tiny, content[: int(len(content) * cut)])
 
 
+@pytest.mark.parametrize(("form", "mode"), [("PNG", "I;16"), ("TIFF", "F")])
+def test_an_image_of_more_than_8_bits_is_named(tiny: CocoSet, form: str, mode: str) -> None:
+    with pytest.raises(ValueError, match=f"image 1, .* is of mode {mode}: expected 8 bits per"):
+        check_first_image(tiny, encode(form, mode))
+
+
 def test_a_jpeg_may_have_more_behind_its_end(tiny: CocoSet) -> None:
     check_first_image(tiny, encode("JPEG") + b"appendix of a camera")
 

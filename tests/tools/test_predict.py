@@ -11,6 +11,7 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNN, build_model
+from PIL import Image
 
 from point_rend import SafeDetectionCheckpointer, get_config_file, load_config
 from tests.tiny_datasets import (
@@ -170,6 +171,37 @@ def test_a_file_that_cannot_be_read_is_named_at_the_end_and_stops_nothing(
     assert len(said) == 3
     for line, name in zip(said, ("missing_*.jpg", "0.jpg", "2.jpg"), strict=True):
         assert name in line
+
+
+@pytest.mark.usefixtures("_planted")
+def test_a_picture_that_would_not_be_read_as_it_is_counts_as_unreadable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pictures(tmp_path / "in", [1])
+    cv2.imwrite(str(folder / "deep.png"), picture(1)[:, :, 0].astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / "large.png"), np.zeros((96, 128), np.uint8))
+    (folder / "folder.png").mkdir()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48 * 64)  # an error from twice as many on
+    assert exit_code("--input", folder, "--output", tmp_path / "out") == 1
+    assert files_below(tmp_path / "out") == ["1.png"]
+    said = [x for x in capsys.readouterr().err.splitlines() if "cannot be read" in x]
+    assert len(said) == 2
+    assert "deep.png: is of mode I;16: expected 8 bits per channel" in said[0]
+    assert "large.png: Image size (12288 pixels) exceeds limit" in said[1]
+
+
+@pytest.mark.usefixtures("_planted")
+def test_what_cannot_be_written_is_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_pictures(tmp_path / "in", [1])
+    video = write_video(tmp_path / "walk.mp4", 1)
+    (tmp_path / "file").touch()
+    for source in (["--input", folder], ["--video-input", video]):
+        assert exit_code(*source, "--output", tmp_path / "file" / "out") == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("predict.py: error: ")
+        assert str(tmp_path / "file" / "out") in last
 
 
 @pytest.mark.usefixtures("_planted")
