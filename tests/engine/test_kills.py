@@ -45,10 +45,10 @@ def test_a_training_that_is_stopped_and_killed_ends_with_the_same_state_for_any_
     assert stopped.end() == 128 + signal.SIGTERM
     assert tagged_iteration(parts) == 2
 
-    killed = Run(argv, log, forked=True)
-    killed.wait_until(lambda: tagged_iteration(parts) >= 5)
-    killed.kill(signal.SIGKILL)
+    with signalling_itself(signal.SIGKILL, iteration=6):
+        killed = Run(argv, log, forked=True)
     assert killed.end() == -signal.SIGKILL
+    assert tagged_iteration(parts) == 5
     assert "Starting training from iteration 3\n" in killed.said()
 
     assert Run(argv, log, forked=True).end() == 0

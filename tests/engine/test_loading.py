@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from point_rend.config import add_pointrend_config
 from point_rend.engine.loading import TrainLoader, build_test_loader, build_train_loader
 from point_rend.engine.stopping import TrainingStop
-from tests.engine.killing import spared
+from tests.engine.killing import PATIENCE, spared
 from tests.runs import files_limited_to
 
 COUNT = 23
@@ -266,5 +266,5 @@ def test_a_worker_ends_for_its_main_process_and_ignores_others() -> None:
     expected = ids(take(loader(), 6))[1:]
     assert ids(take(batches, 5)) == expected
     worker.terminate()
-    worker.join(10)
+    worker.join(PATIENCE)
     assert worker.exitcode == 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 
 from point_rend.engine.processes import Place, launch, place_by_launcher
+from tests.engine.killing import PATIENCE
 from tests.engine.ranks import (
     DETERMINISTIC,
     findings_of_rank,
@@ -198,7 +199,7 @@ def test_naive_sync_bn_takes_the_place_of_sync_bn_without_gpus(found: Findings) 
 def test_the_death_of_one_rank_ends_the_others_and_is_named(found: Findings) -> None:
     assert found.exit_code == 128 + signal.SIGKILL
     assert "process 1 terminated with signal SIGKILL" in found.stderr
-    assert found.seconds < 20
+    assert found.seconds < PATIENCE
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import random
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from tests.runs import files_limited_to
 from tests.tiny_datasets import CocoSet, process_state_restored
 
 ENDLESS = ["SOLVER.MAX_ITER", "1000000", "SOLVER.CHECKPOINT_PERIOD", "1000000"]
-LIMIT = 20  # seconds; a launcher gives a node 30
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +61,8 @@ def test_a_signal_in_an_iteration_saves_it_and_says_exactly_how_to_resume(
     argv = command(mixed, tmp_path / "output", *ENDLESS)
     run = Run(argv, tmp_path / "log.txt", forked=True)
     run.wait_to_say("Starting training")
-    start = time.monotonic()
     run.kill(signal.SIGINT)
     assert run.end() == 128 + signal.SIGINT
-    assert time.monotonic() - start < LIMIT
     assert "Traceback" not in run.said()
     saved = tagged_iteration(tmp_path / "output")
     line = last_line(run)
@@ -84,17 +80,14 @@ def test_a_signal_in_an_evaluation_ends_it_at_once_and_the_iteration_before_it_i
     schedule: list[str], mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def test(*_: Any) -> None:
-        print("evaluating", flush=True)
-        time.sleep(60)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("the evaluation goes on")
 
     monkeypatch.setattr(train_net.Trainer, "test", test)
     argv = command(mixed, tmp_path / "output", *schedule)
     run = Run(argv, tmp_path / "log.txt", forked=True)
-    run.wait_to_say("\nevaluating")
-    start = time.monotonic()
-    run.kill(signal.SIGTERM)
     assert run.end() == 128 + signal.SIGTERM
-    assert time.monotonic() - start < LIMIT
+    assert "the evaluation goes on" not in run.said()
     assert "stopped by SIGTERM" in last_line(run)
     assert tagged_iteration(tmp_path / "output") == 1
     assert len(list((tmp_path / "output").glob("*.pth"))) == 1
@@ -104,16 +97,13 @@ def test_a_signal_while_saving_lets_the_file_become_whole(
     mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def save(*arguments: Any) -> None:
-        print("saving", flush=True)
-        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
         whole_save(*arguments)
 
     whole_save = torch.save
     monkeypatch.setattr(torch, "save", save)
     argv = command(mixed, tmp_path / "output", *ENDLESS, "SOLVER.CHECKPOINT_PERIOD", "2")
     run = Run(argv, tmp_path / "log.txt", forked=True)
-    run.wait_to_say("\nsaving")
-    run.kill(signal.SIGTERM)
     assert run.end() == 128 + signal.SIGTERM
     assert tagged_iteration(tmp_path / "output") == 1
     assert [path.name for path in (tmp_path / "output").glob("*.pth")] == ["model_0000001.pth"]
