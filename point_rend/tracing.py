@@ -72,7 +72,7 @@ class Rendering:
 
         Yields:
             The first grid, and the result of each step; the last one is what was rendered, to the
-            last bit.
+            last bit, but for doublings without points (``SUBDIVISION_CELLS_PER_PIXEL``).
         """
         calls = self._calls
         if self.boxes is None:
@@ -112,7 +112,8 @@ def recorded_renderings(head: nn.Module) -> Iterator[list[Rendering]]:
 
     Yields:
         A list, empty at first, to which the head adds what it renders: a mask head its boxes in
-        their order, image after image and chunk after chunk; a semantic head its images.
+        their order (with ``SUBDIVISION_CELLS_PER_PIXEL`` those of few steps before those of many),
+        image after image and chunk after chunk; a semantic head its images.
 
     Raises:
         ValueError: if the head has no point head.

@@ -28,7 +28,6 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 import torch
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
@@ -53,7 +52,14 @@ from point_rend.visualize import (
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import train_net
-from tools.predict import Legend, Predictor, build_legend, build_parser, read_config
+from tools.predict import (
+    Legend,
+    Predictor,
+    build_legend,
+    build_parser,
+    read_config,
+    read_picture,
+)
 
 Window = tuple[float, float, float, float]
 
@@ -183,16 +189,25 @@ def find_instances(
     model: Any = predictor.model
     with recorded_renderings(model.roi_heads.mask_head) as renderings:
         if detected is None:
-            model.inference([inputs], do_postprocess=False)
+            found = model.inference([inputs], do_postprocess=False)
         else:
-            model.inference([inputs], detected, do_postprocess=False)
-    subjects = []
+            found = model.inference([inputs], detected, do_postprocess=False)
+    (found,) = found[0] if isinstance(found, tuple) else found  # a panoptic model's labels aside
+    subjects = {}
     for rendering in renderings:
         assert rendering.boxes is not None
-        for region, corners in enumerate(rendering.boxes.cpu() * torch.tensor(scale * 2)):
-            box = tuple(corners.tolist())
-            subjects.append(Subject(image, rendering, region, box, box, ()))
-    return subjects
+        assert rendering.classes is not None
+        for region, key in enumerate(_keys(rendering.boxes, rendering.classes)):
+            x0, y0, x1, y1 = key[0]
+            frame = (x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1])
+            subjects[key] = Subject(image, rendering, region, frame, frame, ())
+    # Boxes that need equally many steps are rendered together (SUBDIVISION_CELLS_PER_PIXEL).
+    return [subjects[key] for key in _keys(found.pred_boxes.tensor, found.pred_classes)]
+
+
+def _keys(boxes: Tensor, classes: Tensor) -> list[tuple[Window, int]]:
+    """Name boxes (N, 4) of classes (N,)."""
+    return list(zip(map(tuple, boxes.tolist()), classes.tolist(), strict=True))
 
 
 def find_instance(
@@ -438,7 +453,7 @@ def look(args: argparse.Namespace) -> tuple[Subject, int]:
     outputs = train_net.model_outputs(cfg)
     unsafe = args.allow_unsafe_checkpoint
     legend = build_legend(cfg, outputs, args.classes, allow_unsafe=unsafe)
-    image = np.ascontiguousarray(read_image(args.input, "BGR"))
+    image = read_picture(args.input)
     window = args.region and tuple(args.region)
     if window is not None:
         x0, y0, x1, y1 = window
@@ -475,7 +490,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         SystemExit: with code 2 after an error that the user can put right.
     """
     parser = build_parser("Show how a mask is rendered.")
-    parser.add_argument("--input", required=True, metavar="IMAGE")
+    parser.add_argument("--input", required=True, type=Path, metavar="IMAGE")
     parser.add_argument("--output", required=True, type=Path, help="folder of the figures")
     parser.add_argument(
         "--instance", type=int, default=0, metavar="N", help="the N-th detection (default 0)"
@@ -502,8 +517,8 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         type=sampling,
         default=[sampling(text) for text in SAMPLING],
         metavar="K,BETA",
-        help="settings of training-points; grid is the regular one "
-        f"(default {' '.join(SAMPLING)}, those of the paper's table 4)",
+        help="settings of training-points; grid is the regular one, of the next lower square "
+        f"number of points (default {' '.join(SAMPLING)}, those of the paper's table 4)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the training points (default 0)")
     parser.add_argument(
@@ -515,16 +530,16 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
             raise ValueError("--instance must be 0 or more, and --size 32 or more")
         subject, num_points = look(args)
         samplers = [
-            PointSampler(num_points, on_regular_grid=True)
+            PointSampler(math.isqrt(num_points) ** 2, on_regular_grid=True)
             if setting is None
             else PointSampler(num_points, *setting)
             for setting in args.sampling
         ]
-    files = []
-    for name in args.figures:
-        more = (samplers, args.seed) if name == "training-points" else ()
-        figure = FIGURES[name](subject, args.size, *more)
-        files += save(figure, args.output / name, args.formats)
+        files = []
+        for name in args.figures:
+            more = (samplers, args.seed) if name == "training-points" else ()
+            figure = FIGURES[name](subject, args.size, *more)
+            files += save(figure, args.output / name, args.formats)
     print("\n".join(map(str, files)))
     return files
 

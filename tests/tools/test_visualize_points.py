@@ -116,6 +116,18 @@ def test_the_last_panel_of_a_region_has_the_labels_that_the_model_gives(kind: st
     np.testing.assert_array_equal(labels, expected[8:56, 16:64])
 
 
+@torch.no_grad()
+def test_instances_come_best_first_however_many_steps_they_need() -> None:
+    opts = ("MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL", "2.0", "INPUT.MIN_SIZE_TEST", "128")
+    predictor, image = predictor_of("standard", *opts), tiny_scene(0)[0]
+    (found,) = predictor.model.inference([predictor.inputs(image)], do_postprocess=False)
+    subjects = visualize_points.find_instances(predictor, image)
+    by_steps = sorted(subjects, key=lambda x: len(list(x.rendering.steps())))
+    assert [id(x) for x in by_steps] != [id(x) for x in subjects]
+    frames = [x.frame for x in subjects]
+    np.testing.assert_allclose(frames, found.pred_boxes.tensor / 2, rtol=1e-5)
+
+
 def test_the_steps_go_from_7_to_224_by_doubling() -> None:
     subject = subject_of("standard")
     figure = visualize_points.steps_figure(subject, SIZE)
@@ -210,6 +222,25 @@ def test_places_are_enlarged_where_coarse_and_fine_differ() -> None:
 
 
 # The command line
+
+
+def test_the_regular_grid_of_any_number_of_points_is_square(image_file: Path) -> None:
+    number = ["MODEL.POINT_HEAD.TRAIN_NUM_POINTS", "50"]
+    chosen = ["--figures", "training-points", "--formats", "png"]
+    assert list(run("semantic", image_file, *chosen, opts=number)) == ["training-points.png"]
+
+
+def test_what_cannot_be_read_or_written_is_said_in_one_line(
+    image_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (image_file.parent / "out").touch()
+    with pytest.raises(SystemExit):
+        run("standard", image_file, "--figures", "steps", "--formats", "png")
+    assert "visualize_points.py: error: " in capsys.readouterr().err.splitlines()[-1]
+    image_file.write_bytes(image_file.read_bytes()[:-100])
+    with pytest.raises(SystemExit):
+        run("standard", image_file)
+    assert f"error: {image_file}: image file is truncated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", list(MODELS))
