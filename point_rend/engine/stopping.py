@@ -111,8 +111,10 @@ class StopSignals:
         now = time.monotonic()
         if not self._number:
             self._number, self._time = number, now
-            if comm.is_main_process():  # not by print, which may be what the signal interrupts
-                os.write(2, b"ending after this iteration; a second signal ends it at once\n")
+            if comm.is_main_process():
+                # Not by print, which may be what the signal interrupts. Ctrl-C ends tee, too.
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(2, b"ending after this iteration; a second signal ends it at once\n")
         elif now - self._time > SAME_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

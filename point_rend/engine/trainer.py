@@ -151,7 +151,8 @@ class ResumableTrainer(DefaultTrainer):
             said.append(f"resume with: {resuming_command()}")
             kind = "error: " if stop.exit_code < 128 else ""
             line = " ".join("; ".join(said).split())
-            print(f"{os.path.basename(sys.argv[0])}: {kind}{line}", file=sys.stderr, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # the reader may have got the signal, too
+                print(f"{os.path.basename(sys.argv[0])}: {kind}{line}", file=sys.stderr, flush=True)
         if stop.together:
             self.signals.wait_for_all()
         raise SystemExit(stop.exit_code) from stop

@@ -16,7 +16,14 @@ from detectron2.utils import comm
 
 import train_net
 from point_rend.engine.trainer import resuming_command
-from tests.engine.killing import Run, command, tagged_iteration, write_mixed
+from tests.engine.killing import (
+    Run,
+    command,
+    fork,
+    signalling_itself,
+    tagged_iteration,
+    write_mixed,
+)
 from tests.runs import files_limited_to
 from tests.tiny_datasets import CocoSet, process_state_restored
 
@@ -71,6 +78,18 @@ def test_a_signal_in_an_iteration_saves_it_and_says_exactly_how_to_resume(
     interpreter, script, *words = shlex.split(line.partition("resume with: ")[2])
     assert os.access(interpreter, os.X_OK)
     assert (script, words) == ("train_net.py", argv)
+
+
+def test_a_signal_saves_an_iteration_even_if_nobody_reads_what_the_run_says_any_more(
+    mixed: CocoSet, tmp_path: Path
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as of a tee that Ctrl-C has ended, too
+    with signalling_itself(signal.SIGINT, iteration=1):
+        pid = fork(command(mixed, tmp_path / "output", *ENDLESS), writer)
+    os.close(writer)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGINT
+    assert tagged_iteration(tmp_path / "output") == 1
 
 
 @pytest.mark.parametrize(
