@@ -158,8 +158,9 @@ def leave_out_impossible_annotations(name: str, *, masks: bool) -> None:
     def load_clean() -> list[dict[str, Any]]:
         records = load()
         for record in records:
+            sides = record.get("height"), record.get("width")
             cleaned = (
-                clean_annotation(annotation, record["height"], record["width"], masks)[0]
+                clean_annotation(annotation, *sides, masks)[0]
                 for annotation in record["annotations"]
             )
             record["annotations"] = [annotation for annotation in cleaned if annotation is not None]

@@ -299,8 +299,9 @@ def test_lvis_is_checked_and_its_images_are_found(tmp_path: Path) -> None:
         check_dataset("tiny_lvis_v1", training=True, masks=True)
 
 
+@pytest.mark.parametrize("sides", [{"height": HEIGHT, "width": WIDTH}, {}])
 def test_a_set_of_another_kind_is_loaded_once_and_checked(
-    tiny: CocoSet, caplog: pytest.LogCaptureFixture
+    sides: dict[str, int], tiny: CocoSet, caplog: pytest.LogCaptureFixture
 ) -> None:
     loads = []
 
@@ -309,7 +310,6 @@ def test_a_set_of_another_kind_is_loaded_once_and_checked(
         broken = {"bbox": [1, 1, 9, 8], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
         sound = broken | {"segmentation": [TRIANGLE]}
         file = f"{tiny.image_root}/000.png"
-        sides = {"height": HEIGHT, "width": WIDTH}
         return [{"file_name": file, "image_id": "a", "annotations": [broken, sound]} | sides]
 
     DatasetCatalog.register("own", load)
