@@ -53,18 +53,17 @@ def inside(holder: subprocess.Popen[bytes]) -> list[str]:
 
 @contextmanager
 def held(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Keep the namespaces open that a command makes."""
-    holder = subprocess.Popen([*command, "sleep", "infinity"])
+    """Keep the namespaces open that a command makes, no longer than this process lives."""
+    holder = subprocess.Popen([*command, "cat"], stdin=subprocess.PIPE)  # cat ends with its input
     try:
         name = Path(f"/proc/{holder.pid}/comm")
-        while name.read_text().strip() != "sleep":  # they are there when it sleeps
+        while name.read_text().strip() != "cat":  # they are there when it waits
             if holder.poll() is not None:
                 raise SystemExit(f"error: {shlex.join(command)} has failed")
             time.sleep(0.01)
         yield holder
     finally:
-        holder.kill()
-        holder.wait()
+        holder.communicate()
 
 
 @contextmanager

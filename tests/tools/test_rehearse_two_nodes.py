@@ -34,6 +34,23 @@ def test_namespaces_that_cannot_be_made_are_said_to_be_the_reason(
     assert "no right" in capsys.readouterr().err
 
 
+def test_a_rehearsal_that_is_killed_leaves_nothing_running() -> None:
+    script = (
+        "import os\n"
+        "from tools.rehearse_two_nodes import held\n"
+        "with held([]):\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,  # whose end is that of the last process that could write into it
+        check=False,
+        timeout=120,
+    )
+    assert killed.returncode == -9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["flags", "torchrun"])
 def test_two_nodes_train_together(launcher: str, tmp_path: Path) -> None:
