@@ -21,7 +21,6 @@ box stops early.
 import argparse
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -43,6 +42,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from point_rend import PointRendSemSegHead, SubdivisionPlan, load_config
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from point_rend.semantic_seg import coarse_logits
+from point_rend.visualize import written_whole
 
 aten = torch.ops.aten
 
@@ -427,10 +427,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(format_report(report))
     if args.output:
         tables = {key: [asdict(cost) for cost in report[key]] for key in ("per_box", "per_image")}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        partial = args.output.with_name(f"{args.output.name}.partial")
-        partial.write_text(json.dumps(report | tables, indent=2), encoding="utf-8")
-        os.replace(partial, args.output)
+        with written_whole(args.output) as unfinished:
+            unfinished.write_text(json.dumps(report | tables, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,20 @@ import argparse
 import importlib.util
 import json
 import logging
-import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from point_rend.data.coco import read_coco
 from point_rend.evaluation.instance_scores import FIGURES, InstanceScores
-from point_rend.evaluation.scores import format_table, has_masks, read_results
+from point_rend.evaluation.scores import (
+    check_true_masks,
+    format_table,
+    has_masks,
+    read_results,
+)
+from point_rend.visualize import written_whole
 
 Figures = dict[str, float]
 NAMES = {"bbox": "box AP", "segm": "AP", "boundary": "boundary AP"}
@@ -87,16 +93,6 @@ def by_class(rows: Mapping[str, Figures]) -> dict[str, Figures]:
     }
 
 
-def write(path: Path, content: object) -> None:
-    """Write JSON, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
@@ -124,10 +120,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         content = read_coco(str(args.annotations))
         if args.lvis_annotations:
             check_lvis(args.lvis_annotations, content, args.annotations)
+        for name, number in Counter(name for name, _ in args.results).items():
+            if number > 1:
+                raise ValueError(f"--results: {number} files are called {name}: expected 1")
         files = {name: (file, read_results(file, content)) for name, file in args.results}
         masks = {name: has_masks(results, file) for name, (file, results) in files.items()}
-        if args.output and not args.output.resolve().parent.is_dir():
-            raise ValueError(f"--output: there is no folder {args.output.resolve().parent}")
+        if any(masks.values()):
+            check_true_masks(args.annotations, content)
+        if args.output and args.output.is_dir():
+            raise ValueError(f"--output: {args.output} is a folder, expected a file")
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 
@@ -141,10 +142,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         scores[name] = rows
         table = {row: {name: figures[name] for name in FIGURES} for row, figures in rows.items()}
         print(f"\n{name}: {len(results)} results\n{format_table(table)}")
-        if args.by_class:
+        if args.by_class and len(content["categories"]) > 1:  # the AP of one is that of all
             print(f"\n{format_table(by_class(rows))}")
     if args.output:
-        write(args.output, scores)
+        with written_whole(args.output) as unfinished:
+            unfinished.write_text(json.dumps(scores, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from point_rend.data.cocofied_lvis import COCOFIED, SPLIT, cocofy
+from point_rend.visualize import written_whole
 
 
 def default_root() -> Path:
@@ -32,12 +33,8 @@ def prepare(source: Path, target: Path) -> None:
         ValueError: If the file cannot be used.
     """
     content, missing, left_out = cocofy(str(source))
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(target) as unfinished:
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
     print(
         f"{target}: {len(content['images'])} images, {len(content['annotations'])} annotations of "
         f"{len(content['categories'])} classes"

@@ -8,7 +8,7 @@ their "bbox_mode".
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -202,7 +202,7 @@ def clean_annotation(
     if not mask:
         return None, [Reason("no segmentation")]
     if isinstance(mask, dict):
-        reason = _rle_fault(mask, height, width)
+        reason = rle_fault(mask, height, width)
         return (None, [reason]) if reason else (annotation, [])
 
     faults = [_polygon_fault(polygon) for polygon in mask]
@@ -357,7 +357,14 @@ def _polygon_area(polygon: Sequence[float]) -> float:
     return abs(float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))) / 2
 
 
-def _rle_fault(rle: dict[str, Any], height: int | None, width: int | None) -> Reason | None:
+def rle_fault(rle: Mapping[str, Any], height: int | None, width: int | None) -> Reason | None:
+    """Say what is wrong with a mask in either of COCO's encodings.
+
+    Args:
+        rle: With "size" and "counts", text or a list of integers.
+        height: Height of the image in pixels, if known.
+        width: Width of the image in pixels, if known.
+    """
     size = tuple(rle["size"])
     if height is not None and size != (height, width):
         return Reason(f"RLE of size {size}, the image has (height, width) = ({height}, {width})")

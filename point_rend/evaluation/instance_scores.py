@@ -55,10 +55,11 @@ class InstanceScores:
         for number, annotation in enumerate(self._truth, start=1):
             annotation["id"] = number  # 0 means "not matched" to the evaluations
             annotation.setdefault("iscrowd", 0)
-            if annotation.get("segmentation"):
+            has_mask = bool(annotation.get("segmentation"))
+            if has_mask:
                 annotation["segmentation"] = self._compressed(annotation)
             if "area" not in annotation:
-                annotation["area"] = area_of(annotation, masks="segmentation" in annotation)
+                annotation["area"] = area_of(annotation, masks=has_mask)
 
     def figures(self, results: Iterable[Mapping[str, Any]], kind: str) -> dict[str, float]:
         """Score results.

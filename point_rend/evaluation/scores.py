@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from point_rend.data.checks import rle_fault
 from point_rend.data.coco import read_coco
 
 from .instance_scores import InstanceScores
@@ -22,9 +23,10 @@ def average_precision(json_file: Path, results_file: Path) -> dict[str, float]:
         AP, AP50, AP75 and boundary AP; 0 without any detection.
 
     Raises:
-        ValueError: As `read_results`, or if results have no masks.
+        ValueError: As `read_results`, or if results or annotations have no masks.
     """
     content = read_coco(str(json_file))
+    check_true_masks(json_file, content)
     results = read_results(results_file, content)
     if not has_masks(results, results_file):
         raise ValueError(f"{results_file}: result 0 has no 'segmentation'")
@@ -84,6 +86,35 @@ def has_masks(results: list[dict[str, Any]], results_file: Path) -> bool:
     return not without
 
 
+def check_true_masks(json_file: Path, content: Mapping[str, Any]) -> None:
+    """Refuse annotations to which masks cannot be compared.
+
+    Args:
+        json_file: The annotations.
+        content: As `read_coco` returns them.
+
+    Raises:
+        ValueError: If an annotation has no mask, or one that does not fit its image.
+    """
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for annotation in content["annotations"]:
+        mask, size = annotation.get("segmentation"), sizes[annotation["image_id"]]
+        fault = None if mask else "no segmentation"
+        if isinstance(mask, dict):
+            fault = _run_length_fault(mask, size)
+        if fault:
+            raise ValueError(
+                f"{json_file}: annotation {annotation['id']!r} of image {annotation['image_id']!r} "
+                f"has {fault}: expected a mask, to which those of results can be compared"
+            )
+
+
+def _run_length_fault(mask: Mapping[str, Any], size: tuple[int, int]) -> str | None:
+    """Say what keeps a run-length encoding from being decoded; a mask may be empty."""
+    reason = rle_fault(mask, *size)
+    return reason.text if reason and reason.fatal else None
+
+
 def _fault(result: Any, sizes: Mapping[int | str, list[int]], categories: set[int]) -> str | None:
     """Say what is wrong with a result."""
     if not isinstance(result, dict):
@@ -125,7 +156,11 @@ def _mask_fault(mask: Any, size: list[int]) -> str | None:
             f"has a mask of (height, width) {mask.get('size')}, but its image is {size}: masks "
             "have to be of the size of the image"
         )
-    return None
+    counts = mask["counts"]
+    if isinstance(counts, list) and not all(isinstance(count, int) for count in counts):
+        return f"has the run lengths {counts!r:.80}, expected integers"
+    fault = _run_length_fault(mask, (size[0], size[1]))
+    return f"has an {fault}" if fault else None
 
 
 def _is_number(value: Any) -> bool:

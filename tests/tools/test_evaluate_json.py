@@ -125,6 +125,50 @@ def test_classes_are_shown_if_asked_for(files: Files, capsys: pytest.CaptureFixt
     assert ["zebra", "nan", "nan"] in lines
 
 
+def test_the_ap_of_the_only_class_is_that_of_all(
+    files: Files, capsys: pytest.CaptureFixture
+) -> None:
+    files.coco = files.write(
+        "one_class.json",
+        files.content
+        | {"categories": [{"id": 21, "name": "cow"}], "annotations": [files.truth[0]]},
+    )
+    scores = run(files, "--by-class", exact=files.results()[:1])
+    assert scores["exact"]["AP"]["AP"] == pytest.approx(100)
+    assert capsys.readouterr().out.count("boundary AP") == 1
+
+
+def test_two_files_of_one_name_are_refused(files: Files, capsys: pytest.CaptureFixture) -> None:
+    twin = files.write("twin.json", [])
+    error = refusal(files, capsys, "--results", f"exact={twin}", exact=files.results())
+    assert "--results: 2 files are called exact" in error
+
+
+@pytest.mark.parametrize(
+    ("mask", "fault"),
+    [
+        (None, "no segmentation"),
+        ([], "no segmentation"),
+        ({"size": [HEIGHT, WIDTH], "counts": [9]}, "RLE of 9 pixels, its size"),
+    ],
+)
+def test_annotations_without_a_mask_score_boxes_alone(
+    files: Files, capsys: pytest.CaptureFixture, mask: Any, fault: str
+) -> None:
+    annotations = [x | {"segmentation": mask} for x in files.content["annotations"]]
+    for annotation in annotations:
+        del annotation["area"]
+    files.coco = files.write("truth.json", files.content | {"annotations": annotations})
+    error = refusal(files, capsys, masks=files.results())
+    first = annotations[0]
+    where = f"truth.json: annotation {first['id']} of image {first['image_id']} has {fault}"
+    assert where in error
+    boxes = [{k: v for k, v in x.items() if k != "segmentation"} for x in files.results()]
+    if not mask:
+        scores = run(files, boxes=boxes)["boxes"]
+        assert scores["box AP"]["AP"] == pytest.approx(100)
+
+
 def test_results_without_masks_have_a_box_ap(files: Files) -> None:
     boxes = [{k: v for k, v in x.items() if k != "segmentation"} for x in files.results()]
     scores = run(files, "--lvis-annotations", str(files.lvis), boxes=boxes)["boxes"]
@@ -160,6 +204,18 @@ def test_a_file_needs_no_name(files: Files) -> None:
         ({"score": None}, "result 1 has the score None, expected a number"),
         ({"bbox": [1, 2, 3]}, r"result 1 has the bbox \[1, 2, 3\], expected 4 numbers"),
         ({"segmentation": {"size": [28, 28], "counts": "x"}}, r"mask of .* \[28, 28\], but its im"),
+        (
+            {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [5, 7]}},
+            f"result 1 has an RLE of 12 pixels, its size .* has {HEIGHT * WIDTH}",
+        ),
+        (
+            {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "!"}},
+            "result 1 has an RLE that does not decode",
+        ),
+        (
+            {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [5, "7"]}},
+            r"result 1 has the run lengths \[5, '7'\], expected integers",
+        ),
         ({"segmentation": "x"}, "result 1 has the segmentation 'x', expected polygons or an RLE"),
         ({"segmentation": [[1, 2, 3]]}, r"result 1 has the polygons \[\[1, 2, 3\]\], expected"),
     ],
