@@ -36,6 +36,12 @@ def _pad(model: Any, tensors: list[Tensor], value: float = 0) -> ImageList:
     return ImageList.from_tensors(tensors, divisor, value, backbone.padding_constraints)
 
 
+def _padded_images(model: Any, inputs: Inputs) -> ImageList:
+    """Return the images of a batch, normalized and padded."""
+    pixels = [image["image"].to(model.device) for image in inputs]
+    return _pad(model, [(image - model.pixel_mean) / model.pixel_std for image in pixels])
+
+
 def _padded_labels(model: Any, inputs: Inputs) -> Tensor:
     """Return the label maps of a batch, padded like its images by labels that do not count."""
     labels = [image["sem_seg"].to(model.device) for image in inputs]
@@ -79,11 +85,7 @@ class PointRendSemanticSegmentor(SemanticSegmentor):
         Returns:
             Losses by name; or per image a dict with ``sem_seg``, (K, height, width) logits.
         """
-        pixels = [
-            (image["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-            for image in batched_inputs
-        ]
-        images = _pad(self, pixels)
+        images = _padded_images(self, batched_inputs)
         features = self.backbone(images.tensor)
         if self.training:
             labels = _padded_labels(self, batched_inputs)
@@ -120,7 +122,7 @@ class PointRendPanopticFPN(PanopticFPN):
         """
         if not self.training:
             return self.inference(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
+        images = _padded_images(self, batched_inputs)
         features = self.backbone(images.tensor)
         labels = _padded_labels(self, batched_inputs)
         instances = [image["instances"].to(self.device) for image in batched_inputs]
@@ -131,7 +133,7 @@ class PointRendPanopticFPN(PanopticFPN):
 
     def inference(self, batched_inputs: Inputs, do_postprocess: bool = True) -> Any:
         """Return results per image, as :meth:`PanopticFPN.inference` does."""
-        images = self.preprocess_image(batched_inputs)
+        images = _padded_images(self, batched_inputs)
         features = self.backbone(images.tensor)
         semantic, _ = self.sem_seg_head(features, None, images.image_sizes)
         proposals, _ = self.proposal_generator(images, features, None)

@@ -144,10 +144,12 @@ def test_a_head_that_takes_no_image_sizes_is_refused():
         build_model(cfg)
 
 
-def test_a_panoptic_model_has_point_heads_of_both_kinds():
+@pytest.mark.parametrize("levels", [["p2"], ["p2", "p6"]])  # p6 needs more padding than an FPN
+def test_a_panoptic_model_has_point_heads_of_both_kinds(levels):
     cfg = tiny_config("PointRendPanopticFPN")
     semantic = cfg.MODEL.POINT_HEAD.clone()
     semantic.NAME = "StandardPointHead"
+    semantic.IN_FEATURES = levels
     cfg.MODEL.SEM_SEG_HEAD.POINT_HEAD = semantic
     instances = [
         *("MODEL.MASK_ON", True, "MODEL.ROI_HEADS.NAME", "PointRendROIHeads"),
