@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
@@ -45,7 +47,7 @@ class TrainLoader:
         batch_size: Images per batch, of this process.
         num_workers: Number of worker processes.
         skip: Whether records that cannot be used are replaced by later ones, with a warning; if
-            not, they end the training.
+            not, they end the training, on all processes together.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class TrainLoader:
         self.batches = 0
         self.faults = 0
         self._without_shared_memory = False
+        # Not over NCCL, as the signals are not.
+        self._group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
 
     def __iter__(self) -> Iterator[list[Record]]:
         samples = Samples(
@@ -87,9 +91,29 @@ class TrainLoader:
         )
         with random_numbers_of(self.seed):  # of which torch would draw one for its workers
             arriving = iter(loader)
-        for batch in grouped(map(self._received, arriving), self._kind_of, self.batch_size):
+        batches = grouped(map(self._received, arriving), self._kind_of, self.batch_size)
+        while True:
+            batch = self._next_unless_one_ends(batches)
             self.batches += 1
             yield [sample.data for sample in batch if sample.data is not None]
+
+    def _next_unless_one_ends(self, batches: Iterator[list[Sample]]) -> list[Sample]:
+        """Take the next batch; where that ends the training of one process, all end together."""
+        stop: TrainingStop | None = None
+        batch: list[Sample] = []
+        try:
+            batch = next(batches)
+        except TrainingStop as own:
+            stop = own
+        if self._group is not None:
+            one_ends = torch.tensor(stop is not None, dtype=torch.int32)
+            dist.all_reduce(one_ends, dist.ReduceOp.MAX, group=self._group)
+            if one_ends:
+                reason = next(filter(None, comm.all_gather(stop.reason if stop else "")))
+                stop = TrainingStop(reason, exit_code=USER_ERROR, together=True)
+        if stop is not None:
+            raise stop
+        return batch
 
     def _remaining_turns(self) -> Iterator[Turn]:
         rank, world_size = comm.get_rank(), comm.get_world_size()

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from detectron2.utils import comm
 
 import train_net
+from point_rend.data.mapper import NamingDatasetMapper
 from tests.engine.killing import (
     Run,
     assert_identical,
@@ -66,6 +69,29 @@ def test_a_signal_to_one_rank_ends_both_after_the_same_iteration_and_loses_nothi
         ended = [run.end() for run in start_two(tmp_path, command(mixed, output, *more))]
         assert ended == [0, 0]
     assert_identical(final(tmp_path / "parts")["model"], final(tmp_path / "whole")["model"])
+
+
+def test_an_image_that_one_rank_cannot_read_ends_both_with_its_name_and_loses_nothing(
+    mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(mapper: NamingDatasetMapper, record: dict[str, Any]) -> dict[str, Any]:
+        read_before.append(record)
+        if comm.get_rank() == 1 and len(read_before) > 4:
+            raise ValueError("file 007.png cannot be used")
+        return whole_read(mapper, record)
+
+    read_before: list[dict[str, Any]] = []
+    whole_read = NamingDatasetMapper.__call__
+    monkeypatch.setattr(NamingDatasetMapper, "__call__", read)
+    more = ["DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", "2"]
+    runs = start_two(tmp_path, command(mixed, tmp_path / "output", *ENDLESS, *more))
+    assert [run.end() for run in runs] == [2, 2], runs[0].said()
+    assert "train_net.py: error: file 007.png cannot be used; " in runs[0].said().splitlines()[-1]
+    assert "file 007.png" not in runs[1].said()
+    iteration = tagged_iteration(tmp_path / "output")
+    assert iteration >= 1
+    saved = torch.load(tmp_path / "output" / f"model_{iteration:07d}.pth", weights_only=True)
+    assert saved["trainer"]["data"]["batches"] == iteration + 1
 
 
 def test_signals_to_all_ranks_end_an_evaluation_and_the_main_one_saves(
