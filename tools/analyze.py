@@ -310,9 +310,11 @@ def analyze(
         ``points_per_image`` of all heads together.
 
     Raises:
-        ValueError: If the model has neither masks nor a semantic head, or ``num_boxes`` is not
-            positive.
+        ValueError: If the model has neither masks nor a semantic head, or if ``num_boxes`` or a
+            side of the image is not positive.
     """
+    if min(image) < 1:
+        raise ValueError(f"--image: expected a height and a width of 1 or more, got {image}")
     cfg = load_config(config_file, [*opts, *OVERRULED])
     num_boxes = cfg.TEST.DETECTIONS_PER_IMAGE if num_boxes is None else num_boxes
     if num_boxes < 1:
@@ -422,13 +424,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         report = analyze(args.config_file, args.opts, tuple(args.image), args.boxes)
+        print(format_report(report))
+        if args.output:
+            tables = {key: list(map(asdict, report[key])) for key in ("per_box", "per_image")}
+            with written_whole(args.output) as unfinished:
+                unfinished.write_text(json.dumps(report | tables, indent=2), encoding="utf-8")
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(format_report(report))
-    if args.output:
-        tables = {key: [asdict(cost) for cost in report[key]] for key in ("per_box", "per_image")}
-        with written_whole(args.output) as unfinished:
-            unfinished.write_text(json.dumps(report | tables, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ import detectron2
 import torch
 from torch import nn
 
+from point_rend.visualize import written_whole
+
 # So that the folder of tools can be imported from a script that lies in it.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -424,15 +426,13 @@ def save_plot(records: Sequence[Record], file: Path) -> None:
 
 def save_report(folder: Path, stem: str, records: Sequence[Record], text: str, data: str) -> None:
     """Write ``stem``.md, .json and .png into a folder, each complete or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     for suffix, write in (
         ("md", lambda file: file.write_text(text + "\n", encoding="utf-8")),
         ("json", lambda file: file.write_text(data, encoding="utf-8")),
         ("png", lambda file: save_plot(records, file)),
     ):
-        temporary = folder / f".{stem}.{suffix}.{os.getpid()}"
-        write(temporary)
-        temporary.replace(folder / f"{stem}.{suffix}")
+        with written_whole(folder / f"{stem}.{suffix}") as unfinished:
+            write(unfinished)
 
 
 # Command line
@@ -512,7 +512,9 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
     try:
         settings = _settings(args)
         cases = [case for name in names for case in CASES[name](settings)]
-    except ValueError as error:
+        if args.output:
+            args.output.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     for case in cases:
         torch.manual_seed(settings.seed)

@@ -218,8 +218,18 @@ def test_numbers_have_three_digits_and_a_unit(number: int | None, text: str):
     assert analyze.with_unit(number) == text
 
 
-def test_no_boxes_are_refused(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--boxes", "0"], "--boxes: expected 1 or more, got 0"),
+        (["--image", "480", "0"], "--image: expected a height and a width of 1 or more, got (480,"),
+        (["--boxes", "1", "--output", f"{__file__}/cost.json"], "error: [Errno"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
     with pytest.raises(SystemExit) as ended:
-        analyze.main(["--config-file", INSTANCE, "--boxes", "0"])
+        analyze.main(["--config-file", INSTANCE, *words])
     assert ended.value.code == 2
-    assert "--boxes: expected 1 or more, got 0" in capsys.readouterr().err
+    assert message in capsys.readouterr().err.splitlines()[-1]
