@@ -290,7 +290,7 @@ def places_of_difference(
     while len(windows) < count and counts.any():
         y, x = (int(v) for v in np.unravel_index(int(counts.argmax()), counts.shape))
         windows.append((x, y, x + columns, y + rows))
-        near_y, near_x = 3 * rows // 4, 3 * columns // 4
+        near_y, near_x = -(-3 * rows // 4), -(-3 * columns // 4)  # rounded up
         counts[max(0, y - near_y) : y + near_y, max(0, x - near_x) : x + near_x] = 0
     return windows
 

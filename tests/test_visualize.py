@@ -226,6 +226,8 @@ def test_places_are_as_many_as_there_are_differences_and_lie_in_the_map() -> Non
         assert 0 <= y0 < y1 <= 20
         assert other[y0:y1, x0:x1].sum() == 1
     assert places_of_difference(one, other, side=99, count=1) == [(0, 0, 30, 20)]
+    line = places_of_difference(one[:1], other[:1], side=8, count=3)  # a picture of one row
+    assert len(line) == 1
 
 
 # Views
