@@ -209,7 +209,11 @@ class RepeatablePreciseBN(hooks.PreciseBN):
         self._data_loader.seed = self.trainer.data_loader.seed
         self._data_loader.batches = 0
         self._data_iter = iter(self._data_loader)
-        super().update_stats()
+        try:
+            super().update_stats()
+        except TrainingStop as stop:
+            stop.saves = False  # the weights are those of this iteration, all else of the last one
+            raise
 
 
 def resuming_command() -> str:

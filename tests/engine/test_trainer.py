@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.engine import hooks
 from detectron2.utils import comm
 
 import train_net
+from point_rend.engine.stopping import TrainingStop
 from point_rend.engine.trainer import resuming_command
 from tests.engine.killing import (
     Run,
@@ -188,6 +190,22 @@ def test_a_broken_image_ends_a_training_with_its_name_and_loses_no_iteration(
     ]
     assert state["iteration"] == iteration
     assert state["data"]["batches"] == iteration + 1
+
+
+def test_an_image_that_breaks_before_the_statistics_leaves_the_last_checkpoint_as_it_was(
+    mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def update_stats(_: hooks.PreciseBN) -> None:
+        raise TrainingStop("file 003.png cannot be used", exit_code=2)
+
+    monkeypatch.setattr(hooks.PreciseBN, "update_stats", update_stats)
+    more = ["TEST.PRECISE_BN.ENABLED", "True", "TEST.EVAL_PERIOD", "2"]
+    more += ["SOLVER.CHECKPOINT_PERIOD", "1", "DATASETS.TEST", "()"]
+    with pytest.raises(SystemExit):
+        train_net.main(command(mixed, tmp_path / "output", *ENDLESS, *more))
+    assert tagged_iteration(tmp_path / "output") == 0
+    saved = torch.load(tmp_path / "output" / "model_0000000.pth", weights_only=True)
+    assert saved["trainer"]["data"]["batches"] == 1
 
 
 def test_a_broken_image_may_be_skipped(tmp_path: Path) -> None:
