@@ -18,7 +18,7 @@ from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, polygons_to_bitmask
 from torch import Tensor
 
-# Pixels that are float32 at a time while crops are made, unless a single mask has more.
+# Pixels that are floating-point numbers at a time while crops are made; RoIAlign needs whole masks.
 CANVAS_PIXELS = 2**22
 # RoIAlign computes in float32. A compiler that fuses its products and sums moves a sample by this
 # share of the coordinates at most; each sample that is added up rounds a cell's mean.
@@ -292,7 +292,13 @@ class SharedMasks(BitMasks):
             windows, self.objects.window_pixels(shown), regions, strict=True
         ):
             x0, y0, x1, y1 = window
-            rows_done = down.weights[chosen, :, y0:y1] @ pixels.double()  # (n, S, w)
+            at_once = max(1, CANVAS_PIXELS // max(1, x1 - x0))  # rows of the window
+            pieces = zip(
+                down.weights[chosen, :, y0:y1].split(at_once, dim=2),
+                pixels.split(at_once),
+                strict=True,
+            )
+            rows_done = sum(weights @ piece.double() for weights, piece in pieces)  # (n, S, w)
             means[chosen] = rows_done @ across.weights[chosen, :, x0:x1].mT
         doubts = ROUNDING_OF_A_SAMPLE * across.samples * down.samples
         return means, doubts + across.doubts + down.doubts

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from point_rend import masks as masks_module
 from point_rend.masks import SharedMasks, share_masks
+from tests.memory import LargestTensor
 
 SIZE = (24, 40)
 TRIANGLE = [4.0, 3.0, 30.5, 6.25, 11.0, 20.0]
@@ -155,6 +156,15 @@ def test_only_crops_with_a_cell_near_a_tie_ask_roi_align(monkeypatch):
     crops = crops.crop_and_resize(torch.tensor([clear, tie, near]), 1)
     assert [boxes.tolist() for boxes in asked] == [torch.tensor([tie, near]).tolist()]
     assert crops.flatten().tolist() == [True, True, True]
+
+
+def test_of_a_large_mask_only_some_rows_are_numbers_at_a_time(monkeypatch):
+    monkeypatch.setattr(masks_module, "CANVAS_PIXELS", 2**16)
+    masks = SharedMasks.of(BitMasks(torch.ones(1, 2000, 3000, dtype=torch.bool)), (2000, 3000))
+    with LargestTensor() as largest:
+        crops = masks.crop_and_resize(torch.tensor([[10.0, 20, 2900, 1900]]), 7)
+    assert crops.all()
+    assert largest.bytes == masks.objects.pixels.nbytes  # the masks themselves, a byte a pixel
 
 
 @pytest.mark.parametrize("box", [[-1.0, 0, 0, 2], [40.0, 0, 41, 2], [0, -1.0, 2, 0]])
