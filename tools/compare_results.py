@@ -60,7 +60,11 @@ def named_file(text: str) -> tuple[str, Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Run the command line.
+
+    Raises:
+        SystemExit: With code 2 if a file cannot be used.
+    """
     parser = argparse.ArgumentParser(description="Compare results of several models.")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO annotations")
     parser.add_argument("--image-root", type=Path, required=True, help="folder of the images")
@@ -75,11 +79,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--min-score", type=float, default=0.5, help="of the instances drawn")
     args = parser.parse_args(argv)
 
-    content = read_coco(str(args.annotations))
     table: dict[str, dict[str, float]] = {}
     found: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    try:
+        content = read_coco(str(args.annotations))
+        for name, file in args.results:
+            table[name] = average_precision(args.annotations, file)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     for name, file in args.results:
-        table[name] = average_precision(args.annotations, file)
         found[name] = defaultdict(list)
         for result in json.loads(file.read_text()):
             if result["score"] >= args.min_score:
@@ -89,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         truth[annotation["image_id"]].append(annotation)
 
     for number, record in enumerate(content["images"][: args.num_images], start=1):
-        image = cv2.imread(str(args.image_root / record["file_name"]))
+        image_file = args.image_root / record["file_name"]
+        image = cv2.imread(str(image_file))
+        if image is None:
+            parser.error(f"{image_file} is not there or not an image")
         if args.without_photographs:
             image = np.full_like(image, 80)
         boxes = corners(truth[record["id"]])

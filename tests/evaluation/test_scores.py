@@ -79,3 +79,21 @@ def test_a_result_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         compare_results.main(["--results", f"a={missing}"])
     assert stop.value.code == 2
+
+
+def test_annotations_and_images_that_cannot_be_used_are_named(
+    split: Split, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    results = results_of(split, tmp_path / "results.json")
+    (tmp_path / "cut.json").write_text("{")
+    cases = [
+        (tmp_path / "cut.json", split.image_root, "cut.json is truncated or not JSON"),
+        (split.json_file, tmp_path, "is not there or not an image"),
+    ]
+    for annotations, images, message in cases:
+        command = ["--annotations", annotations, "--image-root", images]
+        command += ["--results", f"a={results}", "--output", tmp_path / "out"]
+        with pytest.raises(SystemExit) as stop:
+            compare_results.main(list(map(str, command)))
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
