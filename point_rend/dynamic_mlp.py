@@ -103,10 +103,12 @@ def fourier_features(coords: Tensor, frequencies: Tensor) -> Tensor:
         frequencies: (2, F).
 
     Returns:
-        (N, P, 2F): F sines, then F cosines, of 2π (2 coords − 1) · frequencies.
+        (N, P, 2F): F sines, then F cosines, of 2π (2 coords − 1) · frequencies, in the type of the
+        two that is more exact.
 
     Source: Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions".
     """
+    dtype = torch.promote_types(coords.dtype, frequencies.dtype)
     with torch.autocast(coords.device.type, enabled=False):  # phases turn many times
-        phases = 2 * math.pi * ((2 * coords - 1) @ frequencies)
+        phases = 2 * math.pi * ((2 * coords.to(dtype) - 1) @ frequencies.to(dtype))
     return torch.cat((phases.sin(), phases.cos()), dim=2)

@@ -178,6 +178,16 @@ def test_no_box_is_too_small_where_the_size_does_not_matter(implicit):
     torch.testing.assert_close(masks, expected, rtol=0, atol=1e-5)
 
 
+@BOTH
+def test_a_head_of_float64_renders_the_same_masks(implicit):
+    head = build(implicit=implicit)
+    (expected,) = masks_of(head, [4])
+    features = {name: level.double() for name, level in random_features(1).items()}
+    (masks,) = masks_of(head.double(), [4], features=features)
+    assert masks.dtype == torch.float32
+    assert ((masks > 0.5) != (expected > 0.5)).float().mean() <= 1e-4
+
+
 # --- compiled, and on a GPU ---------------------------------------------------------------------
 
 
