@@ -143,7 +143,7 @@ class Figure(NamedTuple):
         return f"Figure of {sum(map(len, self.rows))} panels"
 
     def _repr_jpeg_(self) -> bytes:
-        quality = (cv2.IMWRITE_JPEG_QUALITY, 85)
+        quality = (cv2.IMWRITE_JPEG_QUALITY, 75)
         return cv2.imencode(".jpg", panels_picture(self.rows), quality)[1].tobytes()
 
 
