@@ -21,7 +21,7 @@ from detectron2.utils import comm
 import train_net
 from tests.tiny_datasets import POINTREND, REPOSITORY, TINY_MODEL, CocoSet, write_coco
 
-PATIENCE = 120.0  # seconds that a process gets for what it is waited for
+PATIENCE = 300.0  # seconds that a process gets for what it is waited for
 
 
 def write_mixed(folder: Path, *, images: int = 6) -> CocoSet:

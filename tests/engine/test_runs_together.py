@@ -14,6 +14,7 @@ import yaml
 from detectron2.modeling import build_model
 
 import train_net
+from tests.engine.killing import PATIENCE
 from tests.runs import metrics
 from tests.test_train_net_semantic import HEADS, SEMANTIC
 from tests.tiny_datasets import (
@@ -79,7 +80,7 @@ def run_by_hand(launcher: str, argv: list[str]) -> list[tuple[int, str]]:
     """Exit codes and what was said on stderr by the two processes of a run."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = [start_by_hand(rank, LAUNCHERS[launcher] | meeting, argv) for rank in range(2)]
-    said = [process.communicate(timeout=120)[1] for process in started]
+    said = [process.communicate(timeout=PATIENCE)[1] for process in started]
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 
