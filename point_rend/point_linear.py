@@ -155,16 +155,23 @@ def _sample_projections(
     def at(coords: Tensor) -> RowTerms:
         all_indices, all_weights = corners(coords.to(dtype))
         all_bags = torch.arange(all_indices.shape[0], device=coords.device) * 4
+        # Bags of single numbers are slow, and so are many small steps: of these all rows at once.
+        narrow = [
+            (table[:, 0][all_indices] * all_weights).sum(dim=1, keepdim=True)
+            if table.shape[1] == 1
+            else None
+            for table in tables
+        ]
 
         def terms(chosen: slice) -> Iterator[Tensor]:
-            indices, weights = all_indices[chosen], all_weights[chosen]
-            bags = all_bags[: indices.shape[0]]  # where the cells of each point begin
-            for table in tables:
-                if table.shape[1] == 1:  # for which bags are slow
-                    yield (table[:, 0][indices] * weights).sum(dim=1, keepdim=True)
+            indices, weights = all_indices[chosen].flatten(), all_weights[chosen].flatten()
+            bags = all_bags[: all_bags[chosen].shape[0]]  # where the cells of each point begin
+            for table, outputs in zip(tables, narrow, strict=True):
+                if outputs is not None:
+                    yield outputs[chosen]
                 else:
                     yield torch.embedding_bag(
-                        table, indices.flatten(), bags, mode=0, per_sample_weights=weights.flatten()
+                        table, indices, bags, mode=0, per_sample_weights=weights
                     )[0]
 
         return terms
