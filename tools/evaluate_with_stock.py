@@ -32,6 +32,21 @@ STOCK = "stock"
 Results = dict[str, dict[str, dict[str, float]]]
 
 
+def check_stock_config(cfg: CfgNode) -> None:
+    """Check that Detectron2's heads can hold the weights of a config's model.
+
+    Raises:
+        ValueError: If the coarse masks are class-agnostic, which Detectron2's coarse head ignores.
+    """
+    head, num_classes = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    instances = train_net.model_outputs(cfg) != {"sem_seg"} and head.NAME == "PointRendMaskHead"
+    if instances and head.CLS_AGNOSTIC_MASK and num_classes > 1:
+        raise ValueError(
+            "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK is True: Detectron2's coarse head ignores this, "
+            f"expects a mask for each of {num_classes} classes and cannot load the checkpoint"
+        )
+
+
 def evaluate(args: argparse.Namespace, cfg: CfgNode, heads: str) -> Results:
     """Evaluate with the heads that are registered at the moment.
 
@@ -99,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     args.eval_only = True
     with train_net.user_errors():
         job = train_net.setup(args)
+        check_stock_config(job.cfg)
     default_setup(job.cfg, args)
     ours = evaluate(args, job.cfg, "ours")
     with stock_heads():

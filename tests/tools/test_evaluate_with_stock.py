@@ -87,3 +87,14 @@ def test_the_table_shows_every_metric_and_the_largest_difference() -> None:
 def test_a_metric_that_only_one_side_has_is_a_difference() -> None:
     nan = float("nan")
     assert tool.compare({"a": {"segm": {"AP": nan}}}, {"a": {"segm": {"AP": 1.0}}})[1] > 1e6
+
+
+def test_class_agnostic_masks_which_the_stock_head_has_not_are_refused_before_anything_runs() -> (
+    None
+):
+    agnostic = ["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True"]
+    one, three = (["MODEL.ROI_HEADS.NUM_CLASSES", n] for n in ("1", "3"))
+    with pytest.raises(ValueError, match=r"CLS_AGNOSTIC_MASK is True.* each of 3 classes"):
+        tool.check_stock_config(load_config(POINTREND, agnostic + three))
+    tool.check_stock_config(load_config(POINTREND, agnostic + one))
+    tool.check_stock_config(load_config(POINTREND, three))
