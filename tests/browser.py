@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,6 @@ import pytest
 
 OPTIONS = (
     "--headless=new",
-    "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -22,6 +22,7 @@ OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
+    *(["--no-sandbox"] if os.geteuid() == 0 else []),  # in which Chromium does not start as root
 )
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's key for a reference
 TAB, ENTER, SPACE, LEFT, RIGHT, DOWN = "\ue004", "\ue007", " ", "\ue012", "\ue014", "\ue015"
