@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from .coordinates import box_to_image_coords
 from .dynamic_mlp import MLPLayout, apply_mlp, fourier_features
 from .point_features import FineGrainedFeatures
-from .point_linear import Affine, is_tracing, linear_at_points
-from .sampling import point_sample
+from .point_linear import Affine, linear_at_points
+from .sampling import is_tracing, point_sample
 from .subdivision import PointPredictor
 from .uncertainty import select_class_channel
 

@@ -5,7 +5,7 @@ Shapes: N boxes over all images, K classes, C channels, P points.
 
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,7 @@ from .point_head import (
     check_own_parameters,
     roi_mask_point_loss,
 )
-from .point_linear import is_tracing, position_major
-from .sampling import PointSampler, point_sample
+from .sampling import PointSampler, is_tracing, point_sample
 from .subdivision import SubdivisionPlan, subdivide
 from .targets import sample_point_labels
 from .uncertainty import Uncertainty, foreground_uncertainty, select_class_channel
@@ -84,24 +83,16 @@ class BoxFeatureReader:
         levels = [features[n] for n in self.names]
         return point_sample_fine_grained_features(levels, self.scales, boxes, coords_box)[0]
 
-    def images(self, features: Features, copies: Collection[str] = ()) -> list[FineGrainedFeatures]:
-        """Return the levels image by image, to be read at points given in pixels.
-
-        Args:
-            features: the levels of all images.
-            copies: levels that nobody else needs, which rendering may overwrite.
-        """
+    def images(self, features: Features) -> list[FineGrainedFeatures]:
+        """Return the levels image by image, to be read at points given in pixels."""
         levels = [features[name] for name in self.names]
         sizes = [shapes_to_tensor([level.shape[3], level.shape[2]]) for level in levels]
         frames = [
             (size / scale).to(level.device)
             for size, scale, level in zip(sizes, self.scales, levels, strict=True)
         ]
-        disposable = [
-            i for i, name in enumerate(self.names) if name in copies and self.names.count(name) == 1
-        ]
         maps_of_images = zip(*(level.split(1) for level in levels), strict=True)
-        return [FineGrainedFeatures(maps, frames, disposable) for maps in maps_of_images]
+        return [FineGrainedFeatures(maps, frames) for maps in maps_of_images]
 
 
 @dataclass(frozen=True)
@@ -111,30 +102,6 @@ class PointRefinement:
     reader: BoxFeatureReader
     sampler: PointSampler
     renderer: "MaskRenderer"
-
-
-def _lay_out(
-    features: Features, readers: Sequence[BoxFeatureReader], num_points: int
-) -> tuple[dict[str, Tensor], set[str]]:
-    """Prepare the levels that some readers read, for that many points in all.
-
-    Returns:
-        The levels, and the names of those that are copies.
-    """
-    names = dict.fromkeys(name for reader in readers for name in reader.names)
-    laid_out = {name: position_major(features[name], num_points) for name in names}
-    return laid_out, {name for name in names if laid_out[name] is not features[name]}
-
-
-def _pool_detections(
-    reader: BoxFeatureReader, features: Features, instances: Sequence[Instances], side: int
-) -> Tensor:
-    """Read a regular grid of every detected box: (N, channels, side, side)."""
-    grids = [
-        image.grid(detected.pred_boxes.tensor, side)
-        for image, detected in zip(reader.images(features), instances, strict=True)
-    ]
-    return torch.cat(grids) if len(grids) > 1 else grids[0]  # a copy of them would be large
 
 
 def _build_reader(cfg: CfgNode, section: str, input_shape: object) -> BoxFeatureReader:
@@ -430,20 +397,17 @@ class PointRendMaskHead(nn.Module):
         return losses
 
     def _masks(self, features: Features, instances: list[Instances]) -> Sequence[Tensor]:
-        side, refinement = self.coarse_pooler_side, self.refinement
-        readers, points_per_box = [self.coarse_reader], side**2
-        if refinement is not None:
-            readers.append(refinement.reader)
-            points_per_box += refinement.renderer.plan.num_points
-        features, copies = _lay_out(features, readers, points_per_box * sum(map(len, instances)))
-        coarse = self.coarse_head(_pool_detections(self.coarse_reader, features, instances, side))
+        boxes = [x.pred_boxes for x in instances]
+        pooled = self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
+        coarse = self.coarse_head(pooled)
+        del pooled  # rendering has no need of it
+        refinement = self.refinement
         if self.point_head is None or refinement is None:
             classes = torch.cat([x.pred_classes for x in instances])
             masks = select_class_channel(coarse, classes).float().sigmoid()
             return masks.split([x.pred_boxes.tensor.size(0) for x in instances])
-        renderer, images = refinement.renderer, refinement.reader.images(features, copies)
+        renderer, images = refinement.renderer, refinement.reader.images(features)
         bound = renderer.bind(self.point_head, images, instances)
-        del features, images  # rendering does not need a copy of the maps any more
         return renderer.render(bound, instances, coarse, self.uncertainty)
 
 
@@ -561,13 +525,10 @@ class ImplicitPointRendMaskHead(nn.Module):
         }
 
     def _masks(self, features: Features, instances: list[Instances]) -> Sequence[Tensor]:
-        side, readers = self.coarse_pooler_side, [self.coarse_reader, self.point_reader]
-        points_per_box = side**2 + self.renderer.plan.num_points
-        features, copies = _lay_out(features, readers, points_per_box * sum(map(len, instances)))
-        parameters = self.parameter_head(
-            _pool_detections(self.coarse_reader, features, instances, side)
-        )
-        images = self.point_reader.images(features, copies)
+        boxes = [x.pred_boxes for x in instances]
+        pooled = self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
+        parameters = self.parameter_head(pooled)
+        del pooled  # rendering has no need of it
+        images = self.point_reader.images(features)
         bound = self.renderer.bind(self.point_head, images, instances)
-        del features, images  # rendering does not need a copy of the maps any more
         return self.renderer.render(bound, instances, parameters, self.uncertainty)

@@ -5,7 +5,7 @@ Also the place where the names live that other projects import from PointRend.
 Shapes: N regions over all images, C channels over all levels, P points.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,8 @@ __all__ = [
 
 def concatenate_levels(samples: Sequence[Tensor]) -> Tensor:
     """Join what several levels say of the same points: (N, C_l, P) each → (N, ΣC_l, P)."""
+    if len(samples) == 1:  # of which cat makes a slow copy
+        return samples[0].contiguous()
     return torch.cat(tuple(samples), dim=1)
 
 
@@ -47,12 +49,10 @@ class FineGrainedFeatures:
         levels: per level (M, C_l, H_l, W_l), for M images.
         frames: per level the width and height of the frame in the unit of the points' coordinates,
             a tensor (2,), or 1 for coordinates in [0, 1]².
-        disposable: positions of levels that a layer which is bound may overwrite.
     """
 
     levels: Sequence[Tensor]
     frames: Sequence[Tensor | float]
-    disposable: Collection[int] = ()
 
     def sample(self, coords: Tensor) -> Tensor:
         """Read all levels at points (M, P, 2): (M, ΣC_l, P)."""
@@ -74,8 +74,8 @@ class FineGrainedFeatures:
         channels = [level.shape[1] for level in self.levels]
         weights = [None] * len(channels) if weight is None else weight.split(channels, dim=1)
         bound_levels = [
-            linear_at_points(level, [Affine(part)], num_points, overwrites=i in self.disposable)
-            for i, (level, part) in enumerate(zip(self.levels, weights, strict=True))
+            linear_at_points(level, [Affine(part)], num_points)
+            for level, part in zip(self.levels, weights, strict=True)
         ]
         frames = self.frames  # and not self: what is bound must not keep maps that were copied
 
@@ -90,12 +90,6 @@ class FineGrainedFeatures:
             return rows
 
         return at
-
-    def grid(self, boxes: Tensor, side: int) -> Tensor:
-        """Read a regular grid of each box (N, 4) of the one image: (N, ΣC_l, side, side)."""
-        coords = box_to_image_coords(regular_grid(boxes.shape[0], side, boxes.device), boxes)
-        rows = self.linear(None, boxes.shape[0] * side**2)(coords.flatten(0, 1)[None])(slice(None))
-        return rows.unflatten(0, (-1, side, side)).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()

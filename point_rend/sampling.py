@@ -53,10 +53,20 @@ def point_sample(
     grid = 2.0 * point_coords.to(dtype) - 1.0
     if point_coords.dim() == 3:
         grid = grid.unsqueeze(2)  # (N, P, 1, 2)
-    sampled = F.grid_sample(
-        input.to(dtype), grid, mode=mode, padding_mode=padding_mode, align_corners=False
-    )
+    maps = input.to(dtype)
+    # On a CPU the maps are shared out to the cores, so let the channels of a single one be maps.
+    splits = len(maps) == 1 and maps.is_contiguous() and maps.is_cpu and not is_tracing()
+    if splits:
+        maps, grid = maps.transpose(0, 1), grid.expand(maps.shape[1], -1, -1, -1)
+    sampled = F.grid_sample(maps, grid, mode=mode, padding_mode=padding_mode, align_corners=False)
+    if splits:
+        sampled = sampled.transpose(0, 1)
     return sampled.squeeze(3) if point_coords.dim() == 3 else sampled
+
+
+def is_tracing() -> bool:
+    """Tell whether a trace is being made, whose code serves any number of regions and points."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -158,7 +168,7 @@ def most_uncertain_cells(uncertainty_map: Tensor, num_points: int) -> tuple[Tens
         num_points: how many cells; all of them if the grid is smaller.
 
     Returns:
-        Row-major indices (N, P) and the cells' centres (N, P, 2) in [0, 1]², most uncertain first.
+        Row-major indices (N, P), ascending, and the cells' centres (N, P, 2) in [0, 1]².
     """
     height, width = uncertainty_map.shape[-2:]
     values = uncertainty_map.flatten(1)
@@ -168,7 +178,7 @@ def most_uncertain_cells(uncertainty_map: Tensor, num_points: int) -> tuple[Tens
 
 
 def _top_indices(values: Tensor, count: int) -> Tensor:
-    """Return ``values.topk(count).indices``, in less time where few of many are wanted.
+    """Return ``values.topk(count).indices`` in ascending order, in less time where few are wanted.
 
     The largest values lie in the blocks with the largest maxima, one block each at most.
     """
@@ -178,10 +188,11 @@ def _top_indices(values: Tensor, count: int) -> Tensor:
     while size % block:
         block -= 1
     if block == 1:
-        return values.topk(count, dim=1).indices
-    blocks = values.unflatten(1, (-1, block))  # (N, blocks, block)
-    chosen = blocks.amax(dim=2).topk(count, dim=1, sorted=False).indices
-    candidates = blocks.gather(1, chosen[:, :, None].expand(-1, -1, block)).flatten(1)
-    best = candidates.topk(count, dim=1).indices
-    first = chosen.gather(1, best // block) * block
-    return first + best % block
+        return values.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+    # The cells of a block lie far apart, so that its maximum is taken of many blocks at once.
+    num_blocks = size // block
+    blocks = values.unflatten(1, (block, num_blocks))  # (N, block, blocks)
+    chosen = blocks.amax(dim=1).topk(count, dim=1, sorted=False).indices
+    candidates = blocks.gather(2, chosen[:, None].expand(-1, block, -1)).flatten(1)
+    best = candidates.topk(count, dim=1, sorted=False).indices
+    return (best // count * num_blocks + chosen.gather(1, best % count)).sort(dim=1).values
