@@ -5,7 +5,9 @@
     python tools/benchmark.py all --threads 2 --output output/benchmark
 
 Both sides of a case have the same weights and the same inputs, from a seed, and run in turn in one
-process: ours, rival, ours, rival, … after a warm-up; the times are medians. The rival is the
+process: ours, rival, ours, rival, … after a warm-up. In each turn a side runs for as long as one
+run of the slower side takes: otherwise the faster one would only ever be seen in the wake of the
+other. A turn's time is the median of its runs, a side's the median of its turns. The rival is the
 PointRend project that Detectron2 ships ("stock"), or Detectron2's convolutional mask head.
 
 Weights and inputs are random, but so that agreement means something: features are noise of all
@@ -131,24 +133,33 @@ def interleaved_seconds(
 ) -> list[tuple[float, ...]]:
     """Time several functions in turn: the first, the second, …, the first again.
 
+    In each round each function runs, once or more, for as long as the slowest takes for one run.
+
     Args:
-        runs: the functions; a first round of them is not timed.
+        runs: the functions; a first round of them is not timed, but tells which is the slowest.
         repeat: number of timed rounds.
         device: on which they work.
         clock: returns seconds.
 
     Returns:
-        Per function its seconds in each round.
+        Per function its seconds in each round, the median where it ran more than once.
     """
+
+    def time_of(run: Run) -> float:
+        synchronize(device)
+        start = clock()
+        run()
+        synchronize(device)
+        return clock() - start
+
+    turn = max(time_of(run) for run in runs)
     seconds: list[list[float]] = [[] for _ in runs]
-    for timed in [False] + [True] * repeat:
+    for _ in range(repeat):
         for run, its_seconds in zip(runs, seconds, strict=True):
-            synchronize(device)
-            start = clock()
-            run()
-            synchronize(device)
-            if timed:
-                its_seconds.append(clock() - start)
+            times = [time_of(run)]
+            while 0 < times[-1] <= turn - sum(times):  # there is time for another run
+                times.append(time_of(run))
+            its_seconds.append(statistics.median(times))
     return [tuple(its_seconds) for its_seconds in seconds]
 
 
@@ -370,7 +381,7 @@ def markdown(records: Sequence[Record], where: Mapping[str, Any], settings: Sett
     """Set the records out as a table in Markdown, below a line that names the machine."""
     hardware = where["gpu"] or f"{where['cpu']}, {where['threads']} thread(s)"
     notes = [hardware, f"torch {where['torch']}", f"Detectron2 {where['detectron2']}"]
-    notes += [f"medians of {settings.repeat} runs", f"seed {settings.seed}"]
+    notes += [f"medians of {settings.repeat} turns", f"seed {settings.seed}"]
     if settings.amp != "none":
         notes.append(f"autocast {settings.amp}")
     if settings.opts:
@@ -455,7 +466,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("cases", nargs="+", choices=[*CASES, "all"], help="; ".join(kinds))
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     parser.add_argument("--threads", type=_positive, help="of the CPU; default: torch's own number")
-    parser.add_argument("--repeat", type=_positive, default=5, help="timed runs of each side")
+    parser.add_argument("--repeat", type=_positive, default=5, help="timed turns of each side")
     parser.add_argument(
         "--boxes", type=_positive, nargs="+", default=[], help="instead of a case's own"
     )

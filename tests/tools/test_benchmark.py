@@ -76,6 +76,28 @@ def test_a_side_is_charged_for_its_own_time_only() -> None:
     assert seconds == [(2.0, 2.0), (5.0, 5.0)]
 
 
+def test_both_sides_get_the_same_time_in_a_round_and_the_median_counts() -> None:
+    now, order = [0.0], []
+    # The first run is the warm-up; the first of each turn is slow.
+    quick = iter([2.0, 4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 5.0, 2.0, 3.0])
+
+    def ours() -> None:
+        order.append("ours")
+        now[0] += next(quick)
+
+    def rival() -> None:
+        order.append("rival")
+        now[0] += 10
+
+    seconds = benchmark.interleaved_seconds([ours, rival], 2, "cpu", clock=lambda: now[0])
+    assert order == ["ours", "rival", *["ours"] * 6, "rival", *["ours"] * 3, "rival"]
+    assert seconds == [(1.0, 3.0), (10.0, 10.0)]
+
+
+def test_a_side_that_takes_no_time_ends_its_turn() -> None:
+    assert benchmark.interleaved_seconds([int, int], 2, "cpu", clock=lambda: 0.0) == [(0, 0)] * 2
+
+
 def test_the_time_of_a_side_is_the_median_of_its_runs() -> None:
     assert benchmark.Measurement(seconds=(9.0, 1.0, 2.0), peak_bytes=None).median == 2.0
 
