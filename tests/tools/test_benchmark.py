@@ -490,7 +490,7 @@ def test_a_row_has_the_ratios_of_rival_to_ours() -> None:
 def test_the_table_is_markdown_and_names_the_machine() -> None:
     text = benchmark.markdown([record(1.0, 2.0)] * 2, WHERE, benchmark_cases.Settings(repeat=3))
     notes, empty, *rows = text.splitlines()
-    assert notes.startswith("a CPU, 2 thread(s), torch 1, Detectron2 0, medians of 3 runs")
+    assert notes.startswith("a CPU, 2 thread(s), torch 1, Detectron2 0, medians of 3 turns")
     assert empty == ""
     assert len(rows) == 4
     assert len({row.count("|") for row in rows}) == 1
