@@ -7,8 +7,9 @@
 Both sides of a case have the same weights and the same inputs, from a seed, and run in turn in one
 process: ours, rival, ours, rival, … after a warm-up. In each turn a side runs for as long as one
 run of the slower side takes: otherwise the faster one would only ever be seen in the wake of the
-other. A turn's time is the median of its runs, a side's the median of its turns. The rival is the
-PointRend project that Detectron2 ships ("stock"), or Detectron2's convolutional mask head.
+other. A turn's time is the median of its runs, a side's the median of its turns. The ratio is the
+median of the rounds' ratios: what else a machine does, both sides of a round see alike. The rival
+is the PointRend project that Detectron2 ships ("stock"), or Detectron2's convolutional mask head.
 
 Weights and inputs are random, but so that agreement means something: features are noise of all
 scales, weights keep the size of what passes through them, so that masks and label maps have large
@@ -350,8 +351,10 @@ def _memory(side: Measurement) -> str:
     return "–" if side.peak_bytes is None else _figure(side.peak_bytes / 2**20, "MiB")
 
 
-def _ratio(theirs: float | None, ours: float | None) -> str:
-    return f"{theirs / ours:.1f}" if theirs and ours else "–"
+def _ratio(theirs: Sequence[float | None], ours: Sequence[float | None]) -> str:
+    """Write the median of the ratios of one round after the other."""
+    ratios = [their / our for their, our in zip(theirs, ours, strict=True) if their and our]
+    return f"{statistics.median(ratios):.1f}" if ratios else "–"
 
 
 HEADINGS = (
@@ -369,8 +372,8 @@ def table_row(record: Record) -> list[str]:
         unfit = f"does not fit (≈ {record.rival_bytes_estimated / 2**30:.1f} GiB)"
         cells += [unfit, "–", _memory(ours), "–", "–"]
     else:
-        cells += [_time(theirs), _ratio(theirs.median, ours.median)]
-        cells += [_memory(ours), _memory(theirs), _ratio(theirs.peak_bytes, ours.peak_bytes)]
+        cells += [_time(theirs), _ratio(theirs.seconds, ours.seconds)]
+        cells += [_memory(ours), _memory(theirs), _ratio([theirs.peak_bytes], [ours.peak_bytes])]
     agreements = [agreement.differing, agreement.largest] if agreement else [None, None]
     cells += ["–" if value is None else f"{value:.1e}" for value in agreements]
     shares = [side.head_share if side else None for side in (ours, theirs)]

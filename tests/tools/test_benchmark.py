@@ -487,6 +487,15 @@ def test_a_row_has_the_ratios_of_rival_to_ours() -> None:
     assert row[8:10] == ["1.0e-06", "2.5e-01"]
 
 
+def test_the_ratio_is_that_of_the_rounds_and_not_of_the_medians() -> None:
+    sides = [
+        benchmark.Measurement(seconds, peak_bytes=None)
+        for seconds in ((1.0, 2.0, 3.0), (8.0, 10.0, 30.0))  # 8, 5 and 10 times
+    ]
+    measured = benchmark.Record("a head", {}, "stock", sides[0], sides[1], 5, None)
+    assert benchmark.table_row(measured)[2:5] == ["2000 ms", "10000 ms", "8.0"]
+
+
 def test_the_table_is_markdown_and_names_the_machine() -> None:
     text = benchmark.markdown([record(1.0, 2.0)] * 2, WHERE, benchmark_cases.Settings(repeat=3))
     notes, empty, *rows = text.splitlines()
