@@ -212,13 +212,14 @@ class MaskRenderer:
         if is_tracing():
             # A trace serves any number of boxes of any size: no loop over them.
             steps = self.plan.steps
-            return self._render_together(bound, coarse, boxes, classes, uncertainty, steps=steps)
+            logits = self._render_together(bound, coarse, boxes, classes, uncertainty, steps=steps)
+            return logits.float().sigmoid()
         side = self.plan.output_side
-        masks = coarse.new_empty((boxes.size(0), 1, side, side), dtype=torch.float32)
+        logits = coarse.new_empty((boxes.size(0), 1, side, side), dtype=torch.float32)
         for steps, chosen in self._chunks(boxes):
             chunk = coarse[chosen], boxes[chosen], classes[chosen]
-            masks[chosen] = self._render_together(bound, *chunk, uncertainty, steps=steps)
-        return masks
+            logits[chosen] = self._render_together(bound, *chunk, uncertainty, steps=steps)
+        return logits.sigmoid_()
 
     def _chunks(self, boxes: Tensor) -> Iterator[tuple[int, slice | Tensor]]:
         """Cut boxes (N, 4) into parts that are rendered together, with the steps of each."""
@@ -248,7 +249,7 @@ class MaskRenderer:
     ) -> Tensor:
         predict = bound.at(coarse, boxes, classes)
         side = self.plan.start_side
-        logits = subdivide(
+        return subdivide(
             predict(regular_grid(boxes.size(0), side, boxes.device)).unflatten(2, (side, side)),
             predict,
             uncertainty,
@@ -256,7 +257,6 @@ class MaskRenderer:
             points_per_step=self.plan.points_per_step,
             plain_steps=self.plan.steps - steps,
         )
-        return logits.float().sigmoid()
 
 
 def _build_renderer(cfg: CfgNode, start_side: int) -> MaskRenderer:
