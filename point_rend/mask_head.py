@@ -213,7 +213,7 @@ class MaskRenderer:
             # A trace serves any number of boxes of any size: no loop over them.
             steps = self.plan.steps
             logits = self._render_together(bound, coarse, boxes, classes, uncertainty, steps=steps)
-            return logits.float().sigmoid()
+            return logits.sigmoid()
         side = self.plan.output_side
         logits = coarse.new_empty((boxes.size(0), 1, side, side), dtype=torch.float32)
         for steps, chosen in self._chunks(boxes):
@@ -256,7 +256,7 @@ class MaskRenderer:
             steps=steps,
             points_per_step=self.plan.points_per_step,
             plain_steps=self.plan.steps - steps,
-        )
+        ).float()
 
 
 def _build_renderer(cfg: CfgNode, start_side: int) -> MaskRenderer:

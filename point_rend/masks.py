@@ -88,6 +88,11 @@ class MaskObjects:
         )
         return MaskObjects(self.image_size, pixels, windows, self.polygons)
 
+    @property
+    def has_polygons(self) -> bool:
+        """Whether any object has polygons; a GPU need not be asked."""
+        return any(len(parts) > 0 for parts in self.polygons.polygons)
+
     def areas(self) -> Tensor:
         """Return the number of pixels in each window, (M,) int64."""
         x0, y0, x1, y1 = self.windows.unbind(1)
@@ -200,7 +205,9 @@ class SharedMasks(BitMasks):
             yield self[position].tensor[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "SharedMasks":
-        """Move to a device."""
+        """Move to a device; masks that are there stay as they are."""
+        if torch.device(device) == self.device:
+            return self
         objects = self.objects.to(device, non_blocking=non_blocking)
         return SharedMasks(objects, self.index.to(device, non_blocking=non_blocking))
 
@@ -259,9 +266,10 @@ class SharedMasks(BitMasks):
         crops = torch.zeros(shape, dtype=torch.bool, device=self.device)
         with_pixels = (self.objects.areas() > 0)[self.index]
         crops[with_pixels] = self[with_pixels]._crop_pixels(boxes[with_pixels], mask_size)
-        with_polygons = self.objects.polygons.nonempty().to(self.device)[self.index]
-        polygons = self.objects.polygons[self.index[with_polygons]]
-        crops[with_polygons] = polygons.crop_and_resize(boxes[with_polygons], mask_size)
+        if self.objects.has_polygons:
+            with_polygons = self.objects.polygons.nonempty().to(self.device)[self.index]
+            polygons = self.objects.polygons[self.index[with_polygons]]
+            crops[with_polygons] = polygons.crop_and_resize(boxes[with_polygons], mask_size)
         return crops
 
     def _crop_pixels(self, boxes: Tensor, mask_size: int) -> Tensor:
@@ -323,18 +331,21 @@ class SharedMasks(BitMasks):
 def share_masks(instances: Sequence[Instances]) -> list[Instances]:
     """Return instances whose ``gt_masks``, where there are any, are shared ones.
 
+    They are where the boxes are: Detectron2 leaves polygons on the CPU.
+
     Raises:
         TypeError: as :meth:`SharedMasks.of`.
     """
-    return [
-        Instances(
-            x.image_size,
-            **x.get_fields() | {"gt_masks": SharedMasks.of(x.gt_masks, x.image_size)},
-        )
-        if x.has("gt_masks")
-        else x
-        for x in instances
-    ]
+    return [_with_shared_masks(x) if x.has("gt_masks") else x for x in instances]
+
+
+def _with_shared_masks(instances: Instances) -> Instances:
+    masks = SharedMasks.of(instances.gt_masks, instances.image_size)
+    fields = instances.get_fields()
+    devices = [field.device for field in fields.values() if isinstance(field, Boxes)]
+    if devices:
+        masks = masks.to(devices[0])
+    return Instances(instances.image_size, **fields | {"gt_masks": masks})
 
 
 def _unpack(

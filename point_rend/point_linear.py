@@ -170,4 +170,5 @@ class CornerCells:
         distance = position.sub_(first)
         near = (1 - distance.abs()).clamp_(min=0)
         far = (1 - (distance - 1).abs_()).clamp_(min=0)
-        return first.to(torch.int32), near, far
+        # A point that is not a number has such shares, and some cell of the map.
+        return first.to(torch.int32).clamp_(min=0), near, far

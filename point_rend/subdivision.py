@@ -8,6 +8,7 @@ Source: section 3.1 of the paper, "Point selection for inference", and figure 4.
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -98,8 +99,10 @@ def subdivide(
         plain_steps: doublings after those, without points.
 
     Returns:
-        (N, C, H·2^(steps + plain_steps), W·2^(steps + plain_steps)).
+        (N, C, H·2^(steps + plain_steps), W·2^(steps + plain_steps)), float32 or wider: under
+        autocast, too, points are chosen by what is interpolated in full precision.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     for step in range(steps + plain_steps):
         logits = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
         if step >= steps:

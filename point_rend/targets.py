@@ -43,9 +43,11 @@ def sample_point_labels(instances: Sequence[Instances], point_coords: Tensor) ->
     for regions, coords in zip(instances, point_coords.split(regions_per_image), strict=True):
         if len(regions) == 0:
             continue
-        masks = SharedMasks.of(regions.gt_masks, regions.image_size)
-        inside = _inside_polygons(masks.objects.polygons, masks.index, coords)
-        labels.append(_read_bilinear(masks, coords) + inside)
+        masks = SharedMasks.of(regions.gt_masks, regions.image_size).to(coords.device)
+        of_pixels = _read_bilinear(masks, coords)
+        if masks.objects.has_polygons:
+            of_pixels += _inside_polygons(masks.objects.polygons, masks.index, coords)
+        labels.append(of_pixels)
     return torch.cat(labels)
 
 

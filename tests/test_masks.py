@@ -314,6 +314,20 @@ def test_sharing_leaves_the_given_instances_alone_and_shares_once():
     assert share_masks(shared)[0].gt_masks is shared[0].gt_masks
 
 
+def test_shared_polygons_are_where_the_boxes_are():
+    boxes = Boxes(torch.zeros(2, 4, device="meta"))
+    polygons = PolygonMasks([[[1.0, 1, 20, 1, 20, 20]], [[5.0, 5, 9, 5, 9, 9]]])
+    for field in ("gt_boxes", "proposal_boxes"):
+        (shared,) = share_masks([Instances(SIZE, gt_masks=polygons, **{field: boxes})])
+        assert shared.gt_masks.device.type == "meta"
+        assert share_masks([shared])[0].gt_masks is shared.gt_masks
+
+
+def test_masks_that_are_moved_to_where_they_are_stay_shared():
+    shared = shared_bitmaps()
+    assert shared.to("cpu") is shared
+
+
 def test_other_kinds_of_masks_are_a_clear_error():
     with pytest.raises(TypeError, match=r"gt_masks: .*BitMasks or PolygonMasks, got Tensor"):
         share_masks([Instances(SIZE, gt_masks=bitmaps())])

@@ -181,6 +181,29 @@ def test_a_head_of_float64_renders_the_same_masks(implicit):
     assert ((masks > 0.5) != (expected > 0.5)).float().mean() <= 1e-4
 
 
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_small_boxes_get_their_own_steps_too(implicit, dtype):
+    head = build(f"{KEY}CELLS_PER_PIXEL", 1.0, implicit=implicit)
+    (expected,) = masks_of(head, [6])
+    with torch.autocast("cpu", dtype):
+        (masks,) = masks_of(head, [6])
+    assert masks.dtype == torch.float32
+    assert ((masks > 0.5) != (expected > 0.5)).float().mean() <= 0.05
+
+
+@BOTH
+def test_a_box_that_is_not_a_number_spoils_its_own_mask_only(implicit):
+    head = build(implicit=implicit)
+    (detections,) = as_detections(random_proposals([5]))
+    with torch.no_grad():
+        kept = head(random_features(1), [detections])[0].pred_masks.clone()
+        detections.pred_boxes.tensor[2, 0] = torch.nan
+        masks = head(random_features(1), [detections])[0].pred_masks
+    others = [0, 1, 3, 4]
+    torch.testing.assert_close(masks[others], kept[others], rtol=0, atol=1e-5)
+
+
 # --- compiled, and on a GPU ---------------------------------------------------------------------
 
 

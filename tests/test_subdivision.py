@@ -133,6 +133,16 @@ def test_predictions_in_half_precision_refine_a_float_grid():
     assert rendered.dtype == torch.float32
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_grid_in_half_precision_is_interpolated_and_refined_in_float32(steps):
+    start = on_grid(disc, 4).bfloat16()
+    arguments = {"steps": steps, "points_per_step": 5}
+    rendered = subdivide(start, disc, foreground_uncertainty, **arguments)
+    expected = subdivide(start.float(), disc, foreground_uncertainty, **arguments)
+    assert rendered.dtype == torch.float32
+    assert torch.equal(rendered, expected)
+
+
 @pytest.mark.parametrize(
     ("plan", "effective"),
     [

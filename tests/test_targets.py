@@ -255,4 +255,7 @@ def test_labels_on_a_gpu_equal_those_on_the_cpu():
     expected = sample_point_labels([Instances(SIZE, gt_masks=masks)], coords)
     labels = sample_point_labels([Instances(SIZE, gt_masks=masks.to("cuda"))], coords.cuda())
     assert labels.device.type == "cuda"
+    on_cpu = Instances(SIZE, gt_masks=PolygonMasks([[CONVEX], OVERLAPPING, [SPIKY]]))
+    of_polygons = sample_point_labels([on_cpu], coords[2:].cuda())  # Detectron2 never moves them
+    assert torch.equal(of_polygons.cpu(), expected[2:])
     torch.testing.assert_close(labels.cpu(), expected, rtol=0, atol=1e-5)
