@@ -26,8 +26,8 @@ memory of libraries, too, which counting tensors would miss; a planted allocatio
 a few pages. Where the system offers none of this, no memory is told.
 
 A case that the stock project would need more memory for than there is (it holds masks for every
-class) is not run with it; ours is measured all the same. On a GPU the largest batch of images that
-a training step has memory for is searched, for both sides.
+class) is not run with it, and one that it fails in is not measured; ours is all the same. On a GPU
+the largest batch of images that a training step has memory for is searched, for both sides.
 """
 
 import argparse
@@ -35,13 +35,14 @@ import ctypes
 import dataclasses
 import gc
 import json
+import math
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ from point_rend.visualize import written_whole
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from tools.benchmark_cases import (
+    AMP_TYPES,
     POINTREND,
     Agreement,
     Case,
@@ -83,8 +85,6 @@ CASES: dict[str, Callable[[Settings], list[Case]]] = {
 # Share of the available memory that a run may take.
 MEMORY_MARGIN = 0.8
 
-AMP_TYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -108,7 +108,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Record:
-    """What was measured of a case; ``theirs`` is None where the rival did not fit."""
+    """What was measured of a case; ``theirs`` is None where the rival was not, and why."""
 
     name: str
     parameters: Mapping[str, int]
@@ -118,6 +118,7 @@ class Record:
     rival_bytes_estimated: int
     agreement: Agreement | None
     largest_batches: tuple[int, int] | None = None  # images that fit into a GPU: ours, the rival's
+    rival_failure: str | None = None
 
 
 # Measuring
@@ -272,48 +273,65 @@ def available_memory(device: str) -> int:
         return available
 
 
-@contextmanager
-def conditions(settings: Settings, *, training: bool) -> Iterator[None]:
-    """Run with gradients, or without as Detectron2's evaluation does; under autocast if asked."""
-    dtype = AMP_TYPES[settings.amp]
-    kind = torch.device(settings.device).type
-    autocast = torch.autocast(kind, dtype=dtype, enabled=dtype is not None)
-    with torch.set_grad_enabled(training), autocast:
-        yield
+def as_asked(run: Run, settings: Settings, *, training: bool) -> Run:
+    """Run with gradients, or without as Detectron2's evaluation does; under autocast if asked.
+
+    Each run enters autocast anew, as each batch of an evaluation does: within, weights are
+    converted once.
+    """
+
+    def in_context() -> Any:
+        precision = nullcontext() if training else settings.autocast()
+        with torch.set_grad_enabled(training), precision:
+            return run()
+
+    return in_context
 
 
 def measure(case: Case, contest: Contest, settings: Settings) -> Record:
-    """Measure both sides of a case; the rival only if there is the memory that it needs."""
-    fits = case.rival_bytes <= MEMORY_MARGIN * available_memory(settings.device)
-    runs = [contest.ours, contest.rival] if fits else [contest.ours]
+    """Measure both sides of a case; the rival only if it can do it in the memory that there is."""
+    ours, theirs = (
+        as_asked(run, settings, training=contest.training) for run in (contest.ours, contest.rival)
+    )
+    failure, agreement, fails = None, None, False
+    if case.rival_bytes > MEMORY_MARGIN * available_memory(settings.device):
+        failure = f"does not fit (≈ {case.rival_bytes / 2**30:.1f} GiB)"
+    our_output = ours()
+    if failure is None:
+        try:
+            their_output = theirs()
+        except torch.OutOfMemoryError:
+            failure = "does not fit"
+        except RuntimeError as error:  # e.g. under autocast
+            failure, fails = f"fails: {str(error).splitlines()[0]}", True
+        else:
+            if contest.compare is not None:
+                agreement = contest.compare(our_output, their_output)
+            del their_output
+    del our_output
+    runs = [ours] if failure else [ours, theirs]
     shares: list[float | None] = [None] * len(runs)
     batches = None
-    with conditions(settings, training=contest.training):
-        agreement = None
-        if fits and contest.compare is not None:
-            agreement = contest.compare(contest.ours(), contest.rival())
-        else:
-            contest.ours()
-        peaks = [peak_memory(run, settings.device) for run in runs]
-        seconds = interleaved_seconds(runs, settings.repeat, settings.device)
-        if contest.heads is not None:
-            shares = [
-                share_of_time(run, head, settings.repeat, settings.device)
-                for run, head in zip(runs, contest.heads, strict=False)
-            ]
-        if contest.of_images is not None and torch.device(settings.device).type == "cuda":
-            ours, theirs = map(largest_batch, contest.of_images)
-            batches = (ours, theirs)
+    peaks = [peak_memory(run, settings.device) for run in runs]
+    seconds = interleaved_seconds(runs, settings.repeat, settings.device)
+    if contest.heads is not None:
+        shares = [
+            share_of_time(run, head, settings.repeat, settings.device)
+            for run, head in zip(runs, contest.heads, strict=False)
+        ]
+    if contest.of_images and not fails and torch.device(settings.device).type == "cuda":
+        batches = (largest_batch(contest.of_images[0]), largest_batch(contest.of_images[1]))
     sides = [Measurement(*side) for side in zip(seconds, peaks, shares, strict=True)]
     return Record(
         name=case.name,
         parameters=case.parameters,
         rival=case.rival,
         ours=sides[0],
-        theirs=sides[1] if fits else None,
+        theirs=None if failure else sides[1],
         rival_bytes_estimated=case.rival_bytes,
         agreement=agreement,
         largest_batches=batches,
+        rival_failure=failure,
     )
 
 
@@ -369,8 +387,8 @@ def table_row(record: Record) -> list[str]:
     ours, theirs, agreement = record.ours, record.theirs, record.agreement
     cells = [record.name, record.rival, _time(ours)]
     if theirs is None:
-        unfit = f"does not fit (≈ {record.rival_bytes_estimated / 2**30:.1f} GiB)"
-        cells += [unfit, "–", _memory(ours), "–", "–"]
+        failure = (record.rival_failure or "–").replace("|", "/")  # one cell of a table
+        cells += [failure, "–", _memory(ours), "–", "–"]
     else:
         cells += [_time(theirs), _ratio(theirs.seconds, ours.seconds)]
         cells += [_memory(ours), _memory(theirs), _ratio([theirs.peak_bytes], [ours.peak_bytes])]
@@ -409,7 +427,16 @@ def as_json(records: Sequence[Record], where: Mapping[str, Any], settings: Setti
                 entry[key]["median"] = side.median
         entries.append(entry)
     content = {"machine": where, "settings": dataclasses.asdict(settings), "records": entries}
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(content: Any) -> Any:
+    """Replace what JSON has no number for, infinite or not a number, by None."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def save_plot(records: Sequence[Record], file: Path) -> None:
@@ -530,22 +557,30 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
             args.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    for case in cases:
-        torch.manual_seed(settings.seed)
-        try:
-            contest = case.build(settings)
-        except ValueError as error:
-            parser.error(str(error))
-        records.append(measure(case, contest, settings))
-        del contest
-        print(" | ".join(table_row(records[-1])), file=sys.stderr, flush=True)
+    try:
+        for case in cases:
+            torch.manual_seed(settings.seed)
+            try:
+                contest = case.build(settings)
+            except ValueError as error:
+                parser.error(str(error))
+            records.append(measure(case, contest, settings))
+            del contest
+            print(" | ".join(table_row(records[-1])), file=sys.stderr, flush=True)
+    finally:
+        if records:  # what was measured is told, whatever a later case ran into
+            stem = "benchmark" if "all" in args.cases else "benchmark_" + "_".join(names)
+            _report(records, settings, args.output, stem)
+    return records
+
+
+def _report(records: Sequence[Record], settings: Settings, folder: Path | None, stem: str) -> None:
+    """Print the table and, if there is a folder, write the report into it."""
     where = machine(settings.device)
     table = markdown(records, where, settings)
     print(f"\n{table}")
-    if args.output:
-        stem = "benchmark" if "all" in args.cases else "benchmark_" + "_".join(names)
-        save_report(args.output, stem, records, table, as_json(records, where, settings))
-    return records
+    if folder:
+        save_report(folder, stem, records, table, as_json(records, where, settings))
 
 
 if __name__ == "__main__":

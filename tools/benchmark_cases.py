@@ -16,6 +16,7 @@ from detectron2.modeling import (
     build_sem_seg_head,
     detector_postprocess,
 )
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
@@ -41,6 +42,12 @@ MASK_SIDE = 224
 # Peak memory of the stock mask head over that of its float32 masks of all classes at full side.
 STOCK_COPIES = 1.5
 
+# Deviation of what a residual block of random weights adds: with 1 the features of a hundred layers
+# would outgrow half precision.
+RESIDUAL_SCALE = 0.2
+
+AMP_TYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 Run = Callable[[], Any]
 
 
@@ -64,6 +71,12 @@ class Settings:
     classes: tuple[int, ...] = ()
     amp: str = "none"
     opts: tuple[str, ...] = ()
+
+    def autocast(self) -> torch.autocast:
+        """Return a context of the precision that was asked for, to be entered once."""
+        dtype = AMP_TYPES[self.amp]
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, dtype=dtype, enabled=dtype is not None)
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,8 @@ class Contest:
         compare: maps our output and the rival's to their agreement; None where the two are not
             meant to be equal.
         heads: ours and the rival's, where their share of the time is to be told.
-        training: whether gradients are computed.
+        training: whether gradients are computed; then the runs enter autocast themselves, which
+            is for the losses and not for their gradients.
         of_images: ours and the rival's for any number of images, where it is to be told how many
             fit into a GPU's memory.
     """
@@ -468,6 +482,9 @@ def model_pair(
         cfg.MODEL.DEVICE = "cpu"
     torch.manual_seed(settings.seed)
     ours = build_model(ours_cfg).eval()
+    for block in ours.backbone.modules():
+        if isinstance(block, BottleneckBlock):
+            block.conv3.weight.data *= RESIDUAL_SCALE
     with stock_heads():
         stock = build_model(stock_cfg).eval()
     with torch.no_grad():

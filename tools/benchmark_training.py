@@ -193,23 +193,24 @@ def training_step(
         module: with parameters.
         losses: returns losses by name.
         inputs: tensors that get gradients, too.
-        settings: with the seed.
+        settings: with the seed and the precision.
 
     Returns:
         The losses, and the norm of each parameter's gradient.
     """
     torch.manual_seed(settings.seed)
-    with EventStorage():
-        computed = losses()
-    sum(computed.values(), torch.zeros(())).backward()
-    figures = {name: loss.detach() for name, loss in computed.items()}
-    for name, parameter in module.named_parameters():
-        if parameter.grad is not None:
-            figures[f"gradient of {name}"] = parameter.grad.norm()
-            parameter.grad = None
-    for tensor in inputs:
-        tensor.grad = None
-    return figures
+    try:
+        with EventStorage(), settings.autocast():
+            computed = losses()
+        sum(computed.values(), torch.zeros(())).backward()
+        figures = {name: loss.detach() for name, loss in computed.items()}
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                figures[f"gradient of {name}"] = parameter.grad.norm()
+        return figures
+    finally:  # also for the next, smaller batch
+        for tensor in (*module.parameters(), *inputs):
+            tensor.grad = None
 
 
 def step_agreement(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Agreement:

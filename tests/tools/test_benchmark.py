@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tiny_datasets import TINY_MODEL
 from tools import benchmark, benchmark_cases, benchmark_training
@@ -386,12 +387,10 @@ def test_a_loss_that_one_side_lacks_is_an_error() -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_mixed_precision_is_for_both_sides() -> None:
-    settings = benchmark_cases.Settings(amp="bfloat16")
+    half, full = benchmark_cases.Settings(amp="bfloat16"), benchmark_cases.Settings()
     x = torch.ones(2, 2)
-    with benchmark.conditions(settings, training=False):
-        assert (x @ x).dtype == torch.bfloat16
-    with benchmark.conditions(benchmark_cases.Settings(), training=False):
-        assert (x @ x).dtype == torch.float32
+    assert benchmark.as_asked(lambda: x @ x, half, training=False)().dtype == torch.bfloat16
+    assert benchmark.as_asked(lambda: x @ x, full, training=False)().dtype == torch.float32
     (record,) = run("masks", "--boxes", "2", "--classes", "3", "--amp", "bfloat16")
     assert record.agreement is not None
     assert record.agreement.differing < 0.05
@@ -417,6 +416,74 @@ def test_a_case_that_does_not_fit_is_reported_and_not_run_with_the_rival() -> No
     row = dict(zip(benchmark.HEADINGS, benchmark.table_row(record), strict=True))
     assert row["time rival"] == "does not fit (≈ 1073741824.0 GiB)"
     assert row["time ours"].endswith("ms")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("Tried to allocate 67 GiB"), "does not fit"),
+        (RuntimeError("scatter(): Float | Half\nmore"), "fails: scatter(): Float / Half"),
+    ],
+)
+def test_a_rival_that_fails_is_reported_and_ours_is_measured(error: Exception, told: str) -> None:
+    def fail() -> None:
+        raise error
+
+    record = benchmark.measure(case(), contest(rival=fail), benchmark_cases.Settings(repeat=2))
+    assert record.theirs is None
+    assert len(record.ours.seconds) == 2
+    row = dict(zip(benchmark.HEADINGS, benchmark.table_row(record), strict=True))
+    assert row["time rival"] == told
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_step_that_breaks_off_leaves_no_gradients_and_gradients_are_no_half_precision() -> None:
+    layer = torch.nn.Linear(3, 3)
+    in_backward = []
+
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(_: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+            in_backward.append(torch.is_autocast_enabled("cpu"))
+            if len(in_backward) > 1:
+                layer.weight.grad = torch.ones(3, 3)
+                raise torch.OutOfMemoryError("out of memory")
+            return gradient
+
+    def losses() -> dict[str, torch.Tensor]:
+        assert torch.is_autocast_enabled("cpu")
+        return {"loss": Backward.apply(layer(torch.ones(2, 3)).float()).sum()}
+
+    settings = benchmark_cases.Settings(amp="bfloat16")
+    figures = benchmark_training.training_step(layer, losses, [], settings)
+    assert figures.keys() == {"loss", "gradient of weight", "gradient of bias"}
+    with pytest.raises(torch.OutOfMemoryError):
+        benchmark_training.training_step(layer, losses, [], settings)
+    assert in_backward == [False, False]
+    assert layer.weight.grad is None
+
+
+def test_a_weight_is_converted_in_each_run_anew() -> None:
+    weight, converted = torch.ones(2, 2, requires_grad=True), []
+
+    class Conversions(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._to_copy.default and args[0] is weight:
+                converted.append(1)
+            return function(*args, **(kwargs or {}))
+
+    settings = benchmark_cases.Settings(amp="bfloat16")
+    run = benchmark.as_asked(lambda: weight @ weight @ weight, settings, training=False)
+    with Conversions():
+        run()
+        once = len(converted)
+        run()
+    assert once >= 1
+    assert len(converted) == 2 * once
 
 
 def test_the_stock_head_is_expected_to_hold_masks_of_every_class() -> None:
@@ -548,6 +615,32 @@ def test_a_rival_that_was_not_run_leaves_a_gap_in_the_report(tmp_path: Path) -> 
     assert json.loads(data)["records"][0]["theirs"] is None
     benchmark.save_report(tmp_path, "gap", records, "table", data)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_difference_that_is_not_a_number_is_none_in_json() -> None:
+    agreement = benchmark_cases.Agreement(largest=float("nan"), differing=float("inf"))
+    measured = benchmark.dataclasses.replace(record(1, 2), agreement=agreement)
+    data = benchmark.as_json([measured], WHERE, benchmark_cases.Settings())
+    written = json.loads(data, parse_constant=lambda name: pytest.fail(name))["records"][0]
+    assert written["agreement"] == {"largest": None, "differing": None, "boundary": None}
+
+
+def test_what_was_measured_is_kept_when_a_later_case_breaks_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    made = [contest(), contest(ours=fail)]
+    cases = [
+        benchmark_cases.Case(f"case {n}", {}, "stock", lambda _, it=it: it)
+        for n, it in enumerate(made)
+    ]
+    monkeypatch.setitem(benchmark.CASES, "masks", lambda _: cases)
+    with pytest.raises(torch.OutOfMemoryError):
+        benchmark.main(["masks", "--repeat", "1", "--output", str(tmp_path)])
+    (entry,) = json.loads((tmp_path / "benchmark_masks.json").read_text())["records"]
+    assert entry["name"] == "case 0"
 
 
 def test_what_cannot_be_written_whole_leaves_the_old_file(
