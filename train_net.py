@@ -91,11 +91,19 @@ logger = logging.getLogger("point_rend.train_net")
 # Of options of Detectron2's parser that do more here, or could be misunderstood.
 HELP = {
     "num_gpus": "number of processes on each machine, one per GPU; with MODEL.DEVICE cpu that many "
-    "processes without a GPU. Leave it out under torchrun and srun, which start the processes",
+    "processes without a GPU. 0 means 1. Leave it out under torchrun and srun, which start the "
+    "processes",
     "num_machines": "number of machines; start the same command on each, with its --machine-rank",
     "dist_url": "where the processes meet: tcp://<address of machine 0>:<a free port there>; "
     "needed for several machines only",
 }
+
+
+def number_of_processes(text: str) -> int:
+    """Read ``--num-gpus``; 0 means 1, the process that is there, as with Detectron2."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number, 0 or more, got {text}")
+    return max(1, int(text))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,6 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(dist_url=AUTO)
     for action in parser._actions:
         action.help = HELP.get(action.dest, action.help)
+        if action.dest == "num_gpus":
+            action.type = number_of_processes
     parser.add_argument(
         "--register-coco",
         nargs=3,
@@ -542,6 +552,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = build_parser().parse_args(argv)
     with user_errors():
+        if not 0 <= args.machine_rank < args.num_machines:
+            raise ValueError(
+                f"--machine-rank is {args.machine_rank} and --num-machines {args.num_machines}: "
+                "expected 1 machine or more, numbered from 0"
+            )
         if args.num_machines > 1 and args.dist_url == AUTO:
             raise ValueError(
                 f"--num-machines is {args.num_machines}: expected --dist-url "

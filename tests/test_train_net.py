@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,15 @@ def test_training_evaluates_at_its_end_and_evaluating_the_checkpoint_gives_the_s
     assert predictions(evaluated) == predictions(trained)
     assert results["segm"]["AP"] == pytest.approx(evaluation["segm/AP"])
     assert not (evaluated / "model_final.pth").exists()
+
+
+def test_no_gpu_means_a_training_in_this_process(
+    tiny: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers = []
+    monkeypatch.setattr(train_net, "run", lambda *_: callers.append(os.getpid()))
+    train_net.main(command(tiny, tmp_path / "output", "--num-gpus=0"))
+    assert callers == [os.getpid()]
 
 
 def test_a_training_is_taken_up_where_it_ended(tiny: CocoSet, tmp_path: Path) -> None:
@@ -262,7 +272,11 @@ def test_sets_of_different_classes_are_refused(
         (["--num-gpus=3"], "IMS_PER_BATCH is 2: expected a multiple of the number of processes"),
         (["SOLVER.REFERENCE_WORLD_SIZE", "4"], "SOLVER.REFERENCE_WORLD_SIZE, which is 4"),
         (["--num-gpus=2", "MODEL.FPN.NORM", "SyncBN"], "set MODEL.FPN.NORM to naiveSyncBN"),
+        (["--num-gpus=-1"], "argument --num-gpus: expected a number, 0 or more, got -1"),
+        (["--num-gpus=two"], "argument --num-gpus: expected a number, 0 or more, got two"),
         (["--num-machines=2"], "expected --dist-url tcp://"),
+        (["--num-machines=0"], "--num-machines 0: expected 1 machine or more, numbered from 0"),
+        (["--num-machines=2", "--machine-rank=2"], "--machine-rank is 2 and --num-machines 2: ex"),
         (["SOLVER.AMP.DTYPE", "float8"], "SOLVER.AMP.DTYPE must be float16 or bfloat16"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
         (["--eval-only", "DATASETS.TEST", "()"], "DATASETS.TEST is empty"),

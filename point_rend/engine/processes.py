@@ -150,17 +150,22 @@ def launch(
         function: found by its name in its module.
         args: its arguments.
         device: as for :func:`join`.
-        num_local: processes on each machine; with GPUs, one for each.
+        num_local: processes on each machine; with GPUs, one for each. 0 means 1, as with
+            Detectron2.
         num_machines: how many machines call this function.
         machine_rank: number of this one.
         url: where the processes meet, ``tcp://<address of machine 0>:<a free port>``; on a single
             machine "auto" will do.
 
     Raises:
+        ValueError: if ``num_local`` is negative.
         SystemExit: with its exit code if a process has ended with one, or 128 + the number of the
             signal that ended it.
         ProcessRaisedException: with its traceback if a process has raised an error.
     """
+    if num_local < 0:
+        raise ValueError(f"num_local is {num_local}: expected 0 or more processes")
+    num_local = max(1, num_local)
     if num_local * num_machines == 1:
         function(*args)
         return

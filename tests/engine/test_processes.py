@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import signal
 import time
 from typing import Any, NamedTuple
@@ -95,6 +96,21 @@ def test_a_variable_that_a_launcher_has_left_out_is_named(name: str) -> None:
 def test_a_variable_that_is_no_number_is_named() -> None:
     with pytest.raises(ValueError, match="RANK: expected a number, got 'first'"):
         place_by_launcher(TORCHRUN | {"RANK": "first"})
+
+
+# One process
+
+
+@pytest.mark.parametrize("num_local", [0, 1])
+def test_a_single_process_is_this_one(num_local: int) -> None:
+    callers: list[int] = []
+    launch(lambda: callers.append(os.getpid()), (), device="cpu", num_local=num_local)
+    assert callers == [os.getpid()]
+
+
+def test_a_negative_number_of_processes_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_local is -1: expected 0 or more"):
+        launch(print, (), device="cpu", num_local=-1)
 
 
 # Two processes
