@@ -107,7 +107,6 @@ def check_dataset(
     images = _load_images(name)
     check_image_files(name, images, skip_broken=skip_broken_images)
 
-    coco = _evaluator_type(name) == "coco"
     usable, impossible, fatal = 0, [], []
     for image in images:
         for position, annotation in enumerate(image.annotations):
@@ -116,9 +115,6 @@ def check_dataset(
             remainder, reasons = clean_annotation(annotation, image.height, image.width, masks)
             if remainder is not None and not annotation.get("iscrowd", 0):
                 usable += 1
-            if coco and not training:
-                lacking = [key for key in ("area", "iscrowd") if key not in annotation]
-                reasons += [Reason(f"no {key!r}, which the evaluation needs") for key in lacking]
             if reasons:
                 impossible.append(f"{where}: {'; '.join(reason.text for reason in reasons)}")
                 if any(reason.fatal for reason in reasons):
@@ -161,7 +157,7 @@ def leave_out_impossible_annotations(name: str, *, masks: bool) -> None:
             sides = record.get("height"), record.get("width")
             cleaned = (
                 clean_annotation(annotation, *sides, masks)[0]
-                for annotation in record["annotations"]
+                for annotation in record.get("annotations", [])
             )
             record["annotations"] = [annotation for annotation in cleaned if annotation is not None]
         return records
@@ -193,11 +189,16 @@ def clean_annotation(
     first, second, third, fourth = annotation["bbox"]
     if annotation.get("bbox_mode", BoxMode.XYWH_ABS) == BoxMode.XYXY_ABS:
         third, fourth = third - first, fourth - second
-    if not (third > 0 and fourth > 0):
-        return None, [Reason(f"bbox of size {third} x {fourth}", fatal=False)]
-    if not masks:
-        return annotation, []
+    empty = not (third > 0 and fourth > 0)
+    reasons = [Reason(f"bbox of size {third} x {fourth}", fatal=False)] if empty else []
+    remainder, of_mask = _clean_mask(annotation, height, width) if masks else (annotation, [])
+    return None if empty else remainder, reasons + of_mask
 
+
+def _clean_mask(
+    annotation: Annotation, height: int | None, width: int | None
+) -> tuple[Annotation | None, list[Reason]]:
+    """As :func:`clean_annotation`, of the mask alone."""
     mask = annotation.get("segmentation")
     if not mask:
         return None, [Reason("no segmentation")]

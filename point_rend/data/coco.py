@@ -12,7 +12,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
 # What every record of a COCO file must have. LVIS gives `coco_url` in place of `file_name`.
-IMAGE_FIELDS = {"id": (int, str), "width": (int, float), "height": (int, float)}
+IMAGE_FIELDS = {"id": (int, str), "width": (int,), "height": (int,)}
 CATEGORY_FIELDS = {"id": (int,), "name": (str,)}
 ANNOTATION_FIELDS = {"id": (int, str), "image_id": (int, str), "category_id": (int,), "bbox": list}
 
@@ -201,9 +201,10 @@ def _index(
     for position, record in enumerate(records):
         for field, types in fields.items():
             if not isinstance(record, dict) or not isinstance(record.get(field), types):
+                expected = types if isinstance(types, tuple) else (types,)
                 raise ValueError(
-                    f"{json_file}: {kind} at position {position} needs a valid {field!r}, "
-                    f"got {record!r:.200}"
+                    f"{json_file}: {kind} at position {position} needs a valid {field!r} "
+                    f"({' or '.join(x.__name__ for x in expected)}), got {record!r:.200}"
                 )
         if record["id"] in by_id:
             raise ValueError(f"{json_file}: {kind} id {record['id']!r} is given twice")

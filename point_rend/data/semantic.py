@@ -186,9 +186,9 @@ def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = Fal
 
     Raises:
         FileNotFoundError: If images or label maps are missing.
-        ValueError: If the data set has no label maps or another ignored value; if an image or a
-            label map is truncated, if their sizes differ, or if there are values beside the classes
-            and `ignore_value`.
+        ValueError: If the data set has no label maps, no classes or another ignored value; if an
+            image or a label map is truncated, if their sizes differ, or if there are values beside
+            the classes and `ignore_value`.
     """
     metadata = MetadataCatalog.get(name)
     ignored = metadata.get("ignore_label", ignore_value)
@@ -198,6 +198,11 @@ def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = Fal
             f"the value {ignored} in {name}"
         )
     records = _load(name)
+    if not metadata.get("stuff_classes"):
+        raise ValueError(
+            f"{name} does not name its classes: expected stuff_classes in its metadata, as "
+            f"MetadataCatalog.get({name!r}).set(stuff_classes=[...]) sets them"
+        )
     images = [
         ImageRecord(record["file_name"], position, None, None, [])
         for position, record in enumerate(records)

@@ -12,6 +12,7 @@ from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluator, Datas
 
 from .evaluators import (
     BOUNDARY,
+    KEYPOINTS,
     BoundaryIoUEvaluator,
     CityscapesBoundaryEvaluator,
     InstanceEvaluator,
@@ -99,9 +100,23 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         tasks.append(BOUNDARY)
     evaluators: list[DatasetEvaluator] = []
     kind = _kind(dataset_name)
+    if kind in EVALUATIONS and "sem_seg" in EVALUATIONS[kind].outputs:
+        metadata = MetadataCatalog.get(dataset_name)
+        if metadata.get("ignore_label") is None:  # what Detectron2's evaluator cannot do without
+            metadata.set(ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+
+    def of_instances() -> InstanceEvaluator:
+        keypoints = [KEYPOINTS] if cfg.MODEL.KEYPOINT_ON else []
+        return InstanceEvaluator(
+            dataset_name,
+            tasks + keypoints,
+            output_dir=folder,
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        )
+
     match kind:
         case "coco":
-            evaluators = [InstanceEvaluator(dataset_name, tasks, output_dir=folder)]
+            evaluators = [of_instances()]
         case "lvis":
             evaluators = [LvisInstanceEvaluator(dataset_name, tasks, output_dir=folder)]
         case "cityscapes_instance":
@@ -115,7 +130,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         case "coco_panoptic_seg":
             evaluators = [
                 LabelMapEvaluator(dataset_name, output_dir=folder),
-                InstanceEvaluator(dataset_name, tasks, output_dir=folder),
+                of_instances(),
             ]
             if importlib.util.find_spec("panopticapi") is None:
                 logger.warning(

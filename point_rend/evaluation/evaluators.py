@@ -21,10 +21,12 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.evaluation.cityscapes_evaluation import CityscapesEvaluator
+from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from PIL import Image
+from pycocotools.cocoeval import COCOeval
 
 from point_rend.data.semantic import IGNORE_LABEL
 from point_rend.uncertainty import label_map
@@ -34,6 +36,7 @@ from .instance_scores import FIGURES, InstanceScores
 from .semantic_scores import SemanticScores
 
 BOUNDARY = "boundary"  # the task of boundary AP
+KEYPOINTS = "keypoints"  # the task of keypoint AP
 PNG_OF_IMAGE = ("_leftImg8bit.png", "_gtFine_instanceIds.png")  # ends of Cityscapes' file names
 
 Records = Sequence[Mapping[str, Any]]
@@ -46,12 +49,26 @@ class InstanceEvaluator(COCOEvaluator):
 
     Args:
         dataset_name: A registered name.
-        tasks: Of bbox, segm and boundary.
+        tasks: Of bbox, segm, boundary and keypoints.
         output_dir: Folder for the predictions.
+        kpt_oks_sigmas: Of the keypoints; those of COCO if empty.
     """
 
-    def __init__(self, dataset_name: str, tasks: Sequence[str], *, output_dir: str) -> None:
-        super().__init__(dataset_name, tasks, output_dir=output_dir, use_fast_impl=False)
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str],
+        *,
+        output_dir: str,
+        kpt_oks_sigmas: Sequence[float] = (),
+    ) -> None:
+        super().__init__(
+            dataset_name,
+            tasks,
+            output_dir=output_dir,
+            use_fast_impl=False,
+            kpt_oks_sigmas=kpt_oks_sigmas,
+        )
         self._scores: InstanceScores | None = None
 
     def _eval_predictions(
@@ -75,12 +92,25 @@ class InstanceEvaluator(COCOEvaluator):
         if self._scores is None:
             self._scores = InstanceScores(self._coco_api.dataset)
         for task in self._tasks:
+            if task == KEYPOINTS:  # which Detectron2 scores, and logs
+                self._results[task] = self._keypoint_figures(found)
+                continue
             if found:
                 figures = self._scores.figures(found, task)
             else:  # as Detectron2 has it
                 figures = dict.fromkeys(FIGURES, float("nan"))
             self._results[task] = figures
             log_figures(task, self._metadata.name, figures)
+
+    def _keypoint_figures(self, found: list[dict[str, Any]]) -> dict[str, float]:
+        scored = None
+        if found:
+            scored = _evaluate_predictions_on_coco(
+                self._coco_api, found, KEYPOINTS, self._kpt_oks_sigmas, COCOeval
+            )
+        return self._derive_coco_results(
+            scored, KEYPOINTS, class_names=self._metadata.get("thing_classes")
+        )
 
 
 class LvisInstanceEvaluator(LVISEvaluator):

@@ -47,10 +47,10 @@ class InstanceScores:
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         self.categories = sorted(content["categories"], key=lambda category: category["id"])
-        self._images = [
-            {key: image[key] for key in ("id", "height", "width")} for image in content["images"]
-        ]
-        self._sizes = {image["id"]: (image["height"], image["width"]) for image in self._images}
+        # Ids may be anything; the evaluations want numbers of a few digits, and go by their order.
+        images = sorted(content["images"], key=lambda x: (isinstance(x["id"], str), x["id"]))
+        self._sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+        self._numbers = {id_: number for number, id_ in enumerate(self._sizes, start=1)}
         self._truth = list(map(dict, content["annotations"]))
         for number, annotation in enumerate(self._truth, start=1):
             annotation["id"] = number  # 0 means "not matched" to the evaluations
@@ -60,6 +60,7 @@ class InstanceScores:
                 annotation["segmentation"] = self._compressed(annotation)
             if "area" not in annotation:
                 annotation["area"] = area_of(annotation, masks=has_mask)
+            annotation["image_id"] = self._numbers[annotation["image_id"]]
 
     def figures(self, results: Iterable[Mapping[str, Any]], kind: str) -> dict[str, float]:
         """Score results.
@@ -96,8 +97,9 @@ class InstanceScores:
 
     def _prepared(self, result: Mapping[str, Any], number: int, *, masks: bool) -> Record:
         """Complete a record by what the evaluations read."""
-        record = {key: result[key] for key in ("image_id", "category_id", "score")}
-        record |= {"id": number, "iscrowd": 0, "bbox": result.get("bbox", ())}
+        record = {key: result[key] for key in ("category_id", "score")}
+        record |= {"image_id": self._numbers[result["image_id"]], "id": number, "iscrowd": 0}
+        record |= {"bbox": result.get("bbox", ())}
         if masks:
             record["segmentation"] = self._compressed(result)
         return record | {"area": area_of(record, masks=masks)}
@@ -107,7 +109,12 @@ class InstanceScores:
 
     def _dataset(self, annotations: list[Record]) -> dict[str, list[Record]]:
         return {
-            "images": self._images,
+            "images": [
+                {"id": number, "height": height, "width": width}
+                for number, (height, width) in zip(
+                    self._numbers.values(), self._sizes.values(), strict=True
+                )
+            ],
             "annotations": annotations,
             "categories": self.categories,
         }

@@ -14,7 +14,7 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_
 from detectron2.utils import comm
 from torch import nn
 
-Key = tuple[str, Any, Any, Any]
+Key = tuple[str, Any]
 Results = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -25,14 +25,16 @@ class SharedEvaluator(DatasetEvaluator):
 
     Args:
         evaluators: By the names of the data sets.
-        images: The images of each set.
+        file_names: Of each set its images, and how the set itself writes the names of their files.
     """
 
     def __init__(
-        self, evaluators: Mapping[str, DatasetEvaluator], images: Mapping[str, frozenset[Key]]
+        self,
+        evaluators: Mapping[str, DatasetEvaluator],
+        file_names: Mapping[str, Mapping[Key, str]],
     ) -> None:
         self._evaluators = evaluators
-        self._images = images
+        self._file_names = file_names
 
     def reset(self) -> None:
         """Forget all images."""
@@ -41,9 +43,14 @@ class SharedEvaluator(DatasetEvaluator):
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
         """Hand inputs and outputs of a model on."""
+        keys = list(map(image_key, inputs))
         for name, evaluator in self._evaluators.items():
-            own = [i for i, record in enumerate(inputs) if image_key(record) in self._images[name]]
-            evaluator.process([inputs[i] for i in own], [outputs[i] for i in own])
+            file_names = self._file_names[name]
+            own = [i for i, key in enumerate(keys) if key in file_names]
+            evaluator.process(
+                [{**inputs[i], "file_name": file_names[keys[i]]} for i in own],
+                [outputs[i] for i in own],
+            )
 
     def evaluate(self) -> Results:
         """Return the results by data set."""
@@ -51,16 +58,15 @@ class SharedEvaluator(DatasetEvaluator):
 
 
 def image_key(record: Mapping[str, Any]) -> Key:
-    """Tell what the result of a model and its place in an evaluation depend on."""
-    sizes_and_id = (record.get(field) for field in ("image_id", "height", "width"))
-    return (os.path.abspath(record["file_name"]), *sizes_and_id)
+    """Tell an image from the others of its set, before and after the set's loader has read it."""
+    return os.path.abspath(record["file_name"]), record.get("image_id")
 
 
-def group_by_images(images: Mapping[str, frozenset[Key]]) -> list[list[str]]:
+def group_by_images(images: Mapping[str, frozenset[Any]]) -> list[list[str]]:
     """Group data sets whose images are among those of another.
 
     Args:
-        images: Of each set.
+        images: Of each set, with all that a model's result depends on.
 
     Returns:
         Groups of names; the first of a group has all images of the others.
@@ -93,13 +99,18 @@ def evaluate_together(
         The results by data set, in the order of the names; in processes other than the first they
         are empty.
     """
-    images = {name: frozenset(map(image_key, DatasetCatalog.get(name))) for name in names}
+    images, file_names = {}, {}
+    for name in names:
+        records = DatasetCatalog.get(name)
+        # Sets that do not say the sizes get them from their loaders.
+        images[name] = frozenset((image_key(x), x.get("height"), x.get("width")) for x in records)
+        file_names[name] = {image_key(x): x["file_name"] for x in records}
     found: Results = {}
     for group in group_by_images(images):
         if len(group) > 1:
             logger.info("One pass over the images of %s evaluates %s", group[0], ", ".join(group))
         evaluators = {name: build_evaluator(name) for name in group}
-        shared = SharedEvaluator(evaluators, images)
+        shared = SharedEvaluator(evaluators, file_names)
         found |= inference_on_dataset(model, build_loader(group[0]), shared)
     results = {name: found[name] or {} for name in names}
     for name in names if comm.is_main_process() else ():

@@ -273,14 +273,34 @@ def test_an_evaluation_refuses_what_it_cannot_read(tiny: CocoSet, segmentation: 
 
 
 @pytest.mark.parametrize("field", ["area", "iscrowd"])
-def test_an_evaluation_needs_fields_that_a_training_does_not(tiny: CocoSet, field: str) -> None:
+def test_neither_a_training_nor_an_evaluation_needs_what_follows_from_the_mask(
+    tiny: CocoSet, field: str
+) -> None:
     content = tiny.read()
     for annotation in content["annotations"]:
         del annotation[field]
     tiny.rewrite(content)
     assert check_dataset("tiny", training=True, masks=True) == Usable(6, 0)
-    with pytest.raises(ValueError, match=rf"6 annotations are broken.*no '{field}'"):
+    assert check_dataset("tiny", training=False, masks=True) == Usable(6, 0)
+
+
+def test_an_evaluation_refuses_an_object_of_nothing_at_all(tiny: CocoSet) -> None:
+    spoil(tiny, "annotations", 0, bbox=[3, 4, 0, 0], segmentation=[])
+    assert check_dataset("tiny", training=True, masks=True) == Usable(5, 1)
+    with pytest.raises(ValueError, match=r"bbox of size 0 x 0; no segmentation"):
         check_dataset("tiny", training=False, masks=True)
+    assert check_dataset("tiny", training=False, masks=False) == Usable(5, 1)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_records_without_annotations_stay_without() -> None:
+    records = DatasetCatalog.get("tiny")
+    for record in records:
+        del record["annotations"]
+    DatasetCatalog.register("bare", lambda: records)
+    MetadataCatalog.get("bare").set(evaluator_type="own")
+    leave_out_impossible_annotations("bare", masks=True)
+    assert all(not record["annotations"] for record in DatasetCatalog.get("bare"))
 
 
 def test_the_file_of_a_set_that_detectron2_knows_is_checked_too(tiny: CocoSet) -> None:

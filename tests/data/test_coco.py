@@ -84,6 +84,7 @@ def change(kind: str, position: int, **fields: Any) -> Callable[[dict[str, Any]]
         (change("annotations", 0, category_id=77), r"annotation 1 refers to category 77"),
         (change("images", 1, file_name=None), r"image at position 1 needs a valid 'file_name'"),
         (change("images", 1, height="64"), r"image at position 1 needs a valid 'height'"),
+        (change("images", 1, height=64.0), r"image at position 1 needs a valid 'height' \(int\)"),
         (change("images", 1, width=0), r"image 2 \(001\.png\) is said to be 0 x 64 pixels"),
         (change("categories", 2, name=None), r"category at position 2 needs a valid 'name'"),
         (change("annotations", 4, bbox=None), r"annotation at position 4 needs a valid 'bbox'"),

@@ -267,6 +267,13 @@ def test_pairs_that_only_their_order_has_made_are_refused(tiny: SemSegSet) -> No
         check()
 
 
+def test_a_set_that_does_not_name_its_classes_is_refused_by_name(tiny: SemSegSet) -> None:
+    record = {"file_name": str(tiny.image(0)), "sem_seg_file_name": str(tiny.label(0))}
+    DatasetCatalog.register("nameless", lambda: [record])
+    with pytest.raises(ValueError, match=r"nameless does not name its classes.*stuff_classes"):
+        check(train=("nameless",))
+
+
 def test_what_detectron2_asserts_while_loading_is_an_error_with_the_name() -> None:
     def load() -> list:
         raise AssertionError("No annotations found in there.")

@@ -120,6 +120,48 @@ def test_cityscapes_masks_of_its_own_polygons_score_high_and_moved_aside_less(
     assert not list(here.iterdir())
 
 
+def test_keypoints_are_scored_as_detectron2_does(cfg: CfgNode, tmp_path: Path) -> None:
+    written = write_coco(tmp_path / "set")
+    content = written.read()
+    for annotation in content["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        middle = y + height / 2
+        points = [[x + width * share, middle, 2] for share in (0.25, 0.75)]
+        annotation |= {"keypoints": [*points[0], *points[1]], "num_keypoints": 2}
+    written.rewrite(content)
+    register_coco("limbs", *written)
+    MetadataCatalog.get("limbs").set(keypoint_names=["a", "b"], keypoint_flip_map=[("a", "b")])
+    cfg.MODEL.KEYPOINT_ON = True
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.1, 0.1]
+    folder, tasks = str(tmp_path / "stock"), ["bbox", "segm", "keypoints"]
+    stock = COCOEvaluator(
+        "limbs", tasks, output_dir=folder, use_fast_impl=False, kpt_oks_sigmas=(0.1, 0.1)
+    )
+    found: list[dict[str, dict[str, float]]] = []
+    for evaluator in (build_evaluator(cfg, "limbs"), stock):
+        evaluator.reset()
+        for record in DatasetCatalog.get("limbs"):
+            instances = as_prediction(record["annotations"])
+            points = [np.reshape(x["keypoints"], (-1, 3)) for x in record["annotations"]]
+            instances.pred_keypoints = torch.tensor(np.array(points))
+            instances.pred_keypoints[::2, 0, 0] += 3.0  # every second object has one point astray
+            evaluator.process([record], [{"instances": instances}])
+        found.append(evaluator.evaluate())
+    assert found[0].keys() == found[1].keys()
+    assert found[0]["keypoints"] == pytest.approx(found[1]["keypoints"], nan_ok=True)
+    assert 10 < found[0]["keypoints"]["AP"] < 100
+
+
+def test_without_results_there_is_no_keypoint_ap_either(cfg: CfgNode, tmp_path: Path) -> None:
+    name = register("coco", tmp_path)
+    cfg.MODEL.KEYPOINT_ON = True
+    evaluator = build_evaluator(cfg, name)
+    evaluator.reset()
+    nothing = Instances((HEIGHT, WIDTH), scores=[])
+    evaluator.process([DatasetCatalog.get(name)[0]], [{"instances": nothing}])
+    assert np.isnan(evaluator.evaluate()["keypoints"]["AP"])
+
+
 BY_SIZE = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 BY_FREQUENCY = ("APr", "APc", "APf")
 

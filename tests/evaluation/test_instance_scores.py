@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,21 @@ def test_boundary_ap_is_that_of_faster_coco_eval_which_finds_boundaries_itself()
     theirs.accumulate()
     theirs.summarize()
     np.testing.assert_allclose([figures[x] for x in FIGURES], 100 * theirs.stats[:6], atol=1e-6)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("new_id", [str, lambda id_: f"image {id_:03}", lambda id_: id_ - 100])
+def test_ids_of_images_may_be_anything(kind: str, new_id: Callable[[int], int | str]) -> None:
+    content, results = random_set(seed=4, images=6, size=(60, 80))
+    renamed = {
+        "images": [image | {"id": new_id(image["id"])} for image in content["images"]],
+        "annotations": [x | {"image_id": new_id(x["image_id"])} for x in content["annotations"]],
+        "categories": content["categories"],
+    }
+    found = [result | {"image_id": new_id(result["image_id"])} for result in results]
+    figures = InstanceScores(content).figures(results, kind)
+    assert InstanceScores(renamed).figures(found, kind) == pytest.approx(figures, nan_ok=True)
 
 
 @pytest.mark.usefixtures("engine")

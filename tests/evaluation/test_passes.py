@@ -36,9 +36,11 @@ class Noting(DatasetEvaluator):
 
     def reset(self) -> None:
         self.given: dict[int, int] = {}
+        self.files: list[str] = []
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[int]) -> None:
         assert len(inputs) == len(outputs)
+        self.files += [record["file_name"] for record in inputs]
         self.given |= {record["image_id"]: out for record, out in zip(inputs, outputs, strict=True)}
 
     def evaluate(self) -> dict[str, Any]:
@@ -95,6 +97,28 @@ def test_another_file_id_or_size_is_another_image(change: dict[str, Any]) -> Non
 def test_two_names_of_a_folder_are_one_folder() -> None:
     _, seen = run(first=[record(1)], second=[record(1, folder="b/../a")])
     assert seen == [1]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_sets_that_do_not_say_their_sizes_are_evaluated_on_all_their_images(shared: bool) -> None:
+    def unsized(*numbers: int, folder: str = "a") -> list[dict[str, Any]]:
+        return [{"file_name": f"{folder}/{n}.png", "image_id": n} for n in numbers]
+
+    first, second = unsized(1, 2), unsized(*((2,) if shared else (3,)), folder="b/../a")
+    sets = {"first": first, "second": second}
+    evaluators = {name: Noting() for name in sets}
+    for name, records in sets.items():
+        DatasetCatalog.register(name, lambda records=records: records)
+
+    def loader(name: str) -> list[list[dict[str, Any]]]:  # mappers add the sizes of the images
+        return [[entry | {"height": 40, "width": 60} for entry in sets[name]]]
+
+    model = Doubling()
+    results = evaluate_together(model, list(sets), loader, evaluators.__getitem__)
+    assert results == {"first": expected(1, 2), "second": expected(*((2,) if shared else (3,)))}
+    assert model.seen == ([1, 2] if shared else [1, 2, 3])
+    for name, records in sets.items():  # under the names that the sets themselves use
+        assert evaluators[name].files == [entry["file_name"] for entry in records]
 
 
 def test_groups_have_their_largest_set_first() -> None:

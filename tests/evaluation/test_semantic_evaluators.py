@@ -172,6 +172,26 @@ def test_panoptic_sets_give_miou_and_ap_and_say_what_else_is_needed(
     assert {"bbox", "segm"} <= results.keys()
 
 
+def test_without_an_ignored_label_in_the_metadata_it_is_that_of_the_config(
+    cfg: CfgNode, tmp_path: Path
+) -> None:
+    labels = write_sem_seg(tmp_path / "maps")
+    records = [
+        {"file_name": str(labels.label(n)), "sem_seg_file_name": str(labels.label(n))}
+        for n in range(2)
+    ]
+    DatasetCatalog.register("plain", lambda: records)
+    MetadataCatalog.get("plain").set(evaluator_type="sem_seg", stuff_classes=list(CLASSES))
+    cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = IGNORED
+    evaluator = build_evaluator(cfg, "plain")
+    assert MetadataCatalog.get("plain").ignore_label == IGNORED
+    evaluator.reset()
+    for number, record in enumerate(records):
+        sem_seg = scores_of(label_map(number), len(CLASSES))
+        evaluator.process([record], [{"sem_seg": sem_seg}])
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
+
+
 def test_what_a_model_does_not_predict_is_not_evaluated() -> None:
     for kind in ("coco", "sem_seg", "coco_panoptic_seg"):
         MetadataCatalog.get(f"set_{kind}").set(evaluator_type=kind)
