@@ -291,7 +291,7 @@ def build_legend(
     things, stuff = (
         given_classes(cfg, count, classes)
         if classes is not None and count == named_count(outputs)
-        else known_classes(cfg, count, told)
+        else known_classes(cfg, count, told if count.output in outputs else {})
         for count in train_net.CLASS_COUNTS
     )
     return Legend(things, stuff)

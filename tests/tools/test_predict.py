@@ -467,6 +467,13 @@ def test_colours_are_those_of_the_checkpoint_if_there_are_as_many() -> None:
     assert predict.known_classes(cfg, things, told).colours == palette
 
 
+def test_classes_of_results_that_a_model_has_not_do_not_count(tmp_path: Path) -> None:
+    told = {"thing_classes": list(KINDS), "stuff_classes": ["sky", "road"]}
+    opts = [*checkpoint_of(tmp_path / "m.pth", **told), "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
+    legend = predict.build_legend(load_config(POINTREND, opts), frozenset({"instances"}), None)
+    assert legend.things.names == list(KINDS)
+
+
 def test_a_checkpoint_of_another_number_of_classes_than_the_config_is_one_error(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
