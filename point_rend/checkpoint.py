@@ -260,7 +260,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
     - a file gets its name when it is complete and on the disk: an interrupted save leaves the
       former ones as they were;
     - a file carries a checksum, so that every later change of it is noticed;
-    - resuming goes back to an earlier checkpoint if the last one is damaged or gone;
+    - resuming goes back to an earlier checkpoint if the last one is damaged or gone, and only
+      together: it is an error if some processes have one and others have none;
     - a file may tell the classes of its model (:func:`read_metadata`).
 
     Args:
@@ -334,9 +335,10 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         Raises:
             FileNotFoundError: if there is no such file.
             DamagedError: if the last checkpoint and all others are damaged or gone.
-            ValueError: as :meth:`load`, or if ``last_checkpoint`` names no file of ``save_dir``.
+            ValueError: as :meth:`load`, if ``last_checkpoint`` names no file of ``save_dir``, or if
+                only some of several processes have a last checkpoint.
         """
-        if not resume or not self.has_checkpoint():
+        if not resume or not self._all_have_checkpoint():
             if resume:
                 self.logger.warning(
                     "Nothing to resume in '%s': starting afresh from %s",
@@ -349,6 +351,27 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             return self.load(self._newest_readable())
         finally:
             self.strict_shapes = asked
+
+    def _all_have_checkpoint(self) -> bool:
+        """Tell whether there is a last checkpoint, sure that all processes say the same.
+
+        Raises:
+            ValueError: if they do not.
+        """
+        lacking: dict[str, list[str]] = {}  # ranks by their folders
+        answers = comm.all_gather((self.has_checkpoint(), self.save_dir))
+        for rank, (has_checkpoint, folder) in enumerate(answers):
+            if not has_checkpoint:
+                lacking.setdefault(folder, []).append(str(rank))
+        num_lacking = sum(map(len, lacking.values()))
+        if 0 < num_lacking < len(answers):
+            where = " and ".join(f"rank {', '.join(x)} in {y!r}" for y, x in lacking.items())
+            raise ValueError(
+                f"only {len(answers) - num_lacking} of {len(answers)} processes see a checkpoint "
+                f"to resume, there is none for {where}: OUTPUT_DIR has to be one folder that all "
+                "machines share"
+            )
+        return not lacking
 
     def _newest_readable(self) -> str:
         """Return the last checkpoint or, if it cannot be read by all processes, one before it."""

@@ -19,6 +19,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone, build_model
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathHandler
 from iopath.common.file_io import PathManager
 from torch import nn
@@ -933,6 +934,20 @@ def test_resuming_in_an_empty_directory_starts_afresh_and_says_so(tmp_path: Path
         checkpointer.resume_or_load(weights, resume=True)
     assert any(m.startswith("WARNING Nothing to resume") and weights in m for m in messages)
     assert_same_state(model.state_dict(), net(seed=9).state_dict())
+
+
+def test_resuming_where_only_some_processes_have_a_checkpoint_is_refused_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    others = [(True, "far"), (False, "far"), (False, "away")]
+    monkeypatch.setattr(comm, "all_gather", lambda mine: [(False, "far"), mine, *others])
+    checkpointer = SafeDetectionCheckpointer(net(), str(tmp_path))
+    lacking = f"1 of 5 .* for rank 0, 3 in 'far' and rank 1 in '{tmp_path}' and rank 4 in 'away'"
+    with pytest.raises(ValueError, match=f"only {lacking}: OUTPUT_DIR has to be one folder"):
+        checkpointer.resume_or_load("", resume=True)
+    save_run(tmp_path)
+    with pytest.raises(ValueError, match=r"only 2 of 5 .* for rank 0, 3 in 'far' and rank 4 in"):
+        checkpointer.resume_or_load("", resume=True)
 
 
 def test_not_resuming_loads_the_weights_alone_silently(tmp_path: Path):

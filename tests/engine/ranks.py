@@ -16,6 +16,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from point_rend import load_config
+from point_rend.checkpoint import SafeDetectionCheckpointer
 from point_rend.engine.processes import distribute
 from point_rend.engine.step import CheckedTrainer, NonFiniteError
 from tests.tiny_datasets import HEIGHT, POINTREND, TINY_MODEL, WIDTH, scene
@@ -117,6 +118,20 @@ def batch_normalised(images: Tensor) -> Tensor:
     return norm(images).detach()
 
 
+def refusal_to_resume(folder: str) -> str:
+    """The error of resuming in a folder of each rank's own; rank 0 alone has a checkpoint there."""
+    toy = Toy(0.0)
+    checkpointer = SafeDetectionCheckpointer(toy, f"{folder}/disk{comm.get_rank()}")
+    Path(checkpointer.save_dir).mkdir()
+    if comm.is_main_process():
+        checkpointer.save("model_0000000")
+    try:
+        checkpointer.resume_or_load("", resume=True)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def findings_of_rank(folder: str) -> None:
     """Try out all that two processes do together; then rank 1 dies while rank 0 waits for it."""
     rank = comm.get_rank()
@@ -138,6 +153,7 @@ def findings_of_rank(folder: str) -> None:
     found["proposals"] = end_of_training(proposing, [broken])
     torch.manual_seed(3)
     found["normalised"] = batch_normalised(torch.randn(4, 5, 6, 7)[2 * rank :][:2])
+    found["resume"] = refusal_to_resume(folder)
 
     torch.save(found, Path(folder) / f"{rank}.pth")
     comm.synchronize()

@@ -205,6 +205,14 @@ def test_what_is_not_finite_on_one_rank_ends_all_in_the_same_step(
     assert all(rank[case][1] for rank in found.ranks)
 
 
+def test_disks_that_are_not_shared_are_refused_by_all_ranks_that_resume(found: Findings) -> None:
+    said = [rank["resume"] for rank in found.ranks]
+    assert "only 1 of 2 processes see a checkpoint to resume" in said[0]
+    assert "there is none for rank 1 in" in said[0]
+    assert "disk1': OUTPUT_DIR has to be one folder that all machines share" in said[0]
+    assert said[1] == said[0]
+
+
 def test_naive_sync_bn_takes_the_place_of_sync_bn_without_gpus(found: Findings) -> None:
     torch.manual_seed(3)
     joined = nn.BatchNorm2d(5)(torch.randn(4, 5, 6, 7)).detach()
