@@ -97,7 +97,8 @@ DEFAULTS: dict[str, Any] = {
     "TEST.BOUNDARY_METRICS": False,
     # Whether an evaluation computes in SOLVER.AMP.DTYPE; coordinates and sampling stay in float32.
     "TEST.MIXED_PRECISION": False,
-    # Type in which SOLVER.AMP.ENABLED computes: float16 (its loss is scaled) or bfloat16.
+    # Type in which SOLVER.AMP.ENABLED and TEST.MIXED_PRECISION compute: float16 (the loss of a
+    # training is scaled) or bfloat16.
     "SOLVER.AMP.DTYPE": "float16",
     # DeepLab's keys, as Detectron2's DeepLab project names and sets them. They are read by its
     # heads and its backbone alone.
@@ -243,8 +244,9 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
     """
     if training:
         _check_short_sides(cfg)
-        _check_mixed_precision(cfg)
         _check_data_loader(cfg)
+    if training or cfg.TEST.MIXED_PRECISION:
+        _check_mixed_precision(cfg)
     if cfg.MODEL.META_ARCHITECTURE in MODELS_WITH_SEMANTIC_HEAD:
         _check_crop_of_deeplab(cfg)
     elif cfg.TEST.BOUNDARY_METRICS and not cfg.MODEL.MASK_ON:

@@ -506,6 +506,14 @@ class TestCheckConfig:
         with pytest.raises(ValueError, match=message):
             check_config(cfg, training=True)
 
+    @pytest.mark.parametrize("precision", ["fp16", "float64"])
+    def test_the_short_type_is_checked_where_it_is_used(self, precision):
+        cfg = load_config(get_config_file(COCO_1X), ["SOLVER.AMP.DTYPE", precision])
+        check_config(cfg, training=False)
+        cfg.TEST.MIXED_PRECISION = True
+        with pytest.raises(ValueError, match=f"must be float16 or bfloat16, got '{precision}'"):
+            check_config(cfg, training=False)
+
     @pytest.mark.parametrize("prefix", ["", "pointrend_"])
     @pytest.mark.parametrize(
         ("opts", "message"),
