@@ -46,6 +46,11 @@ POINT_COLOUR: Colour = (60, 40, 255)
 MILLISECONDS = 1000
 INCHES_PER_PANEL = 2.2  # a figure of three columns is as wide as a page
 DOTS_PER_INCH = 72
+UNDATED: dict[str, dict[str, None]] = {  # what leaves the date out of a figure, by its suffix
+    ".pdf": {"CreationDate": None},
+    ".svg": {"Date": None},
+    ".svgz": {"Date": None},
+}
 
 
 class Panel(NamedTuple):
@@ -461,7 +466,8 @@ def save_figure(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
     """Write rows of panels as a figure for a paper; points and titles are not pixels but vectors.
 
     Args:
-        path: file name with the suffix of a format that Matplotlib knows, as .pdf and .svg.
+        path: file name with the suffix of a format that Matplotlib knows; .pdf and .svg are of
+            vectors, and the same rows give the same file.
         rows: of panels, at least one.
     """
     # Matplotlib takes a second to import, and only this function needs it.
@@ -486,8 +492,9 @@ def save_figure(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
             axes.set_xlim(0, width)
             axes.set_ylim(height, 0)
             axes.set_axis_off()
-    with written_whole(path) as unfinished:
-        figure.savefig(unfinished, dpi=300, metadata={"CreationDate": None})
+    same_ids = matplotlib.rc_context({"svg.hashsalt": "point_rend"})  # else random ones
+    with written_whole(path) as unfinished, same_ids:
+        figure.savefig(unfinished, dpi=300, metadata=UNDATED.get(unfinished.suffix.lower()))
 
 
 def _title(text: str, size: tuple[int, int]) -> np.ndarray:

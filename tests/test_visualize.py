@@ -320,13 +320,19 @@ def test_an_animation_shows_its_pictures_in_order(tmp_path: Path) -> None:
         save_animation(tmp_path / "b.gif", [shades[0], image()])
 
 
-def test_a_figure_is_the_same_file_every_time_and_its_points_are_vectors(tmp_path: Path) -> None:
-    files = [tmp_path / "1.pdf", tmp_path / "2.pdf", tmp_path / "none.pdf"]
-    for file in files[:2]:
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("SVG", b"<?xml")]
+)
+def test_a_figure_is_the_same_file_every_time_and_its_points_are_vectors(
+    suffix: str, start: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / f"{name}.{suffix}" for name in ("1", "2", "none")]
+    for file, epoch in zip(files, ("0", "86400"), strict=False):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)  # what Matplotlib takes for today
         save_figure(file, [panels(2), panels(1)])
     save_figure(files[2], [[p._replace(points=np.zeros((0, 2))) for p in panels(2)], panels(1)])
     contents = [file.read_bytes() for file in files]
-    assert contents[0].startswith(b"%PDF")
+    assert contents[0].startswith(start)
     assert contents[0] == contents[1]
     assert len(contents[2]) < len(contents[0])
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in files}
