@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,9 +35,22 @@ NAMES = {"bbox": "box AP", "segm": "AP", "boundary": "boundary AP"}
 
 
 def named_file(text: str) -> tuple[str, Path]:
-    """Read NAME=FILE, or FILE, which then is its own name."""
-    name, _, file = text.rpartition("=")
+    """Read NAME=FILE, or FILE, which then is its own name; only FILE may hold further "="."""
+    name, equals, file = text.partition("=")
+    if not equals or os.path.exists(text):
+        return text, Path(text)
     return name or file, Path(file)
+
+
+def check_names(flag: str, named: Sequence[tuple[str, Path]]) -> None:
+    """Refuse a name that a flag gives to several files or folders.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name, number in Counter(name for name, _ in named).items():
+        if number > 1:
+            raise ValueError(f"{flag}: the name {name!r} is given {number} times, expected once")
 
 
 def score(
@@ -120,9 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         content = read_coco(str(args.annotations))
         if args.lvis_annotations:
             check_lvis(args.lvis_annotations, content, args.annotations)
-        for name, number in Counter(name for name, _ in args.results).items():
-            if number > 1:
-                raise ValueError(f"--results: {number} files are called {name}: expected 1")
+        check_names("--results", args.results)
         files = {name: (file, read_results(file, content)) for name, file in args.results}
         masks = {name: has_masks(results, file) for name, (file, results) in files.items()}
         if any(masks.values()):

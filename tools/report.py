@@ -40,7 +40,7 @@ from point_rend.visualize import written_whole
 # So that the folder of tools can be imported from a script that lies in it.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from tools.evaluate_json import NAMES, named_file
+from tools.evaluate_json import NAMES, check_names, named_file
 from tools.report_gallery import Item, Result, gallery, items_of
 from tools.report_parts import NONE, Line, element, legend, line_chart, scrolling, table
 
@@ -318,10 +318,8 @@ def report(args: argparse.Namespace) -> str:
         OSError: If a file or folder is missing or cannot be read.
         ValueError: If the files do not fit together.
     """
-    for flag, pairs in (("--results", args.results), ("--run", args.run)):
-        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        if twice:
-            raise ValueError(f"{flag}: the name {twice[0]!r} is given twice")
+    check_names("--results", args.results)
+    check_names("--run", args.run)
     if len(args.results) > 2:
         raise ValueError(f"--results: expected one or two, got {len(args.results)}")
     if not args.image_root.is_dir():

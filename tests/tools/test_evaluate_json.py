@@ -141,7 +141,7 @@ def test_the_ap_of_the_only_class_is_that_of_all(
 def test_two_files_of_one_name_are_refused(files: Files, capsys: pytest.CaptureFixture) -> None:
     twin = files.write("twin.json", [])
     error = refusal(files, capsys, "--results", f"exact={twin}", exact=files.results())
-    assert "--results: 2 files are called exact" in error
+    assert "--results: the name 'exact' is given 2 times, expected once" in error
 
 
 @pytest.mark.parametrize(
@@ -191,6 +191,30 @@ def test_a_file_needs_no_name(files: Files) -> None:
     command = ["--annotations", files.coco, "--results", path, "--output", output]
     evaluate_json.main([*map(str, command)])
     assert list(json.loads(output.read_text())) == [str(path)]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "file"),
+    [
+        ("PointRend=a.json", "PointRend", "a.json"),
+        ("PointRend=lr=0.01/a.json", "PointRend", "lr=0.01/a.json"),
+        ("=a.json", "a.json", "a.json"),
+        ("a.json", "a.json", "a.json"),
+        ("lr=0.01/a.json", "lr", "0.01/a.json"),
+    ],
+)
+def test_a_name_ends_at_the_first_equals_sign(text: str, name: str, file: str) -> None:
+    assert evaluate_json.named_file(text) == (name, Path(file))
+
+
+def test_what_is_there_as_a_whole_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lr=0.01").mkdir()
+    Path("lr=0.01/a.json").touch()
+    for text in ("lr=0.01", "lr=0.01/a.json"):
+        assert evaluate_json.named_file(text) == (text, Path(text))
 
 
 @pytest.mark.parametrize(

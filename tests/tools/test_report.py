@@ -336,7 +336,7 @@ def refusal(planted: Planted, capsys: pytest.CaptureFixture, *options: str, **ch
         (("other",), r"other.json: result 0 is about image 99, which the annotations do not have"),
         (("truth",), r"truth.json: expected a list of results"),
         (("boxes",), r"boxes.json: result 0 has no 'segmentation'"),
-        (("PointRend", "PointRend"), r"--results: the name 'PointRend' is given twice"),
+        (("PointRend", "PointRend"), r"--results: the name 'PointRend' is given 2 times"),
         (("PointRend", "4×conv", "boxes"), r"--results: expected one or two, got 3"),
     ],
 )
@@ -352,6 +352,8 @@ def test_results_that_cannot_be_shown_are_named(planted, capsys, results, messag
     [
         (("--items", "0"), "--items: expected 1 or more, got 0"),
         (("--run", "nowhere"), "run folder nowhere does not exist"),
+        (("--run", "lr=0.02=a"), "run folder 0.02=a does not exist"),
+        (("--run", "a=b", "--run", "a=c"), "--run: the name 'a' is given 2 times, expected once"),
         (("--image-root", "nowhere"), "--image-root: there is no folder nowhere"),
         (("--annotations", "nowhere.json"), "nowhere.json"),
     ],
