@@ -24,7 +24,8 @@ from point_rend.data.semantic import IGNORE_LABEL, read_class_names
 from point_rend.evaluation.scores import format_table
 from point_rend.evaluation.semantic_scores import SemanticScores
 from point_rend.visualize import colour_of, save_picture, side_by_side
-from tools.compare_results import named_file
+from tools.compare_results import named_result
+from tools.evaluate_json import check_names
 
 
 def read_predictions(file: Path, image_root: Path) -> dict[Path, list[dict[str, Any]]]:
@@ -66,7 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of the images")
     parser.add_argument("--labels", type=Path, required=True, help="folder of the label maps")
     parser.add_argument("--classes", required=True, help="as for train_net.py --register-sem-seg")
-    parser.add_argument("--results", type=named_file, action="append", required=True)
+    parser.add_argument(
+        "--results",
+        type=named_result,
+        action="append",
+        required=True,
+        metavar="[NAME=]FILE",
+        help="a sem_seg_predictions.json; may be repeated",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     parser.add_argument(
         "--num-images", type=int, default=4, help="so many are drawn, spread evenly"
@@ -77,6 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="leave the images out of the pictures, where they must not be passed on",
     )
     args = parser.parse_args(argv)
+    try:
+        check_names("--results", args.results)
+    except ValueError as error:
+        parser.error(str(error))
 
     num_classes = len(read_class_names(args.classes))
     found = {name: read_predictions(file, args.images) for name, file in args.results}

@@ -10,6 +10,7 @@ Everything is read from the files that `train_net.py` leaves behind; no model is
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,19 +21,21 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from point_rend.data.coco import read_coco
+from point_rend.evaluation.instance_scores import compressed_rle
 from point_rend.evaluation.scores import average_precision, format_table
 from point_rend.visualize import match_colours, overlay_masks, save_picture, side_by_side
+
+# So that the folder of tools can be imported from a script that lies in it.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from tools.evaluate_json import check_names, named_file
 
 PANEL_HEIGHT = 480
 
 
 def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Decode a COCO segmentation, polygons or RLE, to (height, width) bool."""
-    if isinstance(segmentation, list):
-        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, height, width)
-    return mask_util.decode(segmentation).astype(bool)
+    return mask_util.decode(compressed_rle(segmentation, height, width)).astype(bool)
 
 
 def draw(image: np.ndarray, instances: Sequence[dict[str, Any]], truth: np.ndarray) -> np.ndarray:
@@ -41,22 +44,30 @@ def draw(image: np.ndarray, instances: Sequence[dict[str, Any]], truth: np.ndarr
     masks = np.zeros((len(instances), height, width), dtype=bool)
     for mask, instance in zip(masks, instances, strict=True):
         mask[:] = decode(instance["segmentation"], height, width)
-    return overlay_masks(image, masks, match_colours(corners(instances), truth))
+    return overlay_masks(image, masks, match_colours(corners(instances, height, width), truth))
 
 
-def corners(instances: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Return the boxes of COCO records as (I, 4) x0, y0, x1, y1."""
-    boxes = np.array([x["bbox"] for x in instances], dtype=float).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes
+def corners(instances: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
+    """Return the boxes of COCO records, or those around their masks, as (I, 4) x0, y0, x1, y1."""
+    boxes = [
+        x["bbox"]
+        if "bbox" in x
+        else mask_util.toBbox(compressed_rle(x["segmentation"], height, width))
+        for x in instances
+    ]
+    stacked = np.array(boxes, dtype=float).reshape(-1, 4)
+    stacked[:, 2:] += stacked[:, :2]
+    return stacked
 
 
-def named_file(text: str) -> tuple[str, Path]:
-    """Read NAME=FILE."""
-    name, equals, file = text.partition("=")
-    if not (name and equals and Path(file).is_file()):
-        raise argparse.ArgumentTypeError(f"expected NAME=FILE with a file that exists, got {text}")
-    return name, Path(file)
+def named_result(text: str) -> tuple[str, Path]:
+    """Read [NAME=]FILE, a file that exists."""
+    name, file = named_file(text)
+    if not file.is_file():
+        raise argparse.ArgumentTypeError(
+            f"expected [NAME=]FILE with a file that exists, got {text}"
+        )
+    return name, file
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,7 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compare results of several models.")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO annotations")
     parser.add_argument("--image-root", type=Path, required=True, help="folder of the images")
-    parser.add_argument("--results", type=named_file, action="append", required=True)
+    parser.add_argument(
+        "--results",
+        type=named_result,
+        action="append",
+        required=True,
+        metavar="[NAME=]FILE",
+        help="COCO results with masks; may be repeated",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--num-images", type=int, default=4, help="the first so many are drawn")
     parser.add_argument(
@@ -82,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table: dict[str, dict[str, float]] = {}
     found: dict[str, dict[int, list[dict[str, Any]]]] = {}
     try:
+        check_names("--results", args.results)
         content = read_coco(str(args.annotations))
         for name, file in args.results:
             table[name] = average_precision(args.annotations, file)
@@ -103,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"{image_file} is not there or not an image")
         if args.without_photographs:
             image = np.full_like(image, 80)
-        boxes = corners(truth[record["id"]])
+        boxes = corners(truth[record["id"]], *image.shape[:2])
         rows = [by_image[record["id"]] for by_image in found.values()] + [truth[record["id"]]]
         panels = [draw(image, instances, boxes) for instances in rows]
         titles = [*found, "ground truth"]

@@ -76,3 +76,11 @@ def test_a_file_of_another_kind_is_named(arguments, tmp_path):
     (tmp_path / "shifted.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match=r"shifted\.json is not a sem_seg_predictions\.json"):
         compare_label_maps.main(arguments)
+
+
+def test_two_results_of_one_name_are_refused(arguments, capsys):
+    twice = [word.replace("shifted=", "perfect=") for word in arguments]
+    with pytest.raises(SystemExit) as stop:
+        compare_label_maps.main(twice)
+    assert stop.value.code == 2
+    assert "--results: the name 'perfect' is given 2 times" in capsys.readouterr().err
