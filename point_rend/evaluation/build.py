@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
@@ -105,15 +106,13 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         if metadata.get("ignore_label") is None:  # what Detectron2's evaluator cannot do without
             metadata.set(ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
 
-    def of_instances() -> InstanceEvaluator:
-        keypoints = [KEYPOINTS] if cfg.MODEL.KEYPOINT_ON else []
-        return InstanceEvaluator(
-            dataset_name,
-            tasks + keypoints,
-            output_dir=folder,
-            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
-        )
-
+    of_instances = partial(
+        InstanceEvaluator,
+        dataset_name,
+        [*tasks, KEYPOINTS] if cfg.MODEL.KEYPOINT_ON else tasks,
+        output_dir=folder,
+        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+    )
     match kind:
         case "coco":
             evaluators = [of_instances()]
