@@ -18,8 +18,8 @@ trains one with every choice of the training points and every seed.
 
 What stands behind `--` are options of train_net.py; those of a cell of the table overrule them. The
 figures of a cell are kept in a file of its own, and a training has its checkpoints, so that an
-interrupted command goes on where it was when it is given again. At the end the table is written as
-Markdown and drawn.
+interrupted command goes on where it was when it is given again; but not after a change of the
+config, the weights or the annotations. At the end the table is written as Markdown and drawn.
 """
 
 import argparse

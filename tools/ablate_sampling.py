@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 import train_net
 from point_rend.engine.stopping import SIGNALS
 from point_rend.point_head import build_point_sampler
-from tools.ablate_cells import Figures, draw_panels, keep_cell, metric_of, read_cell
+from tools.ablate_cells import (
+    Figures,
+    draw_panels,
+    keep_cell,
+    metric_of,
+    origin_of,
+    read_cell,
+)
 
 SEEDS = (1, 2, 3)
 SIGNALLED = 128  # and the number of the signal: exit codes of what a signal has ended
@@ -180,15 +187,16 @@ def sampling(
         SystemExit: If a training failed or was ended.
     """
     cells = [Cell(setting, seed) for seed in seeds for setting in settings]
-    results = {cell: read_cell(output / f"{cell.name}.json", options) for cell in cells}
+    origin = origin_of(options, training=True)
+    results = {cell: read_cell(output / f"{cell.name}.json", origin) for cell in cells}
     missing = [cell for cell in cells if results[cell] is None]
     if missing:
         iterations = check_trainings(missing, options, output)
     for cell in missing:
-        keep_cell(output / f"{cell.name}.json", options, None)
+        keep_cell(output / f"{cell.name}.json", origin, None)
         run_training(cell.words(options, output))
         results[cell] = figures_after(output / cell.name, iterations)
-        keep_cell(output / f"{cell.name}.json", options, results[cell])
+        keep_cell(output / f"{cell.name}.json", origin, results[cell])
     return {cell: figures for cell, figures in results.items() if figures is not None}
 
 

@@ -18,7 +18,15 @@ from detectron2.utils import comm
 import train_net
 from point_rend.checkpoint import SafeDetectionCheckpointer
 from point_rend.engine.processes import launch
-from tools.ablate_cells import Figures, draw_panels, keep_cell, metric_of, read_cell
+from tools.ablate_cells import (
+    Figures,
+    Origin,
+    draw_panels,
+    keep_cell,
+    metric_of,
+    origin_of,
+    read_cell,
+)
 
 SIDES = (28, 56, 112, 224)
 POINT_SIDES = (14, 28, 56, 112)  # the numbers of points are their squares
@@ -66,7 +74,7 @@ def evaluate_cells(
     args: argparse.Namespace,
     cfg: CfgNode,
     cells: Sequence[Cell],
-    options: Sequence[str],
+    origin: Origin,
     output: Path,
 ) -> None:
     """Evaluate cells one after the other and keep the figures of each; all processes do this.
@@ -75,7 +83,7 @@ def evaluate_cells(
         args: Options of train_net.py.
         cfg: The finished config, frozen.
         cells: The cells.
-        options: The command line of ``args``.
+        origin: What their figures follow from.
         output: Folder of the cells.
     """
     train_net.register_datasets(args)
@@ -97,7 +105,7 @@ def evaluate_cells(
             checkpointer.load(cell_cfg.MODEL.WEIGHTS)
         results = train_net.Trainer.test(cell_cfg, model)
         if comm.is_main_process():
-            keep_cell(output / f"{cell.name}.json", options, flatten_results_dict(results))
+            keep_cell(output / f"{cell.name}.json", origin, flatten_results_dict(results))
 
 
 def subdivision(
@@ -122,7 +130,8 @@ def subdivision(
     args.eval_only = True
     if args.num_machines > 1:
         raise ValueError(f"--num-machines is {args.num_machines}: expected one machine")
-    finished = {cell: read_cell(output / f"{cell.name}.json", options) for cell in cells}
+    origin = origin_of(options, training=False)
+    finished = {cell: read_cell(output / f"{cell.name}.json", origin) for cell in cells}
     missing = [cell for cell in cells if finished[cell] is None]
     if missing:
         job = train_net.setup(args)
@@ -133,11 +142,11 @@ def subdivision(
             steps_to(cell.side, head.OUTPUT_SIDE_RESOLUTION)
         launch(
             evaluate_cells,
-            (args, job.cfg, missing, list(options), output),
+            (args, job.cfg, missing, origin, output),
             device=job.cfg.MODEL.DEVICE,
             num_local=args.num_gpus,
         )
-    measured = {cell: read_cell(output / f"{cell.name}.json", options) for cell in cells}
+    measured = {cell: read_cell(output / f"{cell.name}.json", origin) for cell in cells}
     return {cell: figures for cell, figures in measured.items() if figures is not None}
 
 

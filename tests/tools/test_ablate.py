@@ -1,6 +1,7 @@
 """tools/ablate.py subdivision: cells of the table, what is kept, a tiny model on a tiny set."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from point_rend import load_config
 from point_rend.subdivision import SubdivisionPlan
 from tests.tiny_datasets import BASELINE, POINTREND, TINY_MODEL, process_state_restored, write_coco
 from tools import ablate, ablate_subdivision
-from tools.ablate_cells import read_cell
+from tools.ablate_cells import Origin, digest, keep_cell, origin_of, read_cell
 from tools.ablate_subdivision import Cell, format_subdivision, steps_to
 
 
@@ -126,14 +127,92 @@ def test_cells_are_evaluated_once_and_shown(
     said = refusal([*argv[:1], "--metric", "segm/BP", *argv[1:]], capsys)
     assert "--metric segm/BP: expected one of" in said
     assert "segm/AP50" in said
+    weights = Path(options[-1])
+    content = torch.load(weights)
+    torch.save({"model": {key: 0.5 * value for key, value in content["model"].items()}}, weights)
+    said = refusal(command(output, options), capsys)
+    assert f"measured with other contents of MODEL.WEIGHTS {weights}: expected the same" in said
     assert len(rendered) == 3 + 1
 
 
-def test_a_truncated_file_of_a_cell_is_refused(tmp_path: Path):
+ORIGIN = Origin(["--config-file", "a.yaml"], {"config a.yaml": "c0", "MODEL.WEIGHTS a.pth": "f1"})
+
+
+def test_a_cell_reads_back_the_same(tmp_path: Path):
+    file = tmp_path / "cell.json"
+    assert read_cell(file, ORIGIN) is None
+    for figures in ({"segm/AP": 1.5, "bbox/AP": -1.0}, None):
+        keep_cell(file, ORIGIN, figures)
+        assert read_cell(file, ORIGIN) == figures
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"config a.yaml": "c1"}, "other contents of config a.yaml: expected"),
+        ({"config a.yaml": "c1", "MODEL.WEIGHTS a.pth": ""}, "a.yaml and MODEL.WEIGHTS a.pth"),
+        ({"annotations b.json of b": "b0"}, "other contents of annotations b.json of b: expected"),
+    ],
+)
+def test_a_cell_of_other_contents_names_them(tmp_path: Path, inputs: dict[str, str], said: str):
+    file = tmp_path / "cell.json"
+    keep_cell(file, ORIGIN, {})
+    with pytest.raises(ValueError, match=said):
+        read_cell(file, ORIGIN._replace(inputs=ORIGIN.inputs | inputs))
+    keep_cell(file, ORIGIN._replace(inputs=ORIGIN.inputs | inputs), {})
+    with pytest.raises(ValueError, match=said):
+        read_cell(file, ORIGIN)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"options": [', "is not JSON"),
+        ("{}", "is no cell of this version of ablate.py: expected a JSON object with options"),
+        ("[]", "is no cell"),
+        ('{"options": [], "figures": {}}', "is no cell"),
+        ('{"options": "x", "inputs": {}, "figures": {}}', "is no cell"),
+        ('{"options": [1], "inputs": {}, "figures": {}}', "is no cell"),
+        ('{"options": [], "inputs": [], "figures": {}}', "is no cell"),
+        ('{"options": [], "inputs": {}, "figures": [1]}', "is no cell"),
+        ('{"options": [], "inputs": {}, "figures": {"segm/AP": "1"}}', "is no cell"),
+    ],
+)
+def test_a_file_that_is_no_cell_is_refused(tmp_path: Path, text: str, said: str):
     file = tmp_path / "side14_points196.json"
-    file.write_text('{"options": [')
-    with pytest.raises(ValueError, match=r"side14_points196\.json is not JSON"):
-        read_cell(file, [])
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"side14_points196\.json {said}"):
+        read_cell(file, Origin([], {}))
+
+
+def test_figures_follow_from_contents_and_not_from_times_or_places(options: list[str]):
+    origin = origin_of(options, training=False)
+    json_file, weights = options[options.index("tiny") + 1], options[-1]
+    assert list(origin.inputs) == [
+        f"config {POINTREND}",
+        f"MODEL.WEIGHTS {weights}",
+        f"annotations {json_file} of tiny",
+    ]
+    os.utime(weights, (1, 1))
+    os.utime(json_file, (1, 1))
+    moved = origin_of([*options, "OUTPUT_DIR", "elsewhere"], training=False)
+    assert moved.inputs == origin.inputs
+    Path(json_file).write_text(Path(json_file).read_text() + " ")
+    changed = origin_of(options, training=False).inputs
+    assert [x for x in changed if changed[x] != origin.inputs[x]] == list(changed)[2:]
+
+
+def test_a_digest_of_a_folder_follows_its_files_and_their_names(tmp_path: Path):
+    assert digest(tmp_path / "nowhere") == ""
+    found = []
+    for name, text in (("a/b", "1"), ("a/b", "2"), ("c", "1"), ("c", "")):
+        file = tmp_path / "labels" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        found.append(digest(tmp_path / "labels"))
+    assert len(set(found)) == 4
+    file.unlink()
+    assert digest(tmp_path / "labels") == found[1]
 
 
 def test_a_model_without_steps_is_refused(

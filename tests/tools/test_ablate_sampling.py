@@ -13,6 +13,7 @@ import yaml
 from tests.tiny_datasets import POINTREND, TINY_MODEL, process_state_restored, write_coco
 from tests.tiny_semantic import write_sem_seg
 from tools import ablate, ablate_sampling
+from tools.ablate_cells import origin_of
 from tools.ablate_sampling import SETTINGS, Cell, Setting, figures_after, format_sampling
 
 PLANTED = {
@@ -187,6 +188,47 @@ def test_a_begun_training_is_not_continued_with_other_options(
     other = [*options, "SOLVER.BASE_LR", "0.1"]
     assert "measured with other options" in refusal(command(tmp_path / "output", other), capsys)
     assert len(trainings.folders) == 1
+
+
+@pytest.mark.parametrize("changed", ["config", "annotations", "weights"])
+def test_neither_figures_nor_a_begun_training_outlive_what_they_follow_from(
+    tmp_path: Path,
+    options: list[str],
+    planted: Callable[..., Trainings],
+    capsys: pytest.CaptureFixture[str],
+    changed: str,
+):
+    config, weights, json_file = tmp_path / "a.yaml", tmp_path / "a.pth", Path(options[4])
+    config.write_text(yaml.safe_dump({"_BASE_": POINTREND}))
+    weights.write_bytes(b"first")
+    options = [*options, "MODEL.WEIGHTS", str(weights)]
+    options[options.index(POINTREND)] = str(config)
+    trainings = planted(failing=[2])
+    argv = command(tmp_path / "output", options, "--settings", "mild", "--seeds", "1,2")
+    with pytest.raises(SystemExit):
+        ablate.main(argv)
+    if changed == "config":
+        config.write_text(yaml.safe_dump({"_BASE_": POINTREND, "SOLVER": {"GAMMA": 0.3}}))
+        part = f"config {config}"
+    elif changed == "annotations":
+        json_file.write_text(f"{json_file.read_text()} ")
+        part = f"annotations {json_file} of tiny"
+    else:
+        weights.write_bytes(b"other")
+        part = f"MODEL.WEIGHTS {weights}"
+    said = refusal(argv, capsys)
+    assert f"mild_seed1.json was measured with other contents of {part}: expected" in said
+    (tmp_path / "output" / "mild_seed1.json").unlink()
+    assert f"mild_seed2.json was measured with other contents of {part}" in refusal(argv, capsys)
+    assert trainings.folders == ["mild_seed1", "mild_seed2"]
+
+
+def test_label_maps_are_annotations(semantic: list[str]):
+    labels = Path(semantic[5])
+    before = origin_of(semantic, training=True).inputs
+    next(labels.rglob("*.png")).unlink()
+    after = origin_of(semantic, training=True).inputs
+    assert [x for x in after if after[x] != before[x]] == [f"annotations {labels} of tiny"]
 
 
 def test_a_semantic_model_shows_its_own_metric(
