@@ -17,12 +17,12 @@ import argparse
 import contextlib
 import functools
 import logging
-import operator
 import os
 import sys
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -35,13 +35,14 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from point_rend.checkpoint import SafeDetectionCheckpointer
+from point_rend.checkpoint import SafeDetectionCheckpointer, without_query
 from point_rend.config import (
     INHERIT,
     add_pointrend_config,
     check_config,
     load_config,
     merge_from_file_safely,
+    value_of,
 )
 from point_rend.data.checks import check_datasets, leave_out_impossible_annotations
 from point_rend.data.coco import class_metadata, class_names, describe, register_coco
@@ -79,6 +80,7 @@ from point_rend.evaluation.test_time import (
     check_test_time_augmentation,
 )
 from point_rend.solver import build_lr_scheduler
+from point_rend.visualize import written_whole
 
 DIVERGED = 3  # exit code of a training that ends at a loss or a gradient that is not finite
 UNSAID = -1
@@ -178,6 +180,7 @@ def setup(args: argparse.Namespace) -> Run:
     check_config(cfg, training=training)
     check_test_time_augmentation(cfg)
     check_machine(cfg, args.num_gpus)
+    check_weights(cfg, args)
     if training:
         check_shares(cfg, max(comm.get_world_size(), args.num_gpus * args.num_machines))
     check_evaluators(train, test, outputs=outputs)
@@ -249,11 +252,6 @@ def model_outputs(cfg: CfgNode) -> frozenset[str]:
     if cfg.MODEL.META_ARCHITECTURE in SEMANTIC_MODELS:
         return SEM_SEG
     return PANOPTIC if cfg.MODEL.META_ARCHITECTURE in PANOPTIC_MODELS else INSTANCES
-
-
-def value_of(cfg: CfgNode, key: str) -> Any:
-    """Look up a dotted key."""
-    return functools.reduce(operator.getitem, key.split("."), cfg)
 
 
 def says(config_file: str, opts: Sequence[str], key: str) -> bool:
@@ -333,6 +331,12 @@ def check_machine(cfg: CfgNode, num_gpus: int) -> None:
     Raises:
         ValueError: If MODEL.DEVICE or the number of GPUs does not fit this machine.
     """
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: expected cpu, cuda or cuda:N"
+        ) from error
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     available = torch.cuda.device_count()
     if on_gpu and not torch.cuda.is_available():
@@ -342,6 +346,25 @@ def check_machine(cfg: CfgNode, num_gpus: int) -> None:
         )
     if on_gpu and num_gpus > available:
         raise ValueError(f"--num-gpus is {num_gpus}, but this machine has {available} CUDA devices")
+
+
+def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Refuse weights that are not there, and an evaluation of random ones.
+
+    Raises:
+        FileNotFoundError: If MODEL.WEIGHTS names a file that does not exist.
+        ValueError: If there is nothing to evaluate.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    if args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return
+    if args.eval_only and not weights:
+        raise ValueError(
+            "MODEL.WEIGHTS is empty: --eval-only needs a checkpoint, such as "
+            f"MODEL.WEIGHTS {os.path.join(cfg.OUTPUT_DIR, 'model_final.pth')}"
+        )
+    if weights and "://" not in weights and not os.path.isfile(without_query(weights)):
+        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {weights}")
 
 
 def check_shares(cfg: CfgNode, num_processes: int) -> None:
@@ -488,11 +511,10 @@ def run(args: argparse.Namespace, cfg: CfgNode, unclean_datasets: Sequence[str])
     register_datasets(args)
     for name in unclean_datasets:
         leave_out_impossible_annotations(name, masks=cfg.MODEL.MASK_ON)
-    default_setup(cfg, args)
-    set_up_logger(cfg)
-
     if args.eval_only:
-        with user_errors():
+        with config_of_training_kept(cfg.OUTPUT_DIR, always=True), user_errors():
+            default_setup(cfg, args)
+            set_up_logger(cfg)
             model = Trainer.build_model(cfg)
             checkpointer: DetectionCheckpointer = SafeDetectionCheckpointer(
                 model, cfg.OUTPUT_DIR, allow_unsafe=args.allow_unsafe_checkpoint
@@ -503,10 +525,32 @@ def run(args: argparse.Namespace, cfg: CfgNode, unclean_datasets: Sequence[str])
             verify_results(cfg, results)
         return results
 
-    with user_errors():
+    with config_of_training_kept(cfg.OUTPUT_DIR, always=False), user_errors():
+        default_setup(cfg, args)
+        set_up_logger(cfg)
         trainer = Trainer(cfg, allow_unsafe_checkpoint=args.allow_unsafe_checkpoint)
         trainer.resume_or_load(resume=args.resume)
     return trainer.train()
+
+
+@contextlib.contextmanager
+def config_of_training_kept(output_dir: str, *, always: bool) -> Iterator[None]:
+    """Put back the ``config.yaml`` of a training over which Detectron2 writes that of any command.
+
+    Args:
+        output_dir: OUTPUT_DIR.
+        always: Whether to put it back even if what follows does not fail.
+    """
+    path = Path(output_dir, "config.yaml")
+    kept = path.read_bytes() if comm.is_main_process() and path.is_file() else None
+    succeeded = False
+    try:
+        yield
+        succeeded = True
+    finally:
+        if kept is not None and (always or not succeeded):
+            with written_whole(path) as unfinished:
+                unfinished.write_bytes(kept)
 
 
 @contextlib.contextmanager

@@ -312,7 +312,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             ValueError: if the file asks for code to run, holds the same parameter under two names,
                 or has shapes that the model does not.
         """
-        if path and "://" not in path and not os.path.isfile(_without_query(path)):
+        if path and "://" not in path and not os.path.isfile(without_query(path)):
             raise FileNotFoundError(f"there is no checkpoint {path}")
         self._source = path
         try:
@@ -570,7 +570,7 @@ def read_metadata(path: str, *, allow_unsafe: bool = False) -> dict[str, Any]:
         DamagedError: if the file is damaged.
         ValueError: if the file asks for code to run, or what it tells is not sound.
     """
-    path = _without_query(path)
+    path = without_query(path)
     if not path.endswith(".pth"):
         return {}
     local = PathManager.get_local_path(path)
@@ -656,7 +656,8 @@ def _differs_in_classes(key: str, in_file: tuple[int, ...], in_model: tuple[int,
     return False
 
 
-def _without_query(path: str) -> str:
+def without_query(path: str) -> str:
+    """Cut off what Detectron2's checkpointer takes for options, as ``?matching_heuristics``."""
     return urlparse(path)._replace(query="").geturl()
 
 

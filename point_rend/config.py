@@ -8,15 +8,27 @@ import ast
 import contextlib
 import copy
 import difflib
+import functools
 import logging
+import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
 from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 BASE_KEY = "_BASE_"
 COMMAND_LINE = "command line"
@@ -26,7 +38,8 @@ INHERIT = -1
 # PointRendROIHeads still builds it under that name.
 POINT_MASK_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead", "CoarseMaskHead")
 
-# Names of the meta-architectures that have a semantic head.
+# Names of the meta-architectures that have ROI heads, and of those with a semantic head.
+MODELS_WITH_ROI_HEADS = ("GeneralizedRCNN", "PanopticFPN", "PointRendPanopticFPN")
 MODELS_WITH_SEMANTIC_HEAD = (
     "SemanticSegmentor",
     "PanopticFPN",
@@ -242,6 +255,8 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
     Raises:
         ValueError: If keys contradict each other; the message names them.
     """
+    _check_numbers(cfg, training=training)
+    _check_registered_names(cfg)
     if training:
         _check_short_sides(cfg)
         _check_data_loader(cfg)
@@ -258,7 +273,61 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
         _check_mask_head(cfg, training=training)
 
 
+LEAST_NUMBERS = {"DATALOADER.NUM_WORKERS": 0}
+LEAST_NUMBERS_OF_A_TRAINING = {
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "TEST.EVAL_PERIOD": 0,
+}
+
+
+def _check_numbers(cfg: CfgNode, *, training: bool) -> None:
+    for key, least in (LEAST_NUMBERS | (LEAST_NUMBERS_OF_A_TRAINING if training else {})).items():
+        value = value_of(cfg, key)
+        if value < least:
+            raise ValueError(f"{key} must be {least} or more, got {value}")
+
+
+RESNET_DEPTHS = (18, 34, 50, 101, 152)  # that Detectron2 builds
+
+
+def _check_registered_names(cfg: CfgNode) -> None:
+    model = cfg.MODEL
+    image_formats = ("BGR", "YUV-BT.601", *Image.MODES)  # Detectron2's own, and Pillow's
+    if cfg.INPUT.FORMAT not in image_formats:
+        raise ValueError(f"INPUT.FORMAT must be BGR, RGB or L, got {cfg.INPUT.FORMAT!r}")
+    if "resnet" in model.BACKBONE.NAME and model.RESNETS.DEPTH not in RESNET_DEPTHS:
+        raise ValueError(
+            f"MODEL.RESNETS.DEPTH must be one of {RESNET_DEPTHS}, got {model.RESNETS.DEPTH}"
+        )
+    used = {"MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY, "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY}
+    if model.META_ARCHITECTURE in MODELS_WITH_ROI_HEADS:
+        used["MODEL.ROI_HEADS.NAME"] = ROI_HEADS_REGISTRY
+        if model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":  # the name of none
+            used["MODEL.PROPOSAL_GENERATOR.NAME"] = PROPOSAL_GENERATOR_REGISTRY
+        if model.MASK_ON and model.ROI_MASK_HEAD.NAME != "CoarseMaskHead":
+            used["MODEL.ROI_MASK_HEAD.NAME"] = ROI_MASK_HEAD_REGISTRY
+    if model.META_ARCHITECTURE in MODELS_WITH_SEMANTIC_HEAD:
+        used["MODEL.SEM_SEG_HEAD.NAME"] = SEM_SEG_HEADS_REGISTRY
+    for key, registry in used.items():
+        name = value_of(cfg, key)
+        if name not in registry:
+            known = [known_name for known_name, _ in registry]
+            raise ValueError(
+                f"{key} is {name!r}, which is not registered" + _did_you_mean(name, known)
+            )
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """Look up a dotted key."""
+    return functools.reduce(operator.getitem, key.split("."), cfg)
+
+
 def _check_short_sides(cfg: CfgNode) -> None:
+    for key in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN"):
+        if not np.size(cfg.INPUT[key]) or np.min(cfg.INPUT[key]) < 1:
+            raise ValueError(f"INPUT.{key} must be 1 pixel or more, got {cfg.INPUT[key]}")
     sides, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
     if sampling not in ("choice", "range"):
         raise ValueError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING must be choice or range, got {sampling!r}")
@@ -356,6 +425,12 @@ class _Setting(NamedTuple):
 
 
 def _settings_of_opts(opts: Sequence[str]) -> list[_Setting]:
+    flag = next((word for word in opts if str(word).startswith("--")), None)
+    if flag is not None:
+        raise ValueError(
+            f"{COMMAND_LINE}: {flag} stands among the config keys; options that start with - go "
+            "before the first KEY VALUE"
+        )
     if len(opts) % 2:
         raise ValueError(
             f"{COMMAND_LINE}: expected pairs KEY VALUE separated by a space, "

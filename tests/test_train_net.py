@@ -1,5 +1,6 @@
 """train_net.py from its command line to the files that it writes, on tiny data sets."""
 
+import contextlib
 import json
 import logging
 import os
@@ -56,6 +57,13 @@ def command(written: CocoSet, output: Path, *more: str, config: str = POINTREND)
 
 def predictions(output: Path, name: str = "tiny") -> list[dict[str, Any]]:
     return json.loads((output / "inference" / name / "coco_instances_results.json").read_text())
+
+
+def random_weights(argv: list[str], path: Path) -> list[str]:
+    """Write a checkpoint of an untrained model; return the words that choose it."""
+    cfg = train_net.setup(train_net.build_parser().parse_args(argv)).cfg
+    torch.save({"model": train_net.Trainer.build_model(cfg).state_dict()}, path)
+    return ["MODEL.WEIGHTS", str(path)]
 
 
 def saved_optimizer(output: Path) -> dict[int, Any]:
@@ -138,7 +146,8 @@ def test_nothing_to_resume_is_said_and_the_training_starts_afresh(
 def test_several_test_sets_are_evaluated_each_by_itself(tiny: CocoSet, tmp_path: Path) -> None:
     other = write_coco(tmp_path / "other", images=1)
     output = tmp_path / "output"
-    argv = command(tiny, output, "--eval-only", "DATASETS.TEST", "('tiny', 'other')")
+    weights = random_weights(command(tiny, output), tmp_path / "weights.pth")
+    argv = command(tiny, output, "--eval-only", *weights, "DATASETS.TEST", "('tiny', 'other')")
     argv = ["--register-coco", "other", *other, *argv]
     results = train_net.run(*train_net.setup(train_net.build_parser().parse_args(argv)))
     assert list(results) == ["tiny", "other"]
@@ -245,7 +254,9 @@ def test_the_default_count_written_in_a_config_file_counts_as_said(
 def test_only_the_sets_of_the_run_are_asked_for_their_classes(
     tiny: CocoSet, tmp_path: Path
 ) -> None:
-    argv = command(tiny, tmp_path / "output", "--eval-only", "DATASETS.TRAIN", "('not_here',)")
+    output = tmp_path / "output"
+    weights = random_weights(command(tiny, output), tmp_path / "weights.pth")
+    argv = command(tiny, output, "--eval-only", *weights, "DATASETS.TRAIN", "('not_here',)")
     job = train_net.setup(train_net.build_parser().parse_args(argv))
     assert job.cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
 
@@ -262,11 +273,67 @@ def test_sets_of_different_classes_are_refused(
 # Bad input
 
 
+def test_a_command_that_fails_leaves_the_config_of_the_training(
+    tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    train_net.main(command(tiny, output, "SOLVER.MAX_ITER", "1"))
+    written = (output / "config.yaml").read_bytes()
+    final = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
+    narrow = ["MODEL.ROI_MASK_HEAD.CONV_DIM", "8"]
+    gone = ["MODEL.WEIGHTS", str(output / "gone.pth")]
+    assert "there is no checkpoint" in refusal(command(tiny, output, "--eval-only", *gone), capsys)
+    assert "shape" in refusal(command(tiny, output, "--eval-only", *final, *narrow), capsys)
+    train_net.main(command(tiny, output, "--eval-only", *final, "TEST.DETECTIONS_PER_IMAGE", "7"))
+    assert (output / "config.yaml").read_bytes() == written
+
+
+def test_a_failure_or_an_evaluation_puts_the_config_of_the_training_back(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    for always, fails, expected in (
+        (False, True, "of the training"),
+        (True, False, "of the training"),
+        (False, False, "new"),
+    ):
+        config.write_text("of the training")
+        with (
+            contextlib.suppress(KeyError),
+            train_net.config_of_training_kept(str(tmp_path), always=always),
+        ):
+            config.write_text("new")
+            if fails:
+                raise KeyError
+        assert config.read_text() == expected
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_random_weights_are_not_evaluated(
+    tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    for more in ((), ("--resume",)):
+        said = refusal(command(tiny, output, "--eval-only", *more), capsys)
+        assert "MODEL.WEIGHTS is empty: --eval-only needs a checkpoint" in said
+        assert "model_final.pth" in said
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["MODEL.POINT_HED.FC_DIM", "4"], "unknown config key MODEL.POINT_HED.FC_DIM"),
         (["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR must be float"),
+        (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER must be 1 or more, got 0"),
+        (["SOLVER.MAX_ITER", "-1"], "SOLVER.MAX_ITER must be 1 or more, got -1"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD must be 1 or more, got 0"),
+        (["DATALOADER.NUM_WORKERS", "-1"], "DATALOADER.NUM_WORKERS must be 0 or more, got -1"),
+        (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE is 'gpu': expected cpu, cuda or cuda:N"),
+        (["MODEL.META_ARCHITECTURE", "GeneralisedRCNN"], "did you mean GeneralizedRCNN"),
+        (["MODEL.ROI_HEADS.NAME", "PointRendROIHead"], "did you mean PointRendROIHeads"),
+        (["MODEL.ROI_MASK_HEAD.NAME", "PointRendMasks"], "ROI_MASK_HEAD.NAME is 'PointRendMasks'"),
+        (["MODEL.BACKBONE.NAME", "resnet"], "MODEL.BACKBONE.NAME is 'resnet', which is not reg"),
+        (["MODEL.RESNETS.DEPTH", "19"], "MODEL.RESNETS.DEPTH must be one of (18, 34, 50, 101"),
+        (["INPUT.FORMAT", "XYZ"], "INPUT.FORMAT must be BGR, RGB or L, got 'XYZ'"),
+        (["INPUT.MIN_SIZE_TRAIN", "()"], "INPUT.MIN_SIZE_TRAIN must be 1 pixel or more, got ()"),
         (["INPUT.MASK_FORMAT", "bitmap"], "INPUT.MASK_FORMAT must be bitmask or polygon"),
         (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE cpu"),
         (["--num-gpus=3"], "IMS_PER_BATCH is 2: expected a multiple of the number of processes"),

@@ -133,7 +133,8 @@ def class_names(datasets: Sequence[str], kind: str = "thing_classes") -> list[st
         elif own != classes:
             raise ValueError(
                 f"the data sets of a run must have the same classes, but {describe(first)} has "
-                f"{summary(classes)} and {describe(name)} has {summary(own)}"
+                f"{summary(classes)} and {describe(name)} has {summary(own)}; choose them with "
+                'DATASETS.TRAIN and DATASETS.TEST, where "()" stands for none'
             )
     return classes
 
