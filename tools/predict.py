@@ -35,7 +35,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from point_rend.checkpoint import SafeDetectionCheckpointer, read_metadata
-from point_rend.config import check_config
+from point_rend.config import check_config, value_of
 from point_rend.data.augmentation import build_augmentations
 from point_rend.data.checks import MODES_BEYOND_8_BITS
 from point_rend.data.coco import read_coco, summary
@@ -110,11 +110,29 @@ class Frame(NamedTuple):
 # The model
 
 
+class WholeModelCheckpointer(SafeDetectionCheckpointer):
+    """Refuses a checkpoint that leaves parts of the model random, such as that of another kind."""
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        state = self.model.state_dict(keep_vars=True)
+        lacking = set(incompatible.missing_keys)
+        loaded = {id(tensor) for key, tensor in state.items() if key not in lacking}
+        # A parameter that the model has under several names is there under one of them.
+        missing = [key for key in state if key in lacking and id(state[key]) not in loaded]
+        if missing:
+            raise ValueError(
+                f"{self._source} lacks {summary(missing)} of the {len(state)} parameters: expected "
+                "weights of this model"
+            )
+        return incompatible
+
+
 class Predictor:
     """A model with all that lies between a picture and its result.
 
     Args:
-        cfg: config of the model and its weights.
+        cfg: config of the model and its weights; they are random if MODEL.WEIGHTS is empty.
         allow_unsafe: load a checkpoint that runs code.
 
     Raises:
@@ -127,7 +145,7 @@ class Predictor:
         check_test_time_augmentation(cfg)
         train_net.check_machine(cfg, 1)
         self.model = build_model(cfg).eval()
-        SafeDetectionCheckpointer(self.model, allow_unsafe=allow_unsafe).load(cfg.MODEL.WEIGHTS)
+        WholeModelCheckpointer(self.model, allow_unsafe=allow_unsafe).load(cfg.MODEL.WEIGHTS)
         self.forward = self.model
         if cfg.TEST.AUG.ENABLED:
             self.forward = build_test_time_augmentation(cfg, self.model)
@@ -201,7 +219,7 @@ def given_classes(cfg: CfgNode, count: train_net.ClassCount, text: str) -> Class
         ValueError: if it is not sound, or the number of its classes is not the model's.
     """
     names, ids = read_classes(text)
-    number = train_net.value_of(cfg, count.key)
+    number = value_of(cfg, count.key)
     if len(names) != number:
         raise ValueError(f"--classes has {len(names)} names, but {count.key} is {number}")
     return Classes(names, ids, [colour_of(k) for k in range(number)])
@@ -222,7 +240,7 @@ def known_classes(cfg: CfgNode, count: train_net.ClassCount, told: Mapping[str, 
     Raises:
         ValueError: if the checkpoint tells of another number of classes.
     """
-    number = train_net.value_of(cfg, count.key)
+    number = value_of(cfg, count.key)
     if count.names in told:
         names = told[count.names]
         if len(names) != number:
@@ -633,6 +651,9 @@ def read_config(args: argparse.Namespace) -> CfgNode:
             f"{args.confidence_threshold}"
         )
     cfg = train_net.read_config(args)
+    if not cfg.MODEL.WEIGHTS:
+        expected = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+        raise ValueError(f"MODEL.WEIGHTS is empty: expected a checkpoint, such as {expected}")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = args.confidence_threshold

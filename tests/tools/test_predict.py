@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNN, build_model
 from PIL import Image
+from torch import nn
 
 from point_rend import SafeDetectionCheckpointer, get_config_file, load_config
 from tests.tiny_datasets import (
@@ -33,6 +34,7 @@ TINY_SEMANTIC = [
     *("MODEL.SEM_SEG_HEAD.POINT_HEAD.FC_DIM", "16"),
 ]
 NAMES = ",".join(KINDS)
+THREE_CLASSES = ["MODEL.ROI_HEADS.NUM_CLASSES", "3"]
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +109,21 @@ def files_below(folder: Path) -> list[str]:
 
 def run(*arguments: object, config: str = POINTREND, opts: Sequence[str] = ()) -> None:
     words = ["--config-file", config, *map(str, arguments)]
-    torch.manual_seed(0)  # of the model's weights
-    predict.main([*words, "--opts", *TINY_MODEL, *opts])
+    predict.main([*words, "--opts", *TINY_MODEL, "MODEL.WEIGHTS", "planted.pkl", *opts])
+
+
+def tiny_model(config: str, opts: Sequence[str]) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(load_config(config, [*TINY_MODEL, *opts])).eval()
+
+
+def checkpoint_of(
+    path: Path, *, config: str = POINTREND, opts: Sequence[str] = THREE_CLASSES, **told: object
+) -> list[str]:
+    """Write a tiny model that tells these of its classes; return the option that names it."""
+    model = tiny_model(config, opts)
+    SafeDetectionCheckpointer(model, str(path.parent), metadata=told).save(path.stem)
+    return ["MODEL.WEIGHTS", str(path)]
 
 
 def exit_code(*arguments: object, config: str = POINTREND, opts: Sequence[str] = ()) -> object:
@@ -343,6 +358,7 @@ def test_a_model_of_instances_finds_up_to_its_number(
 ) -> None:
     arguments = ["--input", images, "--output", tmp_path / "out", "--classes", NAMES]
     opts = ["TEST.AUG.ENABLED", str(augmented), "TEST.AUG.MIN_SIZES", "(48, 64)"]
+    opts += checkpoint_of(tmp_path / "m.pth")
     formats = ["--formats", "pictures", "coco", "--confidence-threshold", 0]
     run(*arguments, *formats, "--batch-size", 2, opts=opts)
     content = json.loads((tmp_path / "out" / "instances.json").read_text())
@@ -356,13 +372,13 @@ def test_a_model_of_instances_finds_up_to_its_number(
 def test_no_instance_has_a_lower_score_than_asked_for(images: Path, tmp_path: Path) -> None:
     def scores(threshold: float) -> list[float]:
         out = tmp_path / str(threshold)
-        torch.manual_seed(0)
         base = ["--input", images, "--classes", NAMES, "--formats", "coco", "--output", out]
         run(*base, "--confidence-threshold", threshold, opts=opts)
         content = json.loads((out / "instances.json").read_text())
         return [x["score"] for x in content["annotations"]]
 
     opts = ["MODEL.PIXEL_STD", "[1e3, 1e3, 1e3]", "TEST.DETECTIONS_PER_IMAGE", "50"]
+    opts += checkpoint_of(tmp_path / "m.pth")
     everything = scores(0)
     middle = float(np.median(everything))
     assert scores(middle) == [x for x in everything if x > middle]
@@ -372,14 +388,12 @@ def test_no_instance_has_a_lower_score_than_asked_for(images: Path, tmp_path: Pa
 def test_label_maps_are_the_best_classes_of_the_model(images: Path, tmp_path: Path) -> None:
     opts = [*TINY_SEMANTIC, "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['p2', 'p3']"]
     arguments = ["--input", images, "--output", tmp_path / "out", "--batch-size", 2]
-    torch.manual_seed(0)
-    run(*arguments, "--formats", "labels", "pictures", config=SEMANTIC, opts=opts)
+    weights = checkpoint_of(tmp_path / "m.pth", config=SEMANTIC, opts=opts)
+    run(*arguments, "--formats", "labels", "pictures", config=SEMANTIC, opts=[*opts, *weights])
     names = [f"{i}.png" for i in range(3)]
     assert files_below(tmp_path / "out") == [*names, *(f"labels/{x}" for x in names)]
 
-    cfg = load_config(SEMANTIC, [*TINY_MODEL, *opts])
-    torch.manual_seed(0)
-    model = build_model(cfg).eval()
+    model = tiny_model(SEMANTIC, opts)
     for name in names:
         pixels = torch.from_numpy(cv2.imread(str(images / name))).permute(2, 0, 1)
         with torch.no_grad():
@@ -392,7 +406,9 @@ def test_label_maps_are_the_best_classes_of_the_model(images: Path, tmp_path: Pa
 def test_a_panoptic_model_gives_pictures_instances_and_labels(images: Path, tmp_path: Path) -> None:
     arguments = ["--input", images, "--output", tmp_path / "out", "--classes", NAMES]
     formats = ["--formats", *predict.FORMATS, "--confidence-threshold", 0]
-    run(*arguments, *formats, config=PANOPTIC, opts=TINY_SEMANTIC)
+    opts = [*THREE_CLASSES, *TINY_SEMANTIC]
+    weights = checkpoint_of(tmp_path / "m.pth", config=PANOPTIC, opts=opts)
+    run(*arguments, *formats, config=PANOPTIC, opts=[*opts, *weights])
     found = files_below(tmp_path / "out")
     assert {"0.png", "1.png", "2.png", "instances.json", "labels/0.png"} <= set(found)
     assert any(x.startswith("masks/0/000_") for x in found)
@@ -409,6 +425,64 @@ def test_a_model_reads_colours_in_its_own_order() -> None:
         seen.append(inputs["image"])
     assert seen[0].dtype == torch.uint8
     assert torch.equal(seen[0], seen[1].flip(0))
+
+
+def test_without_weights_nothing_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "build_model", None)
+    folder = write_pictures(tmp_path / "in", [1])
+    arguments = ["--input", folder, "--output", tmp_path / "out"]
+    assert exit_code(*arguments, opts=["MODEL.WEIGHTS", "", "OUTPUT_DIR", "run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "MODEL.WEIGHTS is empty: expected a checkpoint, such as run/model_final.pth"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_kind_of_model_are_one_error(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = checkpoint_of(tmp_path / "m.pth")
+    arguments = ["--input", images, "--output", tmp_path / "out"]
+    assert exit_code(*arguments, config=SEMANTIC, opts=[*TINY_SEMANTIC, *weights]) == 2
+    theirs, ours = tiny_model(POINTREND, THREE_CLASSES), tiny_model(SEMANTIC, TINY_SEMANTIC)
+    keys = ours.state_dict().keys()
+    missing = [key for key in keys if key not in theirs.state_dict()]
+    assert 0 < len(missing) < len(keys)
+    said = capsys.readouterr().err
+    assert (
+        f"error: {tmp_path / 'm.pth'} lacks {len(missing)} ({', '.join(missing[:5])}, ...) of the "
+        f"{len(keys)} parameters: expected weights of this model"
+    ) in said.splitlines()[-1]
+    assert "not found in the checkpoint" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_may_have_more_than_the_model_and_lack_what_only_training_counts(
+    tmp_path: Path,
+) -> None:
+    state = dict(tiny_model(PANOPTIC, [*THREE_CLASSES, *TINY_SEMANTIC]).state_dict())
+    state = {key: value for key, value in state.items() if "num_batches_tracked" not in key}
+    torch.save({"model": state}, tmp_path / "m.pth")
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "m.pth")]
+    cfg = load_config(SEMANTIC, [*TINY_MODEL, *TINY_SEMANTIC, *weights])
+    loaded = predict.Predictor(cfg).model.state_dict()
+    assert {key.rpartition(".")[2] for key in set(loaded) - set(state)} == {"num_batches_tracked"}
+    assert set(state) - set(loaded)
+    for key in set(loaded) & set(state):
+        assert torch.equal(loaded[key], state[key])
+
+
+def test_a_parameter_of_two_names_may_stand_under_one_in_the_weights(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"first": nn.Linear(2, 2)})
+    torch.save({"model": model.state_dict()}, tmp_path / "m.pth")
+    model["again"] = model["first"]
+    predict.WholeModelCheckpointer(model).load(str(tmp_path / "m.pth"))
+    model["other"] = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"lacks 2 \(other\.weight, other\.bias\) of the 6"):
+        predict.WholeModelCheckpointer(model).load(str(tmp_path / "m.pth"))
 
 
 # Names of classes
@@ -428,16 +502,9 @@ def test_classes_are_those_of_the_data_set_if_their_number_fits() -> None:
 
 
 def test_names_on_the_command_line_give_the_number_of_classes_too() -> None:
-    words = ["--config-file", POINTREND, "--classes", NAMES]
+    words = ["--config-file", POINTREND, "--classes", NAMES, "--opts", "MODEL.WEIGHTS", "m.pkl"]
     args = predict.build_parser("").parse_args(words)
     assert predict.read_config(args).MODEL.ROI_HEADS.NUM_CLASSES == 3
-
-
-def checkpoint_of(path: Path, **told: object) -> list[str]:
-    """Write a tiny model of three classes that tells these of them; return the options for it."""
-    model = build_model(load_config(POINTREND, [*TINY_MODEL, "MODEL.ROI_HEADS.NUM_CLASSES", "3"]))
-    SafeDetectionCheckpointer(model, str(path.parent), metadata=told).save(path.stem)
-    return ["MODEL.WEIGHTS", str(path)]
 
 
 def test_classes_are_those_of_the_checkpoint(images: Path, tmp_path: Path) -> None:
@@ -469,7 +536,7 @@ def test_colours_are_those_of_the_checkpoint_if_there_are_as_many() -> None:
 
 def test_classes_of_results_that_a_model_has_not_do_not_count(tmp_path: Path) -> None:
     told = {"thing_classes": list(KINDS), "stuff_classes": ["sky", "road"]}
-    opts = [*checkpoint_of(tmp_path / "m.pth", **told), "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
+    opts = [*checkpoint_of(tmp_path / "m.pth", **told), *THREE_CLASSES]
     legend = predict.build_legend(load_config(POINTREND, opts), frozenset({"instances"}), None)
     assert legend.things.names == list(KINDS)
 

@@ -18,7 +18,7 @@ from point_rend.sampling import PointSampler
 from point_rend.visualize import View
 from tests.tiny_datasets import HEIGHT, KINDS, POINTREND, TINY_MODEL, WIDTH, process_state_restored
 from tests.tiny_datasets import scene as tiny_scene
-from tests.tools.test_predict import PANOPTIC, SEMANTIC, TINY_SEMANTIC
+from tests.tools.test_predict import PANOPTIC, SEMANTIC, TINY_SEMANTIC, checkpoint_of
 from tools import visualize_points
 from tools.predict import Predictor
 
@@ -69,10 +69,12 @@ def run(
     kind: str, image_file: Path, *arguments: object, opts: Sequence[str] = ()
 ) -> dict[str, Path]:
     config, own = MODELS[kind]
+    own = [*own, *opts]
+    weights = checkpoint_of(image_file.parent / "model.pth", config=config, opts=own)
     output = image_file.parent / "out"
     words = ["--config-file", config, "--input", image_file, "--output", output]
     words += ["--confidence-threshold", 0, "--size", SIZE, *arguments]
-    files = visualize_points.main([*map(str, words), "--opts", *TINY_MODEL, *own, *opts])
+    files = visualize_points.main([*map(str, words), "--opts", *TINY_MODEL, *weights, *own])
     return {file.name: file for file in files}
 
 
@@ -288,6 +290,24 @@ def test_what_means_nothing_is_refused_in_one_line(
     for arguments, opts, message in cases:
         with pytest.raises(SystemExit) as end:
             run("standard", image_file, *arguments, opts=opts)
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (image_file.parent / "out").exists()
+
+
+def test_without_weights_of_the_whole_model_nothing_is_drawn(
+    image_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    semantic = checkpoint_of(
+        image_file.parent / "other.pth", config=SEMANTIC, opts=MODELS["semantic"][1]
+    )
+    cases = [
+        (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty: expected a checkpoint"),
+        (semantic, f"{semantic[1]} lacks "),
+    ]
+    for opts, message in cases:
+        with pytest.raises(SystemExit) as end:
+            run("standard", image_file, opts=opts)
         assert end.value.code == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (image_file.parent / "out").exists()
