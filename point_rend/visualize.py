@@ -393,6 +393,33 @@ class View:
         return shown[0].numpy()
 
 
+def check_output(path: str | Path, *, folder: bool = False) -> None:
+    """Make sure, before the work for it, that what --output names can be written; nothing is left.
+
+    Args:
+        path: Of a file, whose folder need not be there.
+        folder: Whether it is a folder instead, for files in it.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    path = Path(path)
+    nearest = path if folder else path.parent  # folder that is there
+    try:
+        while not os.path.lexists(nearest):
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            reason = f"{nearest} is no folder"
+        elif path.is_dir() and not folder:
+            reason = "it is a folder, expected a file"
+        else:
+            with tempfile.TemporaryFile(dir=nearest):
+                return
+    except OSError as error:
+        reason = f"in {nearest}: {error.strerror}"
+    raise ValueError(f"--output {path} cannot be written: {reason}")
+
+
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Let a file appear complete or not at all; its folder is made.

@@ -1,5 +1,6 @@
 """Pictures of masks and points."""
 
+import errno
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from point_rend.visualize import (
     POINT_COLOUR,
     Panel,
     View,
+    check_output,
     colour_of,
     draw_points,
     match_colours,
@@ -155,6 +157,53 @@ def test_a_file_is_the_former_one_until_it_is_finished(tmp_path: Path) -> None:
         fail()
     assert file.read_text() == "complete"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_output_that_can_be_written_passes_and_nothing_is_left(
+    tmp_path: Path, folder: bool
+) -> None:
+    (tmp_path / "there").mkdir()
+    for output in ("new", "there/new", "new/deep/new"):
+        check_output(tmp_path / output, folder=folder)
+    check_output("new", folder=folder)
+    assert [file.name for file in tmp_path.rglob("*")] == ["there"]
+    (tmp_path / "there" / "file").touch()
+    check_output(tmp_path / "there" / "file" if not folder else tmp_path / "there", folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("output", "folder", "reason"),
+    [
+        ("file", True, "{}/file is no folder"),
+        ("file/new", True, "{}/file is no folder"),
+        ("file/new/newer", False, "{}/file is no folder"),
+        ("nowhere/new", True, "{}/nowhere is no folder"),
+        ("there", False, "it is a folder, expected a file"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_named_with_the_reason(
+    tmp_path: Path, output: str, folder: bool, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="cannot be written") as raised:
+        check_output(tmp_path / output, folder=folder)
+    expected = f"--output {tmp_path / output} cannot be written: {reason.format(tmp_path)}"
+    assert str(raised.value) == expected
+
+
+def test_a_folder_without_the_right_to_write_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "tmp123")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # root may write everywhere
+    with pytest.raises(ValueError, match="cannot be written") as raised:
+        check_output(tmp_path / "a" / "b.json")
+    assert str(raised.value).endswith(f"b.json cannot be written: in {tmp_path}: Permission denied")
 
 
 # Points and names

@@ -27,8 +27,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from point_rend.visualize import check_output, written_whole
+
+# train_net.py is a script beside this folder, not a part of the package.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import train_net
-from point_rend.visualize import written_whole
 from tools.ablate_cells import Figures
 from tools.ablate_sampling import SEEDS, SETTINGS, draw_sampling, format_sampling, sampling
 from tools.ablate_subdivision import (
@@ -124,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("expected -- and options of train_net.py behind it")
     picture = args.output / f"{args.command}.png"
     with train_net.user_errors():
+        check_output(args.output, folder=True)
         if args.command == "subdivision":
             sides, point_sides = args.sides, args.point_sides
             rendered = subdivision(options, args.output, sides, point_sides)

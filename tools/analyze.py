@@ -42,7 +42,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from point_rend import PointRendSemSegHead, SubdivisionPlan, load_config
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from point_rend.semantic_seg import coarse_logits
-from point_rend.visualize import written_whole
+from point_rend.visualize import check_output, written_whole
 
 aten = torch.ops.aten
 
@@ -423,6 +423,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrules the config")
     args = parser.parse_args(argv)
     try:
+        if args.output:
+            check_output(args.output)
         report = analyze(args.config_file, args.opts, tuple(args.image), args.boxes)
         print(format_report(report))
         if args.output:

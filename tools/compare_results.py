@@ -23,7 +23,13 @@ import pycocotools.mask as mask_util
 from point_rend.data.coco import read_coco
 from point_rend.evaluation.instance_scores import compressed_rle
 from point_rend.evaluation.scores import average_precision, format_table
-from point_rend.visualize import match_colours, overlay_masks, save_picture, side_by_side
+from point_rend.visualize import (
+    check_output,
+    match_colours,
+    overlay_masks,
+    save_picture,
+    side_by_side,
+)
 
 # So that the folder of tools can be imported from a script that lies in it.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -101,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, dict[int, list[dict[str, Any]]]] = {}
     try:
         check_names("--results", args.results)
+        check_output(args.output, folder=True)
         content = read_coco(str(args.annotations))
         for name, file in args.results:
             table[name] = average_precision(args.annotations, file)

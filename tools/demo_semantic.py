@@ -35,7 +35,11 @@ from point_rend import SafeDetectionCheckpointer, load_config
 from point_rend.evaluation.scores import format_table
 from point_rend.evaluation.semantic_scores import SemanticScores
 from point_rend.uncertainty import label_map
-from point_rend.visualize import save_picture, side_by_side, stack
+from point_rend.visualize import check_output, save_picture, side_by_side, stack
+
+# So that the folder of tools can be imported from a script that lies in it.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 from tools.demo import REPOSITORY, closeup, run_step
 
 CONFIG = REPOSITORY / "configs" / "Demo" / "pointrend_semantic_streets.yaml"
@@ -157,7 +161,11 @@ def evaluate(data: Path, weights: Path, pictures: Path) -> dict[str, dict[str, f
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the demo."""
+    """Run the demo.
+
+    Raises:
+        SystemExit: With code 2 if --output cannot be written, with that of a step that failed.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m tools.demo_semantic",
         description="Train, evaluate and look at a small semantic PointRend.",
@@ -169,6 +177,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     name = "demo-semantic-quick" if args.quick else "demo-semantic"
     output = (args.output or REPOSITORY / "output" / name).resolve()
+    try:
+        check_output(output, folder=True)
+    except ValueError as error:
+        parser.error(str(error))
     num_train, num_val, opts = (8, 2, QUICK) if args.quick else (NUM_TRAIN, NUM_VAL, ())
     start = time.monotonic()
 

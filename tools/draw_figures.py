@@ -12,6 +12,7 @@ the published config builds; it needs no trained model.
 import argparse
 import contextlib
 import io
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,13 @@ from pathlib import Path
 from detectron2.layers import ShapeSpec
 from PIL import Image
 
-import train_net
 from point_rend import StandardPointHead, get_config_file, load_config
-from point_rend.visualize import written_whole
+from point_rend.visualize import check_output, written_whole
+
+# train_net.py is a script beside this folder, not a part of the package.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import train_net
 from tools import visualize_points
 
 CONFIG = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
@@ -183,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         weights = args.demo / "pointrend" / "model_final.pth"
         if not weights.is_file():
             raise FileNotFoundError(f"{weights} is missing: run tools/demo.py first")
+        check_output(args.output, folder=True)
     files = draw_pictures(args.demo, args.output)
     files.append(args.output / "point-head.svg")
     with written_whole(files[-1]) as unfinished:

@@ -28,7 +28,7 @@ from point_rend.evaluation.scores import (
     has_masks,
     read_results,
 )
-from point_rend.visualize import written_whole
+from point_rend.visualize import check_output, written_whole
 
 Figures = dict[str, float]
 NAMES = {"bbox": "box AP", "segm": "AP", "boundary": "boundary AP"}
@@ -139,8 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         masks = {name: has_masks(results, file) for name, (file, results) in files.items()}
         if any(masks.values()):
             check_true_masks(args.annotations, content)
-        if args.output and args.output.is_dir():
-            raise ValueError(f"--output: {args.output} is a folder, expected a file")
+        if args.output:
+            check_output(args.output)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 

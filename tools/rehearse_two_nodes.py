@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from point_rend.data.shapes import generate
+from point_rend.visualize import check_output
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "configs" / "Demo" / "pointrend_shapes.yaml"
@@ -137,7 +138,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     lacking = missing()
     if lacking:
         parser.error(lacking)
-    arguments = args.arguments or demo_arguments(args.output.resolve())
+    try:
+        if not args.arguments:
+            check_output(args.output, folder=True)
+        arguments = args.arguments or demo_arguments(args.output.resolve())
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     commands = [command_of(node, args.launcher, args.processes, arguments) for node in range(2)]
     codes = rehearse(commands, {"OMP_NUM_THREADS": "1", **os.environ})
     print(f"exit codes: {', '.join(map(str, codes))}")

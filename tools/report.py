@@ -35,7 +35,7 @@ from point_rend.evaluation.instance_scores import (
     summary,
 )
 from point_rend.evaluation.scores import has_masks, read_results
-from point_rend.visualize import written_whole
+from point_rend.visualize import check_output, written_whole
 
 # So that the folder of tools can be imported from a script that lies in it.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -438,6 +438,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.items < 1:
             raise ValueError(f"--items: expected 1 or more, got {args.items}")
+        check_output(args.output)
         text = report(args)
         with written_whole(args.output) as unfinished:
             unfinished.write_text(text, encoding="utf-8", errors="replace")

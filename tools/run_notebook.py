@@ -34,7 +34,7 @@ from nbclient.exceptions import CellExecutionError
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import train_net
-from point_rend.visualize import written_whole
+from point_rend.visualize import check_output, written_whole
 
 FAILED = 1  # exit code if a cell does not run
 PARAMETERS = "parameters"
@@ -171,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.output or args.notebook
     with train_net.user_errors():
         notebook = with_parameters(read_notebook(args.notebook), dict(args.values))
+        check_output(output)
     try:
         done = execute(notebook, args.notebook.resolve().parent)
     except CellExecutionError as error:

@@ -229,3 +229,10 @@ def test_options_of_train_net_are_expected(tmp_path: Path, capsys: pytest.Captur
 def test_sides_are_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     said = refusal(["subdivision", "--output", str(tmp_path), "--sides", "28,x"], capsys)
     assert "expected numbers with commas between them, got '28,x'" in said
+
+
+def test_an_output_that_is_a_file_is_named_before_the_work(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+):
+    said = refusal(command(Path(options[-1]), options), capsys)
+    assert f"--output {options[-1]} cannot be written: {options[-1]} is no folder" in said

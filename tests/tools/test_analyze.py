@@ -223,7 +223,8 @@ def test_numbers_have_three_digits_and_a_unit(number: int | None, text: str):
     [
         (["--boxes", "0"], "--boxes: expected 1 or more, got 0"),
         (["--image", "480", "0"], "--image: expected a height and a width of 1 or more, got (480,"),
-        (["--boxes", "1", "--output", f"{__file__}/cost.json"], "error: [Errno"),
+        (["--boxes", "1", "--output", f"{__file__}/cost.json"], "cannot be written: "),
+        (["--image", "0", "0", "--output", str(Path(__file__).parent)], "it is a folder, expected"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(

@@ -80,3 +80,12 @@ def test_a_file_that_is_not_there_is_named(
 ) -> None:
     said = refusal(command(planted, "output", "a=nowhere.json"), capsys)
     assert "expected [NAME=]FILE with a file that exists, got a=nowhere.json" in said
+
+
+def test_an_output_that_is_a_file_is_named_before_the_work(
+    planted: Planted, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_results, "average_precision", None)
+    file = planted.folder / f"{NAMES[0]}.json"
+    said = refusal(command(planted, file.name, str(file)), capsys)
+    assert f"--output {file} cannot be written: {file} is no folder" in said

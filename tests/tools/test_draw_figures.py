@@ -81,3 +81,16 @@ def test_a_demo_that_has_not_run_is_one_error(tmp_path: Path, capsys: pytest.Cap
     assert message.count("\n") == 1
     assert "model_final.pth is missing: run tools/demo.py first" in message
     assert not (tmp_path / "figures").exists()
+
+
+def test_an_output_that_is_a_file_is_named_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    weights = tmp_path / "pointrend" / "model_final.pth"
+    weights.parent.mkdir()
+    weights.touch()
+    monkeypatch.setattr(draw_figures, "draw_pictures", None)
+    with pytest.raises(SystemExit) as raised:
+        draw_figures.main(["--demo", str(tmp_path), "--output", str(weights)])
+    assert raised.value.code == 2
+    assert f"--output {weights} cannot be written: " in capsys.readouterr().err

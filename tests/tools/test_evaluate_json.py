@@ -297,3 +297,15 @@ def test_a_missing_lvis_is_named(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     error = refusal(files, capsys, "--lvis-annotations", str(files.lvis), exact=files.results())
     assert "needs the package lvis: pip install lvis" in error
+
+
+@pytest.mark.parametrize("name", ["file/scores.json", "folder"])
+def test_an_output_that_cannot_be_written_is_named_before_the_work(
+    files: Files, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (files.folder / "file").touch()
+    (files.folder / "folder").mkdir()
+    monkeypatch.setattr(evaluate_json, "InstanceScores", None)
+    output = str(files.folder / name)
+    error = refusal(files, capsys, "--output", output, exact=files.results())
+    assert f"--output {output} cannot be written: " in error

@@ -34,6 +34,22 @@ def test_namespaces_that_cannot_be_made_are_said_to_be_the_reason(
     assert "no right" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_used_is_named_before_the_rehearsal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tool, "missing", str)
+    monkeypatch.setattr(tool, "rehearse", None)
+    file = tmp_path / "shapes" / "file"
+    file.parent.mkdir()
+    file.touch()
+    said = {file: f"--output {file} cannot be written", tmp_path: f"{file.parent} is not empty"}
+    for output, message in said.items():
+        with pytest.raises(SystemExit) as ended:
+            tool.main(["--output", str(output)])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_rehearsal_that_is_killed_leaves_nothing_running() -> None:
     script = (
         "import os\n"

@@ -398,3 +398,10 @@ def test_nothing_is_left_behind_after_an_error(planted, capsys, tmp_path):
     output = tmp_path / "new.html"
     refusal(planted, capsys, "--output", str(output), "--items", "0")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_a_folder_is_named_before_the_work(planted, capsys, monkeypatch):
+    monkeypatch.setattr(report, "report", None)
+    error = refusal(planted, capsys, "--output", str(planted.images))
+    expected = f"--output {planted.images} cannot be written: it is a folder, expected a file"
+    assert expected in error

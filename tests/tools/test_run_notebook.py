@@ -75,6 +75,8 @@ def test_a_cell_that_does_not_run_leaves_the_file_as_it_was(
         (["text.ipynb"], "text.ipynb is not a notebook"),
         (["list.ipynb"], "list.ipynb is not a notebook"),
         (["notebook.ipynb", "--set", "SIDE"], "expected NAME=VALUE, got 'SIDE'"),
+        (["notebook.ipynb", "--output", "."], "--output . cannot be written: it is a folder"),
+        (["notebook.ipynb", "--output", "list.ipynb/a"], "written: list.ipynb is no folder"),
     ],
 )
 def test_what_the_user_gets_wrong_is_one_line(
@@ -88,6 +90,7 @@ def test_what_the_user_gets_wrong_is_one_line(
     (tmp_path / "text.ipynb").write_text("# Text\n")
     (tmp_path / "list.ipynb").write_text("[1]\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_notebook, "execute", None)
     with pytest.raises(SystemExit) as end:
         run_notebook.main(arguments)
     assert end.value.code == 2
