@@ -8,7 +8,7 @@ takes the options of Detectron2's demo.py; models of instances, of semantic and 
 segmentation will do. Without --output the results are shown in a window.
 
 A file that cannot be read is named at the end, and the exit code is 1 then; it is 2 after an error
-that stops everything, 130 after Ctrl-C, which completes what was begun.
+that stops everything, such as no input at all, 130 after Ctrl-C, which completes what was begun.
 """
 
 import argparse
@@ -598,8 +598,8 @@ class Results:
         return self.window is None or picture is None or self.window.show(picture)
 
     def finish(self) -> None:
-        """Write what belongs to all images together."""
-        if self.folder is not None and "coco" in self.formats:
+        """Write what belongs to all images together, if there was any."""
+        if self.folder is not None and self.coco.content["images"]:
             self.coco.save(self.folder / "instances.json")
 
 
@@ -777,6 +777,8 @@ def _open(
 
     if not is_video:
         files, missing = find_images(args.input)
+        if not files:
+            raise ValueError(f"--input: {'; '.join(missing)}")
         failures += missing
         if file is not None and len(files) > 1:
             raise ValueError(f"--output {file} is one file, but there are {len(files)} images")
@@ -790,6 +792,8 @@ def _open(
     if not capture.isOpened():
         if args.webcam:
             raise ValueError("--webcam: there is no camera")
+        if not os.path.exists(args.video_input):
+            raise FileNotFoundError(f"--video-input: there is no video {args.video_input}")
         failures.append(f"{args.video_input}: not a video that OpenCV can read")
     video = None
     if folder is not None and not args.frames:

@@ -188,6 +188,39 @@ def test_a_file_that_cannot_be_read_is_named_at_the_end_and_stops_nothing(
         assert name in line
 
 
+def test_without_any_input_no_model_is_built_and_former_results_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "Predictor", None)
+    former = tmp_path / "out" / "instances.json"
+    former.parent.mkdir()
+    former.write_text("former")
+    (tmp_path / "empty").mkdir()
+    missing, empty, video = (tmp_path / x for x in ("no.jpg", "empty", "no.mp4"))
+    cases = [
+        (["--input", missing, empty], f"{missing}: there is no image; {empty}: there is no image"),
+        (["--video-input", video], f"--video-input: there is no video {video}"),
+    ]
+    for source, message in cases:
+        assert exit_code(*source, "--output", former.parent, "--formats", "coco", "pictures") == 2
+        assert capsys.readouterr().err.splitlines()[-1].endswith(message)
+    assert files_below(tmp_path) == ["out/instances.json"]
+    assert former.read_text() == "former"
+
+
+@pytest.mark.usefixtures("_planted")
+def test_if_no_input_can_be_read_former_results_stay(tmp_path: Path) -> None:
+    former = tmp_path / "out" / "instances.json"
+    former.parent.mkdir()
+    former.write_text("former")
+    broken = [tmp_path / "broken.jpg", tmp_path / "broken.mp4"]
+    for option, file in zip(("--input", "--video-input"), broken, strict=True):
+        file.write_text("neither")
+        assert exit_code(option, file, "--output", former.parent, "--formats", "coco") == 1
+    assert files_below(former.parent) == ["instances.json"]
+    assert former.read_text() == "former"
+
+
 @pytest.mark.usefixtures("_planted")
 def test_a_picture_that_would_not_be_read_as_it_is_counts_as_unreadable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
