@@ -207,7 +207,13 @@ def read_classes(text: str) -> tuple[list[str], list[int]]:
     if text.endswith(".json"):
         categories = sorted(read_coco(text)["categories"], key=lambda category: category["id"])
         return [x["name"] for x in categories], [x["id"] for x in categories]
-    names = read_class_names(text)
+    try:
+        names = read_class_names(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--classes {text}: expected text in UTF-8, one name per line, or a COCO file *.json: "
+            f"{error}"
+        ) from error
     return names, list(range(1, len(names) + 1))
 
 

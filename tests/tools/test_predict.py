@@ -534,6 +534,19 @@ def test_classes_are_those_of_the_data_set_if_their_number_fits() -> None:
     assert unknown.ids == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["names.txt", "names.json", "names"])
+def test_a_file_of_classes_that_is_no_text_is_named(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"\x89PNG\xff")
+    folder = write_pictures(tmp_path / "in", [1])
+    assert exit_code("--input", folder, "--output", tmp_path / "out", "--classes", file) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(file) in line
+    assert "expected text in UTF-8" in line or "not JSON" in line
+
+
 def test_names_on_the_command_line_give_the_number_of_classes_too() -> None:
     words = ["--config-file", POINTREND, "--classes", NAMES, "--opts", "MODEL.WEIGHTS", "m.pkl"]
     args = predict.build_parser("").parse_args(words)
