@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Literal
+from urllib.error import URLError
 from urllib.parse import urlparse
 
 import numpy as np
@@ -308,6 +309,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: if there is no such file.
+            OSError: if it cannot be downloaded.
             DamagedError: if the file is damaged.
             ValueError: if the file asks for code to run, holds the same parameter under two names,
                 or has shapes that the model does not.
@@ -317,6 +319,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         self._source = path
         try:
             return super().load(path, checkpointables)
+        except URLError as error:
+            raise OSError(f"checkpoint {path} cannot be downloaded: {error.reason}") from error
         finally:
             self._parsed_url_during_load = None  # the parent leaves it behind after an error
 

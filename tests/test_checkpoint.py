@@ -706,6 +706,14 @@ def test_a_refusal_names_the_function_that_the_file_asks_for(tmp_path: Path):
         SafeDetectionCheckpointer(net()).load(str(tmp_path / "model.pth"))
 
 
+def test_a_download_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    url = "http://127.0.0.1:9/weights.pkl"  # the port where nobody listens
+    with pytest.raises(OSError, match=rf"checkpoint {url} cannot be downloaded: "):
+        SafeDetectionCheckpointer(net()).load(url)
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*nothing\.pth"):
         SafeDetectionCheckpointer(net()).load(str(tmp_path / "nothing.pth"))
