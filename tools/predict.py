@@ -7,8 +7,9 @@
 takes the options of Detectron2's demo.py; models of instances, of semantic and of panoptic
 segmentation will do. Without --output the results are shown in a window.
 
-A file that cannot be read is named at the end, and the exit code is 1 then; it is 2 after an error
-that stops everything, such as no input at all, 130 after Ctrl-C, which completes what was begun.
+A file that cannot be read, or not all of it, is named at the end, and the exit code is 1 then; it is
+2 after an error that stops everything, such as no input at all, 130 after Ctrl-C, which completes
+what was begun.
 """
 
 import argparse
@@ -64,6 +65,7 @@ INTERRUPTED = 130
 FORMATS = ("pictures", "coco", "masks", "labels")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov")
 CODECS = {".avi": "MJPG"}  # of OpenCV, by suffix; of all others it is mp4v
+MATROSKA_PARTS = (b"\x1aE\xdf\xa3", b"\x18S\x80g")  # header and segment
 FRAMES_PER_SECOND = 25.0  # of a camera that does not say
 WINDOW = "PointRend"
 ESCAPE = 27
@@ -393,15 +395,59 @@ def read_images(files: Mapping[str, Path], failures: list[str]) -> Iterator[Fram
         yield Frame(f"{name}.png" if twin else name, image)
 
 
-def read_video(capture: cv2.VideoCapture, name: str) -> Iterator[Frame]:
-    """Read a video frame by frame, as far as it goes."""
+def read_video(capture: cv2.VideoCapture, file: str, failures: list[str]) -> Iterator[Frame]:
+    """Read a video frame by frame; if it is not whole, it is added to the failures as far as it is.
+
+    It is not whole if fewer frames come than are announced and its file is cut off. The number
+    alone says little: of many files OpenCV estimates it from the duration, which sound may prolong,
+    and a rate that need not be constant; and it counts frames that a trimmed video hides.
+    """
     number = 0
     while True:
         is_there, image = capture.read()
         if not is_there:
-            return
+            break
         number += 1
-        yield Frame(f"{name}/{number:06d}.png", image)
+        yield Frame(f"{Path(file).stem}/{number:06d}.png", image)
+    announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if number == 0:
+        failures.append(f"{file}: not a video that OpenCV can read")
+    elif number < announced and is_cut_off(Path(file)):
+        failures.append(f"{file}: is cut off after {number} of {announced} frames")
+
+
+def is_cut_off(file: Path) -> bool:
+    """Tell whether a video ends inside one of the parts that say their lengths.
+
+    AVI, MP4, MOV, Matroska and WebM are made of such; other files do not count as cut off.
+    """
+    if not file.is_file():
+        return False
+    with file.open("rb") as video:
+        size = video.seek(0, os.SEEK_END)
+        start = 0
+        while start < size:
+            video.seek(start)
+            length = _length_of_part(video.read(16).ljust(16, b"\0"))
+            if length is None:
+                return False
+            start += length
+    return start > size
+
+
+def _length_of_part(head: bytes) -> int | None:
+    """Read how many bytes a part of a video has out of its first 16; None if it does not say."""
+    if head[:4] == b"RIFF":  # AVI
+        return 8 + int.from_bytes(head[4:8], "little")
+    if head[:4] in MATROSKA_PARTS:
+        width = 9 - head[4].bit_length()  # the first bit that is set tells how many bytes
+        largest = (1 << 7 * width) - 1
+        length = int.from_bytes(head[4 : 4 + width], "big") & largest
+        return None if length == largest else 4 + width + length
+    length = int.from_bytes(head[:4], "big")
+    if length == 1:  # it does not fit into four bytes
+        length = int.from_bytes(head[8:16], "big")
+    return length if head[4:8].isalnum() and length >= 8 else None  # a box of MP4 or MOV
 
 
 def batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
@@ -707,10 +753,10 @@ def check_formats(formats: Sequence[str], outputs: frozenset[str]) -> None:
 
 
 def open_video(args: argparse.Namespace) -> tuple[cv2.VideoCapture, str]:
-    """Open the video or the camera; return also the name of its results, without suffix."""
+    """Open the video or the camera; return also the file, after which results are called."""
     if args.webcam:
         return cv2.VideoCapture(0), "webcam"
-    return cv2.VideoCapture(args.video_input), Path(args.video_input).stem
+    return cv2.VideoCapture(args.video_input), args.video_input
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -793,18 +839,18 @@ def _open(
         results = Results(legend, args.formats, folder=folder, picture=file, window=window)
         return read_images(files, failures), len(files), results
 
-    capture, name = open_video(args)
+    capture, source = open_video(args)
     stack.callback(capture.release)
     if not capture.isOpened():
         if args.webcam:
             raise ValueError("--webcam: there is no camera")
         if not os.path.exists(args.video_input):
             raise FileNotFoundError(f"--video-input: there is no video {args.video_input}")
-        failures.append(f"{args.video_input}: not a video that OpenCV can read")
     video = None
     if folder is not None and not args.frames:
-        suffix = Path(args.video_input or "").suffix.lower()
-        file = file or folder / f"{name}{suffix if suffix in VIDEO_SUFFIXES else '.mp4'}"
+        suffix = Path(source).suffix.lower()
+        name = f"{Path(source).stem}{suffix if suffix in VIDEO_SUFFIXES else '.mp4'}"
+        file = file or folder / name
         if args.video_input is not None:
             check_that_inputs_stay([Path(args.video_input)], [file])
         rate = capture.get(cv2.CAP_PROP_FPS) or FRAMES_PER_SECOND
@@ -813,7 +859,7 @@ def _open(
     results = Results(
         legend, args.formats, folder=folder, video=video, window=window, by_class=True
     )
-    return read_video(capture, name), total if total > 0 else None, results
+    return read_video(capture, source, failures), total if total > 0 else None, results
 
 
 def check_that_inputs_stay(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
