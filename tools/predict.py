@@ -7,9 +7,9 @@
 takes the options of Detectron2's demo.py; models of instances, of semantic and of panoptic
 segmentation will do. Without --output the results are shown in a window.
 
-A file that cannot be read, or not all of it, is named at the end, and the exit code is 1 then; it is
-2 after an error that stops everything, such as no input at all, 130 after Ctrl-C, which completes
-what was begun.
+A file that cannot be read, or not to its end, is named when all are done, and the exit code is 1
+then; it is 2 after an error that stops everything, such as no input at all, 130 after Ctrl-C, which
+completes what was begun.
 """
 
 import argparse
