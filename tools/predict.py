@@ -7,9 +7,9 @@
 takes the options of Detectron2's demo.py; models of instances, of semantic and of panoptic
 segmentation will do. Without --output the results are shown in a window.
 
-A file that cannot be read, or not to its end, is named when all are done, and the exit code is 1
-then; it is 2 after an error that stops everything, such as no input at all, 130 after Ctrl-C, which
-completes what was begun.
+A file that cannot be read is named when all are done, and the exit code is 1 then; it is 2 after an
+error that stops everything, such as no input at all, 130 after Ctrl-C, which completes what was
+begun.
 """
 
 import argparse
@@ -65,7 +65,6 @@ INTERRUPTED = 130
 FORMATS = ("pictures", "coco", "masks", "labels")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov")
 CODECS = {".avi": "MJPG"}  # of OpenCV, by suffix; of all others it is mp4v
-MATROSKA_PARTS = (b"\x1aE\xdf\xa3", b"\x18S\x80g")  # header and segment
 FRAMES_PER_SECOND = 25.0  # of a camera that does not say
 WINDOW = "PointRend"
 ESCAPE = 27
@@ -396,11 +395,10 @@ def read_images(files: Mapping[str, Path], failures: list[str]) -> Iterator[Fram
 
 
 def read_video(capture: cv2.VideoCapture, file: str, failures: list[str]) -> Iterator[Frame]:
-    """Read a video frame by frame; if it is not whole, it is added to the failures as far as it is.
+    """Read a video frame by frame; one without a frame that can be read is added to the failures.
 
-    It is not whole if fewer frames come than are announced and its file is cut off. The number
-    alone says little: of many files OpenCV estimates it from the duration, which sound may prolong,
-    and a rate that need not be constant; and it counts frames that a trimmed video hides.
+    A file may be cut off, or announce more frames than it has: which of both OpenCV cannot tell, so
+    that fewer frames than announced are told and are no failure.
     """
     number = 0
     while True:
@@ -412,42 +410,8 @@ def read_video(capture: cv2.VideoCapture, file: str, failures: list[str]) -> Ite
     announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     if number == 0:
         failures.append(f"{file}: not a video that OpenCV can read")
-    elif number < announced and is_cut_off(Path(file)):
-        failures.append(f"{file}: is cut off after {number} of {announced} frames")
-
-
-def is_cut_off(file: Path) -> bool:
-    """Tell whether a video ends inside one of the parts that say their lengths.
-
-    AVI, MP4, MOV, Matroska and WebM are made of such; other files do not count as cut off.
-    """
-    if not file.is_file():
-        return False
-    with file.open("rb") as video:
-        size = video.seek(0, os.SEEK_END)
-        start = 0
-        while start < size:
-            video.seek(start)
-            length = _length_of_part(video.read(16).ljust(16, b"\0"))
-            if length is None:
-                return False
-            start += length
-    return start > size
-
-
-def _length_of_part(head: bytes) -> int | None:
-    """Read how many bytes a part of a video has out of its first 16; None if it does not say."""
-    if head[:4] == b"RIFF":  # AVI
-        return 8 + int.from_bytes(head[4:8], "little")
-    if head[:4] in MATROSKA_PARTS:
-        width = 9 - head[4].bit_length()  # the first bit that is set tells how many bytes
-        largest = (1 << 7 * width) - 1
-        length = int.from_bytes(head[4 : 4 + width], "big") & largest
-        return None if length == largest else 4 + width + length
-    length = int.from_bytes(head[:4], "big")
-    if length == 1:  # it does not fit into four bytes
-        length = int.from_bytes(head[8:16], "big")
-    return length if head[4:8].isalnum() and length >= 8 else None  # a box of MP4 or MOV
+    elif number < announced:
+        print(f"{file}: {number} frames, of {announced} that it announces", file=sys.stderr)
 
 
 def batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
