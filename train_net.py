@@ -180,7 +180,7 @@ def setup(args: argparse.Namespace) -> Run:
     check_config(cfg, training=training)
     check_test_time_augmentation(cfg)
     check_machine(cfg, args.num_gpus)
-    check_weights(cfg, args)
+    has_weights = check_weights(cfg, args)
     if training:
         check_shares(cfg, max(comm.get_world_size(), args.num_gpus * args.num_machines))
     check_evaluators(train, test, outputs=outputs)
@@ -190,6 +190,8 @@ def setup(args: argparse.Namespace) -> Run:
     set_up_logger(cfg)
     for key in filled:
         logger.info("%s is %d, as the data sets have", key, value_of(cfg, key))
+    if args.eval_only and not has_weights:
+        logger.warning("MODEL.WEIGHTS is empty: what is evaluated is a model of random weights")
     unclean: tuple[str, ...] = ()
     skips = cfg.DATALOADER.ON_CORRUPT_IMAGE == "skip"
     if "instances" in outputs:
@@ -348,23 +350,21 @@ def check_machine(cfg: CfgNode, num_gpus: int) -> None:
         raise ValueError(f"--num-gpus is {num_gpus}, but this machine has {available} CUDA devices")
 
 
-def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Refuse weights that are not there, and an evaluation of random ones.
+def check_weights(cfg: CfgNode, args: argparse.Namespace) -> bool:
+    """Refuse weights that are not there.
+
+    Returns:
+        Whether there are any: a model starts from them, or from the checkpoint that is resumed.
 
     Raises:
         FileNotFoundError: If MODEL.WEIGHTS names a file that does not exist.
-        ValueError: If there is nothing to evaluate.
     """
-    weights = cfg.MODEL.WEIGHTS
     if args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
-        return
-    if args.eval_only and not weights:
-        raise ValueError(
-            "MODEL.WEIGHTS is empty: --eval-only needs a checkpoint, such as "
-            f"MODEL.WEIGHTS {os.path.join(cfg.OUTPUT_DIR, 'model_final.pth')}"
-        )
+        return True
+    weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not os.path.isfile(without_query(weights)):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {weights}")
+    return bool(weights)
 
 
 def check_shares(cfg: CfgNode, num_processes: int) -> None:

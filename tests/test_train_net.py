@@ -307,14 +307,19 @@ def test_a_failure_or_an_evaluation_puts_the_config_of_the_training_back(tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_random_weights_are_not_evaluated(
-    tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_an_evaluation_of_random_weights_says_so(
+    more: tuple[str, ...], tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output"
-    for more in ((), ("--resume",)):
-        said = refusal(command(tiny, output, "--eval-only", *more), capsys)
-        assert "MODEL.WEIGHTS is empty: --eval-only needs a checkpoint" in said
-        assert "model_final.pth" in said
+    for weights, expected in (
+        ([], True),
+        (random_weights(command(tiny, output), tmp_path / "weights.pth"), False),
+    ):
+        capsys.readouterr()
+        argv = command(tiny, output, "--eval-only", *more, *weights)
+        train_net.setup(train_net.build_parser().parse_args(argv))
+        assert ("MODEL.WEIGHTS is empty" in capsys.readouterr().out) == expected
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def test_evaluation_in_two_processes_gives_the_results_of_one(
 ) -> None:
     one, two, weights = (tmp_path / name for name in ("one", "two", "model.pth"))
     argv = ["--eval-only", "MODEL.WEIGHTS", str(weights)]
+    weights.touch()  # where there is nothing, nothing begins
     job = train_net.setup(train_net.build_parser().parse_args(command(tiny, one, *argv)))
     torch.manual_seed(0)
     torch.save({"model": build_model(job.cfg).state_dict()}, weights)
@@ -116,6 +117,7 @@ def test_label_maps_are_evaluated_in_two_processes_as_in_one(tmp_path: Path) -> 
     argv += write_sem_seg(tmp_path / "tiny", scales=(1, 1, 1.5))
     options = [*TINY_MODEL, *HEADS["PointRendSemSegHead"], "MODEL.WEIGHTS", str(weights)]
     options += ["DATASETS.TRAIN", "('tiny',)", "DATASETS.TEST", "('tiny',)", "OUTPUT_DIR"]
+    weights.touch()
     job = train_net.setup(
         train_net.build_parser().parse_args([*argv, *options, str(tmp_path / "one")])
     )
