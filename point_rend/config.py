@@ -289,7 +289,8 @@ def _check_numbers(cfg: CfgNode, *, training: bool) -> None:
             raise ValueError(f"{key} must be {least} or more, got {value}")
 
 
-RESNET_DEPTHS = (18, 34, 50, 101, 152)  # that Detectron2 builds
+RESNET_DEPTHS = (18, 34, 50, 101, 152)  # that Detectron2's own ResNets have
+RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone")
 
 
 def _check_registered_names(cfg: CfgNode) -> None:
@@ -297,7 +298,7 @@ def _check_registered_names(cfg: CfgNode) -> None:
     image_formats = ("BGR", "YUV-BT.601", *Image.MODES)  # Detectron2's own, and Pillow's
     if cfg.INPUT.FORMAT not in image_formats:
         raise ValueError(f"INPUT.FORMAT must be BGR, RGB or L, got {cfg.INPUT.FORMAT!r}")
-    if "resnet" in model.BACKBONE.NAME and model.RESNETS.DEPTH not in RESNET_DEPTHS:
+    if model.BACKBONE.NAME in RESNETS and model.RESNETS.DEPTH not in RESNET_DEPTHS:
         raise ValueError(
             f"MODEL.RESNETS.DEPTH must be one of {RESNET_DEPTHS}, got {model.RESNETS.DEPTH}"
         )
