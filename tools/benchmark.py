@@ -456,7 +456,8 @@ def save_plot(records: Sequence[Record], file: Path) -> None:
         ):
             values = [quantity(side) if side else 0 for side in sides]
             panel.barh([i + offset for i in range(len(sides))], values, height=0.4, label=label)
-        panel.set_xscale("log")
+        if panel.dataLim.minposx < math.inf:  # a logarithmic axis needs a positive value
+            panel.set_xscale("log")
         panel.set_xlabel(title)
         panel.grid(axis="x", alpha=0.3)
         panel.legend()

@@ -617,6 +617,14 @@ def test_a_rival_that_was_not_run_leaves_a_gap_in_the_report(tmp_path: Path) -> 
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.parametrize("theirs", [None, 0.0])
+def test_what_took_no_measurable_memory_is_drawn_as_nothing(
+    tmp_path: Path, theirs: float | None
+) -> None:
+    benchmark.save_report(tmp_path, "nothing", [record(0.0, theirs)], "table", "{}")
+    assert cv2.imread(str(tmp_path / "nothing.png")).std() > 0
+
+
 def test_a_difference_that_is_not_a_number_is_none_in_json() -> None:
     agreement = benchmark_cases.Agreement(largest=float("nan"), differing=float("inf"))
     measured = benchmark.dataclasses.replace(record(1, 2), agreement=agreement)
