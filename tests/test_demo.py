@@ -3,13 +3,14 @@
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
 
 from point_rend.data.shapes import Split, generate
-from tools import demo
+from tools import demo, demo_semantic
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,22 @@ def test_a_closeup_shows_the_middle_of_the_box_in_the_middle() -> None:
     assert cut.shape == (60, 60, 3)
     assert (cut[10:50, 10:50] > 150).all()
     assert cut[:3, :3].max() < 40
+
+
+@pytest.mark.parametrize("tool", [demo, demo_semantic])
+def test_an_output_that_is_a_file_is_named_before_the_work(
+    tool: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tool, "run_step", None)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit) as ended:
+        tool.main(["--quick", "--output", str(file)])
+    assert ended.value.code == 2
+    assert f"--output {file} cannot be written: {file} is no folder" in capsys.readouterr().err
 
 
 def test_a_failing_step_is_named_and_its_exit_code_kept(

@@ -54,16 +54,6 @@ def test_the_largest_object_of_a_class_is_found_with_its_box():
     assert found[24][1].tolist() == [9, 0, 10, 1]
 
 
-def test_an_output_that_is_a_file_is_named_before_the_work(tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.setattr(demo_semantic, "run_step", None)
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(SystemExit) as ended:
-        demo_semantic.main(["--quick", "--output", str(file)])
-    assert ended.value.code == 2
-    assert f"--output {file} cannot be written: {file} is no folder" in capsys.readouterr().err
-
-
 def test_the_quick_demo_runs_from_nothing_to_pictures(tmp_path: Path, capfd, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

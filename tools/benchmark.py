@@ -51,7 +51,7 @@ import detectron2
 import torch
 from torch import nn
 
-from point_rend.visualize import written_whole
+from point_rend.visualize import check_output, written_whole
 
 # So that the folder of tools can be imported from a script that lies in it.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -555,8 +555,8 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
         settings = _settings(args)
         cases = [case for name in names for case in CASES[name](settings)]
         if args.output:
-            args.output.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
+            check_output(args.output, folder=True)
+    except ValueError as error:
         parser.error(str(error))
     try:
         for case in cases:

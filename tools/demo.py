@@ -33,6 +33,7 @@ from detectron2.modeling import build_model
 from point_rend import SafeDetectionCheckpointer, load_config
 from point_rend.evaluation.scores import average_precision, format_table
 from point_rend.visualize import (
+    check_output,
     colour_of,
     match_colours,
     overlay_masks,
@@ -58,6 +59,36 @@ class Instances(NamedTuple):
 
     masks: np.ndarray  # (I, H, W) bool at the size of the picture
     boxes: np.ndarray  # (I, 4) x0, y0, x1, y1 in pixels of the picture
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, name: str
+) -> tuple[Path, bool]:
+    """Read the command line of a demo.
+
+    Args:
+        parser: without arguments yet.
+        argv: the arguments; those of the process if None.
+        name: of the folder in output/ where --output is not given; with --quick another.
+
+    Returns:
+        The folder of the results, absolute, and whether the run shall be quick.
+
+    Raises:
+        SystemExit: with code 2 if --output cannot be written.
+    """
+    parser.add_argument("--output", type=Path, help=f"directory (default output/{name})")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few images and steps: only shows that it all runs"
+    )
+    args = parser.parse_args(argv)
+    default = REPOSITORY / "output" / (f"{name}-quick" if args.quick else name)
+    output = (args.output or default).resolve()
+    try:
+        check_output(output, folder=True)
+    except ValueError as error:
+        parser.error(str(error))
+    return output, args.quick
 
 
 def run_step(title: str, command: Sequence[str | Path]) -> None:
@@ -200,16 +231,14 @@ def draw_pictures(json_file: Path, image_root: Path, weights: Path, folder: Path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the demo."""
+    """Run the demo.
+
+    Raises:
+        SystemExit: With code 2 if --output cannot be written, with that of a step that failed.
+    """
     parser = argparse.ArgumentParser(description="Train, evaluate and look at a small PointRend.")
-    parser.add_argument("--output", type=Path, help="directory (default output/demo)")
-    parser.add_argument(
-        "--quick", action="store_true", help="a few images and steps: only shows that it all runs"
-    )
-    args = parser.parse_args(argv)
-    default = REPOSITORY / "output" / ("demo-quick" if args.quick else "demo")
-    output = (args.output or default).resolve()
-    num_train, num_val, opts = (8, 4, QUICK) if args.quick else (NUM_TRAIN, NUM_VAL, ())
+    output, quick = parse_arguments(parser, argv, "demo")
+    num_train, num_val, opts = (8, 4, QUICK) if quick else (NUM_TRAIN, NUM_VAL, ())
     start = time.monotonic()
 
     data = output / "shapes"

@@ -35,12 +35,12 @@ from point_rend import SafeDetectionCheckpointer, load_config
 from point_rend.evaluation.scores import format_table
 from point_rend.evaluation.semantic_scores import SemanticScores
 from point_rend.uncertainty import label_map
-from point_rend.visualize import check_output, save_picture, side_by_side, stack
+from point_rend.visualize import save_picture, side_by_side, stack
 
 # So that the folder of tools can be imported from a script that lies in it.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from tools.demo import REPOSITORY, closeup, run_step
+from tools.demo import REPOSITORY, closeup, parse_arguments, run_step
 
 CONFIG = REPOSITORY / "configs" / "Demo" / "pointrend_semantic_streets.yaml"
 IMAGE_SIZE = (128, 256)
@@ -170,18 +170,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m tools.demo_semantic",
         description="Train, evaluate and look at a small semantic PointRend.",
     )
-    parser.add_argument("--output", type=Path, help="directory (default output/demo-semantic)")
-    parser.add_argument(
-        "--quick", action="store_true", help="a few images and steps: only shows that it all runs"
-    )
-    args = parser.parse_args(argv)
-    name = "demo-semantic-quick" if args.quick else "demo-semantic"
-    output = (args.output or REPOSITORY / "output" / name).resolve()
-    try:
-        check_output(output, folder=True)
-    except ValueError as error:
-        parser.error(str(error))
-    num_train, num_val, opts = (8, 2, QUICK) if args.quick else (NUM_TRAIN, NUM_VAL, ())
+    output, quick = parse_arguments(parser, argv, "demo-semantic")
+    num_train, num_val, opts = (8, 2, QUICK) if quick else (NUM_TRAIN, NUM_VAL, ())
     start = time.monotonic()
 
     data, results = output / "cityscapes", output / "pointrend"

@@ -38,6 +38,7 @@ from point_rend.visualize import (
     Colour,
     Panel,
     View,
+    check_output,
     colour_of,
     overlay_masks,
     panels_picture,
@@ -528,6 +529,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     with train_net.user_errors():
         if args.instance < 0 or args.size < 32:
             raise ValueError("--instance must be 0 or more, and --size 32 or more")
+        check_output(args.output, folder=True)
         subject, num_points = look(args)
         samplers = [
             PointSampler(math.isqrt(num_points) ** 2, on_regular_grid=True)

@@ -235,10 +235,13 @@ def test_the_regular_grid_of_any_number_of_points_is_square(image_file: Path) ->
 def test_what_cannot_be_read_or_written_is_said_in_one_line(
     image_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (image_file.parent / "out").touch()
+    out = image_file.parent / "out"
+    out.touch()
     with pytest.raises(SystemExit):
         run("standard", image_file, "--figures", "steps", "--formats", "png")
-    assert "visualize_points.py: error: " in capsys.readouterr().err.splitlines()[-1]
+    message = f"visualize_points.py: error: --output {out} cannot be written: {out} is no folder"
+    assert capsys.readouterr().err.splitlines()[-1] == message
+    out.unlink()
     image_file.write_bytes(image_file.read_bytes()[:-100])
     with pytest.raises(SystemExit):
         run("standard", image_file)
