@@ -53,7 +53,7 @@ from point_rend.visualize import (
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import train_net
-from tools.predict import (
+from tools.predict_model import (
     Legend,
     Predictor,
     build_legend,

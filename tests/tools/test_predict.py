@@ -25,7 +25,7 @@ from tests.tiny_datasets import (
     scene,
     write_coco,
 )
-from tools import predict
+from tools import predict, predict_model, predict_results
 
 SEMANTIC = get_config_file("SemanticSegmentation/pointrend_semantic_R_50_FPN_1x_coco.yaml")
 PANOPTIC = get_config_file("PanopticSegmentation/pointrend_panoptic_R_50_FPN_1x_coco.yaml")
@@ -54,19 +54,19 @@ class Planted:
     def __init__(self, *_: Any, **__: Any) -> None:
         Planted.batch_sizes = []
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[predict.Prediction]:
+    def __call__(self, images: Sequence[np.ndarray]) -> list[predict_model.Prediction]:
         Planted.batch_sizes.append(len(images))
         return [self.one(image) for image in images]
 
     @staticmethod
-    def one(image: np.ndarray) -> predict.Prediction:
+    def one(image: np.ndarray) -> predict_model.Prediction:
         mask = image.min(axis=2) > 128
         if not mask.any():
-            return predict.Prediction([], [], None)
+            return predict_model.Prediction([], [], None)
         y, x = np.nonzero(mask)
         box = tuple(float(v) for v in (x.min(), y.min(), x.max() + 1, y.max() + 1))
-        instances = [predict.Segment(mask, 2, True, 0.75, box)]
-        return predict.Prediction(instances, instances, None)
+        instances = [predict_model.Segment(mask, 2, True, 0.75, box)]
+        return predict_model.Prediction(instances, instances, None)
 
 
 @pytest.fixture
@@ -364,7 +364,7 @@ def test_ctrl_c_completes_the_video_and_an_error_leaves_none(
     class Ending(Planted):
         error: type[BaseException]
 
-        def __call__(self, images: Sequence[np.ndarray]) -> list[predict.Prediction]:
+        def __call__(self, images: Sequence[np.ndarray]) -> list[predict_model.Prediction]:
             if len(Planted.batch_sizes) == 2:
                 raise self.error
             return super().__call__(images)
@@ -387,7 +387,7 @@ def test_a_camera_is_shown_until_escape(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(cv2, "VideoCapture", lambda number: {0: camera(video)}[number])
     shown: list[np.ndarray] = []
     monkeypatch.setattr(cv2, "imshow", lambda _, picture: shown.append(picture))
-    monkeypatch.setattr(cv2, "waitKey", lambda _: predict.ESCAPE if len(shown) == 3 else -1)
+    monkeypatch.setattr(cv2, "waitKey", lambda _: predict_results.ESCAPE if len(shown) == 3 else -1)
     run("--webcam")
     assert len(shown) == 3
     assert shown[0].shape == (48, 64, 3)
@@ -458,7 +458,7 @@ def test_label_maps_are_the_best_classes_of_the_model(images: Path, tmp_path: Pa
 
 def test_a_panoptic_model_gives_pictures_instances_and_labels(images: Path, tmp_path: Path) -> None:
     arguments = ["--input", images, "--output", tmp_path / "out", "--classes", NAMES]
-    formats = ["--formats", *predict.FORMATS, "--confidence-threshold", 0]
+    formats = ["--formats", *predict_results.FORMATS, "--confidence-threshold", 0]
     opts = [*THREE_CLASSES, *TINY_SEMANTIC]
     weights = checkpoint_of(tmp_path / "m.pth", config=PANOPTIC, opts=opts)
     run(*arguments, *formats, config=PANOPTIC, opts=[*opts, *weights])
@@ -471,7 +471,7 @@ def test_a_model_reads_colours_in_its_own_order() -> None:
     seen = []
     for order in ("BGR", "RGB"):
         cfg = load_config(POINTREND, [*TINY_MODEL, "INPUT.FORMAT", order])
-        predictor = predict.Predictor(cfg)
+        predictor = predict_model.Predictor(cfg)
         assert isinstance(predictor.model, GeneralizedRCNN)
         inputs = predictor.inputs(scene(0)[0])
         assert (inputs["height"], inputs["width"]) == (HEIGHT, WIDTH)
@@ -483,7 +483,7 @@ def test_a_model_reads_colours_in_its_own_order() -> None:
 def test_without_weights_nothing_is_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "build_model", None)
+    monkeypatch.setattr(predict_model, "build_model", None)
     folder = write_pictures(tmp_path / "in", [1])
     arguments = ["--input", folder, "--output", tmp_path / "out"]
     assert exit_code(*arguments, opts=["MODEL.WEIGHTS", "", "OUTPUT_DIR", "run"]) == 2
@@ -521,7 +521,7 @@ def test_weights_may_have_more_than_the_model_and_lack_what_only_training_counts
     torch.save({"model": state}, tmp_path / "m.pth")
     weights = ["MODEL.WEIGHTS", str(tmp_path / "m.pth")]
     cfg = load_config(SEMANTIC, [*TINY_MODEL, *TINY_SEMANTIC, *weights])
-    loaded = predict.Predictor(cfg).model.state_dict()
+    loaded = predict_model.Predictor(cfg).model.state_dict()
     assert {key.rpartition(".")[2] for key in set(loaded) - set(state)} == {"num_batches_tracked"}
     assert set(state) - set(loaded)
     for key in set(loaded) & set(state):
@@ -532,10 +532,10 @@ def test_a_parameter_of_two_names_may_stand_under_one_in_the_weights(tmp_path: P
     model = nn.ModuleDict({"first": nn.Linear(2, 2)})
     torch.save({"model": model.state_dict()}, tmp_path / "m.pth")
     model["again"] = model["first"]
-    predict.WholeModelCheckpointer(model).load(str(tmp_path / "m.pth"))
+    predict_model.WholeModelCheckpointer(model).load(str(tmp_path / "m.pth"))
     model["other"] = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"lacks 2 \(other\.weight, other\.bias\) of the 6"):
-        predict.WholeModelCheckpointer(model).load(str(tmp_path / "m.pth"))
+        predict_model.WholeModelCheckpointer(model).load(str(tmp_path / "m.pth"))
 
 
 # Names of classes
@@ -543,13 +543,13 @@ def test_a_parameter_of_two_names_may_stand_under_one_in_the_weights(tmp_path: P
 
 def test_classes_are_those_of_the_data_set_if_their_number_fits() -> None:
     cfg = load_config(POINTREND, ["DATASETS.TEST", "('coco_2017_val',)"])
-    things, stuff = predict.train_net.CLASS_COUNTS
-    known = predict.known_classes(cfg, things, {})
+    things, stuff = predict_model.train_net.CLASS_COUNTS
+    known = predict_model.known_classes(cfg, things, {})
     assert (known.names[0], known.names[79]) == ("person", "toothbrush")
     assert (known.ids[0], known.ids[79]) == (1, 90)
     assert known.colours[0] == (60, 20, 220)
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
-    unknown = predict.known_classes(cfg, stuff, {})
+    unknown = predict_model.known_classes(cfg, stuff, {})
     assert unknown.names == ["class 0", "class 1"]
     assert unknown.ids == [1, 2]
 
@@ -569,8 +569,8 @@ def test_a_file_of_classes_that_is_no_text_is_named(
 
 def test_names_on_the_command_line_give_the_number_of_classes_too() -> None:
     words = ["--config-file", POINTREND, "--classes", NAMES, "--opts", "MODEL.WEIGHTS", "m.pkl"]
-    args = predict.build_parser("").parse_args(words)
-    assert predict.read_config(args).MODEL.ROI_HEADS.NUM_CLASSES == 3
+    args = predict_model.build_parser("").parse_args(words)
+    assert predict_model.read_config(args).MODEL.ROI_HEADS.NUM_CLASSES == 3
 
 
 def test_classes_are_those_of_the_checkpoint(images: Path, tmp_path: Path) -> None:
@@ -593,17 +593,23 @@ def test_classes_are_those_of_the_checkpoint(images: Path, tmp_path: Path) -> No
 def test_colours_are_those_of_the_checkpoint_if_there_are_as_many() -> None:
     told = {"thing_classes": list(KINDS), "thing_colors": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
     cfg = load_config(POINTREND, ["MODEL.ROI_HEADS.NUM_CLASSES", "3"])
-    things = predict.train_net.CLASS_COUNTS[0]
-    assert predict.known_classes(cfg, things, told).colours == [(3, 2, 1), (6, 5, 4), (9, 8, 7)]
+    things = predict_model.train_net.CLASS_COUNTS[0]
+    assert predict_model.known_classes(cfg, things, told).colours == [
+        (3, 2, 1),
+        (6, 5, 4),
+        (9, 8, 7),
+    ]
     del told["thing_colors"][0]
-    palette = [predict.colour_of(k) for k in range(3)]
-    assert predict.known_classes(cfg, things, told).colours == palette
+    palette = [predict_model.colour_of(k) for k in range(3)]
+    assert predict_model.known_classes(cfg, things, told).colours == palette
 
 
 def test_classes_of_results_that_a_model_has_not_do_not_count(tmp_path: Path) -> None:
     told = {"thing_classes": list(KINDS), "stuff_classes": ["sky", "road"]}
     opts = [*checkpoint_of(tmp_path / "m.pth", **told), *THREE_CLASSES]
-    legend = predict.build_legend(load_config(POINTREND, opts), frozenset({"instances"}), None)
+    legend = predict_model.build_legend(
+        load_config(POINTREND, opts), frozenset({"instances"}), None
+    )
     assert legend.things.names == list(KINDS)
 
 

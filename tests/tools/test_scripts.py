@@ -53,6 +53,7 @@ def test_every_script_answers_for_help_wherever_it_is_started(tmp_path: Path) ->
 
 def test_no_script_is_left_out() -> None:
     parts = {"ablate_cells", "ablate_sampling", "ablate_subdivision", "benchmark_cases"}
-    parts |= {"benchmark_training", "report_gallery", "report_parts"}
+    parts |= {"benchmark_training", "predict_model", "predict_results"}
+    parts |= {"report_gallery", "report_parts"}
     files = {file.stem for file in (REPOSITORY / "tools").glob("*.py")}
     assert files - {script.stem for script in SCRIPTS} == parts

@@ -20,7 +20,7 @@ from tests.tiny_datasets import HEIGHT, KINDS, POINTREND, TINY_MODEL, WIDTH, pro
 from tests.tiny_datasets import scene as tiny_scene
 from tests.tools.test_predict import PANOPTIC, SEMANTIC, TINY_SEMANTIC, checkpoint_of
 from tools import visualize_points
-from tools.predict import Predictor
+from tools.predict_model import Predictor
 
 IMPLICIT = get_config_file("InstanceSegmentation/implicit_pointrend_R_50_FPN_1x_coco.yaml")
 CLASSES = ["MODEL.ROI_HEADS.NUM_CLASSES", "3"]
