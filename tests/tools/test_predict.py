@@ -594,11 +594,8 @@ def test_colours_are_those_of_the_checkpoint_if_there_are_as_many() -> None:
     told = {"thing_classes": list(KINDS), "thing_colors": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
     cfg = load_config(POINTREND, ["MODEL.ROI_HEADS.NUM_CLASSES", "3"])
     things = predict_model.train_net.CLASS_COUNTS[0]
-    assert predict_model.known_classes(cfg, things, told).colours == [
-        (3, 2, 1),
-        (6, 5, 4),
-        (9, 8, 7),
-    ]
+    colours = predict_model.known_classes(cfg, things, told).colours
+    assert colours == [(3, 2, 1), (6, 5, 4), (9, 8, 7)]
     del told["thing_colors"][0]
     palette = [predict_model.colour_of(k) for k in range(3)]
     assert predict_model.known_classes(cfg, things, told).colours == palette
@@ -607,9 +604,8 @@ def test_colours_are_those_of_the_checkpoint_if_there_are_as_many() -> None:
 def test_classes_of_results_that_a_model_has_not_do_not_count(tmp_path: Path) -> None:
     told = {"thing_classes": list(KINDS), "stuff_classes": ["sky", "road"]}
     opts = [*checkpoint_of(tmp_path / "m.pth", **told), *THREE_CLASSES]
-    legend = predict_model.build_legend(
-        load_config(POINTREND, opts), frozenset({"instances"}), None
-    )
+    cfg = load_config(POINTREND, opts)
+    legend = predict_model.build_legend(cfg, frozenset({"instances"}), None)
     assert legend.things.names == list(KINDS)
 
 
