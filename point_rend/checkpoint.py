@@ -414,7 +414,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         """List the checkpoints in ``save_dir``, newest first."""
         paths = glob.glob(os.path.join(glob.escape(self.save_dir), "*.pth"))
         files = [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
-        return sorted(files, key=os.path.getmtime, reverse=True)
+        return sorted(files, key=lambda path: (os.path.getmtime(path), path), reverse=True)
 
     def get_checkpoint_file(self) -> str:
         """Return the path of the last checkpoint in ``save_dir``, empty if there is none.

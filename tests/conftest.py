@@ -10,6 +10,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # On small tensors one thread is fastest, and the processes of a parallel run share the cores.
 torch.set_num_threads(1)
+# The first backward pass of a process starts a thread for every kind of device that torch knows by
+# then, and torch.compile makes more of them known. Behind that no fork could train any more.
+torch.ones((), requires_grad=True).backward()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -61,7 +61,7 @@ case "$*" in
 esac
 echo "$*" >>{log}
 if [ -e {trouble} ] && echo "$*" | grep -q "$(cat {trouble})"; then exit 1; fi
-if [ -e {slow} ] && echo "$*" | grep -q "$(cat {slow})"; then sleep 60; fi
+if [ -e {slow} ] && echo "$*" | grep -q "$(cat {slow})"; then rm {slow}; sleep 60; fi
 if [ "$1 $2" = "-m venv" ]; then mkdir -p .venv/bin && cp "$0" .venv/bin/python; fi
 """
 
@@ -69,8 +69,8 @@ if [ "$1 $2" = "-m venv" ]; then mkdir -p .venv/bin && cp "$0" .venv/bin/python;
 class Checkout:
     """A copy of what the set-up reads, with a Python that installs nothing.
 
-    The files `trouble` and `slow` hold a part of the command that fails or takes a minute; while
-    the file `loss` is there, a package is missing.
+    The files `trouble` and `slow` hold a part of the command that fails or takes a minute; it
+    removes `slow` when it begins to. While the file `loss` is there, a package is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -119,10 +119,9 @@ class Checkout:
             start_new_session=True,
         )
         deadline = time.monotonic() + 60
-        while not (self.log.exists() and "editable" in self.log.read_text()):
+        while self.slow.exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        self.slow.unlink()
         yield process
         process.wait(60)
 

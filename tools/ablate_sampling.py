@@ -3,13 +3,14 @@
 import json
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
+
+import numpy as np
 
 import train_net
 from point_rend.engine.stopping import SIGNALS
@@ -209,10 +210,15 @@ def values_of(results: Mapping[Cell, Figures], setting: str, metric: str) -> lis
     return [metric_of(results[cell], metric) for cell in results if cell.setting == setting]
 
 
+def deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation of a sample; 0 of a single value, NaN where one is NaN."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def mean_and_spread(values: Sequence[float]) -> str:
     """Write the mean and the standard deviation of a sample, which one value has not."""
-    mean = f"{statistics.fmean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+    mean = f"{np.mean(values):.2f}"
+    return f"{mean} ± {deviation(values):.2f}" if len(values) > 1 else mean
 
 
 def format_sampling(
@@ -238,9 +244,9 @@ def draw_sampling(
     def draw(axes: Any, metric: str) -> None:
         for place, setting in enumerate(settings):
             values = values_of(results, setting, metric)
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            spread = deviation(values)
             axes.scatter([place] * len(values), values, s=16, alpha=0.6, color=f"C{place}")
-            mean = statistics.fmean(values)
+            mean = np.mean(values)
             axes.errorbar(place + 0.2, mean, spread, fmt="o", capsize=4, color=f"C{place}")
         axes.set_xticks(range(len(settings)), settings)
         axes.set_xlim(-0.5, len(settings) - 0.3)

@@ -82,6 +82,7 @@ CASES: dict[str, Callable[[Settings], list[Case]]] = {
     "train": train_cases,
 }
 
+CGROUP = Path("/sys/fs/cgroup")  # of the container, if this is one
 # Share of the available memory that a run may take.
 MEMORY_MARGIN = 0.8
 
@@ -266,9 +267,11 @@ def available_memory(device: str) -> int:
     except OSError:
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        return min(available, limit - int((group / "memory.current").read_text()))
+        limit, used = (int((CGROUP / f"memory.{x}").read_text()) for x in ("max", "current"))
+        shares = dict(x.split() for x in (CGROUP / "memory.stat").read_text().splitlines())
+        # Cached files count as used, and give way to what is needed.
+        used -= sum(int(shares.get(key, 0)) for key in ("active_file", "inactive_file"))
+        return min(available, max(0, limit - used))
     except (OSError, ValueError):  # no such file, or "max"
         return available
 

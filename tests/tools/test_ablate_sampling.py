@@ -299,6 +299,14 @@ def test_signals_are_passed_on_and_the_exit_code_comes_back(
     assert "goes on where it was" in capsys.readouterr().err
 
 
+def test_a_metric_without_objects_is_no_number_and_is_drawn_as_nothing(tmp_path: Path):
+    results = {Cell("mild", seed): {"segm/APl": math.nan} for seed in (1, 2)}
+    table = format_sampling(results, ["mild"], ["segm/APl"])
+    assert "| nan ± nan | 2 |" in table
+    ablate_sampling.draw_sampling(results, ["mild"], ["segm/APl"], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+
 @pytest.mark.parametrize(
     ("statement", "code", "goes_on"),
     [("raise SystemExit(3)", 3, False), ("os.kill(os.getpid(), 9)", 137, True)],

@@ -170,6 +170,18 @@ def test_available_memory_is_part_of_the_machines() -> None:
     assert 0 < benchmark.available_memory("cpu") <= pages
 
 
+@pytest.mark.parametrize(("limit", "available"), [("90", 55), ("30", 0), ("max", None)])
+def test_available_memory_is_what_a_container_leaves_and_cached_files_give_way(
+    limit: str, available: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = "anon 35\nactive_file 10\ninactive_file 15\nslab 0"
+    for name, text in {"max": limit, "current": "60", "stat": stat}.items():
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    monkeypatch.setattr(benchmark, "CGROUP", tmp_path)
+    of_machine = benchmark.available_memory("cpu") > 90
+    assert of_machine if available is None else benchmark.available_memory("cpu") == available
+
+
 # Agreement
 
 
