@@ -84,6 +84,9 @@ def test_losses_are_in_float32_and_near_those_without_mixed_precision(
     cfg = load(config, SMALL)
     torch.manual_seed(0)
     model = build_model(cfg)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bbox_pred.bias"):
+            torch.nn.init.constant_(parameter, 0.1)  # or the loss of the boxes were rounding alone
     found = []
     for enabled in (False, True):
         torch.manual_seed(1)
@@ -92,6 +95,6 @@ def test_losses_are_in_float32_and_near_those_without_mixed_precision(
         assert {loss.dtype for loss in losses.values()} == {torch.float32}
         found.append({name: loss.item() for name, loss in losses.items()})
     assert found[1] != found[0]
-    assert found[1] == pytest.approx(found[0], rel=0.02, abs=1e-6)
+    assert found[1] == pytest.approx(found[0], rel=0.02)
     sum(losses.values()).backward()
     assert without_finite_gradient(model) == []

@@ -139,7 +139,7 @@ def test_labels_of_large_images_are_equal_up_to_rounding_and_crops_to_the_last_b
     labels = sample_point_labels([shared], coords)
     assert labels.dtype == expected.dtype
     assert labels.shape == expected.shape == (12, 196)
-    torch.testing.assert_close(labels, expected, rtol=0, atol=3e-6)
+    torch.testing.assert_close(labels, expected, rtol=0, atol=1e-6)
     assert ((labels > 0) & (labels < 1)).any()
     crops = shared.gt_masks.crop_and_resize(boxes.tensor, 7)
     assert torch.equal(crops, copies.gt_masks.crop_and_resize(boxes.tensor, 7))
