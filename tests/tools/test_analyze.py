@@ -137,7 +137,7 @@ def test_the_instance_config_costs_what_a_hand_counts():
 
 def test_the_readme_has_these_costs():
     lines = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").splitlines()
-    table = lines[lines.index("## Cost") : lines.index("## Your own data")]
+    table = lines[lines.index("### Cost") : lines.index("### Speed")]
     rows = [
         line.strip("| ").split(" | ")[2:] for line in table if "×224 |" in line or "×28 |" in line
     ]
