@@ -1,4 +1,4 @@
-"""A new uncertainty: the entropy over all classes in the place of the margin of the best two."""
+"""A new uncertainty: the entropy over all classes instead of the margin of the best two."""
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -17,16 +17,16 @@ def entropy(logits: Tensor) -> Tensor:
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class EntropySemSegHead(PointRendSemSegHead):
-    """The head of PointRend that trains and renders where the entropy is largest."""
+    """A PointRend head that trains and renders where the entropy is largest."""
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        """Read the arguments from a config, all but one."""
+        """Read all arguments from the config, except for the uncertainty."""
         return super().from_config(cfg, input_shape) | {"uncertainty": entropy}
 
 
 def main() -> list[float]:
-    """Print which share of its points each step has in common with that of the margin."""
+    """Print the share of each step's points that both uncertainties select."""
     config_file = get_config_file("Demo/pointrend_semantic_streets.yaml")
     strides = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
     shapes = {name: ShapeSpec(channels=64, stride=stride) for name, stride in strides.items()}
@@ -37,7 +37,7 @@ def main() -> list[float]:
         cfg = load_config(config_file, ["MODEL.SEM_SEG_HEAD.NAME", name])
         head = SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, shapes).eval()
         weights = weights or head.state_dict()
-        head.load_state_dict(weights)  # the same network, only other points
+        head.load_state_dict(weights)  # the same network: only the points differ
         with torch.no_grad(), recorded_renderings(head) as renderings:
             head(features)
         _, *steps = renderings[0].steps()

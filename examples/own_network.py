@@ -1,4 +1,4 @@
-"""PointRend on a network of one's own: plain PyTorch, no config, no model of Detectron2."""
+"""PointRend on your own network: plain PyTorch, no config, no Detectron2 model."""
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ class Network(nn.Module):
         self.head = point_rend.StandardPointHead(in_channels=32, coarse_channels=1, num_classes=1)
 
     def loss(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Train the coarse logits everywhere, and the point head where they are unsure."""
+        """Train the coarse logits everywhere, and the point head where they are uncertain."""
         coarse = self.coarse(fine := self.fine(images))
         points = point_rend.PointSampler(num_points=128).sample(coarse, foreground_uncertainty)
         logits = self.head(point_sample(fine, points), point_sample(coarse, points))
@@ -26,7 +26,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def render(self, images: Tensor) -> list[Tensor]:
-        """Return coarse logits (N, 1, 8, 8), and what is rendered from them, (N, 1, 64, 64)."""
+        """Return coarse logits (N, 1, 8, 8) and the logits rendered from them, (N, 1, 64, 64)."""
         grid = self.coarse(fine := self.fine(images))
         features = point_rend.FineGrainedFeatures([fine], frames=[1.0])
         bound = point_rend.bind_point_head(self.head, features, len(images), 3 * 256).at(grid)
@@ -34,7 +34,7 @@ class Network(nn.Module):
 
 
 def draw_stars(count: int) -> tuple[Tensor, Tensor]:
-    """Draw noisy images of turned stars and their masks, (N, 1, 64, 64) each."""
+    """Draw noisy images of rotated stars and their masks, (N, 1, 64, 64) each."""
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, 64)] * 2, indexing="ij")
     outlines = 0.6 + 0.2 * torch.sin(7 * torch.atan2(y, x) + 7 * torch.rand(count, 1, 1, 1))
     masks = (torch.hypot(x, y) < outlines).float()
@@ -42,7 +42,7 @@ def draw_stars(count: int) -> tuple[Tensor, Tensor]:
 
 
 def train(network: Network) -> None:
-    """Train on 800 stars, and print the share of pixels that are wrong in 50 others."""
+    """Train on 800 stars, and print the share of wrong pixels in 50 others."""
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     for _ in range(100):
         optimizer.zero_grad()
@@ -51,7 +51,7 @@ def train(network: Network) -> None:
     images, masks = draw_stars(50)
     for logits in network.render(images):
         wrong = (nn.Upsample(size=64, mode="bilinear")(logits) > 0) != masks
-        print(f"{len(logits[0, 0])} cells a side: {wrong.float().mean():.1%} wrong")
+        print(f"{len(logits[0, 0])} cells per side: {wrong.float().mean():.1%} wrong")
 
 
 if __name__ == "__main__":

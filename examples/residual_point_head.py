@@ -1,4 +1,4 @@
-"""A new point head: it predicts what has to be added to the coarse logits."""
+"""A new point head: it predicts a correction that is added to the coarse logits."""
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -11,7 +11,7 @@ from point_rend.uncertainty import select_class_channel
 
 @point_rend.POINT_HEAD_REGISTRY.register()
 class ResidualPointHead(point_rend.StandardPointHead):
-    """Before any training it returns the interpolated coarse logits."""
+    """A head that returns the interpolated coarse logits before any training."""
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """Map (N, D, P) and (N, K, P) to logits (N, K, P). This alone makes a complete head."""
@@ -20,12 +20,12 @@ class ResidualPointHead(point_rend.StandardPointHead):
     def bind(
         self, fine: FineGrainedFeatures, num_regions: int, points_per_region: int
     ) -> BoundPointHead:
-        """Bind the correction as the standard head does it: the same logits for less work."""
+        """Bind the correction as the standard head does: the same logits for less work."""
         return BoundResidual(super().bind(fine, num_regions, points_per_region))
 
 
 class BoundResidual:
-    """A residual head that knows the features of its images."""
+    """A residual head that is bound to the features of its images."""
 
     def __init__(self, correction: BoundPointHead) -> None:
         self.correction = correction
@@ -33,14 +33,14 @@ class BoundResidual:
     def at(
         self, coarse: Tensor, boxes: Tensor | None = None, classes: Tensor | None = None
     ) -> PointPredictor:
-        """Bind some regions: points (N, P, 2) to logits of their classes, (N, 1, P), or of all."""
+        """Bind regions: points (N, P, 2) to logits of their classes, (N, 1, P), or of all."""
         correct = self.correction.at(coarse, boxes, classes)
         logits = coarse if classes is None else select_class_channel(coarse, classes)
         return lambda coords: point_sample(logits, coords) + correct(coords)
 
 
 def main() -> None:
-    """Build the head from a config, and ask it for 784 points of an image in both forms."""
+    """Build the head from a config, and evaluate 784 points of an image in both forms."""
     config_file = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
     opts = ["MODEL.POINT_HEAD.NAME", "ResidualPointHead"]
     cfg = point_rend.load_config(point_rend.get_config_file(config_file), opts)
@@ -50,7 +50,7 @@ def main() -> None:
         plain = head(point_sample(p2, points), point_sample(coarse, points))
         features = FineGrainedFeatures([p2], frames=[1.0])
         bound = point_rend.bind_point_head(head, features, 1, 784).at(coarse)(points)
-    print(f"logits {tuple(bound.shape)}, apart by at most {(bound - plain).abs().max():.0e}")
+    print(f"logits {tuple(bound.shape)}, largest difference {(bound - plain).abs().max():.0e}")
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def test_the_example_of_a_point_head_starts_from_the_coarse_mask(capsys):
     with torch.no_grad():
         assert (residual_head()(fine, coarse) - coarse).abs().max() < 0.02
     residual_point_head.main()
-    assert capsys.readouterr().out.startswith("logits (1, 80, 784), apart by at most ")
+    assert capsys.readouterr().out.startswith("logits (1, 80, 784), largest difference ")
 
 
 def boundary_iou(logits: torch.Tensor, masks: torch.Tensor) -> float:
