@@ -1,9 +1,10 @@
-"""Point heads bound to features: the form in which rendering asks them for points.
+"""Point heads bound to features: the form in which rendering evaluates them.
 
-What a bound head answers equals the head's ``forward`` up to rounding, for a fraction of the work.
+A bound head returns the logits of the head's ``forward``, up to rounding, for a fraction of the
+work.
 
 Shapes: N regions, P points, D channels of the fine-grained features, K channels of the coarse
-prediction, C channels of the output; inside, rows are points, (N·P, channels).
+prediction, C channels of the output. Internally each point is a row, (N·P, channels).
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,12 +22,11 @@ from .sampling import is_tracing, point_sample
 from .subdivision import PointPredictor
 from .uncertainty import select_class_channel
 
-# Of 256 float32 channels: 2 MiB.
-ROWS_PER_TILE = 2048
+ROWS_PER_TILE = 2048  # 2 MiB with 256 float32 channels
 
 
 class BoundPointHead(Protocol):
-    """A point head that knows the features of its images."""
+    """A point head together with the features of its images."""
 
     def at(
         self, coarse: Tensor, boxes: Tensor | None = None, classes: Tensor | None = None
@@ -34,10 +34,10 @@ class BoundPointHead(Protocol):
         """Bind some of the regions.
 
         Args:
-            coarse: what the coarse head says of each region: logits (N, K, h, w), or the
+            coarse: output of the coarse head for each region: logits (N, K, h, w), or the
                 parameters of its point head (N, num_params).
-            boxes: (N, 4) in pixels, all in one image; None for regions that are the images.
-            classes: (N,) integers: the one channel to predict for each region. None for all.
+            boxes: (N, 4) in pixels, all in one image; None if each region is a whole image.
+            classes: (N,) integers, the one channel to predict for each region; None for all.
 
         Returns:
             A function from points (N, P, 2) in [0, 1]² of each region to logits, (N, 1, P) with
@@ -45,34 +45,51 @@ class BoundPointHead(Protocol):
         """
 
 
+class BindableHead(nn.Module):
+    """Base class of point heads with a method ``bind`` that is equivalent to their ``forward``.
+
+    A class inherits ``bind`` only together with the ``forward`` of the same base class. Otherwise,
+    if it overrides ``forward`` alone or takes it from a mixin, its ``bind`` is None and rendering
+    calls its ``forward``.
+    """
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "bind" in vars(cls):
+            return
+        pair = _forward_and_bind(cls)
+        if not any(_forward_and_bind(base) == pair for base in cls.__bases__):
+            cls.bind = None  # type: ignore[attr-defined]
+
+
+def _forward_and_bind(head_class: type) -> tuple[object, object]:
+    return getattr(head_class, "forward", None), getattr(head_class, "bind", None)
+
+
 def bind_point_head(
     point_head: nn.Module, fine: FineGrainedFeatures, num_regions: int, points_per_region: int
 ) -> BoundPointHead:
-    """Bind a point head by its own method ``bind``, or by its ``forward`` where that is newer.
+    """Bind a point head by its method ``bind``, or by its ``forward`` if it has none.
 
     Args:
         point_head: any registered point head.
-        fine: the fine-grained features of one image, or of the images that are the regions.
-        num_regions: how many regions there are in all.
-        points_per_region: how many points will be asked for in each, in all.
+        fine: fine-grained features of one image, or of one image per region.
+        num_regions: total number of regions.
+        points_per_region: expected number of points per region over all calls.
     """
-    method_of = [
-        next((base for base in type(point_head).__mro__ if name in vars(base)), object)
-        for name in ("bind", "forward")
-    ]
-    # A subclass that overrides forward alone does not mean the method that it inherits.
-    if method_of[0] is not object and issubclass(*method_of):
-        return point_head.bind(fine, num_regions, points_per_region)  # type: ignore[operator]
-    return _BoundForward(point_head, fine)
+    bind = getattr(type(point_head), "bind", None)
+    if bind is None:
+        return _BoundForward(point_head, fine)
+    return bind(point_head, fine, num_regions, points_per_region)
 
 
 def _to_frame(coords: Tensor, boxes: Tensor | None) -> Tensor:
-    """Convert points (N, P, 2) of regions to the frame of their images, (images, points, 2)."""
+    """Convert points (N, P, 2) of regions to the frames of their images, (images, points, 2)."""
     return coords if boxes is None else box_to_image_coords(coords, boxes).flatten(0, 1)[None]
 
 
 class _BoundForward:
-    """Any head, by its ``forward``, which knows all channels only."""
+    """Any head by its ``forward``, which always computes all channels."""
 
     def __init__(self, point_head: nn.Module, fine: FineGrainedFeatures) -> None:
         self.point_head = point_head
@@ -95,37 +112,37 @@ class _BoundForward:
 
 
 class _Layer(NamedTuple):
-    """A layer taken apart: ``inner · x + coarse · coarse prediction + bias``."""
+    """A layer split by its inputs: ``inner · x + coarse · coarse prediction + bias``."""
 
-    inner: Tensor  # (outputs, inputs), or of each region (N, outputs, inputs)
-    coarse: Tensor | None  # (outputs, K), or of each region (N, outputs, K)
-    bias: Tensor  # (outputs,), or of each region (N, outputs)
+    inner: Tensor  # (outputs, inputs), or per region (N, outputs, inputs)
+    coarse: Tensor | None  # (outputs, K), or per region (N, outputs, K)
+    bias: Tensor  # (outputs,), or per region (N, outputs)
 
     def of_classes(self, classes: Tensor) -> "_Layer":
-        """Keep for each region the one output of its class."""
+        """Keep one output per region, that of its class."""
         if self.bias.shape[0] == 1:  # class-agnostic
             classes = torch.zeros_like(classes)
         coarse = None if self.coarse is None else self.coarse[classes, None]
         return _Layer(self.inner[classes, None], coarse, self.bias[classes, None])
 
     def apply_inner(self, x: Tensor, tile: "_Tile", bias: Tensor | None = None) -> Tensor:
-        """Return ``inner · x + bias`` of the rows of a tile, (rows, outputs)."""
+        """Return ``inner · x + bias`` for the rows of a tile, (rows, outputs)."""
         if self.inner.dim() == 2:
             return Affine(self.inner, bias)(x)
-        of_regions = Affine(self.inner[tile.regions], None if bias is None else bias[tile.regions])
-        return of_regions(x.unflatten(0, (-1, tile.num_points))).flatten(0, 1)
+        per_region = Affine(self.inner[tile.regions], None if bias is None else bias[tile.regions])
+        return per_region(x.unflatten(0, (-1, tile.num_points))).flatten(0, 1)
 
 
 class _Tile(NamedTuple):
-    """Some points of some regions: all points of a slice of them, or a part of those of one."""
+    """Consecutive rows: all points of several regions, or some points of one region."""
 
     regions: slice
-    num_points: int  # in each
+    num_points: int  # per region
     rows: slice
 
 
 def _tiles(coords: Tensor) -> Iterator[_Tile]:
-    """Cut the rows of points (N, P, 2) so that a layer's outputs stay in a processor's cache."""
+    """Cut the rows of points (N, P, 2) so that the outputs of a layer fit the processor's cache."""
     num_regions, num_points = coords.shape[:2]
     if is_tracing() or coords.device.type != "cpu" or not num_regions * num_points:
         yield _Tile(slice(None), num_points, slice(None))
@@ -142,15 +159,15 @@ def _tiles(coords: Tensor) -> Iterator[_Tile]:
 
 
 class BoundStandardHead:
-    """An MLP over (fine-grained features, coarse prediction), bound.
+    """A bound MLP over (fine-grained features, coarse prediction).
 
-    The layers' products with both commute with sampling, so that only those between hidden layers
-    remain to be done at every point.
+    Linear maps of either input commute with sampling, so only the products between hidden layers
+    have to be computed at every point.
 
     Args:
         layers: the hidden layers and the predictor, with kernels of size 1.
-        coarse_channels: K; the last inputs of each layer that sees the coarse prediction.
-        coarse_pred_each_layer: whether all layers see it or the first one only.
+        coarse_channels: K, the last input channels of each layer that reads the coarse prediction.
+        coarse_pred_each_layer: whether all layers read it or only the first.
         fine, num_regions, points_per_region: as for :func:`bind_point_head`.
     """
 
@@ -170,7 +187,7 @@ class BoundStandardHead:
         self.points_per_region = points_per_region
         self.hidden = []
         for number, layer in enumerate(layers):
-            assert layer.bias is not None  # Conv1d has one by default
+            assert layer.bias is not None  # Conv1d has a bias by default
             weight, bias = layer.weight[:, :, 0].to(self.dtype), layer.bias.to(self.dtype)
             split = [weight.shape[1] - coarse_channels, coarse_channels]
             if number > 0 and not coarse_pred_each_layer:
@@ -185,7 +202,7 @@ class BoundStandardHead:
     def at(
         self, coarse: Tensor, boxes: Tensor | None = None, classes: Tensor | None = None
     ) -> PointPredictor:
-        """Bind some of the regions, as :meth:`BoundPointHead.at`."""
+        """Bind some of the regions, see :meth:`BoundPointHead.at`."""
         predictor = self.predictor if classes is None else self.predictor.of_classes(classes)
         coarse_terms = linear_at_points(
             coarse,
@@ -214,9 +231,10 @@ class BoundStandardHead:
 
         Args:
             predictor: the last layer.
-            tile: which rows.
-            fine: what the first layer adds up of the fine-grained features there.
-            terms: what the coarse prediction adds to each layer that sees it, bias included.
+            tile: the rows.
+            fine: the first layer's product with the fine-grained features, or the features
+                themselves without hidden layers.
+            terms: product with the coarse prediction plus bias, for each layer that reads it.
         """
         x = fine.to(self.dtype)
         for number, layer in enumerate(self.hidden):
@@ -232,12 +250,12 @@ class BoundStandardHead:
 
 
 class BoundImplicitHead:
-    """An MLP per region over positions and fine-grained features, bound.
+    """A bound MLP per region over positions and fine-grained features.
 
     Args:
-        layout: of the regions' parameters.
-        frequencies: (2, F) of the encoded positions; None where positions are not read.
-        fine: the fine-grained features; None where they are not read.
+        layout: layout of the predicted parameters.
+        frequencies: (2, F) of the positional encoding; None if positions are not read.
+        fine: the fine-grained features; None if they are not read.
         num_regions, points_per_region: as for :func:`bind_point_head`.
     """
 
@@ -257,7 +275,7 @@ class BoundImplicitHead:
     def at(
         self, coarse: Tensor, boxes: Tensor | None = None, classes: Tensor | None = None
     ) -> PointPredictor:
-        """Bind some of the regions, as :meth:`BoundPointHead.at`; ``coarse`` has parameters."""
+        """Bind some of the regions, see :meth:`BoundPointHead.at`; ``coarse`` holds parameters."""
         weights, biases = self.layout.split(coarse)
         if classes is not None:
             weights[-1] = select_class_channel(weights[-1], classes)

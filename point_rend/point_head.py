@@ -17,7 +17,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from .bound_head import BoundImplicitHead, BoundPointHead, BoundStandardHead
+from .bound_head import BindableHead, BoundImplicitHead, BoundPointHead, BoundStandardHead
 from .dynamic_mlp import MLPLayout, apply_mlp, fourier_features
 from .losses import binary_point_accuracy, binary_point_loss
 from .point_features import FineGrainedFeatures
@@ -45,7 +45,7 @@ def _check_class_count(cfg: CfgNode) -> int:
 
 
 @POINT_HEAD_REGISTRY.register()
-class StandardPointHead(nn.Module):
+class StandardPointHead(BindableHead):
     """A small MLP, the same at every point, over fine-grained features and the coarse prediction.
 
     Args:
@@ -133,7 +133,7 @@ class StandardPointHead(nn.Module):
 
 
 @POINT_HEAD_REGISTRY.register()
-class ImplicitPointHead(nn.Module):
+class ImplicitPointHead(BindableHead):
     """An MLP per instance, whose weights are predicted, over features and encoded positions.
 
     ``num_params`` is the length of the parameter vector that each instance needs.

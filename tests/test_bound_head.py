@@ -1,20 +1,23 @@
-"""Bound point heads against the plain forward that training uses."""
+"""Bound point heads against the ``forward`` that training uses."""
 
 import pytest
 import torch
 from torch import nn
 
 from point_rend import ImplicitPointHead, StandardPointHead
-from point_rend.bound_head import bind_point_head
+from point_rend.bound_head import BoundImplicitHead, BoundStandardHead, bind_point_head
 from point_rend.coordinates import box_to_image_coords
 from point_rend.point_features import FineGrainedFeatures
 from point_rend.sampling import point_sample
+from tests.pairwise import pairwise_rows
 from tests.synthetic import randomize
 
 FRAME = torch.tensor([48.0, 32.0])
 CHANNELS = 6
 REGIONS, POINTS = 3, 9
-FEW, SOME, MANY = 1, 20, 10**6  # points per region that the head is told of
+# Expected points per region: the layers are applied to the samples, to the smaller maps only, or to
+# all maps.
+FEW, SOME, MANY = ORDERS = 1, 20, 10**6
 
 
 def some_levels(count: int) -> FineGrainedFeatures:
@@ -25,7 +28,9 @@ def some_levels(count: int) -> FineGrainedFeatures:
 
 
 def some_boxes(regions: int = REGIONS) -> torch.Tensor:
-    boxes = torch.tensor([[0.0, 0, 48, 32], [3, 2, 20, 30], [30, 8, 60, 40]])  # the last leaves it
+    boxes = torch.tensor(
+        [[0.0, 0, 48, 32], [3, 2, 20, 30], [30, 8, 60, 40]]
+    )  # the last one leaves the frame
     return boxes.repeat(-(-regions // 3), 1)[:regions]
 
 
@@ -84,68 +89,74 @@ def coarse_logits(channels: int, regions: int = REGIONS) -> torch.Tensor:
     return torch.randn(regions, channels, 7, 7, generator=torch.Generator().manual_seed(6))
 
 
-ORDERS = pytest.mark.parametrize(
-    "points_per_region", [FEW, SOME, MANY], ids=["sample-maps", "sample-rows", "project"]
+IN_EACH_ORDER = pytest.mark.parametrize(
+    "points_per_region", ORDERS, ids=["samples", "small-maps", "maps"]
 )
 
 
-@ORDERS
-@pytest.mark.parametrize("levels", [1, 2, 3, 4])
-@pytest.mark.parametrize("num_fc", [0, 1, 2, 3, 5])
-@pytest.mark.parametrize("each_layer", [True, False])
-def test_a_bound_standard_head_is_the_head(points_per_region, levels, num_fc, each_layer):
+@pytest.mark.parametrize(
+    ("points_per_region", "levels", "num_fc", "each_layer"),
+    pairwise_rows(ORDERS, [1, 2, 3, 4], [0, 1, 2, 3, 5], [True, False]),
+)
+def test_a_bound_standard_head_equals_its_forward(points_per_region, levels, num_fc, each_layer):
     head = standard(4, levels, num_fc=num_fc, coarse_pred_each_layer=each_layer)
     assert_equal_to_plain(head, levels, coarse_logits(4), 4, points_per_region)
 
 
-@ORDERS
-@pytest.mark.parametrize("num_classes", [1, 2, 80, 1203])
-@pytest.mark.parametrize("agnostic", [False, True])
-def test_it_is_for_any_number_of_classes(points_per_region, num_classes, agnostic):
+@pytest.mark.parametrize(
+    ("points_per_region", "num_classes", "agnostic"),
+    pairwise_rows(ORDERS, [1, 2, 80, 1203], [False, True]),
+)
+def test_it_does_so_for_any_number_of_classes(points_per_region, num_classes, agnostic):
     head = standard(1 if agnostic else num_classes, coarse_channels=num_classes)
     coarse = coarse_logits(num_classes)
     assert_equal_to_plain(head, 1, coarse, num_classes, points_per_region)
 
 
-@ORDERS
-def test_it_is_over_a_class_agnostic_coarse_prediction(points_per_region):
+@IN_EACH_ORDER
+def test_it_does_so_over_a_class_agnostic_coarse_prediction(points_per_region):
     head = standard(5, coarse_channels=1)
     assert_equal_to_plain(head, 1, coarse_logits(1), 5, points_per_region)
 
 
-@ORDERS
-@pytest.mark.parametrize("switches", [(True, True), (True, False), (False, True)])
-@pytest.mark.parametrize("num_classes", [1, 4])
-@pytest.mark.parametrize("levels", [1, 3])
-def test_a_bound_implicit_head_is_the_head(points_per_region, switches, num_classes, levels):
+@pytest.mark.parametrize(
+    ("points_per_region", "inputs", "num_classes", "levels"),
+    pairwise_rows(ORDERS, [(True, True), (True, False), (False, True)], [1, 4], [1, 3]),
+)
+def test_a_bound_implicit_head_equals_its_forward(points_per_region, inputs, num_classes, levels):
     torch.manual_seed(0)
     head = ImplicitPointHead(
         in_channels=CHANNELS * levels,
         num_classes=num_classes,
         fc_dim=4,
-        image_feature_enabled=switches[0],
-        positional_encoding_enabled=switches[1],
+        image_feature_enabled=inputs[0],
+        positional_encoding_enabled=inputs[1],
     )
     parameters = torch.randn(REGIONS, head.num_params) * 0.3
     assert_equal_to_plain(head, levels, parameters, num_classes, points_per_region)
 
 
-@ORDERS
-def test_no_regions_are_a_size(points_per_region):
+@IN_EACH_ORDER
+def test_zero_regions_are_a_valid_size(points_per_region):
     assert_equal_to_plain(standard(4), 1, coarse_logits(4, 0), 4, points_per_region)
     head = ImplicitPointHead(in_channels=CHANNELS, num_classes=4, fc_dim=4)
     assert_equal_to_plain(head, 1, torch.zeros(0, head.num_params), 4, points_per_region)
 
 
-@ORDERS
-@pytest.mark.parametrize("rows_per_tile", [1, 5, 9, 20])
-def test_tiles_do_not_show(monkeypatch, points_per_region, rows_per_tile):
+@pytest.mark.parametrize(
+    ("points_per_region", "rows_per_tile", "each_layer"),
+    pairwise_rows(ORDERS, [1, 5, 9, 20], [True, False]),
+)
+def test_the_tile_size_does_not_change_the_logits(
+    monkeypatch, points_per_region, rows_per_tile, each_layer
+):
     monkeypatch.setattr("point_rend.bound_head.ROWS_PER_TILE", rows_per_tile)
-    assert_equal_to_plain(standard(4), 1, coarse_logits(4), 4, points_per_region)
+    head = standard(4, coarse_pred_each_layer=each_layer)
+    assert_equal_to_plain(head, 1, coarse_logits(4), 4, points_per_region)
 
 
-@ORDERS
-def test_regions_that_are_the_images_need_no_boxes(points_per_region):
+@IN_EACH_ORDER
+def test_regions_that_are_whole_images_need_no_boxes(points_per_region):
     head = standard(4)
     maps = torch.randn(2, CHANNELS, 8, 12, generator=torch.Generator().manual_seed(7))
     fine, coarse, coords = FineGrainedFeatures([maps], [1.0]), coarse_logits(4, 2), some_coords(2)
@@ -155,7 +166,7 @@ def test_regions_that_are_the_images_need_no_boxes(points_per_region):
     torch.testing.assert_close(logits, oracle, rtol=0, atol=1e-5)
 
 
-@ORDERS
+@IN_EACH_ORDER
 def test_mixed_precision_keeps_the_interpolation_exact(points_per_region):
     head = standard(4)
     fine, boxes, coords, coarse = some_levels(1), some_boxes(), some_coords(), coarse_logits(4)
@@ -164,14 +175,14 @@ def test_mixed_precision_keeps_the_interpolation_exact(points_per_region):
         bound = bind_point_head(head, fine, REGIONS, points_per_region)
         logits = bound.at(coarse, boxes)(coords)
     assert (logits.float() - exact).abs().max() < 0.03 * exact.abs().max()
-    assert not torch.equal(logits.float(), exact)  # the products are in bfloat16
+    assert not torch.equal(logits.float(), exact)  # the matrix products use bfloat16
 
 
-# --- heads of others ----------------------------------------------------------------------------
+# --- which method rendering calls ---------------------------------------------------------------
 
 
 class PlainHead(nn.Module):
-    """A head as third parties write it: ``forward`` only."""
+    """A third-party head: ``forward`` only."""
 
     def forward(self, features, coarse):
         return coarse * 2 + features.mean(dim=1, keepdim=True)
@@ -184,30 +195,130 @@ class ImplicitPlainHead(nn.Module):
         return parameters[:, :, None] * features.mean(dim=1, keepdim=True) + coords[:, None, :, 0]
 
 
-class NewerForward(StandardPointHead):
-    """A subclass that changes what the head computes, and knows nothing of ``bind``."""
+class LayerNamedBind(PlainHead):
+    def __init__(self):
+        super().__init__()
+        self.bind = nn.Identity()
 
-    def forward(self, fine_grained_features, coarse_features):
-        return super().forward(fine_grained_features, coarse_features) + 1
+
+class ForwardMixin:
+    """Changes the logits, and knows nothing of ``bind``."""
+
+    def forward(self, *inputs):
+        return super().forward(*inputs) + 1
 
 
-class NewerBind(NewerForward):
+class BindMixin:
     def bind(self, *bound_to):
         return bound_to
 
 
-def test_a_head_that_knows_forward_only_is_asked_by_it():
+class OtherForward(StandardPointHead):
+    def forward(self, fine_grained_features, coarse_features):
+        return super().forward(fine_grained_features, coarse_features) + 1
+
+
+class OtherImplicitForward(ForwardMixin, ImplicitPointHead):
+    pass
+
+
+class OtherForwardAndBind(OtherForward):
+    def forward(self, fine_grained_features, coarse_features):
+        return super().forward(fine_grained_features, coarse_features) + 1
+
+    bind = BindMixin.bind
+
+
+class OtherBind(OtherForward):
+    bind = BindMixin.bind
+
+
+class OtherConstructor(StandardPointHead):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.note = "computes the same"
+
+
+class MixedInForward(ForwardMixin, StandardPointHead):
+    pass
+
+
+class MixedInForwardAndConstructor(ForwardMixin, OtherConstructor):
+    pass
+
+
+class ForwardAndBindMixin(BindMixin, ForwardMixin):
+    pass
+
+
+class MixedInForwardAndBind(ForwardAndBindMixin, StandardPointHead):
+    pass
+
+
+class MixedInBind(BindMixin, StandardPointHead):
+    pass
+
+
+class OtherForwardBelow(OtherForward):
+    """Inherits from a class that overrides ``forward`` alone."""
+
+
+class OtherForwardAgain(OtherForwardAndBind):
+    def forward(self, fine_grained_features, coarse_features):
+        return super().forward(fine_grained_features, coarse_features) + 1
+
+
+def of_class(head_class: type[StandardPointHead]) -> StandardPointHead:
+    head = head_class(in_channels=CHANNELS, num_classes=4, coarse_channels=4, fc_dim=4)
+    randomize(head)
+    return head.requires_grad_(False)
+
+
+def test_our_heads_use_their_bind():
+    fine = some_levels(1)
+    assert isinstance(bind_point_head(standard(4), fine, REGIONS, MANY), BoundStandardHead)
+    head = ImplicitPointHead(in_channels=CHANNELS, num_classes=4, fc_dim=4)
+    assert isinstance(bind_point_head(head, fine, REGIONS, MANY), BoundImplicitHead)
+
+
+def test_a_head_without_bind_uses_its_forward():
     assert_equal_to_plain(PlainHead(), 2, coarse_logits(4), 4, MANY)
     assert_equal_to_plain(ImplicitPlainHead(), 2, torch.randn(REGIONS, 4), 4, MANY)
 
 
-def test_a_subclass_with_a_forward_of_its_own_is_asked_by_that():
-    head = NewerForward(in_channels=CHANNELS, num_classes=4, coarse_channels=4, fc_dim=4)
-    randomize(head)
-    assert_equal_to_plain(head.requires_grad_(False), 1, coarse_logits(4), 4, MANY)
+def test_a_layer_named_bind_is_not_taken_for_the_method():
+    assert_equal_to_plain(LayerNamedBind(), 2, coarse_logits(4), 4, MANY)
 
 
-def test_a_subclass_with_a_newer_bind_is_asked_by_that():
-    head = NewerBind(in_channels=CHANNELS, num_classes=4, coarse_channels=4)
+@pytest.mark.parametrize(
+    "head_class",
+    [
+        OtherForward,
+        OtherForwardBelow,
+        OtherForwardAgain,
+        MixedInForward,
+        MixedInForwardAndConstructor,
+        MixedInBind,  # whether it fits the inherited forward is unknown
+    ],
+)
+def test_bind_is_not_inherited_without_the_forward_of_the_same_class(head_class):
+    head = of_class(head_class)
+    assert_equal_to_plain(head, 1, coarse_logits(4), 4, MANY)
+    assert not isinstance(bind_point_head(head, some_levels(1), REGIONS, MANY), BoundStandardHead)
+
+
+def test_an_implicit_head_with_another_forward_uses_that():
+    head = OtherImplicitForward(in_channels=CHANNELS, num_classes=4, fc_dim=4)
+    assert_equal_to_plain(head, 1, torch.randn(REGIONS, head.num_params) * 0.3, 4, MANY)
+
+
+@pytest.mark.parametrize("head_class", [OtherForwardAndBind, OtherBind, MixedInForwardAndBind])
+def test_a_head_with_another_bind_uses_that(head_class):
     bound_to = (some_levels(1), REGIONS, MANY)
-    assert bind_point_head(head, *bound_to) == bound_to
+    assert bind_point_head(of_class(head_class), *bound_to) == bound_to
+
+
+def test_a_subclass_that_changes_neither_method_inherits_bind():
+    head = of_class(OtherConstructor)
+    assert isinstance(bind_point_head(head, some_levels(1), REGIONS, MANY), BoundStandardHead)
+    assert_equal_to_plain(head, 1, coarse_logits(4), 4, MANY)

@@ -1,4 +1,4 @@
-"""Point heads: layers against loops, errors against their keys."""
+"""Point heads: layers against explicit loops, errors, the loss, building from a config."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def implicit_inputs(head, regions: int = 3, points: int = POINTS):
 
 
 @pytest.mark.parametrize("each_layer", [True, False])
-def test_the_standard_head_is_a_small_mlp_at_every_point(each_layer):
+def test_the_standard_head_is_the_same_small_mlp_at_every_point(each_layer):
     head = standard(4, num_fc=2, coarse_pred_each_layer=each_layer)
     features, coarse = standard_inputs(head)
     logits = head(features, coarse)
@@ -86,7 +86,7 @@ def test_a_class_agnostic_head_has_one_channel():
 
 
 @pytest.mark.parametrize("num_classes", [1, 4])
-def test_no_regions_are_a_size(num_classes):
+def test_zero_regions_are_a_valid_size(num_classes):
     for head, make in (
         (standard(num_classes), standard_inputs),
         (implicit(num_classes), implicit_inputs),
@@ -96,12 +96,12 @@ def test_no_regions_are_a_size(num_classes):
         assert logits.shape == (0, num_classes, POINTS)
 
 
-def test_an_implicit_head_without_input_is_refused():
+def test_an_implicit_head_without_input_raises():
     with pytest.raises(ValueError, match=r"IMAGE_FEATURE_ENABLED.*POS_ENC_ENABLED"):
         implicit(3, image_feature_enabled=False, positional_encoding_enabled=False)
 
 
-def test_switched_off_inputs_do_not_matter():
+def test_disabled_inputs_do_not_change_the_logits():
     head = implicit(2, image_feature_enabled=False)
     features, coords, parameters = implicit_inputs(head)
     assert torch.equal(head(features, coords, parameters), head(features + 1, coords, parameters))
@@ -120,7 +120,7 @@ def with_classes(*classes_per_image: list[int]) -> list[Instances]:
     ]
 
 
-def test_the_loss_counts_the_channel_of_the_true_class_only():
+def test_the_loss_reads_only_the_channel_of_the_true_class():
     logits = torch.zeros(3, 4, 5)
     instances = with_classes([2], [], [0, 3])
     for region, class_id in enumerate([2, 0, 3]):
@@ -135,22 +135,22 @@ def test_the_loss_counts_the_channel_of_the_true_class_only():
         assert storage.latest()["point/accuracy"][0] == 0
     assert loss.item() == pytest.approx(30)
     loss.backward()
-    touched = {(i, c) for i, c, _ in logits.grad.nonzero().tolist()}
-    assert touched == {(0, 2), (1, 0), (2, 3)}
+    with_gradient = {(i, c) for i, c, _ in logits.grad.nonzero().tolist()}
+    assert with_gradient == {(0, 2), (1, 0), (2, 3)}
 
 
-def test_the_loss_of_a_class_agnostic_head_needs_no_classes():
+def test_the_loss_of_a_class_agnostic_head_ignores_classes():
     logits = torch.full((2, 1, 3), 30.0)
     assert roi_mask_point_loss(logits, with_classes([5, 6]), torch.ones(2, 3)) < 1e-6
 
 
-def test_the_loss_needs_no_event_storage():
+def test_the_loss_works_without_event_storage():
     loss = roi_mask_point_loss(torch.zeros(1, 2, 3), with_classes([1]), torch.ones(1, 3))
     assert loss.item() == pytest.approx(0.6931, abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8], ids=str)
-def test_the_loss_takes_classes_of_any_integer_type(dtype):
+def test_the_loss_accepts_classes_of_any_integer_type(dtype):
     logits = torch.randn(2, 4, 3)
     instances = with_classes([1, 3])
     expected = roi_mask_point_loss(logits, instances, torch.ones(2, 3))
@@ -158,7 +158,7 @@ def test_the_loss_takes_classes_of_any_integer_type(dtype):
     assert torch.equal(roi_mask_point_loss(logits, instances, torch.ones(2, 3)), expected)
 
 
-def test_the_loss_without_regions_is_zero_with_a_graph_and_logs_nothing():  # defect 2
+def test_the_loss_without_regions_is_a_differentiable_zero_and_logs_nothing():  # defect 2
     logits = torch.zeros(0, 4, 3, requires_grad=True)
     with EventStorage() as storage:
         loss = roi_mask_point_loss(logits, with_classes([], []), torch.zeros(0, 3))
@@ -171,7 +171,7 @@ def test_the_loss_without_regions_is_zero_with_a_graph_and_logs_nothing():  # de
 # --- building from a config ---------------------------------------------------------------------
 
 
-def test_a_head_is_built_by_its_registered_name_and_the_config_stays():
+def test_a_head_is_built_by_its_registered_name_without_changing_the_config():
     cfg = small_head_config("MODEL.POINT_HEAD.NUM_FC", 2)
     before = cfg.clone()
     cfg.freeze()
@@ -182,7 +182,7 @@ def test_a_head_is_built_by_its_registered_name_and_the_config_stays():
     assert head(torch.zeros(1, 9, 4), torch.zeros(1, 5, 4)).shape == (1, 5, 4)
 
 
-def test_a_head_by_itself_cannot_inherit_its_class_count():
+def test_a_head_built_by_itself_cannot_inherit_its_class_count():
     cfg = small_head_config()
     for name in ("StandardPointHead", "ImplicitPointHead"):
         head_class = POINT_HEAD_REGISTRY.get(name)
@@ -190,13 +190,13 @@ def test_a_head_by_itself_cannot_inherit_its_class_count():
             head_class(cfg, ShapeSpec(channels=9))
 
 
-def test_the_class_agnostic_key_leaves_one_channel():
+def test_a_class_agnostic_head_predicts_one_channel():
     cfg = small_head_config("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", True)
     head = build_point_head(cfg, ShapeSpec(channels=9), num_classes=5)
     assert head(torch.zeros(1, 9, 4), torch.zeros(1, 5, 4)).shape == (1, 1, 4)
 
 
-def test_heads_of_others_are_built_with_the_settled_class_count():
+def test_third_party_heads_are_built_with_the_resolved_class_count():
     class ThirdPartyHead(nn.Module):
         def __init__(self, cfg, input_shape):
             super().__init__()
