@@ -49,8 +49,8 @@ class BindableHead(nn.Module):
     """Base class of point heads with a method ``bind`` that is equivalent to their ``forward``.
 
     A class inherits ``bind`` only together with the ``forward`` of the same base class. Otherwise,
-    if it overrides ``forward`` alone or takes it from a mixin, its ``bind`` is None and rendering
-    calls its ``forward``.
+    for example if it overrides ``forward`` alone or takes it from a mixin, its ``bind`` is None and
+    rendering calls its ``forward``. A ``bind`` in the class itself is always used.
     """
 
     def __init_subclass__(cls, **kwargs: object) -> None:
