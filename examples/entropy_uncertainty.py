@@ -6,7 +6,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor
 
 from point_rend import PointRendSemSegHead, get_config_file, load_config
-from point_rend.tracing import recorded_renderings
+from point_rend.rendering.recording import recorded_renderings
 
 
 def entropy(logits: Tensor) -> Tensor:

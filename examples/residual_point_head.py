@@ -6,7 +6,7 @@ from torch import Tensor
 
 import point_rend
 from point_rend import BoundPointHead, FineGrainedFeatures, PointPredictor, point_sample
-from point_rend.uncertainty import select_class_channel
+from point_rend.rendering.uncertainty import select_class_channel
 
 
 @point_rend.POINT_HEAD_REGISTRY.register()

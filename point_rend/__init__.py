@@ -6,26 +6,32 @@ config that knows their keys.
 Source: Kirillov, Wu, He, Girshick, "PointRend: Image Segmentation as Rendering", CVPR 2020.
 """
 
-from . import registration
-from .bound_head import BoundPointHead, bind_point_head
-from .checkpoint import SafeDetectionCheckpointer
-from .config import add_pointrend_config, check_config, get_config_file, load_config
-from .data.augmentation import ColorAugSSD, ColorAugSSDTransform
-from .mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
-from .meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
-from .point_features import FineGrainedFeatures
-from .point_head import (
+from point_rend import registration
+from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+from point_rend.color_augmentation import ColorAugSSD, ColorAugSSDTransform
+from point_rend.config.checks import check_config
+from point_rend.config.defaults import add_pointrend_config, get_config_file
+from point_rend.config.loading import load_config
+from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
+from point_rend.meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
+from point_rend.point_head import (
     POINT_HEAD_REGISTRY,
     ImplicitPointHead,
     StandardPointHead,
     build_point_head,
 )
-from .registration import stock_heads
-from .roi_heads import PointRendROIHeads
-from .sampling import PointSampler, point_sample
-from .semantic_seg import CoarseSemSegHead, PointRendSemSegHead
-from .subdivision import PointPredictor, SubdivisionPlan, subdivide
-from .uncertainty import Uncertainty, foreground_uncertainty, top2_margin_uncertainty
+from point_rend.registration import stock_heads
+from point_rend.rendering.bound_head import BoundPointHead, bind_point_head
+from point_rend.rendering.features import FineGrainedFeatures
+from point_rend.rendering.sampling import PointSampler, point_sample
+from point_rend.rendering.subdivision import PointPredictor, SubdivisionPlan, subdivide
+from point_rend.rendering.uncertainty import (
+    Uncertainty,
+    foreground_uncertainty,
+    top2_margin_uncertainty,
+)
+from point_rend.roi_heads import PointRendROIHeads
+from point_rend.semantic_seg import CoarseSemSegHead, PointRendSemSegHead
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 
-from .checkpoint import upgrade_state_dict
+from point_rend.checkpoint.legacy_keys import upgrade_state_dict
 
 
 class CoarseMaskHead(nn.Module):

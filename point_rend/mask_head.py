@@ -5,94 +5,42 @@ Shapes: N boxes over all images, K classes, C channels, P points.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, shapes_to_tensor
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from .bound_head import BoundPointHead, bind_point_head
-from .coarse_mask_head import CoarseMaskHead
-from .config import DEFAULTS, point_head_num_classes
-from .coordinates import box_to_image_coords, regular_grid
-from .masks import share_masks
-from .point_features import (
-    FineGrainedFeatures,
-    point_sample_fine_grained_features,
-    pool_regular_grid,
+from point_rend.coarse_mask_head import CoarseMaskHead
+from point_rend.config.defaults import DEFAULTS, point_head_num_classes
+from point_rend.ground_truth.point_labels import sample_point_labels
+from point_rend.ground_truth.shared_masks import share_masks
+from point_rend.point_features import (
+    BoxFeatureReader,
+    Features,
 )
-from .point_head import (
+from point_rend.point_head import (
     build_point_head,
     build_point_sampler,
     check_own_parameters,
     roi_mask_point_loss,
 )
-from .sampling import PointSampler, is_tracing, point_sample
-from .subdivision import SubdivisionPlan, subdivide
-from .targets import sample_point_labels
-from .uncertainty import Uncertainty, foreground_uncertainty, select_class_channel
-
-Features = Mapping[str, Tensor]
+from point_rend.rendering.coordinates import box_to_image_coords
+from point_rend.rendering.mask_renderer import MaskRenderer
+from point_rend.rendering.sampling import PointSampler, point_sample
+from point_rend.rendering.subdivision import SubdivisionPlan
+from point_rend.rendering.uncertainty import (
+    Uncertainty,
+    foreground_uncertainty,
+    select_class_channel,
+)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BoxFeatureReader:
-    """Reads the chosen levels of an image's features inside boxes.
-
-    Args:
-        names: the levels, in the order in which their channels are concatenated.
-        scales: per level its size over the image's, 1 / stride.
-        channels: of all levels together.
-    """
-
-    names: tuple[str, ...]
-    scales: tuple[float, ...]
-    channels: int
-
-    @classmethod
-    def from_shapes(
-        cls, names: Sequence[str], input_shape: Mapping[str, ShapeSpec], key: str
-    ) -> "BoxFeatureReader":
-        """Look the levels up; ValueError with the config's ``key`` if one is not there."""
-        missing = [name for name in names if name not in input_shape]
-        if missing or not names:
-            raise ValueError(
-                f"{key} is {tuple(names)}: expected at least one of the features that the ROI "
-                f"heads receive, {sorted(input_shape)} (MODEL.ROI_HEADS.IN_FEATURES)"
-            )
-        shapes = [input_shape[name] for name in names]
-        return cls(
-            names=tuple(names),
-            scales=tuple(1.0 / shape.stride for shape in shapes),
-            channels=sum(shape.channels for shape in shapes),
-        )
-
-    def grid(self, features: Features, boxes: Sequence[Boxes], side: int) -> Tensor:
-        """Read a regular grid of every box: (N, channels, side, side)."""
-        return pool_regular_grid([features[n] for n in self.names], self.scales, boxes, side)
-
-    def points(self, features: Features, boxes: Sequence[Boxes], coords_box: Tensor) -> Tensor:
-        """Read points of every box, (N, P, 2) ``coords_box``: (N, channels, P)."""
-        levels = [features[n] for n in self.names]
-        return point_sample_fine_grained_features(levels, self.scales, boxes, coords_box)[0]
-
-    def images(self, features: Features) -> list[FineGrainedFeatures]:
-        """Return the levels image by image, to be read at points given in pixels."""
-        levels = [features[name] for name in self.names]
-        sizes = [shapes_to_tensor([level.shape[3], level.shape[2]]) for level in levels]
-        frames = [
-            (size / scale).to(level.device)
-            for size, scale, level in zip(sizes, self.scales, levels, strict=True)
-        ]
-        maps_of_images = zip(*(level.split(1) for level in levels), strict=True)
-        return [FineGrainedFeatures(maps, frames) for maps in maps_of_images]
 
 
 @dataclass(frozen=True)
@@ -131,132 +79,6 @@ def _build_coarse_head(
 def _label_points(instances: Sequence[Instances], coords_box: Tensor) -> Tensor:
     boxes = torch.cat([x.proposal_boxes.tensor for x in instances])
     return sample_point_labels(instances, box_to_image_coords(coords_box, boxes))
-
-
-@dataclass(frozen=True)
-class MaskRenderer:
-    """Renders the masks of boxes, some boxes at a time.
-
-    Args:
-        plan: the grids and the points of each mask.
-        boxes_per_chunk: bounds the memory; 0 renders all boxes of an image together.
-        cells_per_pixel: a box gets no more points once its mask has this many cells per pixel along
-            its longer side, and is interpolated from there; 0 gives all boxes the points of all
-            steps, as do traces, which know no sizes of boxes.
-
-    Raises:
-        ValueError: if ``boxes_per_chunk`` or ``cells_per_pixel`` is negative.
-    """
-
-    plan: SubdivisionPlan
-    boxes_per_chunk: int = 0
-    cells_per_pixel: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.cells_per_pixel < 0:
-            raise ValueError(
-                "MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL: expected a positive number, or 0 "
-                f"for all steps in every box, got {self.cells_per_pixel}"
-            )
-        if self.boxes_per_chunk < 0:
-            raise ValueError(
-                "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK: expected 1 or more, or 0 for all, "
-                f"got {self.boxes_per_chunk}"
-            )
-
-    def bind(
-        self,
-        point_head: nn.Module,
-        images: Sequence[FineGrainedFeatures],
-        instances: Sequence[Instances],
-    ) -> list[BoundPointHead]:
-        """Bind a point head to the features of each image, for what the image's boxes need."""
-        return [
-            bind_point_head(point_head, fine, len(detected), self.plan.num_points)
-            for fine, detected in zip(images, instances, strict=True)
-        ]
-
-    def render(
-        self,
-        bound: Sequence[BoundPointHead],
-        instances: Sequence[Instances],
-        coarse: Tensor,
-        uncertainty: Uncertainty = foreground_uncertainty,
-    ) -> list[Tensor]:
-        """Render the mask of each detected box, for its class.
-
-        Args:
-            bound: per image the bound point head.
-            instances: per image its detections; N in all.
-            coarse: (N, ...) what the point head needs to know of each box, see
-                :class:`BoundPointHead`.
-            uncertainty: rates the one channel (N, 1, H, W) of each box's class.
-
-        Returns:
-            Per image the foreground probabilities (N_i, 1, S, S), float32.
-        """
-        coarse_of_images = coarse.split([x.pred_boxes.tensor.size(0) for x in instances])
-        return [
-            self._render_image(*image, uncertainty)
-            for image in zip(bound, instances, coarse_of_images, strict=True)
-        ]
-
-    def _render_image(
-        self,
-        bound: BoundPointHead,
-        detected: Instances,
-        coarse: Tensor,
-        uncertainty: Uncertainty,
-    ) -> Tensor:
-        boxes, classes = detected.pred_boxes.tensor, detected.pred_classes
-        if is_tracing():
-            # A trace serves any number of boxes of any size: no loop over them.
-            steps = self.plan.steps
-            logits = self._render_together(bound, coarse, boxes, classes, uncertainty, steps=steps)
-            return logits.sigmoid()
-        side = self.plan.output_side
-        logits = coarse.new_empty((boxes.size(0), 1, side, side), dtype=torch.float32)
-        for steps, chosen in self._chunks(boxes):
-            chunk = coarse[chosen], boxes[chosen], classes[chosen]
-            logits[chosen] = self._render_together(bound, *chunk, uncertainty, steps=steps)
-        return logits.sigmoid_()
-
-    def _chunks(self, boxes: Tensor) -> Iterator[tuple[int, slice | Tensor]]:
-        """Cut boxes (N, 4) into parts that are rendered together, with the steps of each."""
-        num_boxes = boxes.shape[0]
-        num_chunks = -(-num_boxes // self.boxes_per_chunk) if self.boxes_per_chunk else 1
-        size = max(-(-num_boxes // max(num_chunks, 1)), 1)  # of equal parts
-        if not self.cells_per_pixel:
-            for first in range(0, num_boxes, size):
-                yield self.plan.steps, slice(first, first + size)
-            return
-        longer_sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
-        doublings = longer_sides * self.cells_per_pixel / self.plan.start_side
-        needed = doublings.clamp(min=1).log2().ceil().clamp(max=self.plan.steps)
-        for steps in range(self.plan.steps + 1):
-            for chosen in (needed == steps).nonzero()[:, 0].split(size):
-                yield steps, chosen
-
-    def _render_together(
-        self,
-        bound: BoundPointHead,
-        coarse: Tensor,
-        boxes: Tensor,
-        classes: Tensor,
-        uncertainty: Uncertainty,
-        *,
-        steps: int,
-    ) -> Tensor:
-        predict = bound.at(coarse, boxes, classes)
-        side = self.plan.start_side
-        return subdivide(
-            predict(regular_grid(boxes.size(0), side, boxes.device)).unflatten(2, (side, side)),
-            predict,
-            uncertainty,
-            steps=steps,
-            points_per_step=self.plan.points_per_step,
-            plain_steps=self.plan.steps - steps,
-        ).float()
 
 
 def _build_renderer(cfg: CfgNode, start_side: int) -> MaskRenderer:

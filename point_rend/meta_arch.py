@@ -15,7 +15,7 @@ from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_pos
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from .uncertainty import label_map
+from point_rend.rendering.uncertainty import label_map
 
 Inputs = Sequence[Mapping[str, Any]]
 

@@ -5,20 +5,76 @@ Also the place where the names live that other projects import from PointRend.
 Shapes: N regions over all images, C channels over all levels, P points.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from detectron2.layers import cat, shapes_to_tensor
+from detectron2.layers import ShapeSpec, cat, shapes_to_tensor
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from .coordinates import box_to_image_coords, regular_grid
-from .point_linear import Affine, linear_at_points
-from .sampling import PointSampler, point_sample
-from .sampling import most_uncertain_cells as get_uncertain_point_coords_on_grid
-from .targets import sample_point_labels
-from .uncertainty import Uncertainty
+from point_rend.ground_truth.point_labels import sample_point_labels
+from point_rend.rendering.coordinates import box_to_image_coords, regular_grid
+from point_rend.rendering.features import FineGrainedFeatures, concatenate_levels
+from point_rend.rendering.sampling import PointSampler, point_sample
+from point_rend.rendering.sampling import most_uncertain_cells as get_uncertain_point_coords_on_grid
+from point_rend.rendering.uncertainty import Uncertainty
+
+Features = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class BoxFeatureReader:
+    """Reads the chosen levels of an image's features inside boxes.
+
+    Args:
+        names: the levels, in the order in which their channels are concatenated.
+        scales: per level its size over the image's, 1 / stride.
+        channels: of all levels together.
+    """
+
+    names: tuple[str, ...]
+    scales: tuple[float, ...]
+    channels: int
+
+    @classmethod
+    def from_shapes(
+        cls, names: Sequence[str], input_shape: Mapping[str, ShapeSpec], key: str
+    ) -> "BoxFeatureReader":
+        """Look the levels up; ValueError with the config's ``key`` if one is not there."""
+        missing = [name for name in names if name not in input_shape]
+        if missing or not names:
+            raise ValueError(
+                f"{key} is {tuple(names)}: expected at least one of the features that the ROI "
+                f"heads receive, {sorted(input_shape)} (MODEL.ROI_HEADS.IN_FEATURES)"
+            )
+        shapes = [input_shape[name] for name in names]
+        return cls(
+            names=tuple(names),
+            scales=tuple(1.0 / shape.stride for shape in shapes),
+            channels=sum(shape.channels for shape in shapes),
+        )
+
+    def grid(self, features: Features, boxes: Sequence[Boxes], side: int) -> Tensor:
+        """Read a regular grid of every box: (N, channels, side, side)."""
+        return pool_regular_grid([features[n] for n in self.names], self.scales, boxes, side)
+
+    def points(self, features: Features, boxes: Sequence[Boxes], coords_box: Tensor) -> Tensor:
+        """Read points of every box, (N, P, 2) ``coords_box``: (N, channels, P)."""
+        levels = [features[n] for n in self.names]
+        return point_sample_fine_grained_features(levels, self.scales, boxes, coords_box)[0]
+
+    def images(self, features: Features) -> list[FineGrainedFeatures]:
+        """Return the levels image by image, to be read at points given in pixels."""
+        levels = [features[name] for name in self.names]
+        sizes = [shapes_to_tensor([level.shape[3], level.shape[2]]) for level in levels]
+        frames = [
+            (size / scale).to(level.device)
+            for size, scale, level in zip(sizes, self.scales, levels, strict=True)
+        ]
+        maps_of_images = zip(*(level.split(1) for level in levels), strict=True)
+        return [FineGrainedFeatures(maps, frames) for maps in maps_of_images]
+
 
 __all__ = [
     "FineGrainedFeatures",
@@ -32,62 +88,6 @@ __all__ = [
     "point_sample_fine_grained_features",
     "sample_point_labels",
 ]
-
-
-def concatenate_levels(samples: Sequence[Tensor]) -> Tensor:
-    """Join what several levels say of the same points: (N, C_l, P) each → (N, ΣC_l, P)."""
-    return cat(list(samples), dim=1)  # without a copy of a single one
-
-
-@dataclass(frozen=True)
-class FineGrainedFeatures:
-    """Levels of features, to be read at points of the frames that they cover.
-
-    Args:
-        levels: per level (M, C_l, H_l, W_l), for M images.
-        frames: per level the width and height of the frame in the unit of the points' coordinates,
-            a tensor (2,), or 1 for coordinates in [0, 1]².
-    """
-
-    levels: Sequence[Tensor]
-    frames: Sequence[Tensor | float]
-
-    def sample(self, coords: Tensor) -> Tensor:
-        """Read all levels at points (M, P, 2): (M, ΣC_l, P)."""
-        pairs = zip(self.levels, self.frames, strict=True)
-        return concatenate_levels([point_sample(level, coords / frame) for level, frame in pairs])
-
-    def linear(
-        self, weight: Tensor | None, num_points: int
-    ) -> Callable[[Tensor], Callable[[slice], Tensor]]:
-        """Bind a linear layer without bias: ``weight`` times what :meth:`sample` reads.
-
-        Args:
-            weight: (O, ΣC_l); None for the identity.
-            num_points: how many points of all images the result will be asked for, in all.
-
-        Returns:
-            A function from points (M, P, 2) to one from a slice of their M·P rows to (rows, O).
-        """
-        channels = [level.shape[1] for level in self.levels]
-        weights = [None] * len(channels) if weight is None else weight.split(channels, dim=1)
-        bound_levels = [
-            linear_at_points(level, [Affine(part)], num_points)
-            for level, part in zip(self.levels, weights, strict=True)
-        ]
-        frames = self.frames  # and not self: what is bound must not keep maps that were copied
-
-        def at(coords: Tensor) -> Callable[[slice], Tensor]:
-            pairs = zip(bound_levels, frames, strict=True)
-            terms_of_levels = [bound(coords / frame) for bound, frame in pairs]
-
-            def rows(chosen: slice) -> Tensor:
-                parts = [output for terms in terms_of_levels for output in terms(chosen)]
-                return torch.cat(parts, dim=1) if weight is None else sum(parts[1:], parts[0])
-
-            return rows
-
-        return at
 
 
 @torch.no_grad()

@@ -17,12 +17,12 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from .bound_head import BindableHead, BoundImplicitHead, BoundPointHead, BoundStandardHead
-from .dynamic_mlp import MLPLayout, apply_mlp, fourier_features
-from .losses import binary_point_accuracy, binary_point_loss
-from .point_features import FineGrainedFeatures
-from .sampling import PointSampler
-from .uncertainty import select_class_channel
+from point_rend.ground_truth.losses import binary_point_accuracy, binary_point_loss
+from point_rend.rendering.bound_head import BindableHead, BoundImplicitHead, BoundPointHead, BoundStandardHead
+from point_rend.rendering.dynamic_mlp import MLPLayout, apply_mlp, fourier_features
+from point_rend.rendering.features import FineGrainedFeatures
+from point_rend.rendering.sampling import PointSampler
+from point_rend.rendering.uncertainty import select_class_channel
 
 POINT_HEAD_REGISTRY = Registry("POINT_HEAD")
 POINT_HEAD_REGISTRY.__doc__ = """

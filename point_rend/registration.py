@@ -17,10 +17,10 @@ from detectron2.modeling import (
 )
 from detectron2.utils.registry import Registry
 
-from .mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
-from .meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
-from .roi_heads import PointRendROIHeads
-from .semantic_seg import PointRendSemSegHead
+from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
+from point_rend.meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
+from point_rend.roi_heads import PointRendROIHeads
+from point_rend.semantic_seg import PointRendSemSegHead
 
 _OURS: tuple[tuple[Registry, type], ...] = (
     (ROI_MASK_HEAD_REGISTRY, PointRendMaskHead),

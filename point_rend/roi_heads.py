@@ -7,8 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import StandardROIHeads
 from detectron2.structures import Instances
 
-from .checkpoint import upgrade_state_dict
-from .masks import share_masks
+from point_rend.checkpoint.legacy_keys import upgrade_state_dict
+from point_rend.ground_truth.shared_masks import share_masks
 
 logger = logging.getLogger(__name__)
 

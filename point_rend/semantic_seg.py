@@ -14,15 +14,15 @@ from detectron2.layers import ASPP, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from .bound_head import bind_point_head
-from .config import point_head_num_classes
-from .losses import semantic_point_loss
-from .point_features import FineGrainedFeatures, concatenate_levels
-from .point_head import build_point_head, build_point_sampler, check_own_parameters
-from .sampling import PointSampler, point_sample
-from .subdivision import subdivide
-from .targets import sample_semantic_labels
-from .uncertainty import Uncertainty, top2_margin_uncertainty
+from point_rend.config.defaults import point_head_num_classes
+from point_rend.ground_truth.losses import semantic_point_loss
+from point_rend.ground_truth.point_labels import sample_semantic_labels
+from point_rend.point_head import build_point_head, build_point_sampler, check_own_parameters
+from point_rend.rendering.bound_head import bind_point_head
+from point_rend.rendering.features import FineGrainedFeatures, concatenate_levels
+from point_rend.rendering.sampling import PointSampler, point_sample
+from point_rend.rendering.subdivision import subdivide
+from point_rend.rendering.uncertainty import Uncertainty, top2_margin_uncertainty
 
 Features = Mapping[str, Tensor]
 ImageSizes = Sequence[tuple[int, int]]

@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from point_rend.cli import report
 from tests.evaluation.oracles import encoded
-from tools import report
 
 SIDE = 100
 EVIL = "</script><img src=x onerror=hacked=1>"

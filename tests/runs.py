@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import train_net
+from point_rend.cli import train as train_net
 
 
 def refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:

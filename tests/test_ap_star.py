@@ -12,10 +12,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 
-from point_rend.data.cocofied_lvis import COCO_CLASSES
+from point_rend.cli import prepare_cocofied_lvis
+from point_rend.data.datasets.cocofied_lvis import COCO_CLASSES
 from tests.tiny_datasets import POINTREND, TINY_MODEL, load_script, process_state_restored
 from tests.tiny_lvis import HEIGHT, WIDTH, write_lvis_v1
-from tools import prepare_cocofied_lvis
 
 train_net = load_script("train_net.py")
 COCO, LVIS = "coco_2017_val", "lvis_v1_val_cocofied"

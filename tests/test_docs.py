@@ -16,15 +16,16 @@ from point_rend import (
     get_config_file,
     load_config,
 )
-from point_rend.bound_head import _BoundForward, bind_point_head
-from point_rend.evaluation import boundaries, cityscapes_scores
-from point_rend.evaluation.boundaries import inner_band
-from point_rend.evaluation.semantic_scores import SemanticScores
-from point_rend.uncertainty import top2_margin_uncertainty
+from point_rend.evaluation import boundary_iou as boundaries
+from point_rend.evaluation import cityscapes_ap as cityscapes_scores
+from point_rend.evaluation.boundary_iou import inner_band
+from point_rend.evaluation.semantic_iou import SemanticScores
+from point_rend.experiments.costs import analyze
+from point_rend.rendering.bound_head import _BoundForward, bind_point_head
+from point_rend.rendering.uncertainty import top2_margin_uncertainty
 from tests.conftest import REPOSITORY
 from tests.synthetic import randomize
 from tests.test_architecture import LAYERS
-from tools.analyze import analyze
 
 COCO = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))

@@ -16,9 +16,11 @@ import torch
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-import train_net
 from point_rend import get_config_file, load_config
+from point_rend.cli import train
+from point_rend.data.datasets import coco
 from point_rend.data.mapper import NamingDatasetMapper
+from point_rend.engine import run, setup
 from tests.memory import LargestTensor
 from tests.runs import instance_predictions, metrics, refusal, semantic_predictions
 from tests.tiny_datasets import (
@@ -263,7 +265,7 @@ def check_figure(model: Model, case: Case, figures: dict[str, dict[str, float]])
 
 
 def evaluate(argv: list[str]) -> dict[str, dict[str, float]]:
-    return train_net.run(*train_net.setup(train_net.build_parser().parse_args(argv)))
+    return run.run(*setup.setup(setup.build_parser().parse_args(argv)))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -279,7 +281,7 @@ def test_an_edge_case_is_trained_and_evaluated_or_refused_in_one_line_and_evalua
         assert not list(output.glob("*.pth"))
         figures = evaluate(command(chosen, written, given, output, "--eval-only"))
     else:
-        train_net.main(command(chosen, written, given, output))
+        train.main(command(chosen, written, given, output))
         training, evaluation = metrics(output)
         assert chosen.losses <= training.keys()
         assert all(math.isfinite(training[name]) for name in {*chosen.losses, "total_loss"})
@@ -325,7 +327,7 @@ LARGE = Case(
 
 def test_a_sample_of_a_large_image_is_as_small_as_that_of_a_small_one(tmp_path: Path) -> None:
     written = write(tmp_path / "tiny", LARGE)
-    train_net.register_coco("tiny", *written.coco)
+    coco.register_coco("tiny", *written.coco)
     (record,) = DatasetCatalog.get("tiny")
     mapper = NamingDatasetMapper(load_config(POINTREND, TINY_MODEL), is_train=True)
     tracemalloc.start()
@@ -348,7 +350,7 @@ def test_a_sample_of_a_large_image_is_as_small_as_that_of_a_small_one(tmp_path: 
 def test_a_large_image_is_trained_and_evaluated(model: str, tmp_path: Path) -> None:
     output = tmp_path / "output"
     chosen = MODELS[model]
-    train_net.main(command(chosen, write(tmp_path / "tiny", LARGE), LARGE, output))
+    train.main(command(chosen, write(tmp_path / "tiny", LARGE), LARGE, output))
     training, _ = metrics(output)
     assert all(math.isfinite(training[name]) for name in {*chosen.losses, "total_loss"})
     check_predictions(chosen, LARGE, output)

@@ -5,11 +5,8 @@ import torch
 from detectron2.layers import ROIAlign
 from detectron2.structures import Boxes
 
-from point_rend.point_features import (
-    concatenate_levels,
-    point_sample_fine_grained_features,
-    pool_regular_grid,
-)
+from point_rend.point_features import point_sample_fine_grained_features, pool_regular_grid
+from point_rend.rendering.features import concatenate_levels
 from tests.synthetic import IMAGE_SIZE, STRIDES, random_boxes, random_features
 
 SCALES = {name: 1 / stride for name, stride in STRIDES.items()}

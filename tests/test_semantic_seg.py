@@ -9,12 +9,12 @@ from detectron2.projects.deeplab import add_deeplab_config
 from torch import nn
 
 from point_rend import PointRendSemSegHead, PointSampler, StandardPointHead
-from point_rend.losses import semantic_point_loss
+from point_rend.ground_truth.losses import semantic_point_loss
+from point_rend.ground_truth.point_labels import sample_semantic_labels
+from point_rend.rendering.uncertainty import top2_margin_uncertainty
 from point_rend.semantic_seg import CoarseSemSegHead, coarse_logits
-from point_rend.targets import sample_semantic_labels
-from point_rend.uncertainty import top2_margin_uncertainty
-from tests.synthetic import CHANNELS, IMAGE_SIZE, random_features, randomize
-from tests.synthetic_semantic import IGNORE, SHAPES, random_labels, small_semantic_config
+from tests.synthetic import CHANNELS, IMAGE_SIZE, SHAPES, random_features, randomize
+from tests.synthetic_semantic import IGNORE, random_labels, small_semantic_config
 
 
 def build(*opts: object) -> PointRendSemSegHead:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from point_rend.config import add_pointrend_config
+from point_rend.config.defaults import add_pointrend_config
+from point_rend.engine.trainer import Trainer
 from point_rend.solver import WarmupPoly, build_lr_scheduler
-from train_net import Trainer
 
 BASE, FLOOR, ITERATIONS, WARMUP = 0.01, 1e-4, 80000, 200
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
-from tools import run_notebook
+from tools.dev import run_notebook
 
 NOTEBOOK = REPOSITORY / "notebooks" / "tutorial.ipynb"
 SMALL = ["IMAGE_SIDE=64", "NUM_TRAIN=4", "NUM_VAL=2", "ITERATIONS=3", "MIN_SCORE=0.0", "INSTANCE=0"]

@@ -1,10 +1,5 @@
 """Augmentation of PointRend's recipes, in training and, by leaving images alone, in testing."""
 
-import random
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import build_augmentation
@@ -16,7 +11,8 @@ from detectron2.data.transforms import (
 )
 from fvcore.transforms.transform import Transform
 
-from point_rend.data.semantic import SEMANTIC_MODELS
+from point_rend.color_augmentation import ColorAugSSD
+from point_rend.config.tasks import SEMANTIC_MODELS
 
 
 def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
@@ -76,166 +72,3 @@ class ResizeToPixels(Augmentation):
             return drawn
         height, width = max(drawn.new_h, 1), max(drawn.new_w, 1)
         return ResizeTransform(drawn.h, drawn.w, height, width, drawn.interp)
-
-
-class ColourStep(NamedTuple):
-    """One step of a distortion: a function of a BGR image (H, W, 3) uint8, and its drawn value."""
-
-    function: Callable[[np.ndarray, float], np.ndarray]
-    value: float
-
-
-class ColourTransform(Transform):
-    """A transform of colours: coordinates and labels stay as they are."""
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Return the coordinates as they are."""
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Return the labels as they are."""
-        return segmentation
-
-
-class DrawnColourTransform(ColourTransform):
-    """A photometric distortion whose steps are drawn already: the same for whatever it is given.
-
-    Args:
-        steps: What is done to a BGR image, in order.
-        is_rgb: Whether images are in RGB order.
-    """
-
-    def __init__(self, steps: Sequence[ColourStep], *, is_rgb: bool) -> None:
-        super().__init__()
-        self.steps = tuple(steps)
-        self.is_rgb = is_rgb
-
-    def apply_image(
-        self,
-        img: np.ndarray,
-        interp: str | None = None,  # noqa: ARG002 (of the base class)
-    ) -> np.ndarray:
-        """Return a distorted copy of an (H, W, 3) uint8 image."""
-        channels = [2, 1, 0] if self.is_rgb else [0, 1, 2]
-        bgr = np.ascontiguousarray(img[:, :, channels])
-        for step in self.steps:
-            bgr = step.function(bgr, step.value)
-        return np.ascontiguousarray(bgr[:, :, channels])
-
-
-class ColorAugSSDTransform(ColourTransform):
-    """The photometric distortion of SSD: random brightness, contrast, saturation and hue.
-
-    Each of the four is applied with probability 1/2, brightness first, contrast either before the
-    other two or after them. The values are drawn anew for every image, from Python's ``random``;
-    :class:`ColorAugSSD` draws them once for an image and all that belongs to it.
-
-    Args:
-        img_format: ``BGR`` or ``RGB``, the order of the channels of the (H, W, 3) uint8 images.
-        brightness_delta: largest shift, in grey levels.
-        contrast_low, contrast_high: range of the contrast's factor.
-        saturation_low, saturation_high: range of the saturation's factor.
-        hue_delta: largest turn of the hue, in units of 2 degrees.
-
-    Raises:
-        ValueError: for another ``img_format``.
-
-    Source: Liu et al., "SSD: Single Shot MultiBox Detector".
-    """
-
-    def __init__(
-        self,
-        img_format: str,
-        brightness_delta: float = 32,
-        contrast_low: float = 0.5,
-        contrast_high: float = 1.5,
-        saturation_low: float = 0.5,
-        saturation_high: float = 1.5,
-        hue_delta: int = 18,
-    ) -> None:
-        super().__init__()
-        if img_format not in ("BGR", "RGB"):
-            raise ValueError(f"img_format (INPUT.FORMAT): expected BGR or RGB, got {img_format!r}")
-        self.is_rgb = img_format == "RGB"
-        self.brightness_delta = brightness_delta
-        self.contrast_range = (contrast_low, contrast_high)
-        self.saturation_range = (saturation_low, saturation_high)
-        self.hue_delta = hue_delta
-
-    def apply_image(
-        self,
-        img: np.ndarray,
-        interp: str | None = None,  # noqa: ARG002 (of the base class)
-    ) -> np.ndarray:
-        """Return a distorted copy of an (H, W, 3) uint8 image."""
-        return self.draw().apply_image(img)
-
-    def draw(self) -> DrawnColourTransform:
-        """Draw the steps of one distortion."""
-        steps = self._sometimes(_shift_brightness, self._draw_brightness)
-        rest: list[tuple[Callable[[np.ndarray, float], np.ndarray], Callable[[], float]]] = [
-            (_scale_saturation, self._draw_saturation),
-            (_turn_hue, self._draw_hue),
-        ]
-        rest.insert(0 if random.randrange(2) else 2, (_linear, self._draw_contrast))
-        for function, draw_value in rest:
-            steps += self._sometimes(function, draw_value)
-        return DrawnColourTransform(steps, is_rgb=self.is_rgb)
-
-    @staticmethod
-    def _sometimes(
-        function: Callable[[np.ndarray, float], np.ndarray], draw_value: Callable[[], float]
-    ) -> list[ColourStep]:
-        return [ColourStep(function, draw_value())] if random.randrange(2) else []
-
-    def _draw_brightness(self) -> float:
-        return random.uniform(-self.brightness_delta, self.brightness_delta)
-
-    def _draw_contrast(self) -> float:
-        return random.uniform(*self.contrast_range)
-
-    def _draw_saturation(self) -> float:
-        return random.uniform(*self.saturation_range)
-
-    def _draw_hue(self) -> float:
-        return random.randint(-self.hue_delta, self.hue_delta)
-
-
-class ColorAugSSD(Augmentation):
-    """The distortion of :class:`ColorAugSSDTransform`, drawn once and then the same.
-
-    Args:
-        img_format: ``BGR`` or ``RGB``, the order of the channels of the (H, W, 3) uint8 images.
-
-    Raises:
-        ValueError: for another ``img_format``.
-    """
-
-    def __init__(self, img_format: str) -> None:
-        super().__init__()
-        self.img_format = img_format
-        self.distribution = ColorAugSSDTransform(img_format)
-
-    def get_transform(self, image: np.ndarray) -> Transform:  # noqa: ARG002 (of the base class)
-        """Draw a distortion."""
-        return self.distribution.draw()
-
-
-def _linear(values: np.ndarray, factor: float = 1, shift: float = 0) -> np.ndarray:
-    return np.clip(values.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
-
-
-def _shift_brightness(bgr: np.ndarray, shift: float) -> np.ndarray:
-    return _linear(bgr, shift=shift)
-
-
-def _scale_saturation(bgr: np.ndarray, factor: float) -> np.ndarray:
-    hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
-    hsv[..., 1] = _linear(hsv[..., 1], factor)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
-
-
-def _turn_hue(bgr: np.ndarray, turn: float) -> np.ndarray:
-    hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
-    hsv[..., 0] = (hsv[..., 0].astype(int) + int(turn)) % 180
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)

@@ -11,7 +11,7 @@ from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
 from PIL import Image
 
 from point_rend.data.augmentation import build_augmentations
-from point_rend.masks import SharedMasks
+from point_rend.ground_truth.shared_masks import SharedMasks
 
 
 class NamingDatasetMapper(DatasetMapper):

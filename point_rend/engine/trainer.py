@@ -2,29 +2,59 @@
 
 import contextlib
 import errno
+import functools
 import logging
 import multiprocessing
 import os
 import shlex
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import (
+    DefaultTrainer,
+    HookBase,
+    hooks,
+)
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver import LRScheduler
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
+from torch import nn
 
-from point_rend.checkpoint import NotSavedError
+from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+from point_rend.data.datasets.classes import known_of_classes
+from point_rend.data.loader.loaders import (
+    EvaluationLoader,
+    TrainLoader,
+    build_test_loader,
+    build_train_loader,
+)
+from point_rend.data.mapper import NamingDatasetMapper
+from point_rend.engine.hooks import (
+    InterruptibleEvaluation,
+    RandomNumbersOfIteration,
+    RepeatablePreciseBN,
+    StopBetweenIterations,
+)
+from point_rend.engine.launch import distribute
+from point_rend.engine.signals import StopSignals
+from point_rend.engine.train_step import NonFiniteError, build_step
+from point_rend.evaluation.build import build_evaluator
+from point_rend.evaluation.shared_inference import evaluate_together
+from point_rend.evaluation.tta import InMixedPrecision, build_test_time_augmentation
+from point_rend.solver import build_lr_scheduler
+from point_rend.utils.errors import USER_ERROR, TrainingStop
+from point_rend.utils.files import NotSavedError
 
-from .loading import TrainLoader
-from .randomness import seed_all
-from .stopping import USER_ERROR, StopSignals, TrainingStop
+logger = logging.getLogger(__name__)
+
 
 # What a full disk, a quota, a limit of file sizes and a read-only disk raise.
 OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-
-logger = logging.getLogger(__name__)
 
 
 class ResumableTrainer(DefaultTrainer):
@@ -158,64 +188,6 @@ class ResumableTrainer(DefaultTrainer):
         raise SystemExit(stop.exit_code) from stop
 
 
-class RandomNumbersOfIteration(HookBase):
-    """Makes the random numbers of an iteration a function of seed, iteration and rank."""
-
-    def before_step(self) -> None:
-        """Seed everything."""
-        seed_all(self.trainer.data_loader.seed, self.trainer.iter, comm.get_rank())
-
-
-class StopBetweenIterations(HookBase):
-    """Ends a training after an iteration in which any process has got a signal."""
-
-    def __init__(self, signals: StopSignals) -> None:
-        self.signals = signals
-
-    def after_step(self) -> None:
-        """Note that the iteration is whole, and look for signals."""
-        self.trainer.finished = self.trainer.iter
-        self.signals.check()
-
-
-class InterruptibleEvaluation(hooks.EvalHook):
-    """Detectron2's evaluation, which a signal ends at once, and which follows no broken training.
-
-    Args:
-        signals: The signals.
-        period: Iterations from one evaluation to the next; 0 for the one after the training only.
-        evaluate: Evaluates the model.
-    """
-
-    def __init__(self, signals: StopSignals, period: int, evaluate: Any) -> None:
-        super().__init__(period, evaluate)
-        self.signals = signals
-
-    def _do_eval(self) -> None:
-        with self.signals.at_once():
-            super()._do_eval()
-
-    def after_train(self) -> None:
-        """Evaluate, if the last iteration has been finished."""
-        if self.trainer.iter >= self.trainer.max_iter:
-            super().after_train()
-
-
-class RepeatablePreciseBN(hooks.PreciseBN):
-    """Detectron2's statistics of normalisation, each time over the first images of the order."""
-
-    def update_stats(self) -> None:
-        """Update the statistics of the model."""
-        self._data_loader.seed = self.trainer.data_loader.seed
-        self._data_loader.batches = 0
-        self._data_iter = iter(self._data_loader)
-        try:
-            super().update_stats()
-        except TrainingStop as stop:
-            stop.saves = False  # the weights are those of this iteration, all else of the last one
-            raise
-
-
 def resuming_command() -> str:
     """Return the command line that continues the run of this process."""
     options = [word for word in sys.argv[1:] if word != "--resume"]
@@ -225,3 +197,85 @@ def resuming_command() -> str:
             return f"torchrun <with the same options> {command}"
         return f"<the same launcher> {shlex.quote(sys.executable)} {command}"
     return f"{shlex.quote(sys.executable)} {command}"
+
+
+logger = logging.getLogger("point_rend.train_net")
+DIVERGED = 3  # exit code of a training that ends at a loss or a gradient that is not finite
+
+
+class Trainer(ResumableTrainer):
+    """Our trainer with our step, checkpointer, mapper and evaluators."""
+
+    def __init__(self, cfg: CfgNode, *, allow_unsafe_checkpoint: bool = False) -> None:
+        # DefaultTrainer.__init__ names the classes of its parts outright, and wants several
+        # processes to have GPUs; its own parent has no such wishes.
+        super(DefaultTrainer, self).__init__()
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        self._trainer = build_step(cfg, distribute(model), loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = SafeDetectionCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            trainer=weakref.proxy(self),
+            allow_unsafe=allow_unsafe_checkpoint,
+            strict_shapes=False,  # a training may start from a model of other classes
+            metadata=known_of_classes(cfg),
+        )
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    def run_step(self) -> None:
+        """Take one step; a loss or gradient that is not finite ends the training before it."""
+        try:
+            super().run_step()
+        except NonFiniteError as error:
+            self.data_loader.batches -= 1  # the step has not been taken
+            logger.error("%s", error)
+            message = (
+                f"{str(error).splitlines()[0]}; the losses and images are in the log; unless their "
+                "cause is gone, a resumed training meets it again, at the same SOLVER.BASE_LR: for "
+                "a smaller one start anew, in another OUTPUT_DIR, with MODEL.WEIGHTS a checkpoint"
+            )
+            raise TrainingStop(message, exit_code=DIVERGED, together=True) from error
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """Build our loader with our mapper."""
+        return build_train_loader(cfg, NamingDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
+        """Build our loader with our mapper."""
+        return build_test_loader(cfg, dataset_name, NamingDatasetMapper(cfg, is_train=False))
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        """Build the schedule of the learning rate, DeepLab's and mmsegmentation's included."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Build the evaluator of a data set."""
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+        """Evaluate a model, with the variants of each image if TEST.AUG.ENABLED asks for them.
+
+        TEST.MIXED_PRECISION computes in a shorter type. Data sets that share their images share the
+        inference.
+        """
+        if cfg.TEST.AUG.ENABLED:
+            model = build_test_time_augmentation(cfg, model)
+        if cfg.TEST.MIXED_PRECISION:
+            model = InMixedPrecision(model, getattr(torch, cfg.SOLVER.AMP.DTYPE))
+        names = cfg.DATASETS.TEST
+        if evaluators is not None or len(names) < 2 or cfg.MODEL.LOAD_PROPOSALS:
+            return super().test(cfg, model, evaluators)
+        build_loader = functools.partial(cls.build_test_loader, cfg)
+        return evaluate_together(
+            model, names, build_loader, functools.partial(cls.build_evaluator, cfg)
+        )

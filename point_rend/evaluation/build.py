@@ -11,17 +11,22 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluator, DatasetEvaluators
 
-from .evaluators import (
-    BOUNDARY,
-    KEYPOINTS,
-    BoundaryIoUEvaluator,
+from point_rend.config.tasks import INSTANCES, PANOPTIC, SEM_SEG
+from point_rend.evaluation.cityscapes_evaluators import (
     CityscapesBoundaryEvaluator,
-    InstanceEvaluator,
-    LabelMapEvaluator,
-    LvisInstanceEvaluator,
     TidyCityscapesInstanceEvaluator,
     TidyCityscapesSemSegEvaluator,
 )
+from point_rend.evaluation.evaluators import (
+    BOUNDARY,
+    KEYPOINTS,
+    BoundaryIoUEvaluator,
+    InstanceEvaluator,
+    LabelMapEvaluator,
+    LvisInstanceEvaluator,
+)
+
+logger = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
@@ -36,9 +41,6 @@ class Evaluation(NamedTuple):
     packages: tuple[str, ...] = ()
 
 
-INSTANCES = frozenset({"instances"})
-SEM_SEG = frozenset({"sem_seg"})
-PANOPTIC = INSTANCES | SEM_SEG | {"panoptic_seg"}
 EVALUATIONS = {  # by the `evaluator_type` of a data set
     "coco": Evaluation(INSTANCES),
     "lvis": Evaluation(INSTANCES, ("lvis",)),
@@ -47,8 +49,6 @@ EVALUATIONS = {  # by the `evaluator_type` of a data set
     "cityscapes_sem_seg": Evaluation(SEM_SEG, ("cityscapesscripts",)),
     "coco_panoptic_seg": Evaluation(PANOPTIC),
 }
-
-logger = logging.getLogger(__name__)
 
 
 def check_evaluators(

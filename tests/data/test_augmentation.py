@@ -11,7 +11,8 @@ from detectron2.data.transforms import AugInput, AugmentationList
 from fvcore.transforms.transform import CropTransform, HFlipTransform
 
 from point_rend import ColorAugSSDTransform, load_config
-from point_rend.data.augmentation import ColorAugSSD, DrawnColourTransform, build_augmentations
+from point_rend.color_augmentation import ColorAugSSD, DrawnColourTransform
+from point_rend.data.augmentation import build_augmentations
 from point_rend.data.mapper import NamingDatasetMapper
 from tests.tiny_datasets import POINTREND
 from tests.tiny_semantic import IGNORED, label_map, write_sem_seg

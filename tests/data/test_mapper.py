@@ -16,10 +16,10 @@ from detectron2.structures import Instances, PolygonMasks
 from PIL import Image
 
 from point_rend import load_config
-from point_rend.data.coco import register_coco
+from point_rend.data.datasets.coco import register_coco
 from point_rend.data.mapper import NamingDatasetMapper
-from point_rend.masks import SharedMasks
-from point_rend.targets import sample_point_labels
+from point_rend.ground_truth.point_labels import sample_point_labels
+from point_rend.ground_truth.shared_masks import SharedMasks
 from tests.tiny_datasets import HEIGHT, POINTREND, WIDTH, process_state_restored, write_coco
 
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-import train_net
+from point_rend.cli import train
+from point_rend.engine import trainer
 from tests.tiny_datasets import POINTREND, REPOSITORY, TINY_MODEL, CocoSet, write_coco
 
 PATIENCE = 300.0  # seconds that a process gets for what it is waited for
@@ -123,7 +124,7 @@ def fork(argv: Sequence[str], output: int) -> int:
             os.dup2(output, descriptor)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         sys.argv = ["train_net.py", *argv]
-        train_net.main(argv)
+        train.main(argv)
         code = 0
     except SystemExit as end:
         code = end.code
@@ -140,14 +141,14 @@ def fork(argv: Sequence[str], output: int) -> int:
 def signalling_itself(number: int, *, iteration: int, rank: int = 0) -> Iterator[None]:
     """Runs that are forked within get a signal in the middle of an iteration, on one rank."""
 
-    def run_step(trainer: train_net.Trainer) -> None:
+    def run_step(trainer: trainer.Trainer) -> None:
         whole_step(trainer)
         if (trainer.iter, comm.get_rank()) == (iteration, rank):
             os.kill(os.getpid(), number)
 
-    whole_step = train_net.Trainer.run_step
+    whole_step = trainer.Trainer.run_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_net.Trainer, "run_step", run_step)
+        patch.setattr(trainer.Trainer, "run_step", run_step)
         yield
 
 

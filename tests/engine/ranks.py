@@ -16,9 +16,9 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from point_rend import load_config
-from point_rend.checkpoint import SafeDetectionCheckpointer
-from point_rend.engine.processes import distribute
-from point_rend.engine.step import CheckedTrainer, NonFiniteError
+from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+from point_rend.engine.launch import distribute
+from point_rend.engine.train_step import CheckedTrainer, NonFiniteError
 from tests.tiny_datasets import HEIGHT, POINTREND, TINY_MODEL, WIDTH, scene
 
 # Nothing is left to chance: all proposals are used, and the points lie on a grid. No layer mixes

@@ -10,9 +10,9 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from point_rend.data.shapes import generate
+from point_rend.data.shapes.coco import generate
+from tests.config.test_semantic_configs import PANOPTIC, SMALL, load, sample
 from tests.runs import without_finite_gradient
-from tests.test_semantic_configs import PANOPTIC, SMALL, load, sample
 from tests.tiny_datasets import CONFIGS, TINY_MODEL, load_script, process_state_restored
 
 train_net = load_script("train_net.py")

@@ -13,10 +13,11 @@ import torch
 import yaml
 from detectron2.modeling import build_model
 
-import train_net
+from point_rend.cli import train
+from point_rend.engine import run, setup
 from tests.engine.killing import PATIENCE
+from tests.engine.test_train_net_semantic import HEADS, SEMANTIC
 from tests.runs import metrics
-from tests.test_train_net_semantic import HEADS, SEMANTIC
 from tests.tiny_datasets import (
     POINTREND,
     REPOSITORY,
@@ -90,11 +91,11 @@ def test_evaluation_in_two_processes_gives_the_results_of_one(
     one, two, weights = (tmp_path / name for name in ("one", "two", "model.pth"))
     argv = ["--eval-only", "MODEL.WEIGHTS", str(weights)]
     weights.touch()  # where there is nothing, nothing begins
-    job = train_net.setup(train_net.build_parser().parse_args(command(tiny, one, *argv)))
+    job = setup.setup(setup.build_parser().parse_args(command(tiny, one, *argv)))
     torch.manual_seed(0)
     torch.save({"model": build_model(job.cfg).state_dict()}, weights)
-    results = train_net.run(*job)
-    train_net.main(command(tiny, two, "--num-gpus=2", *argv))
+    results = run.run(*job)
+    train.main(command(tiny, two, "--num-gpus=2", *argv))
 
     files = [folder / "inference/tiny/coco_instances_results.json" for folder in (one, two)]
     assert len(files[0].read_text()) > 1000
@@ -118,13 +119,11 @@ def test_label_maps_are_evaluated_in_two_processes_as_in_one(tmp_path: Path) -> 
     options = [*TINY_MODEL, *HEADS["PointRendSemSegHead"], "MODEL.WEIGHTS", str(weights)]
     options += ["DATASETS.TRAIN", "('tiny',)", "DATASETS.TEST", "('tiny',)", "OUTPUT_DIR"]
     weights.touch()
-    job = train_net.setup(
-        train_net.build_parser().parse_args([*argv, *options, str(tmp_path / "one")])
-    )
+    job = setup.setup(setup.build_parser().parse_args([*argv, *options, str(tmp_path / "one")]))
     torch.save({"model": build_model(job.cfg).state_dict()}, weights)
-    results = train_net.run(*job)["sem_seg"]
+    results = run.run(*job)["sem_seg"]
     assert results["mIoU"] > 0
-    train_net.main([*argv, "--num-gpus=2", *options, str(tmp_path / "two")])
+    train.main([*argv, "--num-gpus=2", *options, str(tmp_path / "two")])
     log = (tmp_path / "two" / "log.txt").read_text()
     figures = [results[name] for name in ("mIoU", "fwIoU", "mACC", "pACC")]
     assert f"copypaste: {','.join(f'{value:.4f}' for value in figures)}" in log
@@ -172,7 +171,7 @@ def test_a_training_that_diverges_ends_with_its_own_exit_code_one_message_and_fi
     tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        train_net.main(command(tiny, tmp_path / "output", *DIVERGING))
+        train.main(command(tiny, tmp_path / "output", *DIVERGING))
     assert ended.value.code == 3
     check_divergence(tmp_path / "output", capsys.readouterr().err, 1)
 

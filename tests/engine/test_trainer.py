@@ -15,9 +15,10 @@ import torch
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
-import train_net
-from point_rend.engine.stopping import TrainingStop
+from point_rend.cli import train
+from point_rend.engine import run, setup, trainer
 from point_rend.engine.trainer import resuming_command
+from point_rend.utils.errors import TrainingStop
 from tests.engine.killing import (
     Run,
     command,
@@ -54,7 +55,7 @@ def test_a_resumed_training_ends_with_the_random_states_of_one_that_was_not_inte
 ) -> None:
     def states_after(output: Path, iterations: int) -> list[Any]:
         more = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", str(iterations)]
-        train_net.main(command(mixed, output, *more))
+        train.main(command(mixed, output, *more))
         return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()]
 
     whole = states_after(tmp_path / "whole", 3)
@@ -104,7 +105,7 @@ def test_a_signal_in_an_evaluation_ends_it_at_once_and_the_iteration_before_it_i
         os.kill(os.getpid(), signal.SIGTERM)
         print("the evaluation goes on")
 
-    monkeypatch.setattr(train_net.Trainer, "test", test)
+    monkeypatch.setattr(trainer.Trainer, "test", test)
     argv = command(mixed, tmp_path / "output", *schedule)
     run = Run(argv, tmp_path / "log.txt", forked=True)
     assert run.end() == 128 + signal.SIGTERM
@@ -136,10 +137,10 @@ def test_an_evaluation_that_fails_loses_no_iteration(
     def test(*_: Any) -> None:
         raise RuntimeError("no such metric")
 
-    monkeypatch.setattr(train_net.Trainer, "test", test)
+    monkeypatch.setattr(trainer.Trainer, "test", test)
     argv = command(mixed, tmp_path / "output", *ENDLESS, "TEST.EVAL_PERIOD", "2")
     with pytest.raises(RuntimeError, match="no such metric"):
-        train_net.main(argv)
+        train.main(argv)
     assert tagged_iteration(tmp_path / "output") == 1
 
 
@@ -165,12 +166,12 @@ def train_with_a_broken_image(tmp_path: Path, *more: str) -> str:
     """Train on a set of which an image breaks after the start; return its name."""
     written = write_mixed(tmp_path / "broken")
     argv = command(written, tmp_path / "output", *more)
-    job = train_net.setup(train_net.build_parser().parse_args(argv))
+    job = setup.setup(setup.build_parser().parse_args(argv))
     path = Path(written.image_root) / "003.png"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["train_net.py", *argv])
-        train_net.run(*job)
+        run.run(*job)
     return str(path)
 
 
@@ -202,7 +203,7 @@ def test_an_image_that_breaks_before_the_statistics_leaves_the_last_checkpoint_a
     more = ["TEST.PRECISE_BN.ENABLED", "True", "TEST.EVAL_PERIOD", "2"]
     more += ["SOLVER.CHECKPOINT_PERIOD", "1", "DATASETS.TEST", "()"]
     with pytest.raises(SystemExit):
-        train_net.main(command(mixed, tmp_path / "output", *ENDLESS, *more))
+        train.main(command(mixed, tmp_path / "output", *ENDLESS, *more))
     assert tagged_iteration(tmp_path / "output") == 0
     saved = torch.load(tmp_path / "output" / "model_0000000.pth", weights_only=True)
     assert saved["trainer"]["data"]["batches"] == 1
@@ -229,4 +230,4 @@ def test_resuming_under_torchrun_names_no_interpreter(monkeypatch: pytest.Monkey
 def test_an_unknown_reaction_to_broken_images_is_refused(mixed: CocoSet, tmp_path: Path) -> None:
     argv = command(mixed, tmp_path / "output", "DATALOADER.ON_CORRUPT_IMAGE", "ignore")
     with pytest.raises(ValueError, match="ON_CORRUPT_IMAGE must be stop or skip, got 'ignore'"):
-        train_net.setup(train_net.build_parser().parse_args(argv))
+        setup.setup(setup.build_parser().parse_args(argv))

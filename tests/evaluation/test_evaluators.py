@@ -18,7 +18,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from point_rend import load_config
-from point_rend.data.coco import register_coco
+from point_rend.data.datasets.coco import register_coco
 from point_rend.evaluation.build import build_evaluator, check_evaluators
 from tests.tiny_datasets import (
     HEIGHT,

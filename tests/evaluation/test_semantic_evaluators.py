@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from point_rend import load_config
-from point_rend.data.coco import register_coco
-from point_rend.data.semantic import register_sem_seg
-from point_rend.evaluation.build import INSTANCES, SEM_SEG, build_evaluator, check_evaluators
+from point_rend.config.tasks import INSTANCES, SEM_SEG
+from point_rend.data.datasets.coco import register_coco
+from point_rend.data.datasets.label_maps import register_sem_seg
+from point_rend.evaluation.build import build_evaluator, check_evaluators
 from point_rend.evaluation.evaluators import BoundaryIoUEvaluator
-from point_rend.evaluation.semantic_scores import SemanticScores
+from point_rend.evaluation.semantic_iou import SemanticScores
 from tests.tiny_datasets import (
     HEIGHT,
     POINTREND,

@@ -12,7 +12,9 @@ import point_rend
 from point_rend import point_features as ours
 from point_rend import point_head as our_heads
 from point_rend.coarse_mask_head import CoarseMaskHead
-from point_rend.uncertainty import foreground_uncertainty
+from point_rend.ground_truth import point_labels
+from point_rend.rendering import sampling
+from point_rend.rendering.uncertainty import foreground_uncertainty
 from tests.synthetic import (
     IMAGE_SIZE,
     STRIDES,
@@ -88,7 +90,7 @@ def test_point_sample_is_bit_equal(shape, inner):
     maps = torch.randn(shape, generator=seeded())
     coords = torch.rand(shape[0], *inner, 2, generator=seeded(1)) * 1.2 - 0.1
     expected = stock.point_sample(maps, coords, align_corners=False)
-    sampled = ours.point_sample(maps, coords, align_corners=False)
+    sampled = sampling.point_sample(maps, coords, align_corners=False)
     assert sampled.dtype == expected.dtype
     assert sampled.shape == expected.shape == (*shape[:2], *inner)
     assert torch.equal(sampled, expected)
@@ -108,7 +110,7 @@ def test_the_regular_grid_is_equal(side, regions):
 def test_the_most_uncertain_cells_are_equal(height, width, count):
     scores = torch.randn(3, 1, height, width, generator=seeded())
     by_uncertainty, expected = stock.get_uncertain_point_coords_on_grid(scores, count)
-    indices, coords = ours.get_uncertain_point_coords_on_grid(scores, count)
+    indices, coords = sampling.get_uncertain_point_coords_on_grid(scores, count)
     expected_indices, order = by_uncertainty.sort(dim=1)
     assert indices.dtype == expected_indices.dtype
     assert torch.equal(indices, expected_indices)
@@ -150,7 +152,7 @@ def test_point_labels_are_equal(counts):
     instances = random_proposals(counts)
     coords = torch.rand(sum(counts), 50, 2, generator=seeded()) * torch.tensor(IMAGE_SIZE[::-1])
     expected = stock.sample_point_labels(instances, coords)
-    labels = ours.sample_point_labels(instances, coords)
+    labels = point_labels.sample_point_labels(instances, coords)
     assert labels.dtype == expected.dtype
     assert labels.shape == expected.shape
     assert torch.equal(labels, expected)
@@ -329,5 +331,6 @@ def test_labels_of_masks_as_floats_are_equal():
     instances = [Instances(IMAGE_SIZE, gt_masks=BitMasks(masks))]
     coords = torch.rand(2, 9, 2, generator=seeded(1)) * 60
     assert torch.equal(
-        ours.sample_point_labels(instances, coords), stock.sample_point_labels(instances, coords)
+        point_labels.sample_point_labels(instances, coords),
+        stock.sample_point_labels(instances, coords),
     )

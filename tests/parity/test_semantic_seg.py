@@ -5,8 +5,8 @@ import torch
 from detectron2.modeling import build_sem_seg_head
 
 from point_rend import PointRendSemSegHead, stock_heads
-from tests.synthetic import random_features, randomize
-from tests.synthetic_semantic import SHAPES, random_labels, small_semantic_config
+from tests.synthetic import SHAPES, random_features, randomize
+from tests.synthetic_semantic import random_labels, small_semantic_config
 
 pytest.importorskip("detectron2.projects.point_rend")
 

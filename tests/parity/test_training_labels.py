@@ -7,8 +7,8 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from point_rend import stock_heads
-from point_rend.masks import SharedMasks, share_masks
-from point_rend.targets import sample_point_labels
+from point_rend.ground_truth.point_labels import sample_point_labels
+from point_rend.ground_truth.shared_masks import SharedMasks, share_masks
 from tests.memory import LargestTensor
 from tests.synthetic import SHAPES, random_features, randomize, small_head_config
 from tests.test_roi_heads import images_of, proposals_of, targets_of

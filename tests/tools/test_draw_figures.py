@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from point_rend import StandardPointHead
+from point_rend.cli import visualize as visualize_points
 from tests.conftest import REPOSITORY
-from tools import draw_figures, visualize_points
+from tools.dev import draw_figures
 
 PAGE = REPOSITORY / "docs" / "HOW_IT_WORKS.md"
 FOLDER = REPOSITORY / "docs" / "images" / "how_it_works"

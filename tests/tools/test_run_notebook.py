@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tools import run_notebook
+from tools.dev import run_notebook
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""Safe loading and sealed saving of checkpoints."""

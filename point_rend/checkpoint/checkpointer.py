@@ -1,0 +1,379 @@
+"""Checkpoints: keys of older versions, loading that runs no code, saving that breaks nothing.
+
+A file that :class:`SafeDetectionCheckpointer` has saved is sealed: the comment with which a zip
+archive, such as torch's files are, may end is the SHA-256 of all bytes before it. Other programs
+read the file as any other; torch itself notices hardly any changed bit.
+"""
+
+import functools
+import glob
+import logging
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils import comm
+from torch import nn
+
+from point_rend.checkpoint.array_pickle import _ArrayUnpickler, _make
+from point_rend.checkpoint.class_metadata import METADATA
+from point_rend.checkpoint.legacy_keys import upgrade_state_dict
+from point_rend.checkpoint.sealed_file import (
+    DamagedError,
+    _load_sealed,
+    _read,
+    _save_and_seal,
+    without_query,
+)
+from point_rend.utils.files import _TEMPORARY, _written_whole
+
+logger = logging.getLogger(__name__)
+
+
+# --- the checkpointer -------------------------------------------------------------------------
+
+# Layers whose shape depends on the class count, with the dimensions that do.
+_CLASS_DIMENSIONS = (
+    (re.compile(r"(^|\.)point_head\.fc\d+\.weight$"), {1}),
+    (re.compile(r"(^|\.)point_head\.predictor\.weight$"), {0, 1}),
+    (re.compile(r"(^|\.)(cls_score|bbox_pred|predictor|prediction)\.(weight|bias)$"), {0}),
+)
+
+
+class SafeDetectionCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, safe from hostile files, misfits and interrupted saves.
+
+    It loads what its parent loads, to the same values, and differs in this:
+
+    - no code from a file runs: a file that asks for more than arrays and containers is refused;
+    - keys of older PointRend versions are renamed (:func:`upgrade_state_dict`);
+    - shapes that do not fit are an error, not a warning;
+    - ``last_checkpoint`` cannot lead out of ``save_dir``;
+    - a file gets its name when it is complete and on the disk: an interrupted save leaves the
+      former ones as they were;
+    - a file carries a checksum, so that every later change of it is noticed;
+    - resuming goes back to an earlier checkpoint if the last one is damaged or gone, and only
+      together: it is an error if some processes have one and others have none;
+    - a file may tell the classes of its model (:func:`read_metadata`).
+
+    Args:
+        model: the model to load into and to save.
+        save_dir: folder of the checkpoints, if any are to be saved or resumed from.
+        save_to_disk: whether :meth:`save` writes; by default only in the main process.
+        allow_unsafe: load any pickle, which runs whatever code the file holds.
+        strict_shapes: whether every shape in a file must be the model's. Otherwise layers whose
+            shape depends on the class count may differ: they keep their initial values, as in
+            training with other classes, with a warning. Resuming is always strict.
+        metadata: what a saved file shall tell of the model's classes, in fields of Detectron2's
+            metadata of data sets; nothing if empty.
+        checkpointables: further objects with a state, by the names they are saved under.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        allow_unsafe: bool = False,
+        strict_shapes: bool = True,
+        metadata: Mapping[str, Any] | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.allow_unsafe = allow_unsafe
+        self.strict_shapes = strict_shapes
+        self.metadata = dict(metadata or {})
+        self._source = "the checkpoint"
+
+    # Loading
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint into the model and, unless told otherwise, into the checkpointables.
+
+        Args:
+            path: file or URL; nothing is loaded if empty.
+            checkpointables: names of those to load; by default all that the file has.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            OSError: if it cannot be downloaded.
+            DamagedError: if the file is damaged.
+            ValueError: if the file asks for code to run, holds the same parameter under two names,
+                or has shapes that the model does not.
+        """
+        if path and "://" not in path and not os.path.isfile(without_query(path)):
+            raise FileNotFoundError(f"there is no checkpoint {path}")
+        self._source = path
+        try:
+            return super().load(path, checkpointables)
+        except URLError as error:
+            raise OSError(f"checkpoint {path} cannot be downloaded: {error.reason}") from error
+        finally:
+            self._parsed_url_during_load = None  # the parent leaves it behind after an error
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Continue from the last checkpoint of ``save_dir``; without one load only the weights.
+
+        If the last one cannot be read, the newest that can is taken, with a warning.
+
+        Args:
+            path: file or URL of the weights.
+            resume: whether to look for a last checkpoint at all.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            DamagedError: if the last checkpoint and all others are damaged or gone.
+            ValueError: as :meth:`load`, if ``last_checkpoint`` names no file of ``save_dir``, or if
+                only some of several processes have a last checkpoint.
+        """
+        if not resume or not self._all_have_checkpoint():
+            if resume:
+                self.logger.warning(
+                    "Nothing to resume in '%s': starting afresh from %s",
+                    self.save_dir,
+                    path or "random weights",
+                )
+            return self.load(path, checkpointables=[])
+        asked, self.strict_shapes = self.strict_shapes, True
+        try:
+            return self.load(self._newest_readable())
+        finally:
+            self.strict_shapes = asked
+
+    def _all_have_checkpoint(self) -> bool:
+        """Tell whether there is a last checkpoint, sure that all processes say the same.
+
+        Raises:
+            ValueError: if they do not.
+        """
+        lacking: dict[str, list[str]] = {}  # ranks by their folders
+        answers = comm.all_gather((self.has_checkpoint(), self.save_dir))
+        for rank, (has_checkpoint, folder) in enumerate(answers):
+            if not has_checkpoint:
+                lacking.setdefault(folder, []).append(str(rank))
+        num_lacking = sum(map(len, lacking.values()))
+        if 0 < num_lacking < len(answers):
+            where = " and ".join(f"rank {', '.join(x)} in {y!r}" for y, x in lacking.items())
+            raise ValueError(
+                f"only {len(answers) - num_lacking} of {len(answers)} processes see a checkpoint "
+                f"to resume, there is none for {where}: OUTPUT_DIR has to be one folder that all "
+                "machines share"
+            )
+        return not lacking
+
+    def _newest_readable(self) -> str:
+        """Return the last checkpoint or, if it cannot be read by all processes, one before it."""
+        last = reason = ""
+        try:
+            last = self.get_checkpoint_file()
+            self._contents(last)
+        except (DamagedError, FileNotFoundError) as error:
+            reason = str(error)
+        reasons = comm.all_gather(reason)
+        if not any(reasons):
+            return last
+        skipped = [next(filter(None, reasons))]
+        for path in comm.all_gather(self._by_age())[0]:
+            if path == last:
+                continue
+            try:
+                missing = self.checkpointables.keys() - self._contents(path)
+                reason = f"{path} holds no {', '.join(sorted(missing))}" if missing else ""
+            except (ValueError, OSError) as error:
+                reason = str(error)
+            reasons = comm.all_gather(reason)
+            if not any(reasons):
+                self.logger.warning("Resuming from %s, because %s", path, "; ".join(skipped))
+                return path
+            skipped.append(next(filter(None, reasons)))
+        raise DamagedError("; ".join(skipped))
+
+    def _contents(self, path: str) -> set[str]:
+        """Read a checkpoint and name what it holds, without loading anything into anything."""
+        if not path.endswith(".pth"):
+            return set()
+        return set(self._torch_load(self.path_manager.get_local_path(path)))
+
+    def _by_age(self) -> list[str]:
+        """List the checkpoints in ``save_dir``, newest first."""
+        paths = glob.glob(os.path.join(glob.escape(self.save_dir), "*.pth"))
+        files = [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
+        return sorted(files, key=lambda path: (os.path.getmtime(path), path), reverse=True)
+
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the last checkpoint in ``save_dir``, empty if there is none.
+
+        Raises:
+            FileNotFoundError: if ``last_checkpoint`` names a file that is not there.
+            DamagedError: if it is empty.
+            ValueError: if it names anything but a file in ``save_dir``.
+        """
+        if not self.has_checkpoint():
+            return ""
+        tag = os.path.join(self.save_dir, "last_checkpoint")
+        with self.path_manager.open(tag, "rb") as file:
+            name = file.read().decode(errors="replace").strip()
+        if not name:
+            raise DamagedError(
+                f"{tag} is empty: write the name of a checkpoint into it or delete it"
+            )
+        path = os.path.join(self.save_dir, name)
+        leads_out = name != os.path.basename(name) or name in (os.curdir, os.pardir)
+        if not name.isprintable():  # such as the zeros that a crash leaves
+            leads_out = True
+        elif os.path.isdir(self.save_dir):  # on the local disk a link could lead out, too
+            folder = os.path.dirname(os.path.realpath(path))
+            leads_out = leads_out or folder != os.path.realpath(self.save_dir)
+        if leads_out:
+            raise ValueError(f"{tag} names {name!r}: it must name a file in its own folder")
+        if not self.path_manager.isfile(path):
+            raise FileNotFoundError(f"{tag} names {name!r}, but there is no such file")
+        return path
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            checkpoint = _from_model_zoo(_read(filename, self._unpickle))
+        elif filename.endswith(".pyth"):  # of pycls
+            state = _without(self._torch_load(filename).get("model_state"), "num_batches_tracked")
+            checkpoint = {"model": state, "__author__": "pycls", "matching_heuristics": True}
+        else:
+            checkpoint = super()._load_file(filename)
+        model = checkpoint["model"]
+        if not isinstance(model, dict) or not model:
+            raise ValueError(f"{filename} holds no parameters of a model")
+        for key, value in model.items():
+            if not isinstance(key, str) or not isinstance(value, np.ndarray | torch.Tensor):
+                raise ValueError(
+                    f"{filename}: the model's {key!r} must be an array or tensor, "
+                    f"not {type(value).__name__}"
+                )
+        return checkpoint
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        return _read(f, functools.partial(_load_sealed, allow_unsafe=self.allow_unsafe))
+
+    def _unpickle(self, file: BinaryIO) -> Any:
+        if self.allow_unsafe:
+            return pickle.load(file, encoding="latin1")
+        return _make(_ArrayUnpickler(file, encoding="latin1").load(), {})
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        upgrade_state_dict(checkpoint["model"])
+        if checkpoint.get("matching_heuristics", False):
+            checkpoint["model"] = self._match_by_suffix(checkpoint)
+            checkpoint["matching_heuristics"] = False
+        incompatible = super()._load_model(checkpoint)
+        misfits = incompatible.incorrect_shapes
+        errors = [m for m in misfits if self.strict_shapes or not _differs_in_classes(*m)]
+        if errors:
+            raise ValueError(
+                f"{self._source}: these shapes do not fit the configured model:{_listed(errors)}"
+            )
+        if misfits:
+            self.logger.warning(
+                "%s has another number of classes; these layers start from scratch:%s",
+                self._source,
+                _listed(misfits),
+            )
+            for key, _, _ in misfits:
+                incompatible.missing_keys.remove(key)
+            misfits.clear()
+        return incompatible
+
+    def _match_by_suffix(self, checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Name a checkpoint's parameters by the model's that end like them, fitting or not."""
+        self._convert_ndarray_to_tensor(checkpoint["model"])
+        in_model = self.model.state_dict()
+        matched = align_and_update_state_dicts(
+            in_model, checkpoint["model"], c2_conversion=checkpoint.get("__author__") == "Caffe2"
+        )
+        # Where shapes differ, the heuristics leave a parameter under its own name.
+        for key in [key for key in in_model if key not in matched]:
+            names = [name for name in matched if key.endswith("." + name)]
+            name = max(names, key=len, default=key)
+            if name in matched and matched[name].shape != in_model[key].shape:
+                matched[key] = matched.pop(name)
+        return matched
+
+    # Saving
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save the model and the checkpointables as ``name``.pth and make it the last checkpoint.
+
+        Args:
+            name: name of the file without its suffix.
+            kwargs: what else to save.
+
+        Raises:
+            NotSavedError: if it cannot be written, such as to a full disk; with what to do.
+            ValueError: if ``name`` leads out of ``save_dir``.
+        """
+        if not os.path.isdir(self.save_dir) or not self.save_to_disk:
+            return super().save(name, **kwargs)  # nowhere, or where only the path manager leads
+        filename = f"{name}.pth"
+        if os.path.basename(filename) != filename:
+            raise ValueError(f"the name of a checkpoint must not hold a folder, got {name!r}")
+        path = os.path.join(self.save_dir, filename)
+        self.logger.info("Saving checkpoint to %s", path)
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        if self.metadata:
+            states[METADATA] = self.metadata
+        for leftover in glob.glob(os.path.join(glob.escape(self.save_dir), _TEMPORARY.format("*"))):
+            os.remove(leftover)  # of a process that was killed
+        with _written_whole(path) as file:
+            _save_and_seal({"model": self.model.state_dict(), **states, **kwargs}, file)
+        self.tag_last_checkpoint(filename)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Note which file in ``save_dir`` is the last checkpoint.
+
+        Args:
+            last_filename_basename: its name.
+        """
+        if not os.path.isdir(self.save_dir):
+            return super().tag_last_checkpoint(last_filename_basename)
+        with _written_whole(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+
+def _from_model_zoo(data: dict[str, Any]) -> dict[str, Any]:
+    if "model" in data and "__author__" in data:  # Detectron2's
+        return data
+    blobs = _without(data.get("blobs", data), "_momentum")  # Detectron's; ImageNet's are bare
+    return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _without(parameters: Any, ending: str) -> Any:
+    if not isinstance(parameters, dict):
+        return parameters
+    return {key: value for key, value in parameters.items() if not str(key).endswith(ending)}
+
+
+def _differs_in_classes(key: str, in_file: tuple[int, ...], in_model: tuple[int, ...]) -> bool:
+    for pattern, dimensions in _CLASS_DIMENSIONS:
+        if pattern.search(key):
+            sizes = zip(in_file, in_model, strict=False)
+            differing = {i for i, (a, b) in enumerate(sizes) if a != b}
+            return len(in_file) == len(in_model) and differing <= dimensions
+    return False
+
+
+def _listed(misfits: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
+    return "".join(
+        f"\n  {key}: {in_file} in the file, {in_model} in the model"
+        for key, in_file, in_model in misfits
+    )

@@ -1,0 +1,1 @@
+"""The `pointrend` command: one module per sub-command."""

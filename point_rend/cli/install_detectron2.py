@@ -1,0 +1,238 @@
+"""Install Detectron2 into the Python environment that runs this script.
+
+    python tools/install_detectron2.py [--constraint constraints.txt]
+
+1. A Detectron2 that can be imported is kept as it is.
+2. Otherwise the environment variable `DETECTRON2`, a requirement or a path for pip, says what to
+   build. This needs a C++ compiler, and GitHub for the official sources:
+   `DETECTRON2='git+https://github.com/facebookresearch/detectron2.git'`.
+3. Otherwise the pure-Python part of a wheel on the package index is unpacked: Detectron2's sources
+   of April 2024, which run under every Python and PyTorch that PointRend supports. The wheel is
+   pinned and checked by its hash. Its compiled extension, which loads under Python 3.10 only, and
+   the unrelated top-level package `tools` are left out; without the extension, rotated boxes,
+   deformable convolution and the fast COCO evaluation are missing. PointRend uses none of them.
+
+PyTorch and torchvision have to be installed before.
+"""
+
+import argparse
+import base64
+import hashlib
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from email.parser import HeaderParser
+from pathlib import Path
+from typing import NamedTuple
+
+WHEEL = "sal-detectron2==0.7.2"
+WHEEL_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
+# Only a Python 3.10 finds the wheel, because of the extension that is left out here.
+WHEEL_PYTHON = "3.10"
+
+# Used, but not declared by the wheel. `pkg_resources` left setuptools with version 81.
+UNDECLARED = ("fvcore>=0.1.5", "iopath>=0.1.9", "setuptools<81", "wheel")
+# Declared, but only used to write Python-style configs.
+UNUSED = ("black",)
+
+ABSENT_STATUS = 3
+PROBE = f"""
+import importlib.util, sys
+spec = importlib.util.find_spec("detectron2")
+if spec is None or spec.origin is None:
+    sys.exit({ABSENT_STATUS})
+import detectron2.checkpoint, detectron2.config, detectron2.data, detectron2.engine
+import detectron2.evaluation, detectron2.model_zoo, detectron2.modeling
+print(detectron2.__version__, "in", spec.submodule_search_locations[0])
+"""
+
+
+class Found(NamedTuple):
+    """What the environment has: a description of a Detectron2 that works, or why one does not."""
+
+    works: str | None = None
+    error: str | None = None
+
+
+def find_detectron2() -> Found:
+    """Import Detectron2 in a process of its own; both fields are None where there is none."""
+    command = [sys.executable, "-P", "-c", PROBE]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode == 0:
+        return Found(works=run.stdout.strip().splitlines()[-1])
+    if run.returncode == ABSENT_STATUS:
+        return Found()
+    return Found(error=run.stderr.strip())
+
+
+def pip(*arguments: str) -> None:
+    """Run pip in this environment.
+
+    Raises:
+        RuntimeError: pip failed; its own messages are on the terminal.
+    """
+    command = [sys.executable, "-m", "pip", *arguments]
+    print("$", shlex.join(command), flush=True)
+    status = subprocess.run(command, check=False).returncode
+    if status != 0:
+        raise RuntimeError(f"pip {arguments[0]} failed with status {status}; its messages say why")
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Compare the hash of a file with the expected one.
+
+    Raises:
+        RuntimeError: They differ.
+    """
+    actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    if actual != expected:
+        raise RuntimeError(
+            f"{path.name} is not the file that this script was written for: "
+            f"its sha256 is {actual}, expected {expected}"
+        )
+
+
+def read_requirements(wheel: Path) -> list[str]:
+    """What the package in a wheel needs at run time, without its extras."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = HeaderParser().parsestr(archive.read(name).decode("utf-8"))
+    declared = metadata.get_all("Requires-Dist", [])
+    return [line for line in declared if "extra ==" not in line and line not in UNUSED]
+
+
+def unpack_pure_python(wheel: Path, site_packages: Path) -> None:
+    """Install the package `detectron2` of a wheel without its compiled extension.
+
+    The files are prepared in a hidden folder and moved into place at the end, the package last: an
+    interruption leaves no package that looks whole. `pip uninstall` can remove what was installed.
+    """
+    staging = site_packages / ".detectron2.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if _is_wanted(name)]
+            archive.extractall(staging, names)
+        (info,) = staging.glob("*.dist-info")
+        _describe_as_pure(info)
+        for source in (info, staging / "detectron2"):
+            target = site_packages / source.name
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(source, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_wanted(name: str) -> bool:
+    """Whether a file of the wheel is installed."""
+    top, _, rest = name.partition("/")
+    if top.endswith(".dist-info"):
+        return rest != "RECORD"
+    return top == "detectron2" and not rest.startswith("_C.")
+
+
+def _describe_as_pure(info: Path) -> None:
+    """Make the metadata of the unpacked files tell what is there."""
+    metadata = (info / "METADATA").read_text(encoding="utf-8")
+    for name in UNUSED:
+        metadata = metadata.replace(f"Requires-Dist: {name}\n", "")
+    (info / "METADATA").write_text(metadata, encoding="utf-8")
+    (info / "WHEEL").write_text(
+        "Wheel-Version: 1.0\nGenerator: tools/install_detectron2.py\n"
+        "Root-Is-Purelib: true\nTag: py3-none-any\n",
+        encoding="utf-8",
+    )
+    (info / "top_level.txt").write_text("detectron2\n", encoding="utf-8")
+    (info / "INSTALLER").write_text("tools/install_detectron2.py\n", encoding="utf-8")
+
+    root = info.parent
+    lines = []
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        lines.append(f"{path.relative_to(root).as_posix()},sha256={digest},{len(content)}\n")
+    lines.append(f"{info.name}/RECORD,,\n")
+    (info / "RECORD").write_text("".join(lines), encoding="utf-8")
+
+
+def install_wheel(constraints: Sequence[str]) -> None:
+    """Download the pinned wheel and install its pure-Python part and what it needs.
+
+    Raises:
+        RuntimeError: A download or an installation failed, or the file is another one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pip(
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            f"--python-version={WHEEL_PYTHON}",
+            f"--dest={folder}",
+            WHEEL,
+        )
+        (wheel,) = Path(folder).glob("*.whl")
+        check_sha256(wheel, WHEEL_SHA256)
+        pip("install", *constraints, "setuptools<81", "wheel")
+        # Some are source packages: they are built with the setuptools of this environment.
+        needed = [*UNDECLARED, *read_requirements(wheel)]
+        pip("install", "--no-build-isolation", *constraints, *needed)
+        unpack_pure_python(wheel, Path(sysconfig.get_path("purelib")))
+
+
+def install(requirement: str, constraints: Sequence[str]) -> None:
+    """Put a Detectron2 that works into this environment, as the module's docstring says.
+
+    Args:
+        requirement: What pip builds if there is no Detectron2 yet; empty for the pinned wheel.
+        constraints: Arguments of pip that limit the versions of what comes with it.
+
+    Raises:
+        RuntimeError: There is none that works afterwards; the message says why and what to do.
+    """
+    found = find_detectron2()
+    if found.works:
+        print(f"Detectron2 {found.works} is kept.")
+        if requirement:
+            print(f"DETECTRON2={requirement} is not used: uninstall the other one for that.")
+        return
+    for module in ("torch", "torchvision"):
+        if importlib.util.find_spec(module) is None:
+            raise RuntimeError(f"{module} is missing: `pip install torch torchvision` comes first")
+    if requirement:
+        pip("install", "--no-build-isolation", *constraints, requirement)
+    elif found.error:
+        raise RuntimeError(
+            "there is a Detectron2 here, but it cannot be imported (below). Repair it, "
+            f"or remove it with pip uninstall and run this again.\n{found.error}"
+        )
+    else:
+        install_wheel(constraints)
+    found = find_detectron2()
+    if not found.works:
+        raise RuntimeError(f"installed, but it cannot be imported:\n{found.error or 'not found'}")
+    print(f"Detectron2 {found.works} is installed.")
+
+
+def main() -> None:
+    """Read the command line and install."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--constraint", metavar="FILE", help="constraints file for pip")
+    arguments = parser.parse_args()
+    constraints = ["--constraint", arguments.constraint] if arguments.constraint else []
+    try:
+        install(os.environ.get("DETECTRON2", ""), constraints)
+    except (RuntimeError, OSError) as error:
+        sys.exit(f"Detectron2 was not installed: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Config keys, safe loading of YAML files, and checks."""

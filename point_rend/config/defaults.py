@@ -1,0 +1,178 @@
+"""Every config key that this package adds, with its default."""
+
+import copy
+import functools
+import operator
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from point_rend.utils.errors import did_you_mean
+
+INHERIT = -1
+DEFAULTS: dict[str, Any] = {
+    # Largest share of a random crop that one category may fill, 0 to 1; 1 switches the retries off.
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
+    # Photometric distortion of the SSD paper in training (semantic segmentation).
+    "INPUT.COLOR_AUG_SSD": False,
+    # Feature maps from which the coarse head pools, a subset of MODEL.ROI_HEADS.IN_FEATURES.
+    "MODEL.ROI_MASK_HEAD.IN_FEATURES": ("p2",),
+    # Width of the coarse head's fully connected layers, in channels.
+    "MODEL.ROI_MASK_HEAD.FC_DIM": 1024,
+    # Number of the coarse head's fully connected layers before its prediction.
+    "MODEL.ROI_MASK_HEAD.NUM_FC": 2,
+    # Side of the coarse mask, in cells.
+    "MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION": 7,
+    # Whether the point head refines the coarse mask; if not, the coarse head is trained alone.
+    "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": False,
+    # Registered name of the point head.
+    "MODEL.POINT_HEAD.NAME": "StandardPointHead",
+    # Number of classes K; -1 takes the number of the head that uses the point head.
+    "MODEL.POINT_HEAD.NUM_CLASSES": INHERIT,
+    # Feature maps that give the fine-grained features, a subset of MODEL.ROI_HEADS.IN_FEATURES.
+    "MODEL.POINT_HEAD.IN_FEATURES": ("p2",),
+    # Training points per box, or per image in semantic segmentation (N of the paper's training).
+    "MODEL.POINT_HEAD.TRAIN_NUM_POINTS": 14 * 14,
+    # Candidates drawn for each training point (k), 1 or more.
+    "MODEL.POINT_HEAD.OVERSAMPLE_RATIO": 3,
+    # Share of the training points that are the most uncertain candidates (beta), 0 to 1.
+    "MODEL.POINT_HEAD.IMPORTANCE_SAMPLE_RATIO": 0.75,
+    # Whether the training points are a fixed regular grid instead (Table 4, "regular grid").
+    "MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID": False,
+    # Doublings of the mask's side at inference; in semantic segmentation -1 takes the number that
+    # leads from the coarse stride to the size of the image.
+    "MODEL.POINT_HEAD.SUBDIVISION_STEPS": 5,
+    # Points that one subdivision step predicts at most (N of the paper's inference).
+    "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS": 28 * 28,
+    # Boxes whose masks are rendered at a time, which bounds the memory; 0 takes all of an image.
+    "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK": 64,
+    # Cells per pixel of a box's longer side, in the network's input, from which on its mask is only
+    # interpolated: small boxes take fewer points; 0 computes the points of all steps for every box.
+    "MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL": 0.0,
+    # Width of the point head's hidden layers, in channels.
+    "MODEL.POINT_HEAD.FC_DIM": 256,
+    # Number of the point head's hidden layers.
+    "MODEL.POINT_HEAD.NUM_FC": 3,
+    # Whether the point head predicts one mask for all classes together.
+    "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK": False,
+    # Whether every layer of the point head sees the coarse logits again, or the first one only.
+    "MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER": True,
+    # Registered name of the head that gives the coarse logits in semantic segmentation.
+    "MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME": "SemSegFPNHead",
+    # Whether the implicit point head sees fine-grained features.
+    "MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED": True,
+    # Whether the implicit point head sees the Fourier encoding of a point's place in its box.
+    "MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED": True,
+    # Weight of the mean square of the predicted parameters in the loss.
+    "MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER": 1e-5,
+    # What an image that cannot be read does to a training: "stop" ends it with the file's name,
+    # "skip" gives the image's turn to another one, with a counted warning.
+    "DATALOADER.ON_CORRUPT_IMAGE": "stop",
+    # Whether an evaluation measures boundaries, too: boundary AP of instances, boundary mIoU of
+    # label maps.
+    "TEST.BOUNDARY_METRICS": False,
+    # Whether an evaluation computes in SOLVER.AMP.DTYPE; coordinates and sampling stay in float32.
+    "TEST.MIXED_PRECISION": False,
+    # Type in which SOLVER.AMP.ENABLED and TEST.MIXED_PRECISION compute: float16 (the loss of a
+    # training is scaled) or bfloat16.
+    "SOLVER.AMP.DTYPE": "float16",
+    # DeepLab's keys, as Detectron2's DeepLab project names and sets them. They are read by its
+    # heads and its backbone alone.
+    # Exponent of the WarmupPolyLR schedule.
+    "SOLVER.POLY_LR_POWER": 0.9,
+    # Share of BASE_LR at which WarmupPolyLR is cut off, 0 to 1. The other way to end it, as in
+    # mmsegmentation, is Detectron2's SOLVER.BASE_LR_END: the rate to which the curve is scaled.
+    "SOLVER.POLY_LR_CONSTANT_ENDING": 0.0,
+    # Loss of a DeepLab head: hard_pixel_mining (its hardest fifth of the pixels) or cross_entropy.
+    "MODEL.SEM_SEG_HEAD.LOSS_TYPE": "hard_pixel_mining",
+    # Feature maps that DeepLabV3+ adds to the decoder; it reads SEM_SEG_HEAD.IN_FEATURES instead.
+    "MODEL.SEM_SEG_HEAD.PROJECT_FEATURES": ["res2"],
+    # Channels to which DeepLabV3+ projects each of them.
+    "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS": [48],
+    # Channels of the atrous spatial pyramid.
+    "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 256,
+    # Dilations of the pyramid's three 3x3 convolutions.
+    "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS": [6, 12, 18],
+    # Dropout after the pyramid, 0 to 1.
+    "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT": 0.1,
+    # Whether pyramid and decoder use depthwise separable convolutions.
+    "MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV": False,
+    # Dilation of res4; 2 keeps its stride at 8 and wants RES5_DILATION 4.
+    "MODEL.RESNETS.RES4_DILATION": 1,
+    # Factors of RES5_DILATION in the three blocks of res5.
+    "MODEL.RESNETS.RES5_MULTI_GRID": [1, 2, 4],
+    # Stem of build_resnet_deeplab_backbone: deeplab (three 3x3 convolutions) or basic (one 7x7).
+    "MODEL.RESNETS.STEM_TYPE": "deeplab",
+}
+
+
+def add_pointrend_config(cfg: CfgNode) -> None:
+    """Add every PointRend key that `cfg` lacks; values that are already there stay.
+
+    Call it before a PointRend YAML file is merged: a config knows no key that was not added.
+
+    Args:
+        cfg: A config with Detectron2's keys; changed in place.
+    """
+    for key, default in DEFAULTS.items():
+        *sections, name = key.split(".")
+        node = cfg
+        for section in sections:
+            if section not in node:
+                node[section] = CfgNode()
+            node = node[section]
+        if name not in node:
+            node[name] = copy.copy(default)
+
+
+def get_config_file(name: str) -> str:
+    """Find a YAML file that is shipped with the package.
+
+    Args:
+        name: Path below `configs/`, for example
+            "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml".
+
+    Returns:
+        Its path on this machine.
+
+    Raises:
+        FileNotFoundError: If no such file is shipped; the message lists the nearest names.
+    """
+    package = Path(__file__).resolve().parents[1]
+    # An installed package carries the folder inside, a checkout has it beside the package.
+    shipped = package / "configs"
+    root = shipped if shipped.is_dir() else package.parent / "configs"
+    path = root / name
+    if not path.is_file():
+        known = [file.relative_to(root).as_posix() for file in root.rglob("*.yaml")]
+        raise FileNotFoundError(f"no config file {name!r} in {root}{did_you_mean(name, known)}")
+    return str(path)
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """Look up a dotted key."""
+    return functools.reduce(operator.getitem, key.split("."), cfg)
+
+
+def point_head_num_classes(cfg: CfgNode, inherited: int, inherited_key: str) -> int:
+    """Settle the class count of the point head with the head that uses it.
+
+    Args:
+        cfg: A config with MODEL.POINT_HEAD.
+        inherited: Class count of the head that uses the point head.
+        inherited_key: Config key of that count.
+
+    Returns:
+        The count on which both agree.
+
+    Raises:
+        ValueError: If MODEL.POINT_HEAD.NUM_CLASSES is given and differs.
+    """
+    own = cfg.MODEL.POINT_HEAD.NUM_CLASSES
+    if own not in (INHERIT, inherited):
+        raise ValueError(
+            f"MODEL.POINT_HEAD.NUM_CLASSES is {own}, but {inherited_key} is {inherited}: leave the "
+            f"former at {INHERIT} (it then follows the latter) or make them equal"
+        )
+    return inherited

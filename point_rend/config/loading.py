@@ -1,0 +1,218 @@
+"""Loading of YAML configs as data: nothing in a file is executed."""
+
+import ast
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
+from detectron2.utils.file_io import PathManager
+
+from point_rend.config.defaults import add_pointrend_config
+from point_rend.utils.errors import did_you_mean
+
+logger = logging.getLogger(__name__)
+BASE_KEY = "_BASE_"
+COMMAND_LINE = "command line"
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Build the config of a run: defaults, then a YAML file, then the command line.
+
+    Args:
+        config_file: Path or URL of a YAML file.
+        opts: Keys and values in turn, as in `["SOLVER.BASE_LR", "0.01"]`.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        FileNotFoundError: If the file or one of its bases does not exist.
+        ValueError: If a file would execute code or is not YAML, or a key or a value does not fit.
+    """
+    cfg = get_cfg()
+    add_pointrend_config(cfg)
+    merge_from_file_safely(cfg, config_file)
+    _apply(cfg, _settings_of_opts(opts))
+    return cfg
+
+
+def merge_from_file_safely(cfg: CfgNode, path: str) -> None:
+    """Merge a YAML file and its `_BASE_` files into a config without executing anything in them.
+
+    The result equals that of Detectron2's `cfg.merge_from_file`, files of old versions included.
+    When an error is raised, `cfg` is as it was.
+
+    Args:
+        cfg: A config of the latest version; changed in place.
+        path: Path or URL of a YAML file.
+
+    Raises:
+        FileNotFoundError: If the file or one of its bases does not exist.
+        ValueError: If a file would execute code or is not YAML, if the bases form a cycle, or if a
+            key or a value does not fit `cfg`.
+    """
+    settings = _settings_of_file(path)
+    version = _version_of(settings, latest=cfg.VERSION)
+    if version == cfg.VERSION:
+        merged = cfg.clone()
+        _apply(merged, settings)
+    else:
+        logger.warning("%s is of config version %d: upgrading it", path, version)
+        old = downgrade_config(cfg, to_version=version)
+        _apply(old, settings)
+        merged = upgrade_config(old)
+    cfg.clear()
+    cfg.update(merged)
+
+
+class _Setting(NamedTuple):
+    """One value for one key, and where a user wrote it."""
+
+    path: tuple[str, ...]
+    value: Any
+    source: str
+
+    @property
+    def key(self) -> str:
+        return ".".join(self.path)
+
+
+def _settings_of_opts(opts: Sequence[str]) -> list[_Setting]:
+    flag = next((word for word in opts if str(word).startswith("--")), None)
+    if flag is not None:
+        raise ValueError(
+            f"{COMMAND_LINE}: {flag} stands among the config keys; options that start with - go "
+            "before the first KEY VALUE"
+        )
+    if len(opts) % 2:
+        raise ValueError(
+            f"{COMMAND_LINE}: expected pairs KEY VALUE separated by a space, "
+            f"got {len(opts)} words: {' '.join(map(str, opts))}"
+        )
+    keys = [str(key) for key in opts[::2]]
+    return [
+        _Setting(tuple(key.split(".")), value, COMMAND_LINE)
+        for key, value in zip(keys, opts[1::2], strict=True)
+    ]
+
+
+def _settings_of_file(path: str, included_by: tuple[str, ...] = ()) -> list[_Setting]:
+    """List what a file and its bases set, bases first.
+
+    Args:
+        path: Path or URL of a YAML file.
+        included_by: The files that led to this one, outermost first.
+    """
+    path = os.path.expanduser(path)
+    chain = (*included_by, path)
+    if os.path.realpath(path) in map(os.path.realpath, included_by):
+        raise ValueError(f"{BASE_KEY} files form a cycle: {' -> '.join(chain)}")
+
+    tree = _read_yaml(path, included_by)
+    bases = tree.pop(BASE_KEY, [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{path}: {BASE_KEY} must be a file or a list of files, got {bases!r}")
+
+    settings = []
+    for base in bases:
+        if "://" not in base:
+            base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        settings += _settings_of_file(base, chain)
+    settings += _flatten(tree, path)
+    return settings
+
+
+def _read_yaml(path: str, included_by: tuple[str, ...]) -> dict[Any, Any]:
+    where = f"config file {path}"
+    if included_by:
+        where += f" ({BASE_KEY} of {included_by[-1]})"
+    try:
+        with PathManager.open(path, "rb") as file:
+            tree = yaml.safe_load(file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where} does not exist") from error
+    except OSError as error:
+        raise OSError(f"{where} cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = str(error.problem).replace("tag:yaml.org,2002:", "!!")
+        if "!!python/" in problem:
+            problem += "; configs are data and Python tags in them are refused, never executed"
+        raise ValueError(f"{where}{line}: {problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{where} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{where}: expected config keys and values, got {tree!r}")
+    return tree
+
+
+def _flatten(
+    tree: Mapping[Any, Any], source: str, prefix: tuple[str, ...] = ()
+) -> Iterator[_Setting]:
+    for name, value in tree.items():
+        path = (*prefix, str(name))
+        if isinstance(value, Mapping):
+            yield from _flatten(value, source, path)
+        else:
+            yield _Setting(path, value, source)
+
+
+def _version_of(settings: Sequence[_Setting], latest: int) -> int:
+    """Tell the config version of a file; the keys give one away that says none."""
+    given = [setting for setting in settings if setting.key == "VERSION"]
+    if not given:
+        old_keys = {"MODEL.WEIGHT", "TEST.AUG_ON"}
+        return 1 if any(setting.key in old_keys for setting in settings) else latest
+    version = given[-1].value
+    if not isinstance(version, int) or not 0 <= version <= latest:
+        raise ValueError(
+            f"{given[-1].source}: VERSION must be a number from 0 to {latest}, got {version!r}"
+        )
+    return version
+
+
+def _apply(cfg: CfgNode, settings: Iterable[_Setting]) -> None:
+    """Set keys that exist to values of their types, in order."""
+    for setting in settings:
+        current: Any = cfg
+        for name in setting.path:
+            if not isinstance(current, CfgNode) or name not in current:
+                raise ValueError(_unknown_key(cfg, setting))
+            current = current[name]
+        try:
+            cfg.merge_from_list([setting.key, setting.value])
+        except (ValueError, TypeError) as error:
+            raise ValueError(_wrong_type(current, setting)) from error
+
+
+def _wrong_type(current: Any, setting: _Setting) -> str:
+    if isinstance(current, CfgNode):
+        expected = "a section of keys"
+    else:
+        expected = f"{type(current).__name__} such as {current!r}"
+    got = setting.value
+    if isinstance(got, str):
+        # The merge reads strings as Python literals, so that "(1, 2)" is a tuple; so does this.
+        with contextlib.suppress(ValueError, SyntaxError, TypeError):
+            got = ast.literal_eval(got)
+    message = f"{setting.source}: {setting.key} must be {expected}, got {type(got).__name__} {got}"
+    if isinstance(current, str):
+        message += f"""; quote it twice to make it a string: "'{got}'\""""
+    return message
+
+
+def _unknown_key(cfg: CfgNode, setting: _Setting) -> str:
+    message = f"{setting.source}: unknown config key {setting.key}"
+    if setting.source == COMMAND_LINE and setting.key.startswith("-"):
+        return f"{message}; options that start with - go before the first KEY VALUE"
+    if setting.source == COMMAND_LINE and "=" in setting.key:
+        return f"{message}; write KEY VALUE with a space, not KEY=VALUE"
+    known = [known_setting.key for known_setting in _flatten(cfg, "")]
+    return message + did_you_mean(setting.key, known)

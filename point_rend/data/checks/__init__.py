@@ -1,0 +1,1 @@
+"""Checks of images and annotations before a run."""

@@ -1,0 +1,186 @@
+"""Class names and counts of registered data sets."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from point_rend.config.defaults import INHERIT, add_pointrend_config, value_of
+from point_rend.config.loading import merge_from_file_safely
+from point_rend.config.tasks import model_outputs
+
+
+def class_names(datasets: Sequence[str], kind: str = "thing_classes") -> list[str] | None:
+    """Tell the classes that all data sets of a run share.
+
+    Args:
+        datasets: Registered names.
+        kind: Field of the metadata: thing_classes of instances, or stuff_classes of label maps.
+
+    Returns:
+        The class names in the order of their indices; None if no data set tells its classes.
+
+    Raises:
+        ValueError: If a name is not registered, or if two data sets have different classes.
+    """
+    first, classes = "", None
+    for name in datasets:
+        if name not in DatasetCatalog:
+            raise ValueError(
+                f"data set {name!r} is not registered; one of your own is made known with "
+                "--register-coco NAME JSON IMAGE_ROOT, or with --register-sem-seg NAME IMAGES "
+                "LABELS CLASSES"
+            )
+        own = MetadataCatalog.get(name).get(kind)
+        if own is None:
+            continue
+        if classes is None:
+            first, classes = name, own
+        elif own != classes:
+            raise ValueError(
+                f"the data sets of a run must have the same classes, but {describe(first)} has "
+                f"{summary(classes)} and {describe(name)} has {summary(own)}; choose them with "
+                'DATASETS.TRAIN and DATASETS.TEST, where "()" stands for none'
+            )
+    return classes
+
+
+def class_metadata(datasets: Sequence[str], kind: str) -> dict[str, Any]:
+    """Collect what the first data set that names its classes tells of them, in plain types.
+
+    Args:
+        datasets: Registered names.
+        kind: thing or stuff.
+
+    Returns:
+        Of the fields of Detectron2's metadata the names and, where they are there, the colours and
+        the ids of the classes, under the keys that `read_metadata` gives back; empty without names.
+    """
+    for name in datasets:
+        known = MetadataCatalog.get(name)
+        names = known.get(f"{kind}_classes")
+        if not names:
+            continue
+        metadata: dict[str, Any] = {f"{kind}_classes": [str(x) for x in names]}
+        colours = known.get(f"{kind}_colors")
+        if colours:
+            metadata[f"{kind}_colors"] = [[int(x) for x in colour] for colour in colours]
+        ids = known.get(f"{kind}_dataset_id_to_contiguous_id")
+        if ids:
+            metadata[f"{kind}_dataset_id_to_contiguous_id"] = {
+                int(own): int(index) for own, index in ids.items()
+            }
+        return metadata
+    return {}
+
+
+def summary(classes: Sequence[str]) -> str:
+    """Tell how many classes there are, and the names of the first."""
+    shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    return f"{len(classes)} ({shown})"
+
+
+def describe(dataset: str) -> str:
+    """Name a data set for a message: its name and, if there is one, its annotation file."""
+    json_file = MetadataCatalog.get(dataset).get("json_file")
+    return f"{dataset} ({json_file})" if json_file else dataset
+
+
+UNSAID = -1
+
+
+class ClassCount(NamedTuple):
+    """Where a number of classes stands.
+
+    Attributes:
+        output: Field of a model's results to which the classes belong.
+        kind: Of the classes, as the fields of a data set's metadata begin.
+        key: Config key of their number.
+    """
+
+    output: str
+    kind: str
+    key: str
+
+    @property
+    def names(self) -> str:
+        """Field of a data set's metadata that names the classes."""
+        return f"{self.kind}_classes"
+
+
+CLASS_COUNTS = (
+    ClassCount("instances", "thing", "MODEL.ROI_HEADS.NUM_CLASSES"),
+    ClassCount("sem_seg", "stuff", "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
+)
+
+
+def says(config_file: str, opts: Sequence[str], key: str) -> bool:
+    """Tell whether a count is given under a key, even if by its default value."""
+    probe = get_cfg()
+    add_pointrend_config(probe)
+    probe.merge_from_list([key, UNSAID])
+    merge_from_file_safely(probe, config_file)
+    probe.merge_from_list(list(opts))
+    return value_of(probe, key) != UNSAID
+
+
+def fill_class_count(
+    cfg: CfgNode,
+    count: ClassCount,
+    datasets: Sequence[str],
+    config_file: str,
+    opts: Sequence[str],
+) -> bool:
+    """Take a class count over from the data sets, or check that the given one is theirs.
+
+    Args:
+        cfg: The config; the value under `count.key` may be changed.
+        count: Which classes.
+        datasets: Names of the registered data sets of the run.
+        config_file: YAML file of the config.
+        opts: Keys and values that overrule it.
+
+    Returns:
+        Whether the count was taken over.
+
+    Raises:
+        ValueError: If the data sets have different classes, or if a count in the config is not
+            theirs.
+    """
+    classes = class_names(datasets, count.names)
+    if classes is None:
+        return False
+    is_said = says(config_file, opts, count.key)
+    keys = [count.key] if is_said else []
+    semantic = count.output == "sem_seg"
+    own_point_head = semantic and cfg.MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME
+    point_head = f"MODEL.{'SEM_SEG_HEAD.' if own_point_head else ''}POINT_HEAD.NUM_CLASSES"
+    if value_of(cfg, point_head) != INHERIT:
+        keys.append(point_head)
+    for key in keys:
+        if value_of(cfg, key) != len(classes):
+            advice = f"leave the key out and it follows the data, or pass {key} {len(classes)}"
+            if says(config_file, (), key):
+                advice = (
+                    f"{config_file} or its base sets it; to overrule it pass {key} {len(classes)}"
+                )
+            raise ValueError(
+                f"{key} is {value_of(cfg, key)}, but the number of classes is {len(classes)} in "
+                f"{', '.join(map(describe, dict.fromkeys(datasets)))}; {advice}"
+            )
+    cfg.merge_from_list([count.key, len(classes)])
+    return not is_said
+
+
+def known_of_classes(cfg: CfgNode) -> dict[str, Any]:
+    """Collect what the training sets tell of the model's classes, if they are as many as its."""
+    outputs = model_outputs(cfg)
+    known: dict[str, Any] = {}
+    for count in CLASS_COUNTS:
+        metadata = class_metadata(cfg.DATASETS.TRAIN, count.kind)
+        if count.output in outputs and len(metadata.get(count.names, ())) == value_of(
+            cfg, count.key
+        ):
+            known |= metadata
+    return known

@@ -1,0 +1,111 @@
+"""Data sets for semantic segmentation: label maps in folders, registering and checking them.
+
+A label map is a greyscale PNG file of its image's size; each value is the index of a class, or the
+value of pixels that do not count.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+logger = logging.getLogger(__name__)
+IGNORE_LABEL = 255
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def register_sem_seg(name: str, image_root: str, label_root: str, classes: str) -> int:
+    """Register a folder of images and one of label maps under a name; again is harmless.
+
+    Args:
+        name: Name for DATASETS.TRAIN and DATASETS.TEST.
+        image_root: Folder of the images; subfolders belong to it.
+        label_root: Folder of the label maps, each as its image, with the suffix .png; 255 does not
+            count.
+        classes: A text file with one class name per line, or the names with commas between them.
+
+    Returns:
+        Number of classes.
+
+    Raises:
+        FileNotFoundError: If a folder, or the file of the class names, does not exist.
+        ValueError: If the class names cannot be used, if two images share a name, if there is no
+            image, or if the name belongs to another set.
+    """
+    class_names = read_class_names(classes)
+    roots = {"image_root": image_root, "sem_seg_root": label_root}
+    if name in DatasetCatalog:
+        known = MetadataCatalog.get(name)
+        given = roots | {"stuff_classes": class_names}
+        for key, value in given.items():
+            if known.get(key) != value:
+                raise ValueError(
+                    f"cannot register {name!r} with {key} {value}: the name belongs to a data set "
+                    f"with {known.get(key)}"
+                )
+        return len(class_names)
+    for kind, root in zip(("image", "label"), roots.values(), strict=True):
+        if not os.path.isdir(root):
+            raise FileNotFoundError(f"the {kind} folder of {name!r} does not exist: {root}")
+    records = load_sem_seg_folders(image_root, label_root)
+    DatasetCatalog.register(name, lambda: load_sem_seg_folders(image_root, label_root))
+    MetadataCatalog.get(name).set(
+        stuff_classes=class_names, evaluator_type="sem_seg", ignore_label=IGNORE_LABEL, **roots
+    )
+    logger.info("registered %s: %d images, %d classes", name, len(records), len(class_names))
+    return len(class_names)
+
+
+def read_class_names(classes: str) -> list[str]:
+    """Read class names out of a text file, one per line, or out of a list with commas.
+
+    Raises:
+        FileNotFoundError: If a file is meant that does not exist.
+        ValueError: If there is no name, or if a name stands there twice.
+    """
+    if os.path.isfile(classes):
+        names = Path(classes).read_text(encoding="utf-8").splitlines()
+    elif os.sep in classes or classes.endswith(".txt"):
+        raise FileNotFoundError(f"the file of the class names does not exist: {classes}")
+    else:
+        names = classes.split(",")
+    names = [name.strip() for name in names if name.strip()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice or len(names) > IGNORE_LABEL:
+        raise ValueError(
+            f"class names of {classes!r}: expected 1 to {IGNORE_LABEL} different names, got "
+            f"{len(names)}" + (f", of which {', '.join(twice)} more than once" if twice else "")
+        )
+    return names
+
+
+def load_sem_seg_folders(image_root: str, label_root: str) -> list[dict[str, Any]]:
+    """List the images of a folder, each with the label map that belongs to it.
+
+    Args:
+        image_root: Folder of the images; subfolders belong to it.
+        label_root: Folder of the label maps; whether they exist is not looked at.
+
+    Returns:
+        Records in Detectron2's format, in the order of the names.
+
+    Raises:
+        ValueError: If there is no image, or if two of them would share a label map.
+    """
+    root = Path(image_root)
+    found: dict[Path, Path] = {}
+    for file in sorted(root.rglob("*")):
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        stem = file.relative_to(root).with_suffix("")
+        if stem in found:
+            raise ValueError(f"{found[stem]} and {file} have the same name, but one label map")
+        found[stem] = file
+    if not found:
+        raise ValueError(f"no images in {image_root}: expected {', '.join(IMAGE_SUFFIXES)}")
+    return [
+        {"file_name": str(file), "sem_seg_file_name": f"{Path(label_root) / stem}.png"}
+        for stem, file in found.items()
+    ]

@@ -1,0 +1,1 @@
+"""Data loaders with an order that a resumed training repeats."""

@@ -1,0 +1,1 @@
+"""The built-in data: drawn shapes in COCO format, drawn streets in the Cityscapes layout."""

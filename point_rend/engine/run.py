@@ -1,0 +1,76 @@
+"""A run: training or evaluation as every process executes it."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+from point_rend.data.checks.annotations import leave_out_impossible_annotations
+from point_rend.engine.setup import register_datasets, set_up_logger
+from point_rend.engine.trainer import Trainer
+from point_rend.utils.errors import user_errors
+from point_rend.utils.files import written_whole
+
+
+def run(args: argparse.Namespace, cfg: CfgNode, unclean_datasets: Sequence[str]) -> Any:
+    """Train or evaluate; every process of a run executes this.
+
+    Args:
+        args: The parsed command line.
+        cfg: The finished config, frozen.
+        unclean_datasets: Training sets with annotations that have to be left out.
+
+    Returns:
+        The results of the evaluation by data set, or of the only one; after a training None.
+    """
+    register_datasets(args)
+    for name in unclean_datasets:
+        leave_out_impossible_annotations(name, masks=cfg.MODEL.MASK_ON)
+    if args.eval_only:
+        with config_of_training_kept(cfg.OUTPUT_DIR, always=True), user_errors():
+            default_setup(cfg, args)
+            set_up_logger(cfg)
+            model = Trainer.build_model(cfg)
+            checkpointer: DetectionCheckpointer = SafeDetectionCheckpointer(
+                model, cfg.OUTPUT_DIR, allow_unsafe=args.allow_unsafe_checkpoint
+            )
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+    with config_of_training_kept(cfg.OUTPUT_DIR, always=False), user_errors():
+        default_setup(cfg, args)
+        set_up_logger(cfg)
+        trainer = Trainer(cfg, allow_unsafe_checkpoint=args.allow_unsafe_checkpoint)
+        trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+@contextlib.contextmanager
+def config_of_training_kept(output_dir: str, *, always: bool) -> Iterator[None]:
+    """Put back the ``config.yaml`` of a training over which Detectron2 writes that of any command.
+
+    Args:
+        output_dir: OUTPUT_DIR.
+        always: Whether to put it back even if what follows does not fail.
+    """
+    path = Path(output_dir, "config.yaml")
+    kept = path.read_bytes() if comm.is_main_process() and path.is_file() else None
+    succeeded = False
+    try:
+        yield
+        succeeded = True
+    finally:
+        if kept is not None and (always or not succeeded):
+            with written_whole(path) as unfinished:
+                unfinished.write_bytes(kept)

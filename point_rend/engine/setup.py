@@ -1,0 +1,184 @@
+"""From the command line to a checked config: parser, data sets, logger."""
+
+import argparse
+import logging
+from typing import NamedTuple
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from point_rend.config.checks import check_config, check_test_time_augmentation
+from point_rend.config.defaults import value_of
+from point_rend.config.loading import load_config
+from point_rend.config.tasks import model_outputs
+from point_rend.data.checks.annotations import check_datasets
+from point_rend.data.checks.label_maps import check_semantic_datasets
+from point_rend.data.datasets.classes import (
+    CLASS_COUNTS,
+    fill_class_count,
+)
+from point_rend.data.datasets.coco import register_coco
+from point_rend.data.datasets.cocofied_lvis import register_cocofied_lvis
+from point_rend.data.datasets.label_maps import register_sem_seg
+from point_rend.engine.launch import AUTO
+from point_rend.engine.preflight import check_machine, check_output_dir, check_shares, check_weights
+from point_rend.evaluation.build import check_evaluators
+from point_rend.utils.errors import USER_ERROR, user_errors
+
+logger = logging.getLogger("point_rend.train_net")
+
+
+# Of options of Detectron2's parser that do more here, or could be misunderstood.
+HELP = {
+    "num_gpus": "number of processes on each machine, one per GPU; with MODEL.DEVICE cpu that many "
+    "processes without a GPU. 0 means 1. Leave it out under torchrun and srun, which start the "
+    "processes",
+    "num_machines": "number of machines; start the same command on each, with its --machine-rank",
+    "dist_url": "where the processes meet: tcp://<address of machine 0>:<a free port there>; "
+    "needed for several machines only",
+}
+
+
+def number_of_processes(text: str) -> int:
+    """Read ``--num-gpus``; 0 means 1, the process that is there, as with Detectron2."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number, 0 or more, got {text}")
+    return max(1, int(text))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Extend Detectron2's parser by our own options."""
+    parser = default_argument_parser()
+    parser.set_defaults(dist_url=AUTO)
+    for action in parser._actions:
+        action.help = HELP.get(action.dest, action.help)
+        if action.dest == "num_gpus":
+            action.type = number_of_processes
+    parser.add_argument(
+        "--register-coco",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGE_ROOT"),
+        help="register a data set in COCO format under NAME; may be repeated",
+    )
+    parser.add_argument(
+        "--register-sem-seg",
+        nargs=4,
+        action="append",
+        default=[],
+        metavar=("NAME", "IMAGES", "LABELS", "CLASSES"),
+        help="register a folder of images and one of label maps (greyscale PNG files of the same "
+        "names; 255 does not count) under NAME; CLASSES is a file with one class name per line, or "
+        "the names with commas between them; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-unsafe-checkpoint",
+        action="store_true",
+        help="load a checkpoint even if that runs code out of the file; only for files you trust",
+    )
+    return parser
+
+
+class Run(NamedTuple):
+    """All that a process needs to take part in a run."""
+
+    args: argparse.Namespace
+    cfg: CfgNode
+    unclean_datasets: tuple[str, ...]
+
+
+def setup(args: argparse.Namespace) -> Run:
+    """Build the config and refuse whatever would stop the run later.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The run, ready to be launched.
+
+    Raises:
+        FileNotFoundError: If a file or a folder is missing.
+        ValueError: If options, config, machine or data do not fit together.
+    """
+    cfg = read_config(args)
+    register_datasets(args)
+    training = not args.eval_only
+    train, test = cfg.DATASETS.TRAIN if training else (), cfg.DATASETS.TEST
+    if not (train if training else test):
+        raise ValueError(f"DATASETS.{'TRAIN' if training else 'TEST'} is empty")
+
+    outputs = model_outputs(cfg)
+    filled = []
+    for count in CLASS_COUNTS:
+        if count.output in outputs and fill_class_count(
+            cfg, count, [*train, *test], args.config_file, args.opts
+        ):
+            filled.append(count.key)
+    check_config(cfg, training=training)
+    check_test_time_augmentation(cfg)
+    check_machine(cfg, args.num_gpus)
+    has_weights = check_weights(cfg, args)
+    if training:
+        check_shares(cfg, max(comm.get_world_size(), args.num_gpus * args.num_machines))
+    check_evaluators(train, test, outputs=outputs)
+    check_output_dir(cfg.OUTPUT_DIR)
+    cfg.freeze()
+
+    set_up_logger(cfg)
+    for key in filled:
+        logger.info("%s is %d, as the data sets have", key, value_of(cfg, key))
+    if args.eval_only and not has_weights:
+        logger.warning("MODEL.WEIGHTS is empty: what is evaluated is a model of random weights")
+    unclean: tuple[str, ...] = ()
+    skips = cfg.DATALOADER.ON_CORRUPT_IMAGE == "skip"
+    if "instances" in outputs:
+        masks = cfg.MODEL.MASK_ON
+        unclean = check_datasets(train, test, masks=masks, skip_broken_images=skips)
+    if "sem_seg" in outputs:
+        ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        check_semantic_datasets(train, test, ignore_value=ignore_value, skip_broken_images=skips)
+    return Run(args, cfg, unclean)
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """Read the config file and the options that overrule it.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If none is named, or one does not fit.
+    """
+    if not args.config_file:
+        raise ValueError("--config-file is missing; the published configs are below configs/")
+    return load_config(args.config_file, args.opts)
+
+
+def register_datasets(args: argparse.Namespace) -> None:
+    """Make the data sets of the command line known, and the built-in one that Detectron2 lacks."""
+    register_cocofied_lvis()
+    for dataset in args.register_coco:
+        register_coco(*dataset)
+    for dataset in args.register_sem_seg:
+        register_sem_seg(*dataset)
+
+
+def set_up_logger(cfg: CfgNode) -> None:
+    """Let this package's messages take the way of Detectron2's: console and log file."""
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="point_rend")
+
+
+def set_up_together(args: argparse.Namespace) -> Run:
+    """Do :func:`setup` in one process of every machine; an error there ends all processes."""
+    outcome: Run | int | None = None
+    if comm.get_local_rank() == 0:
+        try:
+            with user_errors():
+                outcome = setup(args)
+        except SystemExit:
+            outcome = USER_ERROR
+    outcomes = comm.all_gather(outcome)
+    if USER_ERROR in outcomes:
+        raise SystemExit(USER_ERROR)
+    return outcomes[comm.get_rank() - comm.get_local_rank()]

@@ -1,0 +1,175 @@
+"""What the page of `report.py` is made of: elements, tables, charts and outlines of masks.
+
+All text of a page goes through `element`, which keeps it text: nothing in a name of a class or of a
+file becomes markup.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+# Of a chart, in its own units: the room of the curves, and what axes and their numbers need.
+WIDTH, HEIGHT = 250, 150
+LEFT, RIGHT, TOP, BOTTOM = 40, 12, 8, 36
+NONE = "–"  # in place of a figure
+Child = Element | str
+
+
+class Line(NamedTuple):
+    """A curve of a chart.
+
+    Attributes:
+        name: What it shows.
+        style: Class of its colour and dashes.
+        points: x and y of each, in the order of x.
+    """
+
+    name: str
+    style: str
+    points: Sequence[tuple[float, float]]
+
+
+def element(tag: str, attributes: Mapping[str, str] | None = None, *children: Child) -> Element:
+    """Make an element of HTML or SVG.
+
+    Args:
+        tag: Its name.
+        attributes: Of the element.
+        children: Elements and texts.
+    """
+    made = Element(tag, dict(attributes or {}))
+    for child in children:
+        if isinstance(child, Element):
+            made.append(child)
+        elif len(made):
+            made[-1].tail = (made[-1].tail or "") + child
+        else:
+            made.text = (made.text or "") + child
+    return made
+
+
+def table(
+    caption: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]
+) -> Element:
+    """Make a table.
+
+    Args:
+        caption: What it shows.
+        columns: Heads of all columns, that of the names first.
+        rows: A name and a text for each of the other columns.
+    """
+    head = element("tr", {}, *(element("th", {"scope": "col"}, name) for name in columns))
+    body = [
+        element(
+            "tr",
+            {},
+            element("th", {"scope": "row"}, name),
+            *(element("td", {}, text) for text in texts),
+        )
+        for name, texts in rows
+    ]
+    return element(
+        "table",
+        {},
+        element("caption", {}, caption),
+        element("thead", {}, head),
+        element("tbody", {}, *body),
+    )
+
+
+def scrolling(content: Element, label: str) -> Element:
+    """Put something into a box of its own, which scrolls where there is no room for it."""
+    attributes = {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": label}
+    return element("div", attributes, content)
+
+
+def legend(names: Mapping[str, str], place: str = "lines") -> Element:
+    """Explain lines.
+
+    Args:
+        names: Of the lines, with the classes of their colours and dashes.
+        place: "lines" of charts, or "keys" of masks over a photograph.
+    """
+    entries = []
+    for name, style in names.items():
+        line = element("path", {"d": "M0 5h30", "class": f"line {style}"})
+        sample = element("svg", {"viewBox": "0 0 30 10", "aria-hidden": "true"}, line)
+        entries.append(element("li", {}, sample, name))
+    return element("ul", {"class": f"legend {place}"}, *entries)
+
+
+def line_chart(
+    title: str, lines: Sequence[Line], *, labels: tuple[str, str], top: float | None = None
+) -> Element:
+    """Draw curves over axes that begin at 0; the x axis ends with the curves.
+
+    Args:
+        title: What stands above.
+        lines: At least one, with at least one point.
+        labels: What x and y are.
+        top: Where the y axis ends; if not given, above the largest value.
+
+    Returns:
+        A figure with an SVG, whose colours are those of the page.
+    """
+    xs, ys = np.concatenate([np.asarray(line.points, dtype=float) for line in lines]).T
+    right = float(xs.max())
+    ticks = [
+        [x for x in nice_ticks(right) if x <= right],
+        nice_ticks(float(ys.max()) if top is None else top),
+    ]
+    ends = [max(right, 1e-9), ticks[1][-1]]
+
+    def place(x: float, y: float) -> str:
+        return f"{LEFT + x / ends[0] * WIDTH:.1f} {TOP + (1 - y / ends[1]) * HEIGHT:.1f}"
+
+    marks = []
+    for x in ticks[0]:
+        left, low = place(x, 0).split()
+        attributes = {"x": left, "y": f"{float(low) + 13}", "text-anchor": "middle"}
+        marks.append(element("text", attributes, short(x)))
+    for y in ticks[1]:
+        _, high = place(0, y).split()
+        marks.append(element("path", {"d": f"M{LEFT} {high}h{WIDTH}", "class": "grid"}))
+        attributes = {"x": f"{LEFT - 5}", "y": f"{float(high) + 3}", "text-anchor": "end"}
+        marks.append(element("text", attributes, short(y)))
+    middle = {"x": f"{LEFT + WIDTH / 2}", "y": f"{TOP + HEIGHT + 30}", "text-anchor": "middle"}
+    marks.append(element("text", middle, labels[0]))
+    curves = [
+        element(
+            "path",
+            {
+                "d": "M" + "L".join(place(x, y) for x, y in line.points),
+                "class": f"line {line.style}",
+            },
+            element("title", {}, line.name),
+        )
+        for line in lines
+    ]
+    names = ", ".join(line.name for line in lines)
+    size = f"0 0 {LEFT + WIDTH + RIGHT} {TOP + HEIGHT + BOTTOM}"
+    words = f"{labels[1]} over {labels[0]}, {title}: {names}"
+    return element(
+        "figure",
+        {"class": "chart"},
+        element("figcaption", {}, title),
+        element("svg", {"viewBox": size, "role": "img", "aria-label": words}, *marks, *curves),
+    )
+
+
+def nice_ticks(end: float) -> list[float]:
+    """Return 0 and a few round numbers at equal distances, the last of them `end` or above."""
+    if not end > 0:
+        return [0.0, 1.0]
+    rough = end / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= 0.999 * rough)
+    return [step * number for number in range(math.ceil(0.999 * end / step) + 1)]
+
+
+def short(value: float) -> str:
+    """Write a number of an axis."""
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:.6g}"

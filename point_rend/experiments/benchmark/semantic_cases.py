@@ -1,0 +1,105 @@
+"""Benchmark cases of the semantic head."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import (
+    SEM_SEG_HEADS_REGISTRY,
+    build_sem_seg_head,
+)
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from torch import Tensor, nn
+
+from point_rend import get_config_file, load_config, stock_heads
+from point_rend.experiments.benchmark.case import Case, Contest, Settings, label_agreement
+from point_rend.experiments.benchmark.random_inputs import (
+    PYRAMID,
+    PYRAMID_CHANNELS,
+    randomize,
+    share_weights,
+    smooth_noise,
+)
+from point_rend.meta_arch import resize_logits
+from point_rend.rendering.uncertainty import label_map
+
+SEMANTIC = "SemanticSegmentation/pointrend_semantic_R_101_FPN_1x_cityscapes.yaml"
+SEMANTIC_IMAGE = (1024, 2048)
+COARSE_STRIDES = (16, 4)  # of the semantic head's cases: 64×128 and 256×512
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class GivenCoarseLogits(nn.Module):
+    """A coarse head that hands over the feature "coarse", so that rendering alone is timed."""
+
+    def __init__(self, _: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> None:
+        super().__init__()
+        self.common_stride = input_shape["coarse"].stride
+
+    def layers(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits."""
+        return features["coarse"]
+
+    def losses(self, *_: Tensor) -> dict[str, Tensor]:
+        """Return no losses: nothing is trained here."""
+        return {}
+
+
+def semantic_config(num_classes: int, opts: Sequence[str] = ()) -> CfgNode:
+    """Read the config of a semantic model, with a number of classes that both sides understand."""
+    classes = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(num_classes)]
+    classes += ["MODEL.POINT_HEAD.NUM_CLASSES", str(num_classes)]
+    return load_config(get_config_file(SEMANTIC), [*classes, *opts])
+
+
+def _semantic_case(stride: int, num_classes: int) -> Case:
+    height, width = SEMANTIC_IMAGE
+    coarse_size = (height // stride, width // stride)
+
+    def build(settings: Settings) -> Contest:
+        shapes = {
+            "p2": ShapeSpec(channels=PYRAMID_CHANNELS, stride=PYRAMID["p2"]),
+            "coarse": ShapeSpec(channels=num_classes, stride=stride),
+        }
+        given = [
+            *("MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME", GivenCoarseLogits.__name__),
+            *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", str(stride.bit_length() - 1)),
+        ]
+        ours = build_sem_seg_head(semantic_config(num_classes, [*given, *settings.opts]), shapes)
+        with stock_heads():
+            stock = build_sem_seg_head(semantic_config(num_classes, given), shapes)
+        generator = torch.Generator().manual_seed(settings.seed)
+        randomize(ours, generator)
+        ours.to(settings.device).eval()
+        share_weights(ours, stock)
+        stock.to(settings.device).eval()
+        fine_size = (height // PYRAMID["p2"], width // PYRAMID["p2"])
+        features = {
+            "p2": smooth_noise(PYRAMID_CHANNELS, fine_size, generator).to(settings.device),
+            "coarse": smooth_noise(num_classes, coarse_size, generator).to(settings.device),
+        }
+
+        def our_run() -> tuple[Tensor, Tensor]:
+            logits = resize_logits(ours(features, None, [SEMANTIC_IMAGE])[0][0], height, width)
+            return logits, label_map(logits)
+
+        def stock_run() -> tuple[Tensor, Tensor]:
+            logits = sem_seg_postprocess(stock(features)[0][0], SEMANTIC_IMAGE, height, width)
+            return logits, logits.argmax(dim=0)
+
+        return Contest(our_run, stock_run, label_agreement)
+
+    rows, columns = coarse_size
+    return Case(
+        name=f"semantic head, {rows}×{columns} → {height}×{width}, {num_classes} classes",
+        parameters={"stride": stride, "classes": num_classes},
+        rival="stock",
+        build=build,
+    )
+
+
+def semantic_cases(settings: Settings) -> list[Case]:
+    """The semantic head from given coarse logits to the label map, as the models do it."""
+    classes = settings.classes or (19,)
+    return [_semantic_case(stride, k) for stride in COARSE_STRIDES for k in classes]

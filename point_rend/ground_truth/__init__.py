@@ -1,0 +1,1 @@
+"""Labels, masks and losses for training."""

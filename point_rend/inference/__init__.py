@@ -1,0 +1,1 @@
+"""Prediction: inputs, model, outputs."""

@@ -1,0 +1,1 @@
+"""Rendering: point predictor, uncertainty and subdivision plan make a mask."""

@@ -1,0 +1,141 @@
+"""Rendering of the masks of detected boxes, in chunks of bounded memory."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from point_rend.rendering.bound_head import BoundPointHead, bind_point_head
+from point_rend.rendering.coordinates import regular_grid
+from point_rend.rendering.features import FineGrainedFeatures
+from point_rend.rendering.sampling import is_tracing
+from point_rend.rendering.subdivision import SubdivisionPlan, subdivide
+from point_rend.rendering.uncertainty import Uncertainty, foreground_uncertainty
+
+
+@dataclass(frozen=True)
+class MaskRenderer:
+    """Renders the masks of boxes, some boxes at a time.
+
+    Args:
+        plan: the grids and the points of each mask.
+        boxes_per_chunk: bounds the memory; 0 renders all boxes of an image together.
+        cells_per_pixel: a box gets no more points once its mask has this many cells per pixel along
+            its longer side, and is interpolated from there; 0 gives all boxes the points of all
+            steps, as do traces, which know no sizes of boxes.
+
+    Raises:
+        ValueError: if ``boxes_per_chunk`` or ``cells_per_pixel`` is negative.
+    """
+
+    plan: SubdivisionPlan
+    boxes_per_chunk: int = 0
+    cells_per_pixel: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.cells_per_pixel < 0:
+            raise ValueError(
+                "MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL: expected a positive number, or 0 "
+                f"for all steps in every box, got {self.cells_per_pixel}"
+            )
+        if self.boxes_per_chunk < 0:
+            raise ValueError(
+                "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK: expected 1 or more, or 0 for all, "
+                f"got {self.boxes_per_chunk}"
+            )
+
+    def bind(
+        self,
+        point_head: nn.Module,
+        images: Sequence[FineGrainedFeatures],
+        instances: Sequence[Instances],
+    ) -> list[BoundPointHead]:
+        """Bind a point head to the features of each image, for what the image's boxes need."""
+        return [
+            bind_point_head(point_head, fine, len(detected), self.plan.num_points)
+            for fine, detected in zip(images, instances, strict=True)
+        ]
+
+    def render(
+        self,
+        bound: Sequence[BoundPointHead],
+        instances: Sequence[Instances],
+        coarse: Tensor,
+        uncertainty: Uncertainty = foreground_uncertainty,
+    ) -> list[Tensor]:
+        """Render the mask of each detected box, for its class.
+
+        Args:
+            bound: per image the bound point head.
+            instances: per image its detections; N in all.
+            coarse: (N, ...) what the point head needs to know of each box, see
+                :class:`BoundPointHead`.
+            uncertainty: rates the one channel (N, 1, H, W) of each box's class.
+
+        Returns:
+            Per image the foreground probabilities (N_i, 1, S, S), float32.
+        """
+        coarse_of_images = coarse.split([x.pred_boxes.tensor.size(0) for x in instances])
+        return [
+            self._render_image(*image, uncertainty)
+            for image in zip(bound, instances, coarse_of_images, strict=True)
+        ]
+
+    def _render_image(
+        self,
+        bound: BoundPointHead,
+        detected: Instances,
+        coarse: Tensor,
+        uncertainty: Uncertainty,
+    ) -> Tensor:
+        boxes, classes = detected.pred_boxes.tensor, detected.pred_classes
+        if is_tracing():
+            # A trace serves any number of boxes of any size: no loop over them.
+            steps = self.plan.steps
+            logits = self._render_together(bound, coarse, boxes, classes, uncertainty, steps=steps)
+            return logits.sigmoid()
+        side = self.plan.output_side
+        logits = coarse.new_empty((boxes.size(0), 1, side, side), dtype=torch.float32)
+        for steps, chosen in self._chunks(boxes):
+            chunk = coarse[chosen], boxes[chosen], classes[chosen]
+            logits[chosen] = self._render_together(bound, *chunk, uncertainty, steps=steps)
+        return logits.sigmoid_()
+
+    def _chunks(self, boxes: Tensor) -> Iterator[tuple[int, slice | Tensor]]:
+        """Cut boxes (N, 4) into parts that are rendered together, with the steps of each."""
+        num_boxes = boxes.shape[0]
+        num_chunks = -(-num_boxes // self.boxes_per_chunk) if self.boxes_per_chunk else 1
+        size = max(-(-num_boxes // max(num_chunks, 1)), 1)  # of equal parts
+        if not self.cells_per_pixel:
+            for first in range(0, num_boxes, size):
+                yield self.plan.steps, slice(first, first + size)
+            return
+        longer_sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
+        doublings = longer_sides * self.cells_per_pixel / self.plan.start_side
+        needed = doublings.clamp(min=1).log2().ceil().clamp(max=self.plan.steps)
+        for steps in range(self.plan.steps + 1):
+            for chosen in (needed == steps).nonzero()[:, 0].split(size):
+                yield steps, chosen
+
+    def _render_together(
+        self,
+        bound: BoundPointHead,
+        coarse: Tensor,
+        boxes: Tensor,
+        classes: Tensor,
+        uncertainty: Uncertainty,
+        *,
+        steps: int,
+    ) -> Tensor:
+        predict = bound.at(coarse, boxes, classes)
+        side = self.plan.start_side
+        return subdivide(
+            predict(regular_grid(boxes.size(0), side, boxes.device)).unflatten(2, (side, side)),
+            predict,
+            uncertainty,
+            steps=steps,
+            points_per_step=self.plan.points_per_step,
+            plain_steps=self.plan.steps - steps,
+        ).float()

@@ -1,0 +1,169 @@
+"""What a head did while it rendered: the logits after each step, and the points that made them.
+
+Shapes: N regions, C channels, P points, H and W rows and columns of a grid.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from point_rend.rendering.bound_head import BoundPointHead, bind_point_head
+from point_rend.rendering.features import FineGrainedFeatures
+from point_rend.rendering.subdivision import PointPredictor, subdivide
+from point_rend.rendering.uncertainty import Uncertainty, select_class_channel
+
+
+class Step(NamedTuple):
+    """A grid of a rendering.
+
+    Attributes:
+        logits: (N, C, H, W) after the step.
+        coords: (N, P, 2) the points at which they were predicted, in [0, 1]² of each region; P is
+            0 for a first grid that the coarse head made.
+        uncertainty: (N, 1, H, W) by which the points were chosen; None for the first grid.
+    """
+
+    logits: Tensor
+    coords: Tensor
+    uncertainty: Tensor | None
+
+
+class _Call(NamedTuple):
+    coords: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """All that a head asked of its point head for the regions that it rendered together.
+
+    Args:
+        coarse: what the coarse head said of each region: logits (N, K, h, w), or the parameters of
+            its point head (N, num_params).
+        boxes: (N, 4) in pixels of the model's input; None for regions that are images.
+        classes: (N,) the class whose mask was rendered; None for all classes.
+        predict: maps points (N, P, 2) to logits (N, C, P), as it did in the rendering.
+        uncertainty: how the head rates logits.
+    """
+
+    coarse: Tensor
+    boxes: Tensor | None
+    classes: Tensor | None
+    predict: PointPredictor
+    uncertainty: Uncertainty
+    _calls: list[_Call] = field(default_factory=list)
+
+    @property
+    def coarse_logits(self) -> Tensor | None:
+        """(N, C, h, w) of the classes that were rendered; None if the coarse head makes none."""
+        if self.coarse.dim() == 2:
+            return None
+        if self.classes is None:
+            return self.coarse
+        return select_class_channel(self.coarse, self.classes)
+
+    def steps(self) -> Iterator[Step]:
+        """Repeat the rendering, step by step, with the very predictions that it used.
+
+        Yields:
+            The first grid, and the result of each step; the last one is what was rendered, to the
+            last bit, but for doublings without points (``SUBDIVISION_CELLS_PER_PIXEL``).
+        """
+        calls = self._calls
+        if self.boxes is None:
+            logits = self.coarse
+            coords = logits.new_zeros(logits.shape[0], 0, 2)
+        else:  # a box starts from points of its own, on a regular grid
+            (coords, predicted), *calls = calls
+            side = math.isqrt(coords.shape[1])
+            logits = predicted.unflatten(2, (side, side))
+        yield Step(logits, coords, None)
+        for call in calls:
+            rated: list[Tensor] = []
+
+            def rate(logits: Tensor, rated: list[Tensor] = rated) -> Tensor:
+                rated.append(self.uncertainty(logits))
+                return rated[0]
+
+            def repeat(coords: Tensor, call: _Call = call) -> Tensor:
+                assert torch.equal(coords, call.coords)
+                return call.logits
+
+            logits = subdivide(logits, repeat, rate, steps=1, points_per_step=call.coords.shape[1])
+            yield Step(logits, call.coords, rated[0])
+
+    def _answer(self, coords: Tensor) -> Tensor:
+        logits = self.predict(coords)
+        self._calls.append(_Call(coords, logits))
+        return logits
+
+
+@contextmanager
+def recorded_renderings(head: nn.Module) -> Iterator[list[Rendering]]:
+    """Listen to a head while it renders.
+
+    Args:
+        head: one of the registered heads, in inference.
+
+    Yields:
+        A list, empty at first, to which the head adds what it renders: a mask head its boxes in
+        their order (with ``SUBDIVISION_CELLS_PER_PIXEL`` those of few steps before those of many),
+        image after image and chunk after chunk; a semantic head its images.
+
+    Raises:
+        ValueError: if the head has no point head.
+    """
+    point_head = getattr(head, "point_head", None)
+    if point_head is None:
+        raise ValueError(
+            f"{type(head).__name__} has no point head, so it renders nothing: expected a PointRend "
+            "head, with MODEL.ROI_MASK_HEAD.POINT_HEAD_ON True"
+        )
+    renderings: list[Rendering] = []
+    uncertainty: Any = head.uncertainty
+    head.point_head = _ListeningPointHead(point_head, uncertainty, renderings)
+    try:
+        yield renderings
+    finally:
+        head.point_head = point_head
+
+
+class _ListeningPointHead(nn.Module):
+    """A point head whose bound form keeps what it is asked and what it answers."""
+
+    def __init__(
+        self, point_head: nn.Module, uncertainty: Uncertainty, renderings: list[Rendering]
+    ) -> None:
+        super().__init__()
+        self.point_head = point_head
+        self.uncertainty = uncertainty
+        self.renderings = renderings
+
+    def bind(
+        self, fine: FineGrainedFeatures, num_regions: int, points_per_region: int
+    ) -> BoundPointHead:
+        """Bind the point head and listen to it."""
+        bound = bind_point_head(self.point_head, fine, num_regions, points_per_region)
+        return _ListeningBoundHead(bound, self.uncertainty, self.renderings)
+
+
+class _ListeningBoundHead:
+    def __init__(
+        self, bound: BoundPointHead, uncertainty: Uncertainty, renderings: list[Rendering]
+    ) -> None:
+        self.bound = bound
+        self.uncertainty = uncertainty
+        self.renderings = renderings
+
+    def at(
+        self, coarse: Tensor, boxes: Tensor | None = None, classes: Tensor | None = None
+    ) -> PointPredictor:
+        predict = self.bound.at(coarse, boxes, classes)
+        rendering = Rendering(coarse, boxes, classes, predict, self.uncertainty)
+        self.renderings.append(rendering)
+        return rendering._answer

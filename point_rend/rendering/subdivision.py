@@ -1,0 +1,115 @@
+"""The rendering engine: adaptive subdivision, the one loop that all heads share.
+
+Shapes: N regions, C channels, P points, H and W rows and columns of the grid.
+
+Source: section 3.1 of the paper, "Point selection for inference", and figure 4.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from point_rend.rendering.sampling import most_uncertain_cells
+from point_rend.rendering.uncertainty import Uncertainty
+
+
+class PointPredictor(Protocol):
+    """A prediction that is bound to its features and answers for any points."""
+
+    def __call__(self, coords: Tensor, /) -> Tensor:
+        """Map (N, P, 2) coordinates in [0, 1]² to (N, C, P) logits."""
+
+
+@dataclass(frozen=True)
+class SubdivisionPlan:
+    """From which side, in how many doublings, with how many points each.
+
+    Args:
+        start_side: side of the grid on which the first prediction is made, at least 1.
+        steps: doublings after it, at least 0.
+        points_per_step: N of the paper, points recomputed after each doubling, at least 1.
+
+    Raises:
+        ValueError: for values out of these ranges.
+    """
+
+    start_side: int
+    steps: int
+    points_per_step: int
+
+    def __post_init__(self) -> None:
+        if self.start_side < 1:
+            raise ValueError(
+                f"the side of the first grid must be at least 1, got {self.start_side} "
+                "(MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION)"
+            )
+        if self.steps < 0:
+            raise ValueError(f"SUBDIVISION_STEPS: expected 0 or more, got {self.steps}")
+        if self.points_per_step < 1:
+            raise ValueError(
+                f"SUBDIVISION_NUM_POINTS: expected 1 or more, got {self.points_per_step}"
+            )
+
+    @property
+    def output_side(self) -> int:
+        """Side of the rendered mask."""
+        return self.start_side * 2**self.steps
+
+    @property
+    def num_points(self) -> int:
+        """Points that are predicted for one region, the first grid included."""
+        sides = [self.start_side * 2**step for step in range(1, self.steps + 1)]
+        return self.start_side**2 + sum(min(side**2, self.points_per_step) for side in sides)
+
+    def without_covered_steps(self) -> "SubdivisionPlan":
+        """Return the plan of the same output that starts after the steps that choose every cell.
+
+        A step whose points cover its whole grid overwrites all that came before, so rendering
+        can as well begin there.
+        """
+        side, steps = self.start_side, self.steps
+        while steps > 0 and 4 * side**2 <= self.points_per_step:
+            side, steps = 2 * side, steps - 1
+        return SubdivisionPlan(side, steps, self.points_per_step)
+
+
+def subdivide(
+    logits: Tensor,
+    predict: PointPredictor,
+    uncertainty: Uncertainty,
+    *,
+    steps: int,
+    points_per_step: int,
+    plain_steps: int = 0,
+) -> Tensor:
+    """Render a grid of logits at 2^(steps + plain_steps) times its resolution.
+
+    Each step doubles the grid bilinearly and replaces the logits of its most uncertain cells by
+    predictions at their centres; all other cells keep the interpolated value.
+
+    Args:
+        logits: (N, C, H, W) the first grid; N may be 0.
+        predict: answers for points in the frame of each grid.
+        uncertainty: rates (N, C, H, W) logits as (N, 1, H, W).
+        steps: doublings after which cells are recomputed.
+        points_per_step: cells recomputed after each of them.
+        plain_steps: doublings after those, without points.
+
+    Returns:
+        (N, C, H·2^(steps + plain_steps), W·2^(steps + plain_steps)), float32 or wider: under
+        autocast, too, points are chosen by what is interpolated in full precision.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    for step in range(steps + plain_steps):
+        logits = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
+        if step >= steps:
+            continue
+        indices, coords = most_uncertain_cells(uncertainty(logits), points_per_step)
+        cells = indices[:, None].expand(-1, logits.shape[1], -1)
+        points = predict(coords).to(logits.dtype)
+        # In place: the interpolated grid is nobody else's.
+        logits = logits.flatten(2).scatter_(2, cells, points).unflatten(2, logits.shape[2:])
+    return logits

@@ -1,0 +1,1 @@
+"""Drawing of masks, points and figures."""

@@ -1,0 +1,214 @@
+"""Pictures of masks and points: coloured overlays, enlarged windows, panels, figures, animations.
+
+Images are (H, W, 3) uint8 in BGR, the order in which Detectron2 reads and OpenCV writes; masks are
+(I, H, W) bool. Windows are x0, y0, x1, y1.
+
+Shape letters: I instances, P points, C channels, H and W the image sides in pixels.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import cv2
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+
+
+# Bright, and far apart in hue for neighbours in the list; BGR.
+PALETTE: tuple[Colour, ...] = (
+    (75, 25, 230),
+    (75, 200, 60),
+    (25, 225, 255),
+    (240, 130, 0),
+    (230, 50, 240),
+    (240, 240, 70),
+    (48, 130, 245),
+    (212, 190, 250),
+    (60, 245, 210),
+    (180, 30, 145),
+    (128, 128, 0),
+    (180, 215, 255),
+)
+GREY: Colour = (160, 160, 160)
+POINT_COLOUR: Colour = (60, 40, 255)
+
+
+def colour_of(index: int) -> Colour:
+    """Return the colour of the instance with this number; the palette repeats."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def overlay_masks(
+    image: np.ndarray,
+    masks: np.ndarray,
+    colours: Sequence[Colour] | None = None,
+    *,
+    opacity: float = 0.6,
+    outline: int = 2,
+) -> np.ndarray:
+    """Paint masks over a greyed image, each in its colour with a white outline.
+
+    Args:
+        image: (H, W, 3) uint8.
+        masks: (I, H, W) bool; later ones are painted over earlier ones.
+        colours: one per mask; the palette in order if not given.
+        opacity: of the fill, 0..1.
+        outline: line width in pixels, 0 for none.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+
+    Raises:
+        ValueError: the sizes or the numbers differ.
+    """
+    if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
+        raise ValueError(f"masks {masks.shape} do not fit an image of {image.shape[:2]}")
+    colours = [colour_of(i) for i in range(len(masks))] if colours is None else colours
+    if len(colours) != len(masks):
+        raise ValueError(f"{len(masks)} masks need as many colours, got {len(colours)}")
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    canvas = grey * np.float32(0.55)
+    for mask, colour in zip(masks, colours, strict=True):
+        canvas[mask] += opacity * (np.array(colour, dtype=np.float32) - canvas[mask])
+    canvas = np.round(canvas).astype(np.uint8)
+    if outline:
+        for mask in masks:
+            contours, _ = cv2.findContours(
+                mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+            )
+            cv2.drawContours(canvas, contours, -1, (255, 255, 255), outline, cv2.LINE_AA)
+    return canvas
+
+
+def match_colours(boxes: np.ndarray, reference: np.ndarray) -> list[Colour]:
+    """Give each box the colour of the reference box that it overlaps most.
+
+    Args:
+        boxes: (I, 4) x0, y0, x1, y1.
+        reference: (J, 4), coloured by the palette in order.
+
+    Returns:
+        I colours; grey for a box whose best intersection over union is below 0.3.
+    """
+    corner = np.maximum(boxes[:, None, :2], reference[None, :, :2])
+    opposite = np.minimum(boxes[:, None, 2:], reference[None, :, 2:])
+    common = np.prod(np.clip(opposite - corner, 0, None), axis=2)  # (I, J)
+    areas = [np.prod(some[:, 2:] - some[:, :2], axis=1) for some in (boxes, reference)]
+    overlap = common / np.maximum(areas[0][:, None] + areas[1][None] - common, 1e-9)
+    return [colour_of(int(row.argmax())) if row.max(initial=0) >= 0.3 else GREY for row in overlap]
+
+
+def draw_points(
+    picture: np.ndarray,
+    points: np.ndarray,
+    *,
+    radius: float = 2.0,
+    colour: Colour = POINT_COLOUR,
+) -> np.ndarray:
+    """Draw dots with a thin dark rim.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        points: (P, 2) x, y; the left upper corner of the picture is (0, 0), and the centre of its
+            first pixel (0.5, 0.5). Points outside do not show.
+        radius: in pixels.
+        colour: of the dots.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+    """
+    bits = 4  # of a pixel's fraction
+    canvas = picture.copy()
+    corners = np.round((np.asarray(points) - 0.5) * 2**bits).astype(int)
+    for size, paint in ((1.25 * radius, (0, 0, 0)), (radius, colour)):
+        for x, y in corners.tolist():
+            length = round(size * 2**bits)
+            cv2.circle(canvas, (x, y), length, paint, cv2.FILLED, cv2.LINE_AA, bits)
+    return canvas
+
+
+def write_names(picture: np.ndarray, masks: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Write a name on every mask, where the mask is widest.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        masks: (I, H, W) bool; nothing is written on an empty one.
+        names: one per mask.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+    """
+    height, width = picture.shape[:2]
+    size = float(np.clip(min(height, width) / 30, 11, 40))
+    canvas = Image.fromarray(picture)  # white and black are the same in BGR
+    draw = ImageDraw.Draw(canvas)
+    font = _font(size)
+    for mask, name in zip(masks, names, strict=True):
+        inside = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
+        y, x = np.unravel_index(int(inside.argmax()), inside.shape)
+        if inside[y, x] == 0:
+            continue
+        half = draw.textlength(name, font=font) / 2
+        place = (
+            max(half, min(float(x) - 1, width - half)),
+            max(size / 2, min(float(y) - 1, height - size / 2)),
+        )
+        draw.text(place, name, "white", font=font, anchor="mm", stroke_width=2, stroke_fill="black")
+    return np.array(canvas)
+
+
+def uncertainty_picture(uncertainty: np.ndarray) -> np.ndarray:
+    """Colour uncertainties from black over red to yellow, which is most unsure.
+
+    Args:
+        uncertainty: (H, W), at most 0, as the functions of :mod:`point_rend.uncertainty` rate
+            logits: less than 0 by the difference of the two best logits. Brightness is twice the
+            probability of the second best.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    odds = np.exp(np.minimum(uncertainty.astype(np.float64), 0))
+    second_best = odds / (1 + odds)
+    return cv2.applyColorMap(np.round(510 * second_best).astype(np.uint8), cv2.COLORMAP_INFERNO)
+
+
+def places_of_difference(
+    one: np.ndarray, other: np.ndarray, *, side: int, count: int
+) -> list[tuple[int, int, int, int]]:
+    """Find the squares in which two maps differ most.
+
+    Args:
+        one: (H, W) of any type.
+        other: (H, W).
+        side: of the squares, in pixels; they are cut to the map.
+        count: how many at most. They do not overlap by more than a quarter.
+
+    Returns:
+        Windows inside the map, most different first; none where nothing differs.
+    """
+    height, width = one.shape
+    rows, columns = min(side, height), min(side, width)
+    different = np.pad((one != other).astype(np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    counts = (
+        different[rows:, columns:]
+        - different[:-rows, columns:]
+        - different[rows:, :-columns]
+        + different[:-rows, :-columns]
+    )  # of the square at each left upper corner
+    windows: list[tuple[int, int, int, int]] = []
+    while len(windows) < count and counts.any():
+        y, x = (int(v) for v in np.unravel_index(int(counts.argmax()), counts.shape))
+        windows.append((x, y, x + columns, y + rows))
+        near_y, near_x = -(-3 * rows // 4), -(-3 * columns // 4)  # rounded up
+        counts[max(0, y - near_y) : y + near_y, max(0, x - near_x) : x + near_x] = 0
+    return windows
+
+
+@functools.cache
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    """Return a font that knows "×" and Greek, as Pillow's own does not."""
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

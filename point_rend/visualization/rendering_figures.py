@@ -1,0 +1,270 @@
+"""Figures of a rendering: steps, training points, uncertainty, comparisons."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from point_rend.rendering.coordinates import regular_grid
+from point_rend.rendering.recording import Rendering, Step
+from point_rend.rendering.sampling import PointSampler
+from point_rend.visualization.drawing import (
+    Colour,
+    colour_of,
+    overlay_masks,
+    places_of_difference,
+    uncertainty_picture,
+)
+from point_rend.visualization.layout import (
+    Panel,
+    panels_picture,
+    save_animation,
+    save_figure,
+    save_picture,
+)
+from point_rend.visualization.view import View
+
+Window = tuple[float, float, float, float]
+MAX_COLUMNS = 4
+MARGIN = 0.12  # around a box where more than its mask is shown
+MASK_COLOUR = colour_of(3)
+NUM_ZOOMS = 2
+ZOOM = 5  # times, about
+
+
+class Subject(NamedTuple):
+    """A region of an image, and how it was rendered.
+
+    Attributes:
+        image: (H, W, 3) uint8, BGR.
+        rendering: with this region among others.
+        region: its number there.
+        frame: what the grids of the rendering cover, in pixels of the image.
+        window: the part of the image to show.
+        colours: of the classes, where the rendering has them all.
+    """
+
+    image: np.ndarray
+    rendering: Rendering
+    region: int
+    frame: Window
+    window: Window
+    colours: Sequence[Colour]
+
+    def logits(self, grids: Tensor) -> np.ndarray:
+        """Take this region's (C, H, W) out of grids (N, C, H, W)."""
+        return grids[self.region].float().cpu().numpy()
+
+    def view(self, size: int) -> View:
+        """Show the window at a size, the length of its longer side in pixels."""
+        return View.around(self.window, size, self.frame)
+
+    def with_margin(self) -> "Subject":
+        """Show also what lies around the window, inside the image."""
+        x0, y0, x1, y1 = self.window
+        dx, dy = MARGIN * (x1 - x0), MARGIN * (y1 - y0)
+        height, width = self.image.shape[:2]
+        larger = (max(x0 - dx, 0), max(y0 - dy, 0), min(x1 + dx, width), min(y1 + dy, height))
+        return self._replace(window=larger)
+
+    def squared(self) -> "Subject":
+        """Show a square around the window; what is outside the image repeats its border."""
+        x0, y0, x1, y1 = self.window
+        half = max(x1 - x0, y1 - y0) / 2
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        return self._replace(window=(x - half, y - half, x + half, y + half))
+
+    def labels(
+        self, view: View, logits: np.ndarray, mode: Literal["bilinear", "nearest"]
+    ) -> np.ndarray:
+        """Segment what a view shows by logits (C, h, w): (H, W), 1 for the mask or the class."""
+        if len(logits) == 1:
+            probabilities = torch.from_numpy(logits).sigmoid().numpy()
+            return (view.of_map(probabilities, mode)[0] > 0.5).astype(np.int64)
+        return view.of_map(logits, mode).argmax(axis=0)
+
+    def painted(self, view: View, labels: np.ndarray, *, outline: int) -> np.ndarray:
+        """Paint labels (H, W) over what a view shows of the image."""
+        classes = np.unique(labels)
+        colours = [self.colours[k] for k in classes] if self.colours else [MASK_COLOUR]
+        if not self.colours:
+            classes = np.array([1])
+        masks = labels[None] == classes[:, None, None]
+        return overlay_masks(view.of_image(self.image), masks, colours, outline=outline)
+
+
+class Figure(NamedTuple):
+    """A figure, and the panels of it that make an animation. A notebook shows it by itself."""
+
+    rows: list[list[Panel]]
+    frames: list[Panel]
+
+    def __repr__(self) -> str:
+        return f"Figure of {sum(map(len, self.rows))} panels"
+
+    def _repr_jpeg_(self) -> bytes:
+        quality = (cv2.IMWRITE_JPEG_QUALITY, 75)
+        return cv2.imencode(".jpg", panels_picture(self.rows), quality)[1].tobytes()
+
+
+def in_rows(panels: Sequence[Panel]) -> Figure:
+    """Arrange panels of one size in rows; all of them make the animation."""
+    num_rows = math.ceil(len(panels) / MAX_COLUMNS)
+    columns = math.ceil(len(panels) / num_rows)
+    rows = [list(panels[i : i + columns]) for i in range(0, len(panels), columns)]
+    return Figure(rows, list(panels))
+
+
+def side_text(grid: Tensor | np.ndarray) -> str:
+    """Write the height and width of a grid."""
+    return "×".join(map(str, grid.shape[-2:]))
+
+
+# The figures
+@torch.no_grad()
+def all_grids(rendering: Rendering) -> list[tuple[Step, str]]:
+    """List the coarse grid, those that rendering skips because every cell is chosen, and the steps.
+
+    Returns:
+        Each with what its points are.
+    """
+    first, *steps = rendering.steps()
+    grids = []
+    coarse, boxes = rendering.coarse_logits, rendering.boxes
+    if coarse is not None:
+        grids.append((Step(coarse, coarse.new_zeros(len(coarse), 0, 2), None), "coarse head"))
+    if boxes is not None:
+        if coarse is not None:
+            side = 2 * coarse.shape[-1]
+            while side < first.logits.shape[-1]:
+                coords = regular_grid(len(coarse), side, coarse.device)
+                logits = rendering.predict(coords).unflatten(2, (side, side))
+                grids.append((Step(logits, coords, None), "every cell"))
+                side *= 2
+        grids.append((first, "every cell"))
+    for step in steps:
+        count = step.coords.shape[1]
+        covers = count == step.logits[0, 0].numel()
+        grids.append((step, "every cell" if covers else f"{count} points"))
+    return grids
+
+
+def steps_figure(subject: Subject, size: int) -> Figure:
+    """Show the mask after each step with the points that the step predicted."""
+    view = subject.view(size)
+    panels = [Panel(view.of_image(subject.image), "input")]
+    for step, what in all_grids(subject.rendering):
+        logits = subject.logits(step.logits)
+        picture = subject.painted(view, subject.labels(view, logits, "nearest"), outline=1)
+        points, radius = np.zeros((0, 2)), 1.0
+        if what.endswith("points"):
+            points = view.of_points(step.coords[subject.region].cpu().numpy())
+            radius = _radius(view, logits.shape[-1])
+        panels.append(Panel(picture, f"{side_text(logits)}, {what}", points, radius))
+    return in_rows(panels)
+
+
+def _radius(view: View, columns: int) -> float:
+    """Return the radius of a point that stands for a cell of a grid with so many columns."""
+    shown = (view.frame[2] - view.frame[0]) / (view.window[2] - view.window[0])
+    return float(np.clip(0.3 * view.size[1] * shown / columns, 1.2, 5))
+
+
+def training_points_figure(
+    subject: Subject, size: int, samplers: Sequence[PointSampler], seed: int
+) -> Figure:
+    """Show where training would sample, over the coarse prediction.
+
+    A head that makes no coarse prediction, as the implicit one, trains at uniform points; here its
+    first grid takes the place of it.
+    """
+    rendering = subject.rendering
+    coarse = rendering.coarse_logits
+    logits = next(rendering.steps()).logits if coarse is None else coarse
+    logits = logits[subject.region : subject.region + 1].float().cpu()
+    view = subject.view(size)
+    labels = subject.labels(view, logits[0].numpy(), "bilinear")
+    painted = subject.painted(view, labels, outline=1)
+    panels = []
+    for sampler in samplers:
+        generator = torch.Generator().manual_seed(seed)
+        coords = sampler.sample(logits, rendering.uncertainty, generator)
+        k, beta = sampler.oversample_ratio, sampler.importance_sample_ratio
+        title = "regular grid" if sampler.on_regular_grid else f"k = {k:g}, β = {beta:g}"
+        panels.append(Panel(painted, title, view.of_points(coords[0].numpy()), size / 160))
+    return in_rows(panels)
+
+
+def uncertainty_figure(subject: Subject, size: int) -> Figure:
+    """Show the maps by which the steps chose their points, and the one that remains."""
+    view = subject.view(size)
+    maps = []
+    for step in subject.rendering.steps():
+        if step.uncertainty is not None:
+            count = step.coords.shape[1]
+            maps.append((step.uncertainty, f"{side_text(step.logits)}, before {count} points"))
+    maps.append(
+        (subject.rendering.uncertainty(step.logits), f"{side_text(step.logits)}, at the end")
+    )
+    panels = [Panel(view.of_image(subject.image), "input")]
+    for values, title in maps:
+        panels.append(Panel(uncertainty_picture(view.of_map(subject.logits(values))[0]), title))
+    return in_rows(panels)
+
+
+def comparison_figure(subject: Subject, size: int) -> Figure:
+    """Show coarse and fine side by side, and the places where they differ most, enlarged."""
+    subject = subject.with_margin()
+    view = subject.view(size)
+    top, labels = _coarse_and_fine(subject, view)
+    zooms = places_of_difference(*labels, side=max(1, size // ZOOM), count=NUM_ZOOMS)
+    enlarged = []
+    for number, window in enumerate(zooms, start=1):
+        x0, y0, x1, y1 = window
+        for panel in top:
+            cv2.rectangle(panel.picture, (x0, y0), (x1 - 1, y1 - 1), (255, 255, 255), 2)
+        zoomed, _ = _coarse_and_fine(subject, view.zoomed(window, view.size[1]))
+        enlarged.append([panel._replace(title=f"place {number}") for panel in zoomed])
+    return Figure([top, *enlarged], top)
+
+
+def instances_figure(subjects: Sequence[Subject], size: int) -> Figure:
+    """Show coarse and fine of many instances, each in a square, two instances in a row."""
+    squares = [subject.with_margin().squared() for subject in subjects]
+    panels = [_coarse_and_fine(subject, subject.view(size))[0] for subject in squares]
+    pairs = [panels[i : i + 2] for i in range(0, len(panels), 2)]
+    return Figure([list(itertools.chain(*pair)) for pair in pairs], list(itertools.chain(*panels)))
+
+
+def _coarse_and_fine(subject: Subject, view: View) -> tuple[list[Panel], list[np.ndarray]]:
+    """Draw the input, the coarse mask and the rendered one; return also the labels of the two."""
+    first, *steps = subject.rendering.steps()
+    coarse = subject.rendering.coarse_logits
+    coarse = first.logits if coarse is None else coarse
+    fine = steps[-1].logits if steps else first.logits
+    labels = [subject.labels(view, subject.logits(x), "bilinear") for x in (coarse, fine)]
+    painted = [subject.painted(view, x, outline=2) for x in labels]
+    titles = ("input", f"coarse {side_text(coarse)}", f"fine {side_text(fine)}")
+    pictures = (view.of_image(subject.image), *painted)
+    return [Panel(*pair) for pair in zip(pictures, titles, strict=True)], labels
+
+
+def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
+    """Write a figure in some formats; `path` has no suffix. Returns the files."""
+    writers: dict[str, Callable[[Path], None]] = {
+        "png": lambda file: save_picture(file, panels_picture(figure.rows)),
+        "gif": lambda file: save_animation(
+            file, [panels_picture([[panel]]) for panel in figure.frames]
+        ),
+        "pdf": lambda file: save_figure(file, figure.rows),
+    }
+    files = [path.with_suffix(f".{name}") for name in formats]
+    for name, file in zip(formats, files, strict=True):
+        writers[name](file)
+    return files

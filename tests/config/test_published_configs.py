@@ -1,0 +1,327 @@
+import math
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2 import model_zoo
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data.detection_utils import annotations_to_instances
+from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
+
+from point_rend import add_pointrend_config, get_config_file, load_config
+from point_rend.config.checks import check_config
+from tests.runs import without_finite_gradient
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+FOLDER = CONFIGS / "InstanceSegmentation"
+LEAVES = sorted(f.name for f in FOLDER.glob("*.yaml") if not f.name.startswith("Base-"))
+
+COCO = {
+    "DATASETS.TRAIN": ("coco_2017_train",),
+    "DATASETS.TEST": ("coco_2017_val",),
+    "INPUT.MIN_SIZE_TRAIN": (640, 672, 704, 736, 768, 800),
+    "INPUT.MAX_SIZE_TRAIN": 1333,
+    "INPUT.MIN_SIZE_TEST": 800,
+    "INPUT.MAX_SIZE_TEST": 1333,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.BASE_LR": 0.02,
+    "SOLVER.STEPS": (60000, 80000),
+    "SOLVER.MAX_ITER": 90000,
+    "TEST.DETECTIONS_PER_IMAGE": 100,
+}
+COCO_3X = COCO | {"SOLVER.STEPS": (210000, 250000), "SOLVER.MAX_ITER": 270000}
+CITYSCAPES = {
+    "DATASETS.TRAIN": ("cityscapes_fine_instance_seg_train",),
+    "DATASETS.TEST": ("cityscapes_fine_instance_seg_val",),
+    "INPUT.MIN_SIZE_TRAIN": (800, 832, 864, 896, 928, 960, 992, 1024),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
+    "INPUT.MAX_SIZE_TRAIN": 2048,
+    "INPUT.MIN_SIZE_TEST": 1024,
+    "INPUT.MAX_SIZE_TEST": 2048,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 8,
+    "SOLVER.IMS_PER_BATCH": 8,
+    "SOLVER.BASE_LR": 0.01,
+    "SOLVER.STEPS": (18000,),
+    "SOLVER.MAX_ITER": 24000,
+}
+LVIS = COCO | {
+    "DATASETS.TRAIN": ("lvis_v1_train",),
+    "DATASETS.TEST": ("lvis_v1_val",),
+    "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
+    "DATALOADER.REPEAT_THRESHOLD": 0.001,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 1203,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0001,
+    "SOLVER.STEPS": (120000, 160000),
+    "SOLVER.MAX_ITER": 180000,
+    "TEST.DETECTIONS_PER_IMAGE": 300,
+}
+
+RESNET = {
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.MASK_ON": True,
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
+    "MODEL.RESNETS.NUM_GROUPS": 1,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
+}
+R50 = RESNET | {
+    "MODEL.WEIGHTS": "detectron2://ImageNetPretrained/MSRA/R-50.pkl",
+    "MODEL.RESNETS.DEPTH": 50,
+}
+R101 = RESNET | {
+    "MODEL.WEIGHTS": "detectron2://ImageNetPretrained/MSRA/R-101.pkl",
+    "MODEL.RESNETS.DEPTH": 101,
+}
+X101 = RESNET | {
+    "MODEL.WEIGHTS": "detectron2://ImageNetPretrained/FAIR/X-101-32x8d.pkl",
+    "MODEL.PIXEL_STD": [57.375, 57.120, 58.395],
+    "MODEL.RESNETS.DEPTH": 101,
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.RESNETS.NUM_GROUPS": 32,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+}
+
+POINT_MASKS = {
+    "INPUT.MASK_FORMAT": "bitmask",
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "",
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+    "MODEL.ROI_MASK_HEAD.IN_FEATURES": ("p2",),
+    "MODEL.ROI_MASK_HEAD.FC_DIM": 1024,
+    "MODEL.ROI_MASK_HEAD.NUM_FC": 2,
+    "MODEL.POINT_HEAD.NUM_CLASSES": -1,
+    "MODEL.POINT_HEAD.IN_FEATURES": ("p2",),
+    "MODEL.POINT_HEAD.FC_DIM": 256,
+    "MODEL.POINT_HEAD.NUM_FC": 3,
+    "MODEL.POINT_HEAD.TRAIN_NUM_POINTS": 196,
+    "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS": 784,
+}
+POINTREND = POINT_MASKS | {
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True,
+    "MODEL.ROI_MASK_HEAD.NAME": "PointRendMaskHead",
+    "MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION": 7,
+    "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": True,
+    "MODEL.POINT_HEAD.NAME": "StandardPointHead",
+    "MODEL.POINT_HEAD.OVERSAMPLE_RATIO": 3,
+    "MODEL.POINT_HEAD.IMPORTANCE_SAMPLE_RATIO": 0.75,
+    "MODEL.POINT_HEAD.SUBDIVISION_STEPS": 5,
+    "MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER": True,
+}
+IMPLICIT = POINT_MASKS | {
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": False,
+    "MODEL.ROI_MASK_HEAD.NAME": "ImplicitPointRendMaskHead",
+    "MODEL.POINT_HEAD.NAME": "ImplicitPointHead",
+    "MODEL.POINT_HEAD.SUBDIVISION_STEPS": 3,
+    "MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED": True,
+    "MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED": True,
+    "MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER": 1e-5,
+}
+BASELINE = {
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": False,
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlignV2",
+}
+
+PUBLISHED = {
+    "implicit_pointrend_R_50_FPN_1x_coco.yaml": R50 | IMPLICIT | COCO,
+    "implicit_pointrend_R_50_FPN_3x_coco.yaml": R50 | IMPLICIT | COCO_3X,
+    "mask_rcnn_R_50_FPN_1x_cityscapes.yaml": R50 | BASELINE | CITYSCAPES,
+    "mask_rcnn_R_50_FPN_1x_coco.yaml": R50 | BASELINE | COCO,
+    "pointrend_rcnn_R_101_FPN_3x_coco.yaml": R101 | POINTREND | COCO_3X,
+    "pointrend_rcnn_R_50_FPN_1x_cityscapes.yaml": R50 | POINTREND | CITYSCAPES,
+    "pointrend_rcnn_R_50_FPN_1x_coco.yaml": R50 | POINTREND | COCO,
+    "pointrend_rcnn_R_50_FPN_1x_lvis_v1.yaml": R50 | POINTREND | LVIS,
+    "pointrend_rcnn_R_50_FPN_3x_coco.yaml": R50 | POINTREND | COCO_3X,
+    "pointrend_rcnn_X_101_32x8d_FPN_3x_coco.yaml": X101 | POINTREND | COCO_3X,
+}
+
+
+def load(name: str, opts: tuple[str, ...] = ()) -> CfgNode:
+    return load_config(get_config_file(f"InstanceSegmentation/{name}"), opts)
+
+
+def flat(node: CfgNode, prefix: str = "") -> dict[str, object]:
+    values = {}
+    for name, value in node.items():
+        key = prefix + name
+        values |= flat(value, key + ".") if isinstance(value, CfgNode) else {key: value}
+    return values
+
+
+def differing_keys(one: CfgNode, other: CfgNode) -> set[str]:
+    ours, theirs = flat(one), flat(other)
+    return {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+
+
+def stock_cfg(base: str) -> CfgNode:
+    """Detectron2's config of a model-zoo file, with our keys at their defaults."""
+    cfg = get_cfg()
+    add_pointrend_config(cfg)
+    cfg.merge_from_file(model_zoo.get_config_file(base))
+    return cfg
+
+
+def test_the_table_names_every_config():
+    assert sorted(PUBLISHED) == LEAVES
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_config_has_the_published_values(name):
+    values = flat(load(name))
+    expected = PUBLISHED[name]
+    assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_config_does_not_contradict_itself(name, training):
+    check_config(load(name), training=training)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_detectron2_reads_a_config_alike(name):
+    expected = get_cfg()
+    add_pointrend_config(expected)
+    expected.merge_from_file(str(FOLDER / name), allow_unsafe=False)
+    assert load(name) == expected
+
+
+def test_the_base_file_equals_that_of_detectron2():
+    assert load("Base-RCNN-FPN.yaml") == stock_cfg("Base-RCNN-FPN.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "zoo_name", "differences"),
+    [
+        (
+            "mask_rcnn_R_50_FPN_1x_coco.yaml",
+            "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+            set(),
+        ),
+        (
+            "mask_rcnn_R_50_FPN_1x_cityscapes.yaml",
+            "Cityscapes/mask_rcnn_R_50_FPN.yaml",
+            # The zoo starts from a COCO model, the paper from ImageNet.
+            {"MODEL.WEIGHTS", "TEST.EVAL_PERIOD"},
+        ),
+    ],
+)
+def test_a_baseline_is_the_mask_rcnn_of_detectron2(name, zoo_name, differences):
+    assert differing_keys(load(name), stock_cfg(zoo_name)) == differences
+
+
+HEAD_KEYS = {
+    "INPUT.MASK_FORMAT",
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES",
+    "MODEL.ROI_MASK_HEAD.NAME",
+    "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON",
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE",
+}
+
+
+@pytest.mark.parametrize("data", ["coco", "cityscapes"])
+def test_pointrend_and_its_baseline_differ_in_the_mask_head_alone(data):
+    pointrend = load(f"pointrend_rcnn_R_50_FPN_1x_{data}.yaml")
+    baseline = load(f"mask_rcnn_R_50_FPN_1x_{data}.yaml")
+    assert differing_keys(pointrend, baseline) == HEAD_KEYS
+
+
+def test_the_lvis_config_adds_the_mask_head_alone_to_the_recipe_of_detectron2():
+    ours = load("pointrend_rcnn_R_50_FPN_1x_lvis_v1.yaml")
+    stock = stock_cfg("LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+    assert differing_keys(ours, stock) == HEAD_KEYS
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_base_lies_among_our_configs(path):
+    bases = yaml.safe_load(path.read_text()).get("_BASE_", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        assert not os.path.isabs(base)
+        target = (path.parent / base).resolve()
+        assert target.is_file()
+        assert target.is_relative_to(CONFIGS)
+
+
+# A few boxes on a small image keep a step short. No layer goes; one gets narrower, from which the
+# implicit head otherwise predicts its parameters with 300 million weights.
+SMALL = (
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.WEIGHTS", ""),
+    *("MODEL.ROI_MASK_HEAD.FC_DIM", "64"),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", "8"),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", "8"),
+    # An untrained model is never sure of a class.
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
+    # Its frozen normalisation lets activations grow until no proposal is left: dim the image.
+    *("MODEL.PIXEL_STD", "[1e6, 1e6, 1e6]"),
+    *("TEST.DETECTIONS_PER_IMAGE", "3"),
+)
+HEIGHT, WIDTH = 64, 96
+LOSSES = {
+    "PointRendMaskHead": {"loss_mask", "loss_mask_point"},
+    "ImplicitPointRendMaskHead": {"loss_mask_point", "loss_l2"},
+    "MaskRCNNConvUpsampleHead": {"loss_mask"},
+}
+
+
+def sample(cfg: CfgNode) -> dict[str, object]:
+    triangle = {
+        "bbox": [10.0, 8.0, 60.0, 50.0],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1,
+        "segmentation": [[10.0, 8.0, 70.0, 20.0, 30.0, 58.0]],
+    }
+    instances = annotations_to_instances(
+        [triangle], (HEIGHT, WIDTH), mask_format=cfg.INPUT.MASK_FORMAT
+    )
+    image = torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8)
+    return {"image": image, "height": HEIGHT, "width": WIDTH, "instances": instances}
+
+
+def architecture(name: str) -> tuple[str, str]:
+    cfg = load(name, SMALL)
+    return cfg.MODEL.dump(), cfg.INPUT.MASK_FORMAT
+
+
+@cache
+def step_and_inference(name: str) -> tuple[dict, list[str], list[dict]]:
+    """Losses, names of parameters without a finite gradient, and outputs of one small image."""
+    torch.manual_seed(0)
+    cfg = load(name, SMALL)
+    model = build_model(cfg)
+    data = sample(cfg)
+    with EventStorage():
+        losses = model([data])
+    sum(losses.values()).backward()
+    without_gradient = without_finite_gradient(model)
+    model.eval()
+    with torch.no_grad():
+        outputs = model([data])
+    return {name: loss.item() for name, loss in losses.items()}, without_gradient, outputs
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_config_trains_one_step_and_predicts_masks(name):
+    cfg = load(name, SMALL)
+    # Configs that differ in data and schedule alone share a run.
+    twin = next(other for other in LEAVES if architecture(other) == architecture(name))
+    losses, without_gradient, outputs = step_and_inference(twin)
+
+    box_losses = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+    assert losses.keys() == box_losses | LOSSES[cfg.MODEL.ROI_MASK_HEAD.NAME]
+    assert all(math.isfinite(loss) for loss in losses.values())
+    assert without_gradient == []
+
+    masks = outputs[0]["instances"].pred_masks
+    assert masks.dtype == torch.bool
+    assert masks.shape == (3, HEIGHT, WIDTH)

@@ -1,0 +1,279 @@
+"""Semantic data sets: registering folders, and looking at every label map before a run."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from point_rend.data.checks.label_maps import check_semantic_datasets, count_labels
+from point_rend.data.datasets.label_maps import read_class_names, register_sem_seg
+from tests.tiny_datasets import HEIGHT, WIDTH, process_state_restored
+from tests.tiny_semantic import CLASSES, IGNORED, SemSegSet, label_map, write_label, write_sem_seg
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    with process_state_restored():
+        yield
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> SemSegSet:
+    written = write_sem_seg(tmp_path)
+    register_sem_seg("tiny", *written)
+    return written
+
+
+def check(*, train: tuple[str, ...] = ("tiny",), test: tuple[str, ...] = ()) -> None:
+    check_semantic_datasets(train, test, ignore_value=IGNORED)
+
+
+# Registering
+
+
+def test_each_image_has_the_label_map_of_its_name(tiny: SemSegSet) -> None:
+    assert DatasetCatalog.get("tiny") == [
+        {"file_name": str(tiny.image(i)), "sem_seg_file_name": str(tiny.label(i))} for i in (0, 1)
+    ]
+    metadata = MetadataCatalog.get("tiny")
+    assert metadata.stuff_classes == list(CLASSES)
+    assert metadata.ignore_label == IGNORED
+    assert metadata.evaluator_type == "sem_seg"
+
+
+def test_subfolders_belong_to_the_names(tmp_path: Path) -> None:
+    written = write_sem_seg(tmp_path)
+    for folder, number in ((written.image_root, 0), (written.label_root, 0)):
+        (Path(folder) / "town").mkdir()
+        for file in Path(folder).glob(f"{number:03d}.*"):
+            file.rename(Path(folder) / "town" / file.name)
+    register_sem_seg("tiny", *written)
+    check()
+    assert {Path(r["sem_seg_file_name"]).parent.name for r in DatasetCatalog.get("tiny")} == {
+        "labels",
+        "town",
+    }
+
+
+@pytest.mark.parametrize("classes", ["sky,road, tree", "sky\nroad\n\ntree\n"])
+def test_class_names_are_a_list_or_a_file(classes: str, tmp_path: Path) -> None:
+    if "\n" in classes:
+        (tmp_path / "names").write_text(classes)
+        classes = str(tmp_path / "names")
+    assert read_class_names(classes) == ["sky", "road", "tree"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "error", "message"),
+    [
+        ("nowhere.txt", FileNotFoundError, "nowhere.txt"),
+        (" , ", ValueError, "got 0"),
+        ("sky,road,sky", ValueError, "sky more than once"),
+        (",".join(map(str, range(256))), ValueError, "got 256"),
+    ],
+)
+def test_class_names_that_cannot_be_used_are_refused(
+    classes: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        read_class_names(classes)
+
+
+def test_registering_again_is_harmless_and_otherwise_refused(
+    tiny: SemSegSet, tmp_path: Path
+) -> None:
+    assert register_sem_seg("tiny", *tiny) == len(CLASSES)
+    other = write_sem_seg(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"'tiny'.*image_root"):
+        register_sem_seg("tiny", *other)
+    with pytest.raises(ValueError, match=r"'tiny'.*stuff_classes"):
+        register_sem_seg("tiny", *tiny[:2], "a,b")
+
+
+def test_a_missing_folder_is_named(tiny: SemSegSet) -> None:
+    with pytest.raises(FileNotFoundError, match=r"image folder of 'new'.*nowhere"):
+        register_sem_seg("new", "nowhere", tiny.label_root, tiny.classes)
+    with pytest.raises(FileNotFoundError, match=r"label folder of 'new'.*nowhere"):
+        register_sem_seg("new", tiny.image_root, "nowhere", tiny.classes)
+
+
+def test_a_folder_without_images_and_two_images_of_one_name_are_refused(
+    tiny: SemSegSet, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no images in"):
+        register_sem_seg("new", str(tmp_path / "empty"), tiny.label_root, tiny.classes)
+    tiny.image(0).with_suffix(".png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"000\.jpg and .*000\.png"):
+        register_sem_seg("new", *tiny)
+
+
+# Label maps
+
+
+@pytest.mark.usefixtures("tiny")
+def test_pixels_are_counted_by_class() -> None:
+    counts = count_labels("tiny", ignore_value=IGNORED)
+    maps = np.stack([label_map(0), label_map(1)])
+    expected = [(maps == value).sum() for value in range(len(CLASSES))]
+    assert counts.shape == (len(CLASSES),)
+    assert counts.tolist() == expected
+
+
+@pytest.mark.usefixtures("tiny")
+def test_reading_the_label_maps_says_its_time(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="point_rend"):
+        check()
+    assert "tiny: read 2 label maps in" in caplog.text
+
+
+def test_images_of_several_sizes_are_fine(tmp_path: Path) -> None:
+    register_sem_seg("mixed", *write_sem_seg(tmp_path / "mixed", scales=(1, 0.5, 1.75)))
+    check(train=("mixed",), test=("mixed",))
+
+
+def test_a_photograph_that_is_stored_on_its_side_fits_its_upright_label_map(
+    tiny: SemSegSet,
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(tiny.image(0)).save(tiny.image(0), exif=exif)
+    with pytest.raises(ValueError, match="its image"):
+        check()
+    write_label(tiny.label(0), label_map(0).T)
+    check()
+
+
+def test_a_missing_label_map_is_named(tiny: SemSegSet) -> None:
+    tiny.label(1).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"1 of 2 label maps.*{tiny.label(1)}"):
+        check()
+
+
+def test_a_label_map_of_another_size_is_named_with_both(tiny: SemSegSet) -> None:
+    write_label(tiny.label(1), label_map(1)[:-3])
+    sizes = f"{WIDTH} x {HEIGHT - 3} pixels, its image {WIDTH} x {HEIGHT}"
+    with pytest.raises(ValueError, match=rf"{tiny.label(1)} is {sizes}"):
+        check()
+
+
+def test_values_beside_the_classes_are_named(tiny: SemSegSet) -> None:
+    labels = label_map(0)
+    labels[0, :3] = (4, 77, 254)
+    write_label(tiny.label(0), labels)
+    with pytest.raises(ValueError, match=rf"{tiny.label(0)} has the values 4, 77, 254.*0 to 3"):
+        check()
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "I;16", "1"])
+def test_a_label_map_of_another_mode_is_named(tiny: SemSegSet, mode: str) -> None:
+    if mode == "I;16":
+        Image.fromarray(label_map(0).astype(np.uint16)).save(tiny.label(0))
+    else:
+        Image.open(tiny.label(0)).convert(mode).save(tiny.label(0))
+    with pytest.raises(ValueError, match=rf"{tiny.label(0)} is of mode {mode}"):
+        check()
+
+
+@pytest.mark.parametrize("what", ["image", "label"])
+def test_a_truncated_file_is_named(tiny: SemSegSet, what: str) -> None:
+    file = tiny.image(1) if what == "image" else tiny.label(1)
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=rf"{file} is truncated"):
+        check()
+
+
+def test_broken_images_of_a_training_may_be_skipped(
+    tiny: SemSegSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = (
+        count_labels("tiny", ignore_value=IGNORED)
+        - np.bincount(label_map(1).ravel(), minlength=IGNORED + 1)[: len(CLASSES)]
+    )
+    tiny.image(1).write_bytes(b"")
+    with caplog.at_level(logging.WARNING, "point_rend"):
+        counts = count_labels("tiny", ignore_value=IGNORED, skip_broken_images=True)
+    assert counts.tolist() == kept.tolist()
+    assert f"1 of 2 images cannot be used and are skipped: image 1, {tiny.image(1)}" in caplog.text
+    check_semantic_datasets(["tiny"], [], ignore_value=IGNORED, skip_broken_images=True)
+    with pytest.raises(ValueError, match="1 of 2 images cannot be used: "):
+        check_semantic_datasets(["tiny"], ["tiny"], ignore_value=IGNORED, skip_broken_images=True)
+
+
+def test_a_missing_image_is_named(tiny: SemSegSet) -> None:
+    records = DatasetCatalog.get("tiny")
+    DatasetCatalog["tiny"] = lambda: records
+    tiny.image(0).unlink()
+    with pytest.raises(FileNotFoundError, match=str(tiny.image(0))):
+        check()
+
+
+def test_an_image_without_one_labelled_pixel_is_fine_a_set_is_not(tiny: SemSegSet) -> None:
+    nothing = np.full((HEIGHT, WIDTH), IGNORED)
+    write_label(tiny.label(0), nothing)
+    check(test=("tiny",))
+    write_label(tiny.label(1), nothing)
+    with pytest.raises(ValueError, match=r"not one pixel is labelled in tiny"):
+        check()
+    with pytest.raises(ValueError, match=r"not one pixel is labelled in tiny"):
+        check(train=(), test=("tiny",))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_one_training_set_with_labels_is_enough(tmp_path: Path) -> None:
+    other = write_sem_seg(tmp_path / "other", scales=(1,))
+    write_label(other.label(0), np.full((HEIGHT, WIDTH), IGNORED))
+    register_sem_seg("other", *other)
+    check(train=("tiny", "other"))
+    with pytest.raises(ValueError, match="in other"):
+        check(test=("tiny", "other"))
+
+
+def test_one_class_is_nothing_to_learn_but_can_be_evaluated(tmp_path: Path) -> None:
+    written = write_sem_seg(tmp_path, scales=(1,))
+    write_label(written.label(0), np.where(label_map(0) == 0, 0, IGNORED))
+    register_sem_seg("ground", *written[:2], "ground")
+    check(train=(), test=("ground",))
+    with pytest.raises(ValueError, match=r"ground has one class only \(ground\).*around it"):
+        check(train=("ground",))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_another_ignored_value_than_that_of_the_data_is_refused_with_both() -> None:
+    with pytest.raises(ValueError, match=r"IGNORE_VALUE is 0.*value 255 in tiny"):
+        check_semantic_datasets(["tiny"], [], ignore_value=0)
+
+
+def test_a_set_without_label_maps_is_refused_by_name() -> None:
+    DatasetCatalog.register("boxes", lambda: [{"file_name": "a.jpg", "annotations": []}])
+    with pytest.raises(ValueError, match=r"boxes has no label maps.*--register-sem-seg"):
+        check(train=("boxes",))
+
+
+def test_pairs_that_only_their_order_has_made_are_refused(tiny: SemSegSet) -> None:
+    """Detectron2's own loader pairs by order if both folders have as many files."""
+    record = {"file_name": str(tiny.image(0)), "sem_seg_file_name": str(tiny.label(1))}
+    DatasetCatalog["tiny"] = lambda: [record]
+    with pytest.raises(ValueError, match=r"000\.jpg has no label map; .*001\.png"):
+        check()
+
+
+def test_a_set_that_does_not_name_its_classes_is_refused_by_name(tiny: SemSegSet) -> None:
+    record = {"file_name": str(tiny.image(0)), "sem_seg_file_name": str(tiny.label(0))}
+    DatasetCatalog.register("nameless", lambda: [record])
+    with pytest.raises(ValueError, match=r"nameless does not name its classes.*stuff_classes"):
+        check(train=("nameless",))
+
+
+def test_what_detectron2_asserts_while_loading_is_an_error_with_the_name() -> None:
+    def load() -> list:
+        raise AssertionError("No annotations found in there.")
+
+    DatasetCatalog.register("empty", load)
+    with pytest.raises(ValueError, match=r"empty cannot be loaded: No annotations found"):
+        check(train=("empty",))

@@ -1,0 +1,90 @@
+"""The order of a stream of images, its batches, and how it is taken up in the middle."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from detectron2.data.common import AspectRatioGroupedDataset
+from PIL import ExifTags, Image
+
+from point_rend.data.loader.order import Turn, WiderThanHigh, behind, grouped, turns
+
+WIDE = {"width": 3, "height": 2}
+HIGH = {"width": 2, "height": 3}
+SQUARE = {"width": 2, "height": 2}
+
+
+def stream(length: int = 200) -> list[int]:
+    return random.Random(0).choices(range(30), k=length)
+
+
+def by_three(item: int) -> int:
+    return item % 3
+
+
+def one_kind(_item: int) -> None:
+    return None
+
+
+def test_groups_are_those_of_detectron2() -> None:
+    records = [random.Random(n).choice([WIDE, HIGH, SQUARE]) | {"id": n} for n in range(100)]
+    ours = list(grouped(records, lambda record: record["width"] > record["height"], 3))
+    assert ours == list(AspectRatioGroupedDataset(records, 3))
+    assert len(ours) >= 30
+
+
+def test_one_kind_makes_batches_of_consecutive_items() -> None:
+    assert list(grouped(range(7), one_kind, 2)) == [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("kind", [by_three, one_kind])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("batches", [0, 1, 7, 20])
+def test_behind_some_batches_come_those_that_come_behind_them(
+    kind: Callable[[int], object], batch_size: int, batches: int
+) -> None:
+    whole = list(grouped(stream(), kind, batch_size))
+    rest = behind(iter(stream()), kind, batch_size, batches)
+    assert len(whole) > batches
+    assert list(grouped(rest, kind, batch_size)) == whole[batches:]
+
+
+def test_turns_of_all_ranks_together_are_the_stream() -> None:
+    whole = list(turns(stream()))
+    assert whole == [Turn(position, record) for position, record in enumerate(stream())]
+    shares = [
+        list(turns(itertools.islice(stream(), rank, None, 3), rank=rank, world_size=3))
+        for rank in range(3)
+    ]
+    assert sorted(itertools.chain(*shares)) == whole
+
+
+@pytest.fixture
+def image_file(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    def write(width: int, height: int, orientation: int = 1) -> str:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        path = tmp_path / f"{width}x{height}x{orientation}.jpg"
+        Image.new("RGB", (width, height)).save(path, exif=exif)
+        return str(path)
+
+    return write
+
+
+def test_the_kind_of_an_image_follows_from_its_record_without_its_file() -> None:
+    records = [record | {"file_name": "nowhere.jpg"} for record in (WIDE, HIGH, SQUARE)]
+    assert list(map(WiderThanHigh(records), range(3))) == [True, False, False]
+
+
+def test_the_kind_of_an_image_whose_record_says_no_size_is_that_of_the_image_as_it_is_read(
+    image_file: Callable[..., str],
+) -> None:
+    files = [image_file(30, 20), image_file(20, 30), image_file(30, 20, 6), image_file(20, 30, 8)]
+    wider = WiderThanHigh([{"file_name": name} for name in [*files, "nowhere.jpg"]])
+    expected = [True, False, False, True, False]
+    assert list(map(wider, range(5))) == expected
+    for name in files:
+        Path(name).unlink()
+    assert list(map(wider, range(5))) == expected

@@ -1,0 +1,121 @@
+"""Samples of turns, and how they leave a worker."""
+
+import pickle
+import random
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from point_rend.data.loader.order import Turn
+from point_rend.data.loader.samples import Sample, Samples
+from point_rend.data.loader.transport import packed, unpacked
+from point_rend.ground_truth.shared_masks import SharedMasks
+from tests.runs import files_limited_to
+
+SEED = 3
+
+
+class Noise:
+    """A mapper whose samples are random, and which refuses some records."""
+
+    def __init__(self, *refused: int) -> None:
+        self.refused = refused
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        if record["id"] in self.refused:
+            raise ValueError(f"image {record['id']} cannot be used")
+        noise = random.random(), float(np.random.rand()), float(torch.rand(()))
+        return record | {"noise": noise}
+
+
+def records(count: int = 5) -> Any:
+    return [{"id": number} for number in range(count)]
+
+
+def test_a_sample_is_a_function_of_seed_and_turn() -> None:
+    samples = Samples(records(), Noise(), seed=SEED)
+    wanted = [Turn(position, position % 5) for position in range(8)]
+    once = {turn: samples[turn] for turn in wanted}
+    again = {turn: samples[turn] for turn in reversed(wanted)}
+    assert once == again
+    assert len({sample.data["noise"] for sample in once.values()}) == len(wanted)
+    others = Samples(records(), Noise(), seed=SEED + 1)
+    assert all(others[turn].data["noise"] != once[turn].data["noise"] for turn in wanted)
+
+
+def test_drawing_a_sample_leaves_the_generators_of_the_process_alone() -> None:
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    Samples(records(), Noise(0), seed=SEED, attempts=2)[Turn(0, 0)]
+    assert random.getstate() == before[0]
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_a_record_that_cannot_be_used_is_told_of_and_not_raised() -> None:
+    sample = Samples(records(), Noise(2), seed=SEED)[Turn(9, 2)]
+    assert sample == Sample(Turn(9, 2), None, ("image 2 cannot be used",))
+
+
+def test_the_next_records_take_the_turn_of_those_that_cannot_be_used() -> None:
+    samples = Samples(records(), Noise(3, 4), seed=SEED, attempts=3)
+    sample = samples[Turn(9, 3)]
+    assert sample.data is not None
+    assert sample.data["id"] == 0
+    assert sample.faults == ("image 3 cannot be used", "image 4 cannot be used")
+    assert Samples(records(), Noise(3, 4), seed=SEED, attempts=2)[Turn(9, 3)].data is None
+
+
+def test_a_bug_of_the_mapper_is_raised() -> None:
+    with pytest.raises(KeyError):
+        Samples([{}], Noise(), seed=SEED)[Turn(0, 0)]  # type: ignore[arg-type]
+
+
+# Packing
+
+
+def content() -> dict[str, Any]:
+    instances = Instances((40, 50))
+    instances.gt_boxes = Boxes(torch.rand(3, 4))
+    instances.gt_masks = BitMasks(torch.rand(3, 40, 50) > 0.5)
+    return {"image": torch.rand(3, 40, 50), "instances": instances, "image_id": 7, "none": None}
+
+
+def tensors(given: dict[str, Any]) -> list[torch.Tensor]:
+    instances = given["instances"]
+    return [given["image"], instances.gt_boxes.tensor, instances.gt_masks.tensor]
+
+
+def test_tensors_are_moved_to_shared_memory_wherever_they_are() -> None:
+    given = content()
+    expected = [tensor.clone() for tensor in tensors(given)]
+    received = unpacked(packed(given))
+    assert received["image_id"] == 7
+    assert all(tensor.is_shared() for tensor in tensors(received))
+    assert all(one is other for one, other in zip(tensors(received), tensors(given), strict=True))
+    assert all(map(torch.equal, tensors(received), expected))
+
+
+def test_what_is_packed_needs_no_more_shared_memory_on_its_way() -> None:
+    given = content()
+    masks = SharedMasks.of(given["instances"].gt_masks, (40, 50))  # pickling makes its tensors
+    parcel = packed(masks)
+    with files_limited_to(0):
+        sent = ForkingPickler.dumps(parcel)
+    received = unpacked(pickle.loads(sent))
+    assert torch.equal(received.tensor, masks.tensor)
+
+
+@pytest.mark.parametrize("limit", [0, 10_000])  # nothing fits, the image does not
+def test_without_room_in_shared_memory_everything_is_pickled(limit: int) -> None:
+    given = content()
+    expected = [tensor.clone() for tensor in tensors(given)]
+    with files_limited_to(limit):
+        parcel = packed(given)
+    assert isinstance(parcel, bytes)
+    received = unpacked(parcel)
+    assert received["image_id"] == 7
+    assert all(map(torch.equal, tensors(received), expected))

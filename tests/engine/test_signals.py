@@ -1,0 +1,89 @@
+"""Signals that ask a process to end."""
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from point_rend.engine import signals as stopping
+from point_rend.engine.signals import SIGNALS, StopSignals
+from point_rend.utils.errors import TrainingStop
+
+
+def raise_here(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_noted_and_raised_where_it_is_asked_for(number: int) -> None:
+    signals = StopSignals()
+    with signals.listening():
+        signals.check()
+        raise_here(number)
+        with pytest.raises(TrainingStop, match=signal.Signals(number).name) as stop:
+            signals.check()
+    assert stop.value.exit_code == 128 + number
+    assert stop.value.saves
+    assert stop.value.together
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_a_block_that_may_end_at_once(number: int) -> None:
+    signals = StopSignals()
+
+    def end() -> None:
+        with signals.at_once():
+            raise_here(number)
+            pytest.fail("the block goes on")
+
+    with signals.listening(), pytest.raises(TrainingStop, match=signal.Signals(number).name):
+        end()
+
+
+def test_a_block_that_may_end_at_once_does_not_begin_after_a_signal() -> None:
+    signals = StopSignals()
+    with signals.listening():
+        raise_here(signal.SIGTERM)
+        with pytest.raises(TrainingStop), signals.at_once():
+            pytest.fail("the block has begun")
+
+
+def test_the_former_handlers_come_back() -> None:
+    former = [signal.getsignal(number) for number in SIGNALS]
+    with StopSignals().listening():
+        assert [signal.getsignal(number) for number in SIGNALS] != former
+    assert [signal.getsignal(number) for number in SIGNALS] == former
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Call a function in a fork of this process."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def twice(number: int) -> None:
+    with StopSignals().listening():
+        raise_here(number)
+        raise_here(number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_ends_the_process_at_once(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "SAME_REQUEST", -1.0)
+    assert exit_code_of(lambda: twice(number)) == -number
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_request_that_comes_twice_within_a_moment_is_one(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "SAME_REQUEST", float("inf"))
+    assert exit_code_of(lambda: twice(number)) == 0

@@ -1,0 +1,90 @@
+"""AP and boundary AP by LVIS's rule, against a slow definition and LVIS's own summary."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lvis import LVIS, LVISEval
+
+from point_rend.evaluation.coco_ap import FIGURES
+from point_rend.evaluation.lvis_ap import FREQUENCIES, lvis_figures
+from tests.evaluation.oracles import SlowAP, random_set
+
+Records = list[dict[str, Any]]
+
+
+def federated_set(seed: int) -> tuple[dict[str, Any], Records]:
+    """Annotations without crowds, some classes of some images unknown, absent or not exhaustive."""
+    content, results = random_set(seed, images=5, size=(150, 200))
+    rng = np.random.default_rng(seed)
+    ids = [category["id"] for category in content["categories"]]
+    for category, frequency in zip(content["categories"], "rcff", strict=True):
+        category["frequency"] = frequency
+    for annotation in content["annotations"]:
+        del annotation["iscrowd"]
+    for image in content["images"]:
+        image["neg_category_ids"] = [int(rng.choice(ids))]
+        image["not_exhaustive_category_ids"] = [int(rng.choice(ids))]
+    dropped = {(image["id"], int(rng.choice(ids))) for image in content["images"]}
+    content["annotations"] = [
+        x for x in content["annotations"] if (x["image_id"], x["category_id"]) not in dropped
+    ]
+    return content, results
+
+
+def load(content: dict[str, Any], folder: Path) -> LVIS:
+    path = folder / "lvis.json"
+    path.write_text(json.dumps(content))
+    return LVIS(str(path))
+
+
+@pytest.mark.parametrize("kind", ["segm", "boundary"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_figures_are_those_of_the_definition(kind: str, seed: int, tmp_path: Path) -> None:
+    content, results = federated_set(seed)
+    slow = SlowAP(content, results, boundaries=kind == "boundary", federated=True).figures()
+    figures = lvis_figures(load(content, tmp_path), results, kind)
+    assert list(figures)[:9] == [*FIGURES, *FREQUENCIES]
+    by_frequency = {
+        "APr": slow["AP-class 1"],
+        "APc": slow["AP-class 2"],
+        "APf": np.nanmean([slow["AP-class 3"], slow["AP-class 4"]]),
+    }
+    assert figures == pytest.approx(slow | by_frequency, abs=1e-9, nan_ok=True)
+    assert 5 < figures["AP"] < 50
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_figures_are_those_of_lvis_itself(kind: str, tmp_path: Path) -> None:
+    content, results = federated_set(3)
+    figures = lvis_figures(load(content, tmp_path), results, kind)
+    if kind == "segm":
+        results = [{key: x[key] for key in x if key != "bbox"} for x in results]
+    official = LVISEval(load(content, tmp_path), results, kind)
+    official.run()
+    expected = official.get_results()
+    for name in (*FIGURES, *FREQUENCIES):
+        assert figures[name] == pytest.approx(100 * expected[name])
+
+
+def test_results_are_not_changed(tmp_path: Path) -> None:
+    content, results = federated_set(1)
+    before = repr(results)
+    lvis_figures(load(content, tmp_path), results, "boundary")
+    assert repr(results) == before
+
+
+def test_a_second_evaluation_on_the_same_annotations_gives_the_same(tmp_path: Path) -> None:
+    content, results = federated_set(1)
+    truth = load(content, tmp_path)
+    first = lvis_figures(truth, results, "boundary")
+    assert lvis_figures(truth, results, "boundary") == pytest.approx(first, nan_ok=True)
+
+
+def test_without_results_nothing_is_a_number(tmp_path: Path) -> None:
+    figures = lvis_figures(load(federated_set(1)[0], tmp_path), [], "segm")
+    assert list(figures) == [*FIGURES, *FREQUENCIES]
+    assert all(math.isnan(figure) for figure in figures.values())

@@ -1,0 +1,388 @@
+"""Pictures of masks and points."""
+
+import errno
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.layers import paste_masks_in_image
+from PIL import Image
+
+from point_rend.utils.files import check_output, written_whole
+from point_rend.visualization.drawing import (
+    GREY,
+    POINT_COLOUR,
+    colour_of,
+    draw_points,
+    match_colours,
+    overlay_masks,
+    places_of_difference,
+    uncertainty_picture,
+    write_names,
+)
+from point_rend.visualization.layout import (
+    Panel,
+    panels_picture,
+    save_animation,
+    save_figure,
+    save_picture,
+    side_by_side,
+    stack,
+)
+from point_rend.visualization.view import View
+
+
+def image(height: int = 40, width: int = 60) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def square(top: int, left: int, side: int = 12) -> np.ndarray:
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def test_a_mask_gets_its_colour_inside_and_nothing_changes_far_outside() -> None:
+    masks = np.stack([square(4, 4), square(20, 40)])
+    colours = [(255, 0, 0), (0, 0, 255)]
+    source = image()
+    before = source.copy()
+    plain = overlay_masks(source, masks[:0])
+    picture = overlay_masks(source, masks, colours, opacity=1.0, outline=0)
+    assert picture.dtype == np.uint8
+    assert picture.shape == source.shape
+    for mask, colour in zip(masks, colours, strict=True):
+        assert (picture[mask] == colour).all()
+    np.testing.assert_array_equal(picture[~masks.any(0)], plain[~masks.any(0)])
+    np.testing.assert_array_equal(source, before)
+
+
+def test_the_outline_runs_along_holes_too() -> None:
+    ring = square(5, 5, 24) & ~square(11, 11, 12)
+    black = np.zeros((40, 60, 3), dtype=np.uint8)
+    picture = overlay_masks(black, ring[None], [(0, 0, 200)], outline=1)
+    assert (picture[5, 5:29] > 180).all()
+    assert (picture[10, 12:22] > 180).all()
+    assert (picture[16, 16] == 0).all()
+
+
+def test_masks_of_another_size_and_missing_colours_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 9, 9\) do not fit an image of \(40, 60\)"):
+        overlay_masks(image(), np.zeros((1, 9, 9), dtype=bool))
+    with pytest.raises(ValueError, match="1 masks need as many colours, got 2"):
+        overlay_masks(image(), square(1, 1)[None], [GREY, GREY])
+
+
+def test_a_box_takes_the_colour_of_the_reference_it_overlaps() -> None:
+    reference = np.array([[0, 0, 10, 10], [20, 20, 40, 40]], dtype=float)
+    boxes = np.array([[21, 19, 41, 40], [1, 0, 10, 11], [60, 60, 70, 70]], dtype=float)
+    assert match_colours(boxes, reference) == [colour_of(1), colour_of(0), GREY]
+    assert match_colours(boxes, reference[:0]) == [GREY] * 3
+    assert match_colours(boxes[:0], reference) == []
+
+
+def test_panels_lie_side_by_side_under_their_titles() -> None:
+    panels = [image(), image(40, 30)]
+    bare = side_by_side(panels, gap=5)
+    assert bare.shape == (40, 60 + 5 + 30, 3)
+    np.testing.assert_array_equal(bare[:, :60], panels[0])
+    np.testing.assert_array_equal(bare[:, 65:], panels[1])
+    assert (bare[:, 60:65] == 255).all()
+
+    titled = side_by_side(panels, ["one", "7×7"], gap=5)
+    head = titled.shape[0] - 40
+    assert head > 0
+    np.testing.assert_array_equal(titled[head:], bare)
+    assert titled[:head, :60].min() < 128
+    assert titled[:head, 65:].min() < 128
+
+
+@pytest.mark.parametrize("title", ["7×7", "224×224, before 784 points", ""])
+def test_a_title_never_reaches_the_edges_of_its_panel(title: str) -> None:
+    picture = side_by_side([np.zeros((100, 90, 3), dtype=np.uint8)], [title])
+    head = picture[:-100]
+    assert (head[:, [0, -1]] == 255).all()
+    assert (head < 128).any() == bool(title)
+
+
+def test_panels_that_cannot_share_a_row_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"one height, got \[30, 40\]"):
+        side_by_side([image(30), image(40)])
+    with pytest.raises(ValueError, match=r"one height, got \[\]"):
+        side_by_side([])
+    with pytest.raises(ValueError, match="1 panels need as many titles, got 2"):
+        side_by_side([image()], ["a", "b"])
+
+
+def test_rows_lie_below_one_another() -> None:
+    picture = stack([image(10, 20), image(5, 30)], gap=2)
+    assert picture.shape == (17, 30, 3)
+    np.testing.assert_array_equal(picture[:10, :20], image(10, 20))
+    np.testing.assert_array_equal(picture[12:], image(5, 30))
+
+
+def test_a_saved_picture_reads_back_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "picture.png"
+    save_picture(path, image())
+    np.testing.assert_array_equal(cv2.imread(str(path)), image())
+    assert [file.name for file in path.parent.iterdir()] == ["picture.png"]
+    with pytest.raises(ValueError, match=r"unknown picture format '\.nonsense'"):
+        save_picture(tmp_path / "picture.nonsense", image())
+
+
+def test_a_map_of_labels_reads_back_the_same(tmp_path: Path) -> None:
+    for dtype in (np.uint8, np.uint16):
+        labels = np.arange(300).reshape(20, 15).astype(dtype)
+        save_picture(tmp_path / "labels.png", labels)
+        found = cv2.imread(str(tmp_path / "labels.png"), cv2.IMREAD_UNCHANGED)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, labels)
+
+
+def test_a_file_is_the_former_one_until_it_is_finished(tmp_path: Path) -> None:
+    file = tmp_path / "file.txt"
+    file.write_text("former")
+    with written_whole(file) as unfinished:
+        unfinished.write_text("complete")
+        assert file.read_text() == "former"
+    assert file.read_text() == "complete"
+
+    def fail() -> None:
+        with written_whole(file) as unfinished:
+            unfinished.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert file.read_text() == "complete"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_output_that_can_be_written_passes_and_nothing_is_left(
+    tmp_path: Path, folder: bool
+) -> None:
+    (tmp_path / "there").mkdir()
+    for output in ("new", "there/new", "new/deep/new"):
+        check_output(tmp_path / output, folder=folder)
+    check_output("new", folder=folder)
+    assert [file.name for file in tmp_path.rglob("*")] == ["there"]
+    (tmp_path / "there" / "file").touch()
+    check_output(tmp_path / "there" / "file" if not folder else tmp_path / "there", folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("output", "folder", "reason"),
+    [
+        ("file", True, "{}/file is no folder"),
+        ("file/new", True, "{}/file is no folder"),
+        ("file/new/newer", False, "{}/file is no folder"),
+        ("nowhere/new", True, "{}/nowhere is no folder"),
+        ("there", False, "it is a folder, expected a file"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_named_with_the_reason(
+    tmp_path: Path, output: str, folder: bool, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="cannot be written") as raised:
+        check_output(tmp_path / output, folder=folder)
+    expected = f"--output {tmp_path / output} cannot be written: {reason.format(tmp_path)}"
+    assert str(raised.value) == expected
+
+
+def test_a_folder_without_the_right_to_write_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "tmp123")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # root may write everywhere
+    with pytest.raises(ValueError, match="cannot be written") as raised:
+        check_output(tmp_path / "a" / "b.json")
+    assert str(raised.value).endswith(f"b.json cannot be written: in {tmp_path}: Permission denied")
+
+
+# Points and names
+
+
+def test_a_dot_covers_its_disc_and_nothing_else() -> None:
+    black = np.zeros((40, 60, 3), dtype=np.uint8)
+    picture = draw_points(black, np.array([[20.5, 10.5], [500.0, 3.0]]), radius=4)
+    y, x = np.mgrid[:40, :60]
+    distance = np.hypot(x - 20, y - 10)
+    assert (picture[distance < 3] == POINT_COLOUR).all()
+    assert not picture[distance > 7].any()
+    assert not black.any()
+
+
+def test_a_name_stands_where_its_mask_is_widest() -> None:
+    black = np.zeros((200, 300, 3), dtype=np.uint8)
+    mask = np.zeros((200, 300), dtype=bool)
+    mask[100:104, 20:280] = True
+    mask[40:160, 180:280] = True
+    empty = np.zeros_like(mask)
+    picture = write_names(black, np.stack([mask, empty]), ["gear", "nothing"])
+    y, x = np.nonzero(picture.any(axis=2))
+    assert abs(x.mean() - 230) < 8
+    assert abs(y.mean() - 100) < 8
+    assert np.ptp(x) < 100
+
+
+def test_letters_of_formulas_are_drawn_as_different_ones() -> None:
+    mask = np.ones((1, 40, 60), dtype=bool)
+    black = np.zeros((40, 60, 3), dtype=np.uint8)
+    drawn = {write_names(black, mask, [letter]).tobytes() for letter in "×βл"}
+    assert len(drawn) == 3  # a font shows letters that it lacks as one and the same box
+
+
+# Uncertainty and differences
+
+
+def test_what_is_less_certain_is_brighter() -> None:
+    picture = uncertainty_picture(np.array([[-30.0, -4.0, -1.0, -0.2, 0.0]]))
+    assert picture.dtype == np.uint8
+    brightness = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)[0].astype(int)
+    assert (np.diff(brightness) > 0).all()
+    assert brightness[0] < 5
+    assert brightness[-1] > 240
+
+
+def test_the_places_are_those_of_a_slow_search() -> None:
+    rng = np.random.default_rng(1)
+    one, other = rng.integers(0, 2, (2, 30, 41))
+    other[:, :20] = one[:, :20]
+    ((x0, y0, x1, y1),) = places_of_difference(one, other, side=7, count=1)
+    assert (x1 - x0, y1 - y0) == (7, 7)
+    counts = {
+        (x, y): (one != other)[y : y + 7, x : x + 7].sum() for x in range(35) for y in range(24)
+    }
+    assert counts[x0, y0] == max(counts.values())
+
+
+def test_places_are_as_many_as_there_are_differences_and_lie_in_the_map() -> None:
+    one = np.zeros((20, 30), dtype=bool)
+    other = one.copy()
+    assert places_of_difference(one, other, side=8, count=3) == []
+    other[0, 0] = other[19, 29] = True
+    found = places_of_difference(one, other, side=8, count=3)
+    assert len(found) == 2
+    for x0, y0, x1, y1 in found:
+        assert 0 <= x0 < x1 <= 30
+        assert 0 <= y0 < y1 <= 20
+        assert other[y0:y1, x0:x1].sum() == 1
+    assert places_of_difference(one, other, side=99, count=1) == [(0, 0, 30, 20)]
+    line = places_of_difference(one[:1], other[:1], side=8, count=3)  # a picture of one row
+    assert len(line) == 1
+
+
+# Views
+
+
+def test_a_view_of_the_whole_at_its_own_size_is_the_image() -> None:
+    view = View.around((0, 0, 60, 40), 60)
+    shown = view.of_image(image())
+    assert view.size == (40, 60)
+    assert shown.dtype == np.uint8
+    np.testing.assert_array_equal(shown, image())
+
+
+def test_cells_of_a_map_show_as_blocks_in_their_places() -> None:
+    cells = np.arange(6.0).reshape(1, 2, 3)
+    view = View(frame=(10, 20, 40, 40), window=(10, 20, 40, 40), size=(40, 60))
+    shown = view.of_map(cells)
+    assert shown.dtype == np.float32
+    np.testing.assert_array_equal(shown[0], np.kron(cells[0], np.ones((20, 20))))
+    half = View(frame=(10, 20, 40, 40), window=(25, 20, 40, 40), size=(40, 30)).of_map(cells)
+    np.testing.assert_array_equal(half, shown[:, :, 30:])
+
+
+def test_a_mask_shows_as_it_is_pasted_into_an_image() -> None:
+    probabilities = torch.rand(1, 14, 14, generator=torch.Generator().manual_seed(0))
+    box = torch.tensor([[8.3, 5.1, 41.2, 37.7]])
+    pasted = paste_masks_in_image(probabilities, box, (40, 60), threshold=0.5)[0].numpy()
+    view = View(frame=tuple(box[0].tolist()), window=(0, 0, 60, 40), size=(40, 60))
+    shown = view.of_map(probabilities.numpy(), "bilinear")[0] > 0.5
+    assert pasted.sum() > 100
+    assert (shown != pasted).mean() < 0.001  # rounding, where it is a half
+
+
+def test_points_lie_in_the_cells_that_they_mean() -> None:
+    view = View(frame=(10, 20, 40, 40), window=(0, 10, 40, 50), size=(80, 80))
+    cells = np.zeros((1, 4, 4))
+    cells[0, 1, 2] = 1
+    (point,) = view.of_points(np.array([[2.5 / 4, 1.5 / 4]]))
+    y, x = np.nonzero(view.of_map(cells)[0])
+    np.testing.assert_allclose(point, (x.mean() + 0.5, y.mean() + 0.5))
+    narrow = View(frame=(10, 20, 40, 40), window=(10, 20, 20, 30), size=(80, 80))
+    assert narrow.of_points(np.array([[2.5 / 4, 1.5 / 4]])).shape == (0, 2)
+
+
+def test_a_zoom_shows_its_part_of_the_view() -> None:
+    view = View(frame=(10, 20, 40, 40), window=(0, 10, 40, 50), size=(80, 80))
+    cells = np.random.default_rng(0).random((1, 5, 6))
+    part = view.zoomed((20, 30, 60, 70), 40)
+    np.testing.assert_allclose(part.of_map(cells), view.of_map(cells)[:, 30:70, 20:60])
+    assert view.zoomed((20, 30, 60, 50), 120).size == (60, 120)
+
+
+def test_empty_views_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"frame: expected x0 < x1 and y0 < y1, got \(1, 0, 1, 2\)"
+    ):
+        View((1, 0, 1, 2), (0, 0, 1, 1), (4, 4))
+    with pytest.raises(ValueError, match=r"size: .* got \(0, 4\)"):
+        View((0, 0, 1, 1), (0, 0, 1, 1), (0, 4))
+
+
+# Figures and animations
+
+
+def panels(count: int) -> list[Panel]:
+    points = np.array([[30.0, 20.0]])
+    return [Panel(image(), f"panel {i}", points, 3.0) for i in range(count)]
+
+
+def test_a_picture_of_panels_has_their_points() -> None:
+    picture = panels_picture([panels(2), panels(1)])
+    head = picture.shape[0] // 2 - 44
+    assert picture.shape == (2 * (head + 40) + 8, 128, 3)
+    np.testing.assert_array_equal(picture[head : head + 40, :60], panels(1)[0].drawn())
+    assert (picture[head + 20, 30] == POINT_COLOUR).all()
+
+
+def test_an_animation_shows_its_pictures_in_order(tmp_path: Path) -> None:
+    shades = [np.full((8, 12, 3), shade, dtype=np.uint8) for shade in (0, 120, 255)]
+    save_animation(tmp_path / "new" / "a.gif", shades, seconds=0.5)
+    with Image.open(tmp_path / "new" / "a.gif") as found:
+        assert (found.n_frames, found.size) == (3, (12, 8))
+        durations = []
+        for number, shade in enumerate(shades):
+            found.seek(number)
+            durations.append(found.info["duration"])
+            np.testing.assert_array_equal(np.array(found.convert("RGB")), shade)
+    assert durations == [500, 500, 1000]
+    with pytest.raises(ValueError, match="pictures of one size"):
+        save_animation(tmp_path / "b.gif", [shades[0], image()])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("SVG", b"<?xml")]
+)
+def test_a_figure_is_the_same_file_every_time_and_its_points_are_vectors(
+    suffix: str, start: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / f"{name}.{suffix}" for name in ("1", "2", "none")]
+    for file, epoch in zip(files, ("0", "86400"), strict=False):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)  # what Matplotlib takes for today
+        save_figure(file, [panels(2), panels(1)])
+    save_figure(files[2], [[p._replace(points=np.zeros((0, 2))) for p in panels(2)], panels(1)])
+    contents = [file.read_bytes() for file in files]
+    assert contents[0].startswith(start)
+    assert contents[0] == contents[1]
+    assert len(contents[2]) < len(contents[0])
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in files}
