@@ -31,7 +31,7 @@ demo-semantic: venv
 	$(BIN)/python -m tools.demo_semantic $(ARGS)
 
 notebook: venv
-	$(BIN)/python tools/run_notebook.py notebooks/tutorial.ipynb $(ARGS)
+	$(BIN)/python tools/dev/run_notebook.py notebooks/tutorial.ipynb $(ARGS)
 
 # One thread in each of a few processes is faster than many threads on small tensors.
 test: venv

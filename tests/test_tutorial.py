@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
-from tools.dev import run_notebook
+from tests.tiny_datasets import load_script
+
+run_notebook = load_script("tools/dev/run_notebook.py")
 
 NOTEBOOK = REPOSITORY / "notebooks" / "tutorial.ipynb"
 SMALL = ["IMAGE_SIDE=64", "NUM_TRAIN=4", "NUM_VAL=2", "ITERATIONS=3", "MIN_SCORE=0.0", "INSTANCE=0"]

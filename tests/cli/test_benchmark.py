@@ -11,9 +11,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from point_rend.cli import benchmark
-from point_rend.experiments.benchmark import case, measuring, random_inputs, report, semantic_cases
+from point_rend.experiments.benchmark import case as case_module
 from point_rend.experiments.benchmark import instance_cases as benchmark_cases
+from point_rend.experiments.benchmark import measuring, random_inputs, report, semantic_cases
 from point_rend.experiments.benchmark import training_cases as benchmark_training
+from point_rend.experiments.benchmark.case import (
+    Agreement,
+    Case,
+    Contest,
+    Run,
+    Settings,
+    label_agreement,
+    mask_agreement,
+)
 from tests.tiny_datasets import TINY_MODEL
 
 pytest.importorskip("detectron2.projects.point_rend")
@@ -40,13 +50,13 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(benchmark_cases, name, read_tiny)
 
 
-def contest(**changes: Any) -> case.Contest:
+def contest(**changes: Any) -> Contest:
     equal = {"ours": lambda: torch.zeros(1, 1, 4, 4), "rival": lambda: torch.zeros(1, 1, 4, 4)}
-    return case.Contest(**{**equal, "compare": case.mask_agreement, **changes})
+    return Contest(**{**equal, "compare": mask_agreement, **changes})
 
 
-def case(rival_bytes: int = 0) -> case.Case:
-    return case.Case("planted", {"boxes": 1}, "stock", lambda _: contest(), rival_bytes)
+def case(rival_bytes: int = 0) -> Case:
+    return Case("planted", {"boxes": 1}, "stock", lambda _: contest(), rival_bytes)
 
 
 # Time
@@ -131,7 +141,7 @@ def test_the_share_of_a_head_is_its_time_over_that_of_the_whole(
 # Memory
 
 
-def peak_of_second_run(run: case.Run) -> int:
+def peak_of_second_run(run: Run) -> int:
     """The first one loads code, whose pages count like any other memory."""
     run()
     peak = measuring.peak_memory(run, "cpu")
@@ -191,7 +201,7 @@ def masks(seed: int = 0) -> torch.Tensor:
 
 
 def test_equal_masks_agree() -> None:
-    agreement = case.mask_agreement(masks(), masks())
+    agreement = mask_agreement(masks(), masks())
     assert (agreement.differing, agreement.largest) == (0.0, 0.0)
 
 
@@ -199,27 +209,27 @@ def test_a_planted_difference_of_masks_is_found_exactly() -> None:
     theirs = masks() * 0.25  # all below 0.5
     ours = theirs.clone()
     ours.view(-1)[[5, 77, 400]] += 0.5
-    agreement = case.mask_agreement(ours, theirs)
+    agreement = mask_agreement(ours, theirs)
     assert agreement.differing == 3 / 1200
     assert agreement.largest == pytest.approx(0.5)
 
 
 def test_a_difference_that_crosses_no_threshold_shows_in_the_probability_only() -> None:
-    agreement = case.mask_agreement(masks() * 0.25 + 0.125, masks() * 0.25)
+    agreement = mask_agreement(masks() * 0.25 + 0.125, masks() * 0.25)
     assert agreement.differing == 0.0
     assert agreement.largest == pytest.approx(0.125)
 
 
 def test_masks_of_another_side_are_resized_to_the_rivals() -> None:
     halves = torch.cat((torch.zeros(1, 1, 8, 4), torch.ones(1, 1, 8, 4)), dim=3)
-    agreement = case.mask_agreement(halves[..., ::2, ::2], halves)
+    agreement = mask_agreement(halves[..., ::2, ::2], halves)
     assert agreement.differing == 0.0
     assert agreement.largest == 0.25  # half a cell beside the edge
 
 
 def test_the_boundary_is_the_share_of_neighbours_that_differ() -> None:
     halves = torch.cat((torch.zeros(1, 1, 8, 4), torch.ones(1, 1, 8, 4)), dim=3)
-    assert case.mask_agreement(halves, halves).boundary == 1 / 7
+    assert mask_agreement(halves, halves).boundary == 1 / 7
 
 
 def test_a_planted_difference_of_label_maps_is_found_exactly() -> None:
@@ -227,9 +237,7 @@ def test_a_planted_difference_of_label_maps_is_found_exactly() -> None:
     logits[0] = 40.0
     changed = logits.clone()
     changed[:, 1, 2] = torch.tensor([0.0, 40.0])
-    agreement = case.label_agreement(
-        (changed, changed.argmax(dim=0)), (logits, logits.argmax(dim=0))
-    )
+    agreement = label_agreement((changed, changed.argmax(dim=0)), (logits, logits.argmax(dim=0)))
     assert agreement.differing == 1 / 20
     assert agreement.largest == pytest.approx(1.0)
 
@@ -256,7 +264,7 @@ def test_boxes_lie_in_the_image_and_range_from_small_to_its_short_side() -> None
 
 @pytest.mark.usefixtures("tiny")
 def test_both_sides_have_the_same_weights() -> None:
-    ours, stock = benchmark_cases.mask_head_pair(benchmark_cases.POINTREND, 4, case.Settings())
+    ours, stock = benchmark_cases.mask_head_pair(benchmark_cases.POINTREND, 4, Settings())
     assert type(ours).__module__.startswith("point_rend.")
     assert type(stock).__module__.startswith("detectron2.projects.point_rend")
     theirs = stock.state_dict()
@@ -309,13 +317,13 @@ def test_label_maps_equal_the_stock_heads_at_both_strides() -> None:
 @pytest.mark.usefixtures("tiny")
 def test_whole_models_agree_on_the_given_number_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    compare = case.mask_agreement
+    compare = mask_agreement
 
-    def note(ours: torch.Tensor, theirs: torch.Tensor) -> case.Agreement:
+    def note(ours: torch.Tensor, theirs: torch.Tensor) -> Agreement:
         sizes.append((len(ours), len(theirs)))
         return compare(ours, theirs)
 
-    monkeypatch.setattr(case, "mask_agreement", note)
+    monkeypatch.setattr(case_module, "mask_agreement", note)
     records = run("model", "--boxes", "7", "--classes", "5")
     assert sizes == [(7, 7)]
     assert len(records) == 2
@@ -343,7 +351,7 @@ def test_training_labels_losses_and_gradients_equal_the_stock_projects() -> None
 
 @pytest.mark.usefixtures("tiny")
 def test_training_labels_are_neither_all_on_nor_all_off() -> None:
-    settings = case.Settings()
+    settings = Settings()
     contest = benchmark_training.train_cases(settings)[0].build(settings)
     cells, points = contest.ours()
     assert cells.dtype == torch.bool
@@ -370,7 +378,7 @@ def step_of(weight: float) -> dict[str, torch.Tensor]:
     def losses() -> dict[str, torch.Tensor]:
         return {"square": module(x)[0] ** 2}
 
-    figures = benchmark_training.training_step(module, losses, [x], case.Settings())
+    figures = benchmark_training.training_step(module, losses, [x], Settings())
     assert module.weight.grad is None
     assert x.grad is None
     return figures
@@ -398,7 +406,7 @@ def test_a_loss_that_one_side_lacks_is_an_error() -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_mixed_precision_is_for_both_sides() -> None:
-    half, full = case.Settings(amp="bfloat16"), case.Settings()
+    half, full = Settings(amp="bfloat16"), Settings()
     x = torch.ones(2, 2)
     assert measuring.as_asked(lambda: x @ x, half, training=False)().dtype == torch.bfloat16
     assert measuring.as_asked(lambda: x @ x, full, training=False)().dtype == torch.float32
@@ -420,7 +428,7 @@ def test_a_case_that_does_not_fit_is_reported_and_not_run_with_the_rival() -> No
         raise AssertionError("the rival was run")
 
     record = measuring.measure(
-        case(rival_bytes=2**60), contest(rival=must_not_run), case.Settings(repeat=2)
+        case(rival_bytes=2**60), contest(rival=must_not_run), Settings(repeat=2)
     )
     assert record.theirs is None
     assert len(record.ours.seconds) == 2
@@ -440,7 +448,7 @@ def test_a_rival_that_fails_is_reported_and_ours_is_measured(error: Exception, t
     def fail() -> None:
         raise error
 
-    record = measuring.measure(case(), contest(rival=fail), case.Settings(repeat=2))
+    record = measuring.measure(case(), contest(rival=fail), Settings(repeat=2))
     assert record.theirs is None
     assert len(record.ours.seconds) == 2
     row = dict(zip(report.HEADINGS, report.table_row(record), strict=True))
@@ -469,7 +477,7 @@ def test_a_step_that_breaks_off_leaves_no_gradients_and_gradients_are_no_half_pr
         assert torch.is_autocast_enabled("cpu")
         return {"loss": Backward.apply(layer(torch.ones(2, 3)).float()).sum()}
 
-    settings = case.Settings(amp="bfloat16")
+    settings = Settings(amp="bfloat16")
     figures = benchmark_training.training_step(layer, losses, [], settings)
     assert figures.keys() == {"loss", "gradient of weight", "gradient of bias"}
     with pytest.raises(torch.OutOfMemoryError):
@@ -487,7 +495,7 @@ def test_a_weight_is_converted_in_each_run_anew() -> None:
                 converted.append(1)
             return function(*args, **(kwargs or {}))
 
-    settings = case.Settings(amp="bfloat16")
+    settings = Settings(amp="bfloat16")
     run = measuring.as_asked(lambda: weight @ weight @ weight, settings, training=False)
     with Conversions():
         run()
@@ -498,7 +506,7 @@ def test_a_weight_is_converted_in_each_run_anew() -> None:
 
 
 def test_the_stock_head_is_expected_to_hold_masks_of_every_class() -> None:
-    (large,) = benchmark_cases.masks_cases(case.Settings(boxes=(300,), classes=(1203,)))
+    (large,) = benchmark_cases.masks_cases(Settings(boxes=(300,), classes=(1203,)))
     assert large.rival_bytes > 300 * 1203 * 224**2 * 4
 
 
@@ -526,7 +534,7 @@ def test_another_error_of_a_batch_is_not_taken_for_a_lack_of_memory() -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_steps_of_the_model_take_any_number_of_images() -> None:
-    settings = case.Settings(classes=(5,))
+    settings = Settings(classes=(5,))
     contest = benchmark_training.train_cases(settings)[2].build(settings)
     assert contest.of_images is not None
     ours, stock = contest.of_images
@@ -545,13 +553,13 @@ def record(ours: float, theirs: float | None) -> measuring.Record:
         for seconds in (ours, theirs)
     ]
     assert sides[0] is not None
-    agreement = case.Agreement(differing=1e-6, largest=0.25, boundary=0.1)
+    agreement = Agreement(differing=1e-6, largest=0.25, boundary=0.1)
     return measuring.Record("a head", {"boxes": 2}, "stock", sides[0], sides[1], 5, agreement)
 
 
 def test_the_largest_batches_stand_below_the_table() -> None:
     measured = benchmark.dataclasses.replace(record(1, 2), largest_batches=(40, 28))
-    text = report.markdown([measured, record(1, 2)], WHERE, case.Settings())
+    text = report.markdown([measured, record(1, 2)], WHERE, Settings())
     assert text.splitlines()[-1] == "a head: 40 images fit, with stock 28."
 
 
@@ -575,7 +583,7 @@ def test_the_ratio_is_that_of_the_rounds_and_not_of_the_medians() -> None:
 
 
 def test_the_table_is_markdown_and_names_the_machine() -> None:
-    text = report.markdown([record(1.0, 2.0)] * 2, WHERE, case.Settings(repeat=3))
+    text = report.markdown([record(1.0, 2.0)] * 2, WHERE, Settings(repeat=3))
     notes, empty, *rows = text.splitlines()
     assert notes.startswith("a CPU, 2 thread(s), torch 1, Detectron2 0, medians of 3 turns")
     assert empty == ""
@@ -620,7 +628,7 @@ def test_the_output_holds_every_time_the_table_and_a_picture(tmp_path: Path) -> 
 
 
 def test_a_rival_that_was_not_run_leaves_a_gap_in_the_report(tmp_path: Path) -> None:
-    settings = case.Settings()
+    settings = Settings()
     records = [record(1.0, None)]
     data = report.as_json(records, WHERE, settings)
     assert json.loads(data)["records"][0]["theirs"] is None
@@ -637,9 +645,9 @@ def test_what_took_no_measurable_memory_is_drawn_as_nothing(
 
 
 def test_a_difference_that_is_not_a_number_is_none_in_json() -> None:
-    agreement = case.Agreement(largest=float("nan"), differing=float("inf"))
+    agreement = Agreement(largest=float("nan"), differing=float("inf"))
     measured = benchmark.dataclasses.replace(record(1, 2), agreement=agreement)
-    data = report.as_json([measured], WHERE, case.Settings())
+    data = report.as_json([measured], WHERE, Settings())
     written = json.loads(data, parse_constant=lambda name: pytest.fail(name))["records"][0]
     assert written["agreement"] == {"largest": None, "differing": None, "boundary": None}
 
@@ -651,7 +659,7 @@ def test_what_was_measured_is_kept_when_a_later_case_breaks_off(
         raise torch.OutOfMemoryError("out of memory")
 
     made = [contest(), contest(ours=fail)]
-    cases = [case.Case(f"case {n}", {}, "stock", lambda _, it=it: it) for n, it in enumerate(made)]
+    cases = [Case(f"case {n}", {}, "stock", lambda _, it=it: it) for n, it in enumerate(made)]
     monkeypatch.setitem(benchmark.CASES, "masks", lambda _: cases)
     with pytest.raises(torch.OutOfMemoryError):
         benchmark.main(["masks", "--repeat", "1", "--output", str(tmp_path)])
@@ -723,4 +731,4 @@ def test_a_failure_of_a_head_is_not_taken_for_a_wrong_word() -> None:
         raise ValueError("a defect")
 
     with pytest.raises(ValueError, match="a defect"):
-        measuring.measure(case(), contest(ours=fail), case.Settings(repeat=1))
+        measuring.measure(case(), contest(ours=fail), Settings(repeat=1))

@@ -13,7 +13,9 @@ from PIL import Image
 from point_rend import StandardPointHead
 from point_rend.cli import visualize as visualize_points
 from tests.conftest import REPOSITORY
-from tools.dev import draw_figures
+from tests.tiny_datasets import load_script
+
+draw_figures = load_script("tools/dev/draw_figures.py")
 
 PAGE = REPOSITORY / "docs" / "HOW_IT_WORKS.md"
 FOLDER = REPOSITORY / "docs" / "images" / "how_it_works"

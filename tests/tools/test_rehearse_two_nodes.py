@@ -1,4 +1,4 @@
-"""tools/rehearse_two_nodes.py where namespaces can be made, and what it says where they cannot."""
+"""tools/dev/rehearse_two_nodes.py where namespaces can be made, and what it says where they cannot."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny_datasets import REPOSITORY, load_script
 
-tool = load_script("tools/rehearse_two_nodes.py")
+tool = load_script("tools/dev/rehearse_two_nodes.py")
 
 
 def test_programs_that_are_missing_are_named(
@@ -53,7 +53,8 @@ def test_an_output_that_cannot_be_used_is_named_before_the_rehearsal(
 def test_a_rehearsal_that_is_killed_leaves_nothing_running() -> None:
     script = (
         "import os\n"
-        "from tools.rehearse_two_nodes import held\n"
+        "import sys; sys.path.insert(0, "tools/dev")\n"
+        "from rehearse_two_nodes import held\n"
         "with held([]):\n"
         "    os.kill(os.getpid(), 9)\n"
     )
@@ -74,7 +75,7 @@ def test_two_nodes_train_together(launcher: str, tmp_path: Path) -> None:
         pytest.skip(reason)
     words = ["--launcher", launcher, "--processes", "1", "--output", str(tmp_path)]
     subprocess.run(
-        [sys.executable, str(REPOSITORY / "tools" / "rehearse_two_nodes.py"), *words],
+        [sys.executable, str(REPOSITORY / "tools" / "dev" / "rehearse_two_nodes.py"), *words],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         check=True,
         timeout=280,

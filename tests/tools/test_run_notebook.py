@@ -5,7 +5,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tools.dev import run_notebook
+from tests.tiny_datasets import load_script
+
+run_notebook = load_script("tools/dev/run_notebook.py")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 """Draw the figures of docs/HOW_IT_WORKS.md: what the demo's model does, and a diagram.
 
     make demo
-    python -m tools.draw_figures --demo output/demo --output docs/images/how_it_works
+    python tools/dev/draw_figures.py --demo output/demo --output docs/images/how_it_works
 
 The pictures are those of `visualize_points.py` for one object of the demo's validation images, with
 a palette, so that the files are small. The diagram of the point head is drawn from the layers that

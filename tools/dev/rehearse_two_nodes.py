@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Rehearse a run on two machines with one: two network namespaces with a cable between them.
 
-    python tools/rehearse_two_nodes.py                       # as --num-machines starts it
-    python tools/rehearse_two_nodes.py --launcher torchrun
+    python tools/dev/rehearse_two_nodes.py                       # as --num-machines starts it
+    python tools/dev/rehearse_two_nodes.py --launcher torchrun
 
 Each namespace has an address and a loopback of its own, so whatever works here finds its way
 between machines, too: the processes of both meet over the cable alone. Without arguments for
@@ -24,7 +24,7 @@ from pathlib import Path
 from point_rend.data.shapes.coco import generate
 from point_rend.utils.files import check_output
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = REPOSITORY / "configs" / "Demo" / "pointrend_shapes.yaml"
 PROGRAMS = {"unshare": "util-linux", "nsenter": "util-linux", "ip": "iproute2"}
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--net"]
