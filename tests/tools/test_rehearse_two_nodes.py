@@ -1,4 +1,4 @@
-"""tools/dev/rehearse_two_nodes.py where namespaces can be made, and what it says where they cannot."""
+"""A rehearsal on two nodes where namespaces can be made, and its message where they cannot."""
 
 import os
 import re
@@ -53,7 +53,7 @@ def test_an_output_that_cannot_be_used_is_named_before_the_rehearsal(
 def test_a_rehearsal_that_is_killed_leaves_nothing_running() -> None:
     script = (
         "import os\n"
-        "import sys; sys.path.insert(0, "tools/dev")\n"
+        "import sys; sys.path.insert(0, 'tools/dev')\n"
         "from rehearse_two_nodes import held\n"
         "with held([]):\n"
         "    os.kill(os.getpid(), 9)\n"

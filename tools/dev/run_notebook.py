@@ -7,7 +7,7 @@ The file is written only if every cell runs. Its metadata keep nothing of the ma
 time, but the SHA-256 of the code that made the results, so that a test can tell whether it is still
 that of the cells.
 
-    python tools/dev/run_notebook.py notebooks/tutorial.ipynb --output quick.ipynb --set ITERATIONS=4
+    python tools/dev/run_notebook.py notebooks/tutorial.ipynb --output x.ipynb --set ITERATIONS=4
 
 executes it with other parameters: variables of the cell that is tagged `parameters`, as papermill
 has them.
