@@ -1,37 +1,43 @@
 """PointRend: image segmentation as rendering, for Detectron2.
 
-Importing the package registers its heads; ``add_pointrend_config`` or ``load_config`` gives a
-config that knows their keys.
+Importing the package registers its heads. Nothing heavy is imported before it is used: the heads
+are registered as soon as Detectron2's models have been imported, in whichever order that happens.
+``add_pointrend_config`` or ``load_config`` gives a config with the keys of the heads.
 
 Source: Kirillov, Wu, He, Girshick, "PointRend: Image Segmentation as Rendering", CVPR 2020.
 """
 
-from point_rend import registration
-from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
-from point_rend.color_augmentation import ColorAugSSD, ColorAugSSDTransform
-from point_rend.config.checks import check_config
-from point_rend.config.defaults import add_pointrend_config, get_config_file
-from point_rend.config.loading import load_config
-from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
-from point_rend.meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
-from point_rend.point_head import (
-    POINT_HEAD_REGISTRY,
-    ImplicitPointHead,
-    StandardPointHead,
-    build_point_head,
-)
-from point_rend.registration import stock_heads
-from point_rend.rendering.bound_head import BoundPointHead, bind_point_head
-from point_rend.rendering.features import FineGrainedFeatures
-from point_rend.rendering.sampling import PointSampler, point_sample
-from point_rend.rendering.subdivision import PointPredictor, SubdivisionPlan, subdivide
-from point_rend.rendering.uncertainty import (
-    Uncertainty,
-    foreground_uncertainty,
-    top2_margin_uncertainty,
-)
-from point_rend.roi_heads import PointRendROIHeads
-from point_rend.semantic_seg import CoarseSemSegHead, PointRendSemSegHead
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from point_rend.utils.imports import after_import
+
+if TYPE_CHECKING:
+    from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+    from point_rend.color_augmentation import ColorAugSSD, ColorAugSSDTransform
+    from point_rend.config.checks import check_config
+    from point_rend.config.defaults import add_pointrend_config, get_config_file
+    from point_rend.config.loading import load_config
+    from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
+    from point_rend.meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
+    from point_rend.point_head import (
+        POINT_HEAD_REGISTRY,
+        ImplicitPointHead,
+        StandardPointHead,
+        build_point_head,
+    )
+    from point_rend.registration import stock_heads
+    from point_rend.rendering.bound_head import BoundPointHead, bind_point_head
+    from point_rend.rendering.features import FineGrainedFeatures
+    from point_rend.rendering.sampling import PointSampler, point_sample
+    from point_rend.rendering.subdivision import PointPredictor, SubdivisionPlan, subdivide
+    from point_rend.rendering.uncertainty import (
+        Uncertainty,
+        foreground_uncertainty,
+        top2_margin_uncertainty,
+    )
+    from point_rend.roi_heads import PointRendROIHeads
+    from point_rend.semantic_seg import CoarseSemSegHead, PointRendSemSegHead
 
 __version__ = "0.1.0"
 
@@ -68,4 +74,52 @@ __all__ = [
     "top2_margin_uncertainty",
 ]
 
-registration.register()
+# The public names of each module.
+_NAMES = {
+    "checkpoint.checkpointer": ("SafeDetectionCheckpointer",),
+    "color_augmentation": ("ColorAugSSD", "ColorAugSSDTransform"),
+    "config.checks": ("check_config",),
+    "config.defaults": ("add_pointrend_config", "get_config_file"),
+    "config.loading": ("load_config",),
+    "mask_head": ("ImplicitPointRendMaskHead", "PointRendMaskHead"),
+    "meta_arch": ("PointRendPanopticFPN", "PointRendSemanticSegmentor"),
+    "point_head": (
+        "POINT_HEAD_REGISTRY",
+        "ImplicitPointHead",
+        "StandardPointHead",
+        "build_point_head",
+    ),
+    "registration": ("stock_heads",),
+    "rendering.bound_head": ("BoundPointHead", "bind_point_head"),
+    "rendering.features": ("FineGrainedFeatures",),
+    "rendering.sampling": ("PointSampler", "point_sample"),
+    "rendering.subdivision": ("PointPredictor", "SubdivisionPlan", "subdivide"),
+    "rendering.uncertainty": ("Uncertainty", "foreground_uncertainty", "top2_margin_uncertainty"),
+    "roi_heads": ("PointRendROIHeads",),
+    "semantic_seg": ("CoarseSemSegHead", "PointRendSemSegHead"),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _register_heads() -> None:
+    importlib.import_module(f"{__name__}.registration").register()
+
+
+after_import(
+    "detectron2.modeling",
+    _register_heads,
+    undisturbed=("detectron2.projects.point_rend", __name__),
+)
