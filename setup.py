@@ -39,7 +39,11 @@ setup(
     # The configs live at the top level, where people look for them, and travel inside the package.
     packages=[*find_packages(include=["point_rend", "point_rend.*"]), "point_rend.configs"],
     package_dir={"point_rend.configs": "configs"},
-    package_data={"point_rend.configs": ["**/*.yaml"]},
+    package_data={
+        "point_rend.configs": ["**/*.yaml"],
+        "point_rend.evaluation.report": ["static/*"],
+    },
+    entry_points={"console_scripts": ["pointrend = point_rend.cli:main"]},
     # Detectron2 is missing here because no package index has it under its own name:
     # tools/install_detectron2.py installs it.
     install_requires=[

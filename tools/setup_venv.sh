@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.." || exit 1
 state=.venv/set-up
 lock=.venv/lock
 python=.venv/bin/python
-key="$(cat constraints.txt setup.py tools/setup_venv.sh tools/install_detectron2.py | cksum) $(pwd -P)"
+key="$(cat constraints.txt setup.py tools/setup_venv.sh point_rend/cli/install_detectron2.py | cksum) $(pwd -P)"
 
 fail() {
     printf '\n*** %s\n' "$1" >&2

@@ -53,7 +53,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         machine_rank=args.machine_rank,
         url=args.dist_url,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -182,7 +182,7 @@ class ResumableTrainer(DefaultTrainer):
             kind = "error: " if stop.exit_code < 128 else ""
             line = " ".join("; ".join(said).split())
             with contextlib.suppress(BrokenPipeError):  # the reader may have got the signal, too
-                print(f"{os.path.basename(sys.argv[0])}: {kind}{line}", file=sys.stderr, flush=True)
+                print(f"{program()}: {kind}{line}", file=sys.stderr, flush=True)
         if stop.together:
             self.signals.wait_for_all()
         raise SystemExit(stop.exit_code) from stop

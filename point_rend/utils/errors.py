@@ -49,7 +49,15 @@ def user_errors() -> Iterator[None]:
         raise SystemExit(USER_ERROR) from error
 
 
+def program() -> str:
+    """Name of the running command: `pointrend predict`, or that of the script."""
+    name = os.path.basename(sys.argv[0])
+    if name in ("pointrend", "__main__.py") and len(sys.argv) > 1:
+        return f"pointrend {sys.argv[1]}"
+    return name
+
+
 def say_error(error: object) -> None:
     """Print one line that says why the program ends."""
     message = " ".join(str(error).split())
-    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr, flush=True)
+    print(f"{program()}: error: {message}", file=sys.stderr, flush=True)

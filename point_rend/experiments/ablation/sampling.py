@@ -27,7 +27,7 @@ from point_rend.point_head import build_point_sampler
 
 SEEDS = (1, 2, 3)
 SIGNALLED = 128  # and the number of the signal: exit codes of what a signal has ended
-TRAIN = (sys.executable, "-m", "point_rend.cli.train")
+TRAIN = (sys.executable, "-m", "point_rend", "train")
 MASK_HEAD, SEMANTIC_HEAD = "PointRendMaskHead", "PointRendSemSegHead"  # that choose their points
 
 
