@@ -15,15 +15,15 @@ from detectron2.data.transforms import (
 from fvcore.transforms.transform import Transform
 
 
-class ColourStep(NamedTuple):
+class ColorStep(NamedTuple):
     """One step of a distortion: a function of a BGR image (H, W, 3) uint8, and its drawn value."""
 
     function: Callable[[np.ndarray, float], np.ndarray]
     value: float
 
 
-class ColourTransform(Transform):
-    """A transform of colours: coordinates and labels stay as they are."""
+class ColorTransform(Transform):
+    """A transform of colors: coordinates and labels stay as they are."""
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Return the coordinates as they are."""
@@ -34,7 +34,7 @@ class ColourTransform(Transform):
         return segmentation
 
 
-class DrawnColourTransform(ColourTransform):
+class DrawnColorTransform(ColorTransform):
     """A photometric distortion whose steps are drawn already: the same for whatever it is given.
 
     Args:
@@ -42,7 +42,7 @@ class DrawnColourTransform(ColourTransform):
         is_rgb: Whether images are in RGB order.
     """
 
-    def __init__(self, steps: Sequence[ColourStep], *, is_rgb: bool) -> None:
+    def __init__(self, steps: Sequence[ColorStep], *, is_rgb: bool) -> None:
         super().__init__()
         self.steps = tuple(steps)
         self.is_rgb = is_rgb
@@ -60,7 +60,7 @@ class DrawnColourTransform(ColourTransform):
         return np.ascontiguousarray(bgr[:, :, channels])
 
 
-class ColorAugSSDTransform(ColourTransform):
+class ColorAugSSDTransform(ColorTransform):
     """The photometric distortion of SSD: random brightness, contrast, saturation and hue.
 
     Each of the four is applied with probability 1/2, brightness first, contrast either before the
@@ -69,7 +69,7 @@ class ColorAugSSDTransform(ColourTransform):
 
     Args:
         img_format: ``BGR`` or ``RGB``, the order of the channels of the (H, W, 3) uint8 images.
-        brightness_delta: largest shift, in grey levels.
+        brightness_delta: largest shift, in gray levels.
         contrast_low, contrast_high: range of the contrast's factor.
         saturation_low, saturation_high: range of the saturation's factor.
         hue_delta: largest turn of the hue, in units of 2 degrees.
@@ -107,7 +107,7 @@ class ColorAugSSDTransform(ColourTransform):
         """Return a distorted copy of an (H, W, 3) uint8 image."""
         return self.draw().apply_image(img)
 
-    def draw(self) -> DrawnColourTransform:
+    def draw(self) -> DrawnColorTransform:
         """Draw the steps of one distortion."""
         steps = self._sometimes(_shift_brightness, self._draw_brightness)
         rest: list[tuple[Callable[[np.ndarray, float], np.ndarray], Callable[[], float]]] = [
@@ -117,13 +117,13 @@ class ColorAugSSDTransform(ColourTransform):
         rest.insert(0 if random.randrange(2) else 2, (_linear, self._draw_contrast))
         for function, draw_value in rest:
             steps += self._sometimes(function, draw_value)
-        return DrawnColourTransform(steps, is_rgb=self.is_rgb)
+        return DrawnColorTransform(steps, is_rgb=self.is_rgb)
 
     @staticmethod
     def _sometimes(
         function: Callable[[np.ndarray, float], np.ndarray], draw_value: Callable[[], float]
-    ) -> list[ColourStep]:
-        return [ColourStep(function, draw_value())] if random.randrange(2) else []
+    ) -> list[ColorStep]:
+        return [ColorStep(function, draw_value())] if random.randrange(2) else []
 
     def _draw_brightness(self) -> float:
         return random.uniform(-self.brightness_delta, self.brightness_delta)

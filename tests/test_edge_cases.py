@@ -24,7 +24,7 @@ from point_rend.engine import run, setup
 from tests.memory import LargestTensor
 from tests.runs import instance_predictions, metrics, refusal, semantic_predictions
 from tests.tiny_datasets import (
-    COLOURS,
+    COLORS,
     CONFIGS,
     POINTREND,
     TINY_MODEL,
@@ -157,7 +157,7 @@ def write(folder: Path, case: Case) -> Written:
         for thing in things:
             left, top = math.floor(thing.x), math.floor(thing.y)
             right, bottom = math.ceil(thing.x + thing.width), math.ceil(thing.y + thing.height)
-            image.paste(COLOURS[thing.kind], (left, top, right, bottom))
+            image.paste(COLORS[thing.kind], (left, top, right, bottom))
             label = IGNORED if thing.is_crowd else first + thing.kind
             label_map.paste(label, (left, top, right, bottom))
             drawn = annotation(thing, height, width, len(annotations) + 1)

@@ -45,7 +45,7 @@ def model_of(meta: type) -> SemanticSegmentor:
 
 
 def images(sizes: list[tuple[int, int]], seed: int = 0) -> list[dict]:
-    """Images of smooth colours with labels; the same ones whatever follows them."""
+    """Images of smooth colors with labels; the same ones whatever follows them."""
     inputs = []
     for number, size in enumerate(sizes):
         generator = torch.Generator().manual_seed(seed + number)
@@ -106,7 +106,7 @@ def test_the_padding_of_labels_does_not_count():
     assert set(losses) == {"loss_sem_seg", "loss_sem_seg_point"}
     sum(losses.values()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    # the labelled image alone has the same dense loss: all else is ignored
+    # the labeled image alone has the same dense loss: all else is ignored
     alone = model(inputs[:1])
     torch.testing.assert_close(losses["loss_sem_seg"], alone["loss_sem_seg"])
 

@@ -500,7 +500,7 @@ def own_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
-def test_wheel_holds_every_module_every_config_and_the_licence(own_wheel: Path) -> None:
+def test_wheel_holds_every_module_every_config_and_the_license(own_wheel: Path) -> None:
     modules = {
         path.relative_to(REPOSITORY).as_posix()
         for path in (REPOSITORY / "point_rend").rglob("*.py")

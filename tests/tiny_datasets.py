@@ -1,6 +1,6 @@
 """Data sets of a few small images in the true formats of COCO, LVIS and Cityscapes; a tiny model.
 
-The objects are discs, boxes and triangles, each kind of one colour.
+The objects are discs, boxes and triangles, each kind of one color.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ POINTREND = str(CONFIGS / "pointrend_rcnn_R_50_FPN_1x_coco.yaml")
 BASELINE = str(CONFIGS / "mask_rcnn_R_50_FPN_1x_coco.yaml")
 
 KINDS = ("disc", "box", "triangle")
-COLOURS = ((40, 40, 220), (40, 220, 40), (220, 40, 40))
+COLORS = ((40, 40, 220), (40, 220, 40), (220, 40, 40))
 HEIGHT, WIDTH = 64, 96
 
 # Options that make any of the published configs small enough for seconds on a CPU.
@@ -114,11 +114,11 @@ def scene(number: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     rng = np.random.default_rng(number)
     image = rng.integers(0, 60, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     shapes = []
-    for kind, colour in enumerate(COLOURS):
+    for kind, color in enumerate(COLORS):
         side = int(rng.integers(18, 26))
         x, y = kind * 32 + int(rng.integers(2, 5)), int(rng.integers(2, HEIGHT - 28))
         corners = outline(kind, x, y, side)
-        cv2.fillPoly(image, [np.round(corners).astype(np.int32)], colour)
+        cv2.fillPoly(image, [np.round(corners).astype(np.int32)], color)
         shapes.append((kind, corners))
     return image, shapes
 

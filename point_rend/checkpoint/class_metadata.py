@@ -22,7 +22,7 @@ def read_metadata(path: str, *, allow_unsafe: bool = False) -> dict[str, Any]:
 
     Returns:
         Fields of Detectron2's metadata: the names of the classes and, where they are known, their
-        colours and their ids in the data set. Empty for files that tell nothing: those of the model
+        colors and their ids in the data set. Empty for files that tell nothing: those of the model
         zoo, of other programs, and of older versions.
 
     Raises:
@@ -51,7 +51,7 @@ def read_metadata(path: str, *, allow_unsafe: bool = False) -> dict[str, Any]:
 
 
 def _is_sound(field: str, value: Any) -> bool:
-    """Tell whether a field of metadata has names, colours or ids, as its name says."""
+    """Tell whether a field of metadata has names, colors or ids, as its name says."""
     if field.endswith("_contiguous_id"):
         return isinstance(value, dict) and all(
             isinstance(x, int) for pair in value.items() for x in pair
@@ -61,6 +61,6 @@ def _is_sound(field: str, value: Any) -> bool:
     if field.endswith("_classes"):
         return len(value) > 0 and all(isinstance(name, str) for name in value)
     return all(
-        isinstance(colour, list) and len(colour) == 3 and all(x in range(256) for x in colour)
-        for colour in value
+        isinstance(color, list) and len(color) == 3 and all(x in range(256) for x in color)
+        for color in value
     )

@@ -4,7 +4,7 @@
         --config-file configs/InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml
 
 FLOPs are multiply-adds, as in the paper and in fvcore: of convolutions, matrix products and linear
-interpolation; normalisation and other elementwise work is free. Activations are the outputs of
+interpolation; normalization and other elementwise work is free. Activations are the outputs of
 convolutions and matrix products. Mask heads are counted per box, with the classes of the config,
 semantic heads per image; "at once" leaves all steps of PointRend out but the largest one.
 

@@ -12,7 +12,7 @@ is the PointRend project that Detectron2 ships ("stock"), or Detectron2's convol
 
 Weights and inputs are random, but so that agreement means something: features are noise of all
 scales, weights keep the size of what passes through them, so that masks and label maps have large
-parts and fine boundaries (the share of neighbouring pixels that differ stands in the JSON file).
+parts and fine boundaries (the share of neighboring pixels that differ stands in the JSON file).
 Agreement is the share of decided pixels (probability above 0.5, or best class) that differ, and the
 largest difference of a probability. Of training steps it is the largest relative difference of a
 loss, or of the norm of a parameter's gradient.

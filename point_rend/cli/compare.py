@@ -23,7 +23,7 @@ from point_rend.data.datasets.coco import read_coco
 from point_rend.evaluation.coco_results import average_precision, format_table
 from point_rend.utils.arguments import check_names, named_result
 from point_rend.utils.files import check_output
-from point_rend.visualization.drawing import match_colours, overlay_masks
+from point_rend.visualization.drawing import match_colors, overlay_masks
 from point_rend.visualization.layout import save_picture, side_by_side
 
 # So that the folder of tools can be imported from a script that lies in it.
@@ -36,12 +36,12 @@ def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def draw(image: np.ndarray, instances: Sequence[dict[str, Any]], truth: np.ndarray) -> np.ndarray:
-    """Paint instances over an image in the colours of the true boxes (J, 4) that they overlap."""
+    """Paint instances over an image in the colors of the true boxes (J, 4) that they overlap."""
     height, width = image.shape[:2]
     masks = np.zeros((len(instances), height, width), dtype=bool)
     for mask, instance in zip(masks, instances, strict=True):
         mask[:] = decode(instance["segmentation"], height, width)
-    return overlay_masks(image, masks, match_colours(corners(instances, height, width), truth))
+    return overlay_masks(image, masks, match_colors(corners(instances, height, width), truth))
 
 
 def corners(instances: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--without-photographs",
         action="store_true",
-        help="paint on plain grey, for photographs that must not be passed on",
+        help="paint on plain gray, for photographs that must not be passed on",
     )
     parser.add_argument("--min-score", type=float, default=0.5, help="of the instances drawn")
     args = parser.parse_args(argv)

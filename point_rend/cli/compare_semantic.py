@@ -26,7 +26,7 @@ from point_rend.evaluation.semantic_iou import SemanticScores
 from point_rend.utils.arguments import check_names, named_result
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output
-from point_rend.visualization.drawing import colour_of
+from point_rend.visualization.drawing import color_of
 from point_rend.visualization.layout import save_picture, side_by_side
 
 Predictions = Mapping[Path, Sequence[dict[str, Any]]]
@@ -99,10 +99,10 @@ def label_map(records: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def painted(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return (H, W, 3) uint8: each class in its colour, what does not count in black."""
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    colours[:num_classes] = [colour_of(k) for k in range(num_classes)]
-    return colours[labels]
+    """Return (H, W, 3) uint8: each class in its color, what does not count in black."""
+    colors = np.zeros((256, 3), dtype=np.uint8)
+    colors[:num_classes] = [color_of(k) for k in range(num_classes)]
+    return colors[labels]
 
 
 def check_arguments(args: argparse.Namespace) -> None:

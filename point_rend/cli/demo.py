@@ -32,7 +32,7 @@ from detectron2.modeling import build_model
 from point_rend import SafeDetectionCheckpointer, load_config
 from point_rend.evaluation.coco_results import average_precision, format_table
 from point_rend.utils.files import check_output
-from point_rend.visualization.drawing import colour_of, match_colours, overlay_masks
+from point_rend.visualization.drawing import color_of, match_colors, overlay_masks
 from point_rend.visualization.layout import save_picture, side_by_side, stack
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -148,15 +148,15 @@ def truth_of(annotations: Sequence[dict[str, Any]], size: tuple[int, int]) -> In
 
 
 def compare(image: np.ndarray, coarse: Instances, fine: Instances, truth: Instances) -> list:
-    """Make the panels of one image in the order of `TITLES`, each object in one colour."""
+    """Make the panels of one image in the order of `TITLES`, each object in one color."""
     size = (image.shape[1] * MAGNIFICATION, image.shape[0] * MAGNIFICATION)
     large = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-    colours = [colour_of(i) for i in range(len(truth.masks))]
+    colors = [color_of(i) for i in range(len(truth.masks))]
     return [
         large,
-        overlay_masks(large, coarse.masks, match_colours(coarse.boxes, truth.boxes)),
-        overlay_masks(large, fine.masks, match_colours(fine.boxes, truth.boxes)),
-        overlay_masks(large, truth.masks, colours),
+        overlay_masks(large, coarse.masks, match_colors(coarse.boxes, truth.boxes)),
+        overlay_masks(large, fine.masks, match_colors(fine.boxes, truth.boxes)),
+        overlay_masks(large, truth.masks, colors),
     ]
 
 

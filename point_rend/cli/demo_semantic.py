@@ -81,8 +81,8 @@ def predict(model: Any, image: np.ndarray) -> list[np.ndarray]:
     return [label(nearest[0]), label(bilinear[0]), label(rendered)]
 
 
-def colour(labels: np.ndarray) -> np.ndarray:
-    """Paint a map of training ids in the colours of Cityscapes, (H, W, 3) uint8 BGR."""
+def color(labels: np.ndarray) -> np.ndarray:
+    """Paint a map of training ids in the colors of Cityscapes, (H, W, 3) uint8 BGR."""
     palette = np.zeros((256, 3), dtype=np.uint8)
     for train_id in range(NUM_CLASSES):
         palette[train_id] = trainId2label[train_id].color[::-1]
@@ -98,7 +98,7 @@ def compare(image: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
     """
     size = (image.shape[1] * MAGNIFICATION, image.shape[0] * MAGNIFICATION)
     large = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-    painted = [cv2.resize(colour(m), size, interpolation=cv2.INTER_NEAREST) for m in maps]
+    painted = [cv2.resize(color(m), size, interpolation=cv2.INTER_NEAREST) for m in maps]
     return [large, *painted]
 
 

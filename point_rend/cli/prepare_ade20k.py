@@ -3,7 +3,7 @@
     python tools/prepare_ade20k.py datasets/ADEChallengeData2016
 
 The official archive (ADEChallengeData2016.zip) holds `images/` and `annotations/`, each with
-`training/` and `validation/`. Its label maps have 0 for what is not labelled and 1 to 150 for the
+`training/` and `validation/`. Its label maps have 0 for what is not labeled and 1 to 150 for the
 classes; those that are written to `annotations_detectron2/` have 255 and 0 to 149. What is there
 already is left alone, so that an interrupted run can be started again.
 """
@@ -33,7 +33,7 @@ def convert(source: Path, target: Path) -> None:
     """Write a label map of the archive in Detectron2's values.
 
     Raises:
-        ValueError: If it is truncated, not greyscale, or has values beyond the classes.
+        ValueError: If it is truncated, not grayscale, or has values beyond the classes.
     """
     try:
         with Image.open(source) as image:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--without-photographs",
         action="store_true",
-        help="show plain grey, for photographs that must not be passed on",
+        help="show plain gray, for photographs that must not be passed on",
     )
     args = parser.parse_args(argv)
     try:

@@ -101,7 +101,7 @@ def look(args: argparse.Namespace) -> tuple[Subject, int]:
     predictor = Predictor(cfg, allow_unsafe=unsafe)
     if of_labels:
         point_head = own if own is not None and own.NAME else cfg.MODEL.POINT_HEAD
-        subject = find_region(predictor, image, window, legend.stuff.colours)
+        subject = find_region(predictor, image, window, legend.stuff.colors)
     else:
         point_head = cfg.MODEL.POINT_HEAD
         subject = find_instance(predictor, image, args.instance, given)

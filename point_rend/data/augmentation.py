@@ -37,19 +37,19 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
     resize = ResizeToPixels(resize)
     if not is_train:
         return [resize]
-    colour = [ColorAugSSD(cfg.INPUT.FORMAT)] if cfg.INPUT.COLOR_AUG_SSD else []
+    color = [ColorAugSSD(cfg.INPUT.FORMAT)] if cfg.INPUT.COLOR_AUG_SSD else []
     crop = cfg.INPUT.CROP
     if not crop.ENABLED:
-        return [resize, *colour, *flip]
+        return [resize, *color, *flip]
     if not semantic:
-        return [RandomCrop(crop.TYPE, crop.SIZE), resize, *colour, *flip]
+        return [RandomCrop(crop.TYPE, crop.SIZE), resize, *color, *flip]
     bounded_crop = RandomCrop_CategoryAreaConstraint(
         crop.TYPE,
         crop.SIZE,
         single_category_max_area=crop.SINGLE_CATEGORY_MAX_AREA,
         ignored_category=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
     )
-    return [resize, bounded_crop, *colour, *flip]
+    return [resize, bounded_crop, *color, *flip]
 
 
 class ResizeToPixels(Augmentation):

@@ -54,7 +54,7 @@ class InterruptibleEvaluation(hooks.EvalHook):
 
 
 class RepeatablePreciseBN(hooks.PreciseBN):
-    """Detectron2's statistics of normalisation, each time over the first images of the order."""
+    """Detectron2's statistics of normalization, each time over the first images of the order."""
 
     def update_stats(self) -> None:
         """Update the statistics of the model."""

@@ -65,11 +65,11 @@ def check_shares(cfg: CfgNode, num_processes: int) -> None:
             f"SOLVER.IMS_PER_BATCH is {images}: expected a multiple of {source}, which is "
             f"{reference or num_processes}"
         )
-    synchronised = [key for key, norm in norms(cfg.MODEL, "MODEL") if norm in GPU_NORMS]
-    if synchronised and num_processes > 1 and not cfg.MODEL.DEVICE.startswith("cuda"):
+    synchronized = [key for key, norm in norms(cfg.MODEL, "MODEL") if norm in GPU_NORMS]
+    if synchronized and num_processes > 1 and not cfg.MODEL.DEVICE.startswith("cuda"):
         raise ValueError(
             f"SyncBN works on GPUs only, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: set "
-            f"{', '.join(synchronised)} to naiveSyncBN, which does the same on any device"
+            f"{', '.join(synchronized)} to naiveSyncBN, which does the same on any device"
         )
 
 

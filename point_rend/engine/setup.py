@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("NAME", "IMAGES", "LABELS", "CLASSES"),
-        help="register a folder of images and one of label maps (greyscale PNG files of the same "
+        help="register a folder of images and one of label maps (grayscale PNG files of the same "
         "names; 255 does not count) under NAME; CLASSES is a file with one class name per line, or "
         "the names with commas between them; may be repeated",
     )

@@ -36,8 +36,8 @@ class CheckedTrainer(SimpleTrainer):
 
     Losses and gradients are looked at before the optimizer uses them, on all ranks together, so
     that all end in the same step: the weights stay as they were, and so do the floating-point
-    buffers, in which a batch normalisation keeps its averages. The look costs one norm over all
-    gradients, and of the host it asks no more than logging does: one synchronisation.
+    buffers, in which a batch normalization keeps its averages. The look costs one norm over all
+    gradients, and of the host it asks no more than logging does: one synchronization.
 
     In float16 the loss is scaled, and a gradient that overflows is no error as long as a smaller
     scale is left: the step is skipped and the scale halved.
@@ -101,7 +101,7 @@ class CheckedTrainer(SimpleTrainer):
         ):
             _copy(self._kept_buffers, self._buffers())
             raise NonFiniteError(self._report(findings, complaints, batch))
-        # On the host they cost the writing no further synchronisation.
+        # On the host they cost the writing no further synchronization.
         on_host = {name: torch.tensor(value) for name, value in findings.losses.items()}
         self._write_metrics(on_host, data_time)
 

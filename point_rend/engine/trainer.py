@@ -47,7 +47,7 @@ from point_rend.evaluation.build import build_evaluator
 from point_rend.evaluation.shared_inference import evaluate_together
 from point_rend.evaluation.tta import InMixedPrecision, build_test_time_augmentation
 from point_rend.solver import build_lr_scheduler
-from point_rend.utils.errors import USER_ERROR, TrainingStop
+from point_rend.utils.errors import USER_ERROR, TrainingStop, program
 from point_rend.utils.files import NotSavedError
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ def _bins(extents: Tensor, length: int, bins: int) -> _Bins:
     """Compute what each pixel of an axis counts for the means that RoIAlign makes.
 
     A bin has a sample per pixel of its extent, rounded up; a sample interpolates between the
-    centres of two pixels. Up to one pixel outside the first and the last centre they are repeated,
+    centers of two pixels. Up to one pixel outside the first and the last center they are repeated,
     beyond that is nothing.
 
     Args:
@@ -41,7 +41,7 @@ def _bins(extents: Tensor, length: int, bins: int) -> _Bins:
         bins: S.
     """
     extents = extents.where(extents.isfinite().all(1, keepdim=True), 0)
-    first, last = (extents - 0.5).unbind(1)  # in pixels from the centre of the first one
+    first, last = (extents - 0.5).unbind(1)  # in pixels from the center of the first one
     # Not by a number: on a GPU torch would multiply by its reciprocal, which may add a sample.
     bin_length = (last - first) / torch.full_like(first, bins)
     samples = bin_length.ceil().clamp(min=0)

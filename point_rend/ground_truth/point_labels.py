@@ -21,7 +21,7 @@ PAIRS_AT_ONCE = 2**17
 def sample_point_labels(instances: Sequence[Instances], point_coords: Tensor) -> Tensor:
     """Read the ground-truth masks at points.
 
-    Convention: labels of masks of pixels are interpolated between pixel centres, so they are soft
+    Convention: labels of masks of pixels are interpolated between pixel centers, so they are soft
     at boundaries, and fade to 0 outside the image. Labels of polygons are hard: 1 inside, 0
     outside, at the point itself and not at its pixel; the parts of an object are united, and where
     a part overlaps itself the even-odd rule of COCO's rasteriser holds.
@@ -67,7 +67,7 @@ def sample_semantic_labels(labels: Tensor, coords_norm: Tensor) -> Tensor:
 
 
 def _read_bilinear(masks: SharedMasks, coords: Tensor) -> Tensor:
-    """Interpolate masks of pixels between the four pixel centres around each point: (N, P).
+    """Interpolate masks of pixels between the four pixel centers around each point: (N, P).
 
     The position goes through [−1, 1] and is rounded after the same steps as in ``point_sample`` of
     a float32 image, whose kernel does the last two in one.
@@ -75,7 +75,7 @@ def _read_bilinear(masks: SharedMasks, coords: Tensor) -> Tensor:
     height, width = masks.image_size
     size = coords.new_tensor([width, height])
     grid = 2.0 * (coords / size) - 1.0
-    position = ((grid + 1.0).double() * (size / 2) - 0.5).float()  # 0 at the first pixel's centre
+    position = ((grid + 1.0).double() * (size / 2) - 0.5).float()  # 0 at the first pixel's center
     first = position.floor()
     after = position - first  # (N, P, 2), the weights of the second column and row
     before = 1.0 - after

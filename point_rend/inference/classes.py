@@ -13,15 +13,15 @@ from point_rend.data.datasets.classes import summary
 from point_rend.data.datasets.coco import read_coco
 from point_rend.data.datasets.label_maps import read_class_names
 from point_rend.inference.predictor import Segment
-from point_rend.visualization.drawing import Colour, colour_of
+from point_rend.visualization.drawing import Color, color_of
 
 
 class Classes(NamedTuple):
-    """Names, ids and colours of the classes of one kind."""
+    """Names, ids and colors of the classes of one kind."""
 
     names: list[str]
     ids: list[int]  # in COCO files
-    colours: list[Colour]
+    colors: list[Color]
 
 
 # Classes
@@ -56,7 +56,7 @@ def given_classes(cfg: CfgNode, count: classes.ClassCount, text: str) -> Classes
     number = value_of(cfg, count.key)
     if len(names) != number:
         raise ValueError(f"--classes has {len(names)} names, but {count.key} is {number}")
-    return Classes(names, ids, [colour_of(k) for k in range(number)])
+    return Classes(names, ids, [color_of(k) for k in range(number)])
 
 
 def known_classes(cfg: CfgNode, count: classes.ClassCount, told: Mapping[str, Any]) -> Classes:
@@ -92,14 +92,14 @@ def known_classes(cfg: CfgNode, count: classes.ClassCount, told: Mapping[str, An
 
 
 def _classes(kind: str, known: Mapping[str, Any]) -> Classes:
-    """Read names, ids and colours out of fields of Detectron2's metadata; the names are there."""
+    """Read names, ids and colors out of fields of Detectron2's metadata; the names are there."""
     names = list(known[f"{kind}_classes"])
     to_index = known.get(f"{kind}_dataset_id_to_contiguous_id") or {}
     to_id = {index: dataset_id for dataset_id, index in to_index.items()}
-    colours = [tuple(colour[::-1]) for colour in known.get(f"{kind}_colors") or ()]
-    if len(colours) != len(names):
-        colours = [colour_of(k) for k in range(len(names))]
-    return Classes(names, [to_id.get(k, k + 1) for k in range(len(names))], colours)
+    colors = [tuple(color[::-1]) for color in known.get(f"{kind}_colors") or ()]
+    if len(colors) != len(names):
+        colors = [color_of(k) for k in range(len(names))]
+    return Classes(names, [to_id.get(k, k + 1) for k in range(len(names))], colors)
 
 
 def named_count(outputs: frozenset[str]) -> classes.ClassCount:

@@ -16,7 +16,7 @@ from point_rend.inference.classes import Classes, Legend
 from point_rend.inference.inputs import Frame
 from point_rend.inference.predictor import Prediction
 from point_rend.utils.files import written_whole
-from point_rend.visualization.drawing import colour_of, overlay_masks, write_names
+from point_rend.visualization.drawing import color_of, overlay_masks, write_names
 from point_rend.visualization.layout import save_picture
 
 FORMATS = ("pictures", "coco", "masks", "labels")
@@ -34,21 +34,21 @@ def draw(
         image: (H, W, 3) uint8.
         prediction: of it.
         legend: the classes.
-        by_class: instances have the colours of their classes, not all different ones.
+        by_class: instances have the colors of their classes, not all different ones.
 
     Returns:
         (H, W, 3) uint8.
     """
     segments = prediction.shown
-    colours = [
-        colour_of(i) if x.is_thing and not by_class else legend.of(x).colours[x.category]
+    colors = [
+        color_of(i) if x.is_thing and not by_class else legend.of(x).colors[x.category]
         for i, x in enumerate(segments)
     ]
     masks = np.zeros((len(segments), *image.shape[:2]), dtype=bool)
     for mask, segment in zip(masks, segments, strict=True):
         mask[:] = segment.mask
     outline = max(1, min(image.shape[:2]) // 400)
-    painted = overlay_masks(image, masks, colours, outline=outline)
+    painted = overlay_masks(image, masks, colors, outline=outline)
     return write_names(painted, masks, [legend.name(x) for x in segments])
 
 

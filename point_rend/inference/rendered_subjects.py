@@ -10,7 +10,7 @@ from torch import Tensor
 
 from point_rend.inference.predictor import Predictor
 from point_rend.rendering.recording import recorded_renderings
-from point_rend.visualization.drawing import Colour
+from point_rend.visualization.drawing import Color
 from point_rend.visualization.rendering_figures import Subject, Window
 
 
@@ -87,7 +87,7 @@ def find_instance(
 
 @torch.no_grad()
 def find_region(
-    predictor: Predictor, image: np.ndarray, window: Window | None, colours: Sequence[Colour]
+    predictor: Predictor, image: np.ndarray, window: Window | None, colors: Sequence[Color]
 ) -> Subject:
     """Render the labels of an image, to show a part of it.
 
@@ -95,7 +95,7 @@ def find_region(
         predictor: with a semantic or a panoptic model.
         image: (H, W, 3) uint8, BGR.
         window: in pixels of the image; all of it if None.
-        colours: of the classes.
+        colors: of the classes.
     """
     inputs = predictor.inputs(image)
     scale = _scale(inputs)
@@ -107,7 +107,7 @@ def find_region(
     height, width = last.logits.shape[-2:]  # a cell is a pixel of the input
     frame = (0.0, 0.0, width * scale[0], height * scale[1])
     whole = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
-    return Subject(image, rendering, 0, frame, window or whole, colours)
+    return Subject(image, rendering, 0, frame, window or whole, colors)
 
 
 def _scale(inputs: dict[str, Any]) -> tuple[float, float]:

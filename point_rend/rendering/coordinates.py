@@ -1,7 +1,7 @@
 """Frames and the regular grid: where a point is, written once for the whole package.
 
 Convention. Coordinates are (x, y). A cell or pixel with index ``i`` covers ``[i, i + 1)`` and its
-centre lies at ``i + 0.5`` (``align_corners=False`` everywhere). Three frames are in use:
+center lies at ``i + 0.5`` (``align_corners=False`` everywhere). Three frames are in use:
 
 * ``coords_box``: [0, 1]² inside a region, (0, 0) its top left corner;
 * ``coords_img``: pixels of the network's input image;
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def cell_centers(indices: Tensor, height: int, width: int) -> Tensor:
-    """Return the centres of grid cells that are given by their row-major index.
+    """Return the centers of grid cells that are given by their row-major index.
 
     Args:
         indices: any shape (...), integers in [0, height * width).
@@ -31,7 +31,7 @@ def cell_centers(indices: Tensor, height: int, width: int) -> Tensor:
 
 
 def regular_grid(num_regions: int, side: int, device: torch.device | str | None = None) -> Tensor:
-    """Return the cell centres of a square grid, the same for every region.
+    """Return the cell centers of a square grid, the same for every region.
 
     Args:
         num_regions: N; may be a traced size.

@@ -23,9 +23,9 @@ def point_sample(
     padding_mode: str = "zeros",
     align_corners: bool = False,
 ) -> Tensor:
-    """Read maps at arbitrary points by bilinear interpolation between cell centres.
+    """Read maps at arbitrary points by bilinear interpolation between cell centers.
 
-    Convention: outside the outermost cell centres the map fades into zeros (``padding_mode``). The
+    Convention: outside the outermost cell centers the map fades into zeros (``padding_mode``). The
     result is at least float32, also under mixed precision: half-precision coordinates are too
     coarse for large maps.
 
@@ -71,7 +71,7 @@ def is_tracing() -> bool:
 
 @dataclass(frozen=True)
 class PointSampler:
-    """The training sampler: points at random, biased towards where the prediction is unsure.
+    """The training sampler: points at random, biased toward where the prediction is unsure.
 
     ``oversample_ratio`` · P candidates are drawn uniformly; the most uncertain
     ``importance_sample_ratio`` · P of them are kept; the rest is drawn uniformly anew. Uniform
@@ -168,7 +168,7 @@ def most_uncertain_cells(uncertainty_map: Tensor, num_points: int) -> tuple[Tens
         num_points: how many cells; all of them if the grid is smaller.
 
     Returns:
-        Row-major indices (N, P), ascending, and the cells' centres (N, P, 2) in [0, 1]².
+        Row-major indices (N, P), ascending, and the cells' centers (N, P, 2) in [0, 1]².
     """
     height, width = uncertainty_map.shape[-2:]
     values = uncertainty_map.flatten(1)

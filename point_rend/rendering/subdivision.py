@@ -88,7 +88,7 @@ def subdivide(
     """Render a grid of logits at 2^(steps + plain_steps) times its resolution.
 
     Each step doubles the grid bilinearly and replaces the logits of its most uncertain cells by
-    predictions at their centres; all other cells keep the interpolated value.
+    predictions at their centers; all other cells keep the interpolated value.
 
     Args:
         logits: (N, C, H, W) the first grid; N may be 0.

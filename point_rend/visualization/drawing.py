@@ -1,4 +1,4 @@
-"""Pictures of masks and points: coloured overlays, enlarged windows, panels, figures, animations.
+"""Pictures of masks and points: colored overlays, enlarged windows, panels, figures, animations.
 
 Images are (H, W, 3) uint8 in BGR, the order in which Detectron2 reads and OpenCV writes; masks are
 (I, H, W) bool. Windows are x0, y0, x1, y1.
@@ -14,11 +14,11 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
-# Bright, and far apart in hue for neighbours in the list; BGR.
-PALETTE: tuple[Colour, ...] = (
+# Bright, and far apart in hue for neighbors in the list; BGR.
+PALETTE: tuple[Color, ...] = (
     (75, 25, 230),
     (75, 200, 60),
     (25, 225, 255),
@@ -32,29 +32,29 @@ PALETTE: tuple[Colour, ...] = (
     (128, 128, 0),
     (180, 215, 255),
 )
-GREY: Colour = (160, 160, 160)
-POINT_COLOUR: Colour = (60, 40, 255)
+GRAY: Color = (160, 160, 160)
+POINT_COLOR: Color = (60, 40, 255)
 
 
-def colour_of(index: int) -> Colour:
-    """Return the colour of the instance with this number; the palette repeats."""
+def color_of(index: int) -> Color:
+    """Return the color of the instance with this number; the palette repeats."""
     return PALETTE[index % len(PALETTE)]
 
 
 def overlay_masks(
     image: np.ndarray,
     masks: np.ndarray,
-    colours: Sequence[Colour] | None = None,
+    colors: Sequence[Color] | None = None,
     *,
     opacity: float = 0.6,
     outline: int = 2,
 ) -> np.ndarray:
-    """Paint masks over a greyed image, each in its colour with a white outline.
+    """Paint masks over a grayed image, each in its color with a white outline.
 
     Args:
         image: (H, W, 3) uint8.
         masks: (I, H, W) bool; later ones are painted over earlier ones.
-        colours: one per mask; the palette in order if not given.
+        colors: one per mask; the palette in order if not given.
         opacity: of the fill, 0..1.
         outline: line width in pixels, 0 for none.
 
@@ -66,13 +66,13 @@ def overlay_masks(
     """
     if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
         raise ValueError(f"masks {masks.shape} do not fit an image of {image.shape[:2]}")
-    colours = [colour_of(i) for i in range(len(masks))] if colours is None else colours
-    if len(colours) != len(masks):
-        raise ValueError(f"{len(masks)} masks need as many colours, got {len(colours)}")
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    canvas = grey * np.float32(0.55)
-    for mask, colour in zip(masks, colours, strict=True):
-        canvas[mask] += opacity * (np.array(colour, dtype=np.float32) - canvas[mask])
+    colors = [color_of(i) for i in range(len(masks))] if colors is None else colors
+    if len(colors) != len(masks):
+        raise ValueError(f"{len(masks)} masks need as many colors, got {len(colors)}")
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    canvas = gray * np.float32(0.55)
+    for mask, color in zip(masks, colors, strict=True):
+        canvas[mask] += opacity * (np.array(color, dtype=np.float32) - canvas[mask])
     canvas = np.round(canvas).astype(np.uint8)
     if outline:
         for mask in masks:
@@ -83,22 +83,22 @@ def overlay_masks(
     return canvas
 
 
-def match_colours(boxes: np.ndarray, reference: np.ndarray) -> list[Colour]:
-    """Give each box the colour of the reference box that it overlaps most.
+def match_colors(boxes: np.ndarray, reference: np.ndarray) -> list[Color]:
+    """Give each box the color of the reference box that it overlaps most.
 
     Args:
         boxes: (I, 4) x0, y0, x1, y1.
-        reference: (J, 4), coloured by the palette in order.
+        reference: (J, 4), colored by the palette in order.
 
     Returns:
-        I colours; grey for a box whose best intersection over union is below 0.3.
+        I colors; gray for a box whose best intersection over union is below 0.3.
     """
     corner = np.maximum(boxes[:, None, :2], reference[None, :, :2])
     opposite = np.minimum(boxes[:, None, 2:], reference[None, :, 2:])
     common = np.prod(np.clip(opposite - corner, 0, None), axis=2)  # (I, J)
     areas = [np.prod(some[:, 2:] - some[:, :2], axis=1) for some in (boxes, reference)]
     overlap = common / np.maximum(areas[0][:, None] + areas[1][None] - common, 1e-9)
-    return [colour_of(int(row.argmax())) if row.max(initial=0) >= 0.3 else GREY for row in overlap]
+    return [color_of(int(row.argmax())) if row.max(initial=0) >= 0.3 else GRAY for row in overlap]
 
 
 def draw_points(
@@ -106,16 +106,16 @@ def draw_points(
     points: np.ndarray,
     *,
     radius: float = 2.0,
-    colour: Colour = POINT_COLOUR,
+    color: Color = POINT_COLOR,
 ) -> np.ndarray:
     """Draw dots with a thin dark rim.
 
     Args:
         picture: (H, W, 3) uint8.
-        points: (P, 2) x, y; the left upper corner of the picture is (0, 0), and the centre of its
+        points: (P, 2) x, y; the left upper corner of the picture is (0, 0), and the center of its
             first pixel (0.5, 0.5). Points outside do not show.
         radius: in pixels.
-        colour: of the dots.
+        color: of the dots.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -123,7 +123,7 @@ def draw_points(
     bits = 4  # of a pixel's fraction
     canvas = picture.copy()
     corners = np.round((np.asarray(points) - 0.5) * 2**bits).astype(int)
-    for size, paint in ((1.25 * radius, (0, 0, 0)), (radius, colour)):
+    for size, paint in ((1.25 * radius, (0, 0, 0)), (radius, color)):
         for x, y in corners.tolist():
             length = round(size * 2**bits)
             cv2.circle(canvas, (x, y), length, paint, cv2.FILLED, cv2.LINE_AA, bits)
@@ -161,7 +161,7 @@ def write_names(picture: np.ndarray, masks: np.ndarray, names: Sequence[str]) ->
 
 
 def uncertainty_picture(uncertainty: np.ndarray) -> np.ndarray:
-    """Colour uncertainties from black over red to yellow, which is most unsure.
+    """Color uncertainties from black over red to yellow, which is most unsure.
 
     Args:
         uncertainty: (H, W), at most 0, as the functions of :mod:`point_rend.uncertainty` rate

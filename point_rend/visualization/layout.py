@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from point_rend.utils.files import written_whole
-from point_rend.visualization.drawing import POINT_COLOUR, _font, draw_points
+from point_rend.visualization.drawing import POINT_COLOR, _font, draw_points
 
 MILLISECONDS = 1000
 INCHES_PER_PANEL = 2.2  # a figure of three columns is as wide as a page
@@ -174,9 +174,9 @@ def save_figure(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
             axes = figure.add_subplot(grid[i, j])
             axes.imshow(panel.picture[:, :, ::-1], extent=(0, width, height, 0))
             diameter = 2 * panel.radius * INCHES_PER_PANEL * DOTS_PER_INCH / width
-            colour = [[c / 255 for c in POINT_COLOUR[::-1]]]
+            color = [[c / 255 for c in POINT_COLOR[::-1]]]
             x, y = panel.points.T
-            axes.scatter(x, y, s=diameter**2, c=colour, linewidths=0)
+            axes.scatter(x, y, s=diameter**2, c=color, linewidths=0)
             axes.set_title(panel.title, fontsize=8)
             axes.set_xlim(0, width)
             axes.set_ylim(height, 0)
@@ -187,7 +187,7 @@ def save_figure(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
 
 
 def _title(text: str, size: tuple[int, int]) -> np.ndarray:
-    """Draw centred black text on white, (H, W, 3) uint8; smaller where it would not fit."""
+    """Draw centerd black text on white, (H, W, 3) uint8; smaller where it would not fit."""
     height, width = size
     strip = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(strip)

@@ -15,8 +15,8 @@ from point_rend.rendering.coordinates import regular_grid
 from point_rend.rendering.recording import Rendering, Step
 from point_rend.rendering.sampling import PointSampler
 from point_rend.visualization.drawing import (
-    Colour,
-    colour_of,
+    Color,
+    color_of,
     overlay_masks,
     places_of_difference,
     uncertainty_picture,
@@ -33,7 +33,7 @@ from point_rend.visualization.view import View
 Window = tuple[float, float, float, float]
 MAX_COLUMNS = 4
 MARGIN = 0.12  # around a box where more than its mask is shown
-MASK_COLOUR = colour_of(3)
+MASK_COLOR = color_of(3)
 NUM_ZOOMS = 2
 ZOOM = 5  # times, about
 
@@ -47,7 +47,7 @@ class Subject(NamedTuple):
         region: its number there.
         frame: what the grids of the rendering cover, in pixels of the image.
         window: the part of the image to show.
-        colours: of the classes, where the rendering has them all.
+        colors: of the classes, where the rendering has them all.
     """
 
     image: np.ndarray
@@ -55,7 +55,7 @@ class Subject(NamedTuple):
     region: int
     frame: Window
     window: Window
-    colours: Sequence[Colour]
+    colors: Sequence[Color]
 
     def logits(self, grids: Tensor) -> np.ndarray:
         """Take this region's (C, H, W) out of grids (N, C, H, W)."""
@@ -92,11 +92,11 @@ class Subject(NamedTuple):
     def painted(self, view: View, labels: np.ndarray, *, outline: int) -> np.ndarray:
         """Paint labels (H, W) over what a view shows of the image."""
         classes = np.unique(labels)
-        colours = [self.colours[k] for k in classes] if self.colours else [MASK_COLOUR]
-        if not self.colours:
+        colors = [self.colors[k] for k in classes] if self.colors else [MASK_COLOR]
+        if not self.colors:
             classes = np.array([1])
         masks = labels[None] == classes[:, None, None]
-        return overlay_masks(view.of_image(self.image), masks, colours, outline=outline)
+        return overlay_masks(view.of_image(self.image), masks, colors, outline=outline)
 
 
 class Figure(NamedTuple):

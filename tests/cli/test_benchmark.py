@@ -227,7 +227,7 @@ def test_masks_of_another_side_are_resized_to_the_rivals() -> None:
     assert agreement.largest == 0.25  # half a cell beside the edge
 
 
-def test_the_boundary_is_the_share_of_neighbours_that_differ() -> None:
+def test_the_boundary_is_the_share_of_neighbors_that_differ() -> None:
     halves = torch.cat((torch.zeros(1, 1, 8, 4), torch.ones(1, 1, 8, 4)), dim=3)
     assert mask_agreement(halves, halves).boundary == 1 / 7
 

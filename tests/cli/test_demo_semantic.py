@@ -40,8 +40,8 @@ def test_the_nearest_coarse_labels_are_blocks_of_one_stride(model):
     np.testing.assert_array_equal(coarse, np.kron(blocks, np.ones((8, 8), dtype=np.uint8)))
 
 
-def test_classes_have_the_colours_of_cityscapes_and_void_is_black():
-    painted = demo_semantic.colour(np.array([[0, 13, 255]], dtype=np.uint8))
+def test_classes_have_the_colors_of_cityscapes_and_void_is_black():
+    painted = demo_semantic.color(np.array([[0, 13, 255]], dtype=np.uint8))
     np.testing.assert_array_equal(painted, [[[128, 64, 128], [142, 0, 0], [0, 0, 0]]])
 
 

@@ -173,7 +173,7 @@ def test_coco_json_masks_and_pictures_hold_what_was_predicted(tmp_path: Path) ->
         assert annotation["area"] == 20 * (30 + number)
         painted = cv2.imread(str(tmp_path / "out" / f"{name}.png"))
         assert painted.shape == (48, 64, 3)
-        assert (np.ptp(painted, axis=2) > 20)[truth_mask].any()  # grey no longer
+        assert (np.ptp(painted, axis=2) > 20)[truth_mask].any()  # gray no longer
 
 
 @pytest.mark.usefixtures("_planted")
@@ -471,7 +471,7 @@ def test_a_panoptic_model_gives_pictures_instances_and_labels(images: Path, tmp_
     assert any(x.startswith("masks/0/000_") for x in found)
 
 
-def test_a_model_reads_colours_in_its_own_order() -> None:
+def test_a_model_reads_colors_in_its_own_order() -> None:
     seen = []
     for order in ("BGR", "RGB"):
         cfg = load_config(POINTREND, [*TINY_MODEL, "INPUT.FORMAT", order])
@@ -551,7 +551,7 @@ def test_classes_are_those_of_the_data_set_if_their_number_fits() -> None:
     known = classes.known_classes(cfg, things, {})
     assert (known.names[0], known.names[79]) == ("person", "toothbrush")
     assert (known.ids[0], known.ids[79]) == (1, 90)
-    assert known.colours[0] == (60, 20, 220)
+    assert known.colors[0] == (60, 20, 220)
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
     unknown = classes.known_classes(cfg, stuff, {})
     assert unknown.names == ["class 0", "class 1"]
@@ -594,15 +594,15 @@ def test_classes_are_those_of_the_checkpoint(images: Path, tmp_path: Path) -> No
     assert first
 
 
-def test_colours_are_those_of_the_checkpoint_if_there_are_as_many() -> None:
+def test_colors_are_those_of_the_checkpoint_if_there_are_as_many() -> None:
     told = {"thing_classes": list(KINDS), "thing_colors": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
     cfg = load_config(POINTREND, ["MODEL.ROI_HEADS.NUM_CLASSES", "3"])
     things = predict_model.train_net.CLASS_COUNTS[0]
-    colours = classes.known_classes(cfg, things, told).colours
-    assert colours == [(3, 2, 1), (6, 5, 4), (9, 8, 7)]
+    colors = classes.known_classes(cfg, things, told).colors
+    assert colors == [(3, 2, 1), (6, 5, 4), (9, 8, 7)]
     del told["thing_colors"][0]
-    palette = [drawing.colour_of(k) for k in range(3)]
-    assert classes.known_classes(cfg, things, told).colours == palette
+    palette = [drawing.color_of(k) for k in range(3)]
+    assert classes.known_classes(cfg, things, told).colors == palette
 
 
 def test_classes_of_results_that_a_model_has_not_do_not_count(tmp_path: Path) -> None:

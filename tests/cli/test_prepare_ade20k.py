@@ -25,7 +25,7 @@ def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def labels(number: int) -> np.ndarray:
-    """All values of the archive, 0 for what is not labelled and 1 to 150."""
+    """All values of the archive, 0 for what is not labeled and 1 to 150."""
     return np.roll(np.arange(160, dtype=np.uint8) % 151, number).reshape(10, 16)
 
 
@@ -47,7 +47,7 @@ def prepared(root: Path, split: str, number: int) -> Path:
     return root / "annotations_detectron2" / split / f"{NAMES[split].format(number)}.png"
 
 
-def test_values_move_down_by_one_and_what_is_not_labelled_becomes_255(archive: Path) -> None:
+def test_values_move_down_by_one_and_what_is_not_labeled_becomes_255(archive: Path) -> None:
     tool.main([str(archive)])
     with Image.open(prepared(archive, "training", 2)) as image:
         assert image.mode == "L"

@@ -238,7 +238,7 @@ def test_one_result_is_compared_with_the_truth(planted: Planted):
     assert len(parsed.with_class("card")) == len(OBJECTS)
 
 
-def test_without_photographs_the_page_has_plain_grey(planted: Planted, monkeypatch):
+def test_without_photographs_the_page_has_plain_gray(planted: Planted, monkeypatch):
     monkeypatch.setattr(report_gallery, "read_image", lambda *_: pytest.fail("an image was read"))
     parsed = Parsed(planted.page("--without-photographs"))
     assert len(parsed.with_class("card")) == len(OBJECTS)

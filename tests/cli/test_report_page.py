@@ -37,10 +37,10 @@ for (const node of document.querySelectorAll("body *:not(.stage svg *, script, t
   if (!own || !node.getClientRects().length) continue;
   const style = getComputedStyle(node);
   let back = node;
-  const colour = (n) => numbers(getComputedStyle(n).backgroundColor);
-  while (back.parentElement && colour(back)[3] === 0) back = back.parentElement;
+  const color = (n) => numbers(getComputedStyle(n).backgroundColor);
+  while (back.parentElement && color(back)[3] === 0) back = back.parentElement;
   const ink = numbers(node.closest("svg") ? style.fill : style.color);
-  const tones = [ink, colour(back)].map((c) => luminance(c.slice(0, 3))).sort((a, b) => a - b);
+  const tones = [ink, color(back)].map((c) => luminance(c.slice(0, 3))).sort((a, b) => a - b);
   const ratio = (tones[1] + 0.05) / (tones[0] + 0.05);
   count += 1;
   if (ratio < 4.5) low.push(`${node.tagName} ${node.textContent.slice(0, 30)} ${ratio}`);

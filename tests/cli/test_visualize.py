@@ -112,8 +112,8 @@ def test_the_last_panel_of_a_region_has_the_labels_that_the_model_gives(kind: st
     expected = predictor.model([predictor.inputs(image)])[0]["sem_seg"].argmax(dim=0).numpy()
     assert len(np.unique(expected)) > 1
     window = (16.0, 8.0, 64.0, 56.0)
-    colours = [(i, i, i) for i in range(4)]
-    subject = rendered_subjects.find_region(predictor, image, window, colours)
+    colors = [(i, i, i) for i in range(4)]
+    subject = rendered_subjects.find_region(predictor, image, window, colors)
     *_, last = subject.rendering.steps()
     view = View(subject.frame, window, (48, 48))
     labels = subject.labels(view, subject.logits(last.logits), "nearest")

@@ -262,7 +262,7 @@ SMALL = (
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "8"),
     # An untrained model is never sure of a class.
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
-    # Its frozen normalisation lets activations grow until no proposal is left: dim the image.
+    # Its frozen normalization lets activations grow until no proposal is left: dim the image.
     *("MODEL.PIXEL_STD", "[1e6, 1e6, 1e6]"),
     *("TEST.DETECTIONS_PER_IMAGE", "3"),
 )

@@ -455,7 +455,7 @@ SMALL = (
     *("MODEL.ROI_MASK_HEAD.FC_DIM", "64"),
     *("MODEL.RPN.POST_NMS_TOPK_TRAIN", "8"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "8"),
-    # Frozen normalisation without weights lets activations grow: dim the image.
+    # Frozen normalization without weights lets activations grow: dim the image.
     *("MODEL.PIXEL_STD", "[1e6, 1e6, 1e6]"),
     *("TEST.DETECTIONS_PER_IMAGE", "3"),
 )

@@ -1,4 +1,4 @@
-"""The photometric distortion, against limits that leave the image alone and hand-made colours."""
+"""The photometric distortion, against limits that leave the image alone and hand-made colors."""
 
 import random
 
@@ -11,7 +11,7 @@ from detectron2.data.transforms import AugInput, AugmentationList
 from fvcore.transforms.transform import CropTransform, HFlipTransform
 
 from point_rend import ColorAugSSDTransform, load_config
-from point_rend.color_augmentation import ColorAugSSD, DrawnColourTransform
+from point_rend.color_augmentation import ColorAugSSD, DrawnColorTransform
 from point_rend.data.augmentation import build_augmentations
 from point_rend.data.mapper import NamingDatasetMapper
 from tests.tiny_datasets import POINTREND
@@ -78,7 +78,7 @@ def test_brightness_shifts_and_clips():
     random.seed(3)
     shift = np.float32(random.uniform(-80, 80))
     random.seed(3)
-    # The turn through hue and saturation rounds colours, grey ones excepted.
+    # The turn through hue and saturation rounds colors, gray ones excepted.
     image = np.repeat(np.arange(0, 256, dtype=np.uint8)[None, :, None], 3, axis=2)
     result = nothing(brightness_delta=80).apply_image(image)
     expected = np.clip(image.astype(np.float32) + shift, 0, 255).astype(np.uint8)
@@ -95,7 +95,7 @@ def test_contrast_scales_and_clips():
 
 
 @pytest.mark.usefixtures("always")
-def test_saturation_of_zero_leaves_grey():
+def test_saturation_of_zero_leaves_gray():
     result = nothing(saturation_low=0, saturation_high=0).apply_image(picture())
     assert result.dtype == np.uint8
     assert (result == result[:, :, :1]).all()
@@ -115,9 +115,9 @@ def test_hue_turns_and_leaves_value_and_saturation(monkeypatch):
 
 def test_each_step_is_applied_half_of_the_time():
     random.seed(0)
-    grey = np.full((2, 2, 3), 100, np.uint8)
+    gray = np.full((2, 2, 3), 100, np.uint8)
     transform = nothing(contrast_low=0.5, contrast_high=0.5)
-    changed = sum(int(transform.apply_image(grey).max() < 100) for _ in range(1000))
+    changed = sum(int(transform.apply_image(gray).max() < 100) for _ in range(1000))
     assert 400 < changed < 600
 
 
@@ -209,7 +209,7 @@ def test_variants_at_test_time_start_from_the_image_as_it_is():
 
 
 def test_image_and_labels_stay_together():
-    """An image that shows its own labels shows them after every augmentation but colour."""
+    """An image that shows its own labels shows them after every augmentation but color."""
     steps = AugmentationList(
         build_augmentations(recipe("INPUT.COLOR_AUG_SSD", "False"), is_train=True)
     )
@@ -273,7 +273,7 @@ def test_no_class_fills_more_of_a_crop_than_the_bound_and_ignored_pixels_do_not_
     assert np.mean(np.array(shares) < 0.75) < 0.2
 
 
-def test_a_crop_without_one_labelled_pixel_is_a_crop():
+def test_a_crop_without_one_labeled_pixel_is_a_crop():
     crop = build_augmentations(recipe(), is_train=True)[1]
     nothing = np.full((64, 96), IGNORED, np.uint8)
     seen = crop.get_transform(np.zeros((64, 96, 3), np.uint8), nothing)
@@ -295,7 +295,7 @@ def test_the_mapper_gives_image_and_labels_of_the_recipe(tmp_path):
 
 
 def test_drawn_distortions_leave_labels_and_coordinates_alone():
-    drawn = DrawnColourTransform([], is_rgb=True)
+    drawn = DrawnColorTransform([], is_rgb=True)
     coords, labels = np.random.rand(5, 2), np.arange(6).reshape(2, 3)
     assert np.array_equal(drawn.apply_coords(coords), coords)
     assert np.array_equal(drawn.apply_segmentation(labels), labels)

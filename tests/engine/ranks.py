@@ -111,8 +111,8 @@ def end_of_training(model: nn.Module, batch: Batch) -> tuple[str, bool]:
     return said, all(map(torch.equal, before, model.parameters()))
 
 
-def batch_normalised(images: Tensor) -> Tensor:
-    """Images through Detectron2's batch normalisation across processes."""
+def batch_normalized(images: Tensor) -> Tensor:
+    """Images through Detectron2's batch normalization across processes."""
     norm = get_norm("naiveSyncBN", images.shape[1])
     assert norm is not None
     return norm(images).detach()
@@ -152,7 +152,7 @@ def findings_of_rank(folder: str) -> None:
     broken["image"] = broken["image"] * (float("nan") if rank else 1.0)
     found["proposals"] = end_of_training(proposing, [broken])
     torch.manual_seed(3)
-    found["normalised"] = batch_normalised(torch.randn(4, 5, 6, 7)[2 * rank :][:2])
+    found["normalized"] = batch_normalized(torch.randn(4, 5, 6, 7)[2 * rank :][:2])
     found["resume"] = refusal_to_resume(folder)
 
     torch.save(found, Path(folder) / f"{rank}.pth")

@@ -209,7 +209,7 @@ def test_disks_that_are_not_shared_are_refused_by_all_ranks_that_resume(found: F
 def test_naive_sync_bn_takes_the_place_of_sync_bn_without_gpus(found: Findings) -> None:
     torch.manual_seed(3)
     joined = nn.BatchNorm2d(5)(torch.randn(4, 5, 6, 7)).detach()
-    together = torch.cat([rank["normalised"] for rank in found.ranks])
+    together = torch.cat([rank["normalized"] for rank in found.ranks])
     torch.testing.assert_close(together, joined, rtol=1e-4, atol=1e-5)
 
 

@@ -274,13 +274,13 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert message in refusal(command(config, tiny, tmp_path / "output", *more), capsys)
 
 
-def test_a_set_without_one_labelled_pixel_is_refused(
+def test_a_set_without_one_labeled_pixel_is_refused(
     config: str, tiny: SemSegSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in (0, 1):
         write_label(tiny.label(number), np.full_like(label_map(number), IGNORED))
     said = refusal(command(config, tiny, tmp_path / "output"), capsys)
-    assert "not one pixel is labelled in tiny" in said
+    assert "not one pixel is labeled in tiny" in said
 
 
 def test_a_model_is_not_evaluated_on_what_it_does_not_predict(

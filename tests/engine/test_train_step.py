@@ -19,7 +19,7 @@ LowPrecision = pytest.mark.parametrize(
 
 
 class Planted(nn.Module):
-    """A linear layer behind a batch normalisation, with a loss that a test plants."""
+    """A linear layer behind a batch normalization, with a loss that a test plants."""
 
     def __init__(self, loss: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

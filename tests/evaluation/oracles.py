@@ -18,7 +18,7 @@ SIZES = {
 
 
 def eroded(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a mask whose eight neighbours are all in it; beyond the image there is none."""
+    """The pixels of a mask whose eight neighbors are all in it; beyond the image there is none."""
     padded = np.pad(mask, 1)
     height, width = mask.shape
     shifts = itertools.product(range(3), repeat=2)

@@ -13,7 +13,7 @@ IGNORE = 255
 
 
 def eroded_once(mask: set[tuple[int, int]]) -> set[tuple[int, int]]:
-    """The pixels of a set whose eight neighbours are all in it."""
+    """The pixels of a set whose eight neighbors are all in it."""
     steps = [*itertools.product((-1, 0, 1), repeat=2)]
     return {(y, x) for y, x in mask if all((y + v, x + u) in mask for v, u in steps)}
 

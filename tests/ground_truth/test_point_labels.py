@@ -41,7 +41,7 @@ def test_labels_equal_a_slow_bilinear_loop():
             assert labels[region, point].item() == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_pixel_centres_have_hard_labels():
+def test_pixel_centers_have_hard_labels():
     masks = random_masks(1)
     ys, xs = torch.meshgrid(torch.arange(12.0), torch.arange(20.0), indexing="ij")
     coords = torch.stack((xs + 0.5, ys + 0.5), dim=-1).reshape(1, -1, 2)
@@ -237,7 +237,7 @@ def test_the_direction_and_the_first_corner_of_an_outline_do_not_matter():
     assert torch.equal(labels[0], labels[2])
 
 
-def test_pixels_and_polygons_in_one_image_are_labelled_each_in_its_way():
+def test_pixels_and_polygons_in_one_image_are_labeled_each_in_its_way():
     masks, coords = random_masks(2), random_coords(4)
     polygons = PolygonMasks([[CONVEX], OVERLAPPING])
     pieces = [BitMasks(masks[:1]), SharedMasks.of(polygons, SIZE), BitMasks(masks[1:])]

@@ -314,7 +314,7 @@ def test_historical_names_of_the_package_are_importable():
 
 
 @pytest.mark.parametrize("img_format", ["BGR", "RGB"])
-def test_the_distortion_of_colours_is_bit_equal_for_the_same_seed(img_format):
+def test_the_distortion_of_colors_is_bit_equal_for_the_same_seed(img_format):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     results = []
     for project in (stock_project, point_rend):

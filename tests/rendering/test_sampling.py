@@ -16,9 +16,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def slow_bilinear(values: torch.Tensor, x: float, y: float) -> torch.Tensor:
-    """Sum the four neighbours of a point (C,), in cells beyond the map 0; x, y in [0, 1]."""
+    """Sum the four neighbors of a point (C,), in cells beyond the map 0; x, y in [0, 1]."""
     height, width = values.shape[1:]
-    column, row = x * width - 0.5, y * height - 0.5  # cell i has its centre at i + 0.5
+    column, row = x * width - 0.5, y * height - 0.5  # cell i has its center at i + 0.5
     result = torch.zeros(values.shape[0], dtype=values.dtype)
     for i in (math.floor(row), math.floor(row) + 1):
         for j in (math.floor(column), math.floor(column) + 1):
@@ -60,7 +60,7 @@ def test_a_single_map_is_read_as_one_of_several(layout):
         torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
 
 
-def test_point_sample_returns_the_cell_at_its_centre():
+def test_point_sample_returns_the_cell_at_its_center():
     maps = torch.randn(1, 2, 3, 4, generator=generator())
     rows, columns = torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij")
     coords = torch.stack(((columns + 0.5) / 4, (rows + 0.5) / 3), dim=-1)[None]  # (1, 3, 4, 2)

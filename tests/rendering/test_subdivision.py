@@ -19,7 +19,7 @@ def ramp(coords: torch.Tensor) -> torch.Tensor:
 
 
 def on_grid(field, side: int, num_regions: int = 1) -> torch.Tensor:
-    """The field's values at all cell centres, counted out one by one."""
+    """The field's values at all cell centers, counted out one by one."""
     points = [[(j + 0.5) / side, (i + 0.5) / side] for i in range(side) for j in range(side)]
     coords = torch.tensor(points).expand(num_regions, -1, -1)
     return field(coords).unflatten(2, (side, side))

@@ -12,11 +12,11 @@ from PIL import Image
 
 from point_rend.utils.files import check_output, written_whole
 from point_rend.visualization.drawing import (
-    GREY,
-    POINT_COLOUR,
-    colour_of,
+    GRAY,
+    POINT_COLOR,
+    color_of,
     draw_points,
-    match_colours,
+    match_colors,
     overlay_masks,
     places_of_difference,
     uncertainty_picture,
@@ -44,17 +44,17 @@ def square(top: int, left: int, side: int = 12) -> np.ndarray:
     return mask
 
 
-def test_a_mask_gets_its_colour_inside_and_nothing_changes_far_outside() -> None:
+def test_a_mask_gets_its_color_inside_and_nothing_changes_far_outside() -> None:
     masks = np.stack([square(4, 4), square(20, 40)])
-    colours = [(255, 0, 0), (0, 0, 255)]
+    colors = [(255, 0, 0), (0, 0, 255)]
     source = image()
     before = source.copy()
     plain = overlay_masks(source, masks[:0])
-    picture = overlay_masks(source, masks, colours, opacity=1.0, outline=0)
+    picture = overlay_masks(source, masks, colors, opacity=1.0, outline=0)
     assert picture.dtype == np.uint8
     assert picture.shape == source.shape
-    for mask, colour in zip(masks, colours, strict=True):
-        assert (picture[mask] == colour).all()
+    for mask, color in zip(masks, colors, strict=True):
+        assert (picture[mask] == color).all()
     np.testing.assert_array_equal(picture[~masks.any(0)], plain[~masks.any(0)])
     np.testing.assert_array_equal(source, before)
 
@@ -68,19 +68,19 @@ def test_the_outline_runs_along_holes_too() -> None:
     assert (picture[16, 16] == 0).all()
 
 
-def test_masks_of_another_size_and_missing_colours_are_refused() -> None:
+def test_masks_of_another_size_and_missing_colors_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(1, 9, 9\) do not fit an image of \(40, 60\)"):
         overlay_masks(image(), np.zeros((1, 9, 9), dtype=bool))
-    with pytest.raises(ValueError, match="1 masks need as many colours, got 2"):
-        overlay_masks(image(), square(1, 1)[None], [GREY, GREY])
+    with pytest.raises(ValueError, match="1 masks need as many colors, got 2"):
+        overlay_masks(image(), square(1, 1)[None], [GRAY, GRAY])
 
 
-def test_a_box_takes_the_colour_of_the_reference_it_overlaps() -> None:
+def test_a_box_takes_the_color_of_the_reference_it_overlaps() -> None:
     reference = np.array([[0, 0, 10, 10], [20, 20, 40, 40]], dtype=float)
     boxes = np.array([[21, 19, 41, 40], [1, 0, 10, 11], [60, 60, 70, 70]], dtype=float)
-    assert match_colours(boxes, reference) == [colour_of(1), colour_of(0), GREY]
-    assert match_colours(boxes, reference[:0]) == [GREY] * 3
-    assert match_colours(boxes[:0], reference) == []
+    assert match_colors(boxes, reference) == [color_of(1), color_of(0), GRAY]
+    assert match_colors(boxes, reference[:0]) == [GRAY] * 3
+    assert match_colors(boxes[:0], reference) == []
 
 
 def test_panels_lie_side_by_side_under_their_titles() -> None:
@@ -215,7 +215,7 @@ def test_a_dot_covers_its_disc_and_nothing_else() -> None:
     picture = draw_points(black, np.array([[20.5, 10.5], [500.0, 3.0]]), radius=4)
     y, x = np.mgrid[:40, :60]
     distance = np.hypot(x - 20, y - 10)
-    assert (picture[distance < 3] == POINT_COLOUR).all()
+    assert (picture[distance < 3] == POINT_COLOR).all()
     assert not picture[distance > 7].any()
     assert not black.any()
 
@@ -352,7 +352,7 @@ def test_a_picture_of_panels_has_their_points() -> None:
     head = picture.shape[0] // 2 - 44
     assert picture.shape == (2 * (head + 40) + 8, 128, 3)
     np.testing.assert_array_equal(picture[head : head + 40, :60], panels(1)[0].drawn())
-    assert (picture[head + 20, 30] == POINT_COLOUR).all()
+    assert (picture[head + 20, 30] == POINT_COLOR).all()
 
 
 def test_an_animation_shows_its_pictures_in_order(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from point_rend.utils.files import check_output, written_whole
 CONFIG = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 PHOTOGRAPH, INSTANCE = "000005.jpg", 0
 PANEL_SIDE = 224
-NUM_COLOURS = 256
+NUM_COLORS = 256
 
 INK, FINE, COARSE = "#1f2328", "#3b82c4", "#e08a1e"
 PIXELS_PER_CHANNEL = 0.36
@@ -35,10 +35,10 @@ SIZE = (920, 270)
 TOP, FIRST, SPACING, BAR = 62, 232, 148, 26  # of the columns of bars, in pixels
 
 
-def rectangle(x: float, y: float, width: float, height: float, colour: str) -> str:
+def rectangle(x: float, y: float, width: float, height: float, color: str) -> str:
     """Return a filled rectangle as SVG."""
     return (
-        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="{colour}" '
+        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="{color}" '
         f'stroke="{INK}" stroke-width="0.8"/>'
     )
 
@@ -56,9 +56,9 @@ def arrow(*corners: tuple[float, float]) -> str:
     )
 
 
-def grid(x: float, y: float, cells: int, side: float, colour: str) -> list[str]:
+def grid(x: float, y: float, cells: int, side: float, color: str) -> list[str]:
     """Return a map of cells with a point in it as SVG."""
-    lines = [rectangle(x, y, side, side, colour)]
+    lines = [rectangle(x, y, side, side, color)]
     for i in range(1, cells):
         place = i * side / cells
         lines.append(
@@ -97,10 +97,10 @@ def point_head_diagram(head: StandardPointHead, coarse_side: int) -> str:
         )
         is_last = i == len(layers) - 1
         name = "linear" if is_last else "linear, ReLU"
-        centre = x + (BAR + SPACING) / 2
+        center = x + (BAR + SPACING) / 2
         parts.append(arrow((x + BAR + 5, middle), (x + SPACING - 6, middle)))
-        parts.append(text(centre, middle - 9, name, size=12))
-        parts.append(text(centre, middle + 18, f"{layer.in_channels} → {layer.out_channels}"))
+        parts.append(text(center, middle - 9, name, size=12))
+        parts.append(text(center, middle + 18, f"{layer.in_channels} → {layer.out_channels}"))
     last = FIRST + len(layers) * SPACING
     logits = PIXELS_PER_CHANNEL * head.predictor.out_channels
     middle = TOP + PIXELS_PER_CHANNEL * head.predictor.in_channels / 2
@@ -154,7 +154,7 @@ def draw_pictures(demo: Path, output: Path) -> list[Path]:
             pictures = visualize_points.main(arguments)
         for drawn in pictures:
             with Image.open(drawn) as picture:
-                small = picture.convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE)
+                small = picture.convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE)
             files.append(output / drawn.name)
             with written_whole(files[-1]) as unfinished:
                 small.save(unfinished, optimize=True)

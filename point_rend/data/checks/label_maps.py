@@ -42,7 +42,7 @@ def check_semantic_datasets(
     Raises:
         FileNotFoundError: As `count_labels`.
         ValueError: As `count_labels`, if there is one class only to train on, or if there is not
-            one labelled pixel to train on, or to evaluate on.
+            one labeled pixel to train on, or to evaluate on.
     """
     counts = {
         name: count_labels(
@@ -64,7 +64,7 @@ def check_semantic_datasets(
         empty = [*train]
     if empty:
         raise ValueError(
-            f"not one pixel is labelled in {', '.join(empty)}: every value is {ignore_value}, "
+            f"not one pixel is labeled in {', '.join(empty)}: every value is {ignore_value}, "
             "which does not count"
         )
 
@@ -154,7 +154,7 @@ def _read_label(record: dict[str, Any], num_classes: int, ignore_value: int) -> 
             if label.mode != "L":
                 return LabelMap(
                     nothing,
-                    f"is of mode {label.mode}: expected 8-bit greyscale, whose values are the "
+                    f"is of mode {label.mode}: expected 8-bit grayscale, whose values are the "
                     "indices of the classes",
                 )
             size, counts = label.size, label.histogram()

@@ -54,7 +54,7 @@ def class_metadata(datasets: Sequence[str], kind: str) -> dict[str, Any]:
         kind: thing or stuff.
 
     Returns:
-        Of the fields of Detectron2's metadata the names and, where they are there, the colours and
+        Of the fields of Detectron2's metadata the names and, where they are there, the colors and
         the ids of the classes, under the keys that `read_metadata` gives back; empty without names.
     """
     for name in datasets:
@@ -63,9 +63,9 @@ def class_metadata(datasets: Sequence[str], kind: str) -> dict[str, Any]:
         if not names:
             continue
         metadata: dict[str, Any] = {f"{kind}_classes": [str(x) for x in names]}
-        colours = known.get(f"{kind}_colors")
-        if colours:
-            metadata[f"{kind}_colors"] = [[int(x) for x in colour] for colour in colours]
+        colors = known.get(f"{kind}_colors")
+        if colors:
+            metadata[f"{kind}_colors"] = [[int(x) for x in color] for color in colors]
         ids = known.get(f"{kind}_dataset_id_to_contiguous_id")
         if ids:
             metadata[f"{kind}_dataset_id_to_contiguous_id"] = {

@@ -1,6 +1,6 @@
 """Data sets for semantic segmentation: label maps in folders, registering and checking them.
 
-A label map is a greyscale PNG file of its image's size; each value is the index of a class, or the
+A label map is a grayscale PNG file of its image's size; each value is the index of a class, or the
 value of pixels that do not count.
 """
 

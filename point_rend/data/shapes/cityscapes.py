@@ -1,9 +1,9 @@
-"""The built-in data set as Cityscapes is published: every pixel labelled, objects of 8 classes.
+"""The built-in data set as Cityscapes is published: every pixel labeled, objects of 8 classes.
 
 A scene is painted from back to front, one polygon per part: sky, a skyline of buildings,
 vegetation, wall and fence, bands of terrain, sidewalk and road with wavy borders, poles with
 traffic lights and signs, a blob without a class, objects with the outlines of `shapes` (each
-outline is a class), and a bonnet without a class. Each class has a colour of its own, so that what
+outline is a class), and a bonnet without a class. Each class has a color of its own, so that what
 is difficult is the outline.
 
     leftImg8bit/SPLIT/CITY/CITY_000000_NUMBER_leftImg8bit.png
@@ -82,15 +82,15 @@ def label_images(parts: list[Part], size: tuple[int, int]) -> dict[str, np.ndarr
     ids = paint_ids(parts, size, lambda part: name2label[part.label].id).astype(np.uint8)
     instance_ids = paint_ids(parts, size, instance_id).astype(np.uint16)
     train_ids = np.full(256, name2label[UNLABELED].trainId, dtype=np.uint8)
-    colours = np.zeros((256, 3), dtype=np.uint8)
+    colors = np.zeros((256, 3), dtype=np.uint8)
     for label in name2label.values():
         if label.id >= 0:
-            train_ids[label.id], colours[label.id] = label.trainId, label.color
+            train_ids[label.id], colors[label.id] = label.trainId, label.color
     return {
         "labelIds": ids,
         "labelTrainIds": train_ids[ids],
         "instanceIds": instance_ids,
-        "color": colours[ids],
+        "color": colors[ids],
     }
 
 

@@ -12,10 +12,10 @@ Figure = list[Part]  # the union of its parts
 
 # ------------------------------------------------------------------------------
 # Figures
-def circle(radius: float, centre: tuple[float, float] = (0.0, 0.0), points: int = 72) -> Outline:
+def circle(radius: float, center: tuple[float, float] = (0.0, 0.0), points: int = 72) -> Outline:
     """Draw a circle of so many corners."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius + np.asarray(centre)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius + np.asarray(center)
 
 
 def polar(radius: np.ndarray, angle: np.ndarray) -> Outline:
@@ -63,9 +63,9 @@ def _leaf(rng: np.random.Generator) -> Figure:
     return [[blade], *_stroke([(0.0, 0.66), (bend * 0.4, 0.85), (bend, 1.0)], 0.09)]
 
 
-def _arc(centre: tuple[float, float], rx: float, ry: float, start: float, end: float) -> list:
+def _arc(center: tuple[float, float], rx: float, ry: float, start: float, end: float) -> list:
     angle = np.radians(np.linspace(start, end, 17))
-    return [(centre[0] + rx * np.cos(a), centre[1] + ry * np.sin(a)) for a in angle]
+    return [(center[0] + rx * np.cos(a), center[1] + ry * np.sin(a)) for a in angle]
 
 
 LETTERS: dict[str, list[list[tuple[float, float]]]] = {

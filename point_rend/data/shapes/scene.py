@@ -59,25 +59,25 @@ def coverage(subpixels: np.ndarray) -> np.ndarray:
 
 # ------------------------------------------------------------------------------
 # Textures
-def _colour(
+def _color(
     rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]
 ) -> np.ndarray:
-    """Draw a colour of any hue, (3,) float32 BGR; the limits are out of 0..255."""
+    """Draw a color of any hue, (3,) float32 BGR; the limits are out of 0..255."""
     hsv = [rng.uniform(0, 180), rng.uniform(*saturation), rng.uniform(*value)]
     bgr = cv2.cvtColor(np.array([[hsv]], dtype=np.uint8), cv2.COLOR_HSV2BGR)
     return bgr[0, 0].astype(np.float32)
 
 
-def _background_colour(rng: np.random.Generator) -> np.ndarray:
-    return _colour(rng, (10, 70), (60, 215))
+def _background_color(rng: np.random.Generator) -> np.ndarray:
+    return _color(rng, (10, 70), (60, 215))
 
 
-def _object_colour(rng: np.random.Generator, others: Sequence[np.ndarray]) -> np.ndarray:
-    """A vivid colour that differs clearly from the others, a few at most."""
+def _object_color(rng: np.random.Generator, others: Sequence[np.ndarray]) -> np.ndarray:
+    """A vivid color that differs clearly from the others, a few at most."""
     while True:
-        colour = _colour(rng, (150, 255), (120, 255))
-        if all(np.abs(colour - other).sum() > 150 for other in others):
-            return colour
+        color = _color(rng, (150, 255), (120, 255))
+        if all(np.abs(color - other).sum() > 150 for other in others):
+            return color
 
 
 def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -90,8 +90,8 @@ def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return np.clip(field, 0, 1)
 
 
-def texture(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray) -> np.ndarray:
-    """A patch of gradient, stripes, clouds or speckles around `colour`, (H, W, 3) float32."""
+def texture(rng: np.random.Generator, size: tuple[int, int], color: np.ndarray) -> np.ndarray:
+    """A patch of gradient, stripes, clouds or speckles around `color`, (H, W, 3) float32."""
     height, width = size
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     angle = rng.uniform(0, np.pi)
@@ -106,10 +106,10 @@ def texture(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray)
     else:
         field = cv2.GaussianBlur(rng.random(size, dtype=np.float32), (0, 0), rng.uniform(0.8, 2.0))
         field = np.clip(0.5 + (field - field.mean()) / (4 * field.std() + 1e-6), 0, 1)
-    other = np.clip(colour + rng.uniform(-70, 70) + rng.uniform(-15, 15, 3), 0, 255).astype(
+    other = np.clip(color + rng.uniform(-70, 70) + rng.uniform(-15, 15, 3), 0, 255).astype(
         np.float32
     )
-    patch = colour + field[..., None] * (other - colour)
+    patch = color + field[..., None] * (other - color)
     return patch + rng.normal(0, 4, (height, width, 1)).astype(np.float32)
 
 
@@ -163,8 +163,8 @@ def _pose(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     aspect = rng.uniform(0.85, 1.0)
     angle = rng.uniform(-0.6, 0.6)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    centre = [rng.uniform(0.08, 0.92) * width, rng.uniform(0.08, 0.92) * height]
-    return np.concatenate([turn @ np.diag([radius, radius * aspect]), np.c_[centre]], axis=1)
+    center = [rng.uniform(0.08, 0.92) * width, rng.uniform(0.08, 0.92) * height]
+    return np.concatenate([turn @ np.diag([radius, radius * aspect]), np.c_[center]], axis=1)
 
 
 def place(
@@ -203,8 +203,8 @@ def _full_area(figure: Figure, matrix: np.ndarray) -> int:
     side = int(
         np.ceil(3 * np.linalg.norm(matrix[:, 0]))
     )  # the figure is at most 2 (1 + stroke) wide
-    centred = np.concatenate([matrix[:, :2], np.full((2, 1), side / 2)], axis=1)
-    stamp = rasterize(figure, centred, (side, side))
+    centerd = np.concatenate([matrix[:, :2], np.full((2, 1), side / 2)], axis=1)
+    stamp = rasterize(figure, centerd, (side, side))
     return 0 if stamp is None else int(stamp.subpixels.sum())
 
 
@@ -220,8 +220,8 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     Returns:
         The image and which object is seen where.
     """
-    colours = [_background_colour(rng)]
-    image = texture(rng, size, colours[0])
+    colors = [_background_color(rng)]
+    image = texture(rng, size, colors[0])
     owners = np.full((size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING), -1, dtype=np.int8)
     classes: list[int] = []
     full_areas: list[int] = []
@@ -231,10 +231,10 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
         if placed is None:
             continue
         stamp, full_area = placed
-        colours.append(_object_colour(rng, [colours[0], *colours[-2:]]))
+        colors.append(_object_color(rng, [colors[0], *colors[-2:]]))
         patch = image[stamp.block]
         cover = coverage(stamp.subpixels)[..., None]
-        patch += (texture(rng, (patch.shape[0], patch.shape[1]), colours[-1]) - patch) * cover
+        patch += (texture(rng, (patch.shape[0], patch.shape[1]), colors[-1]) - patch) * cover
         owners[stamp.fine_block][stamp.subpixels] = len(classes)
         classes.append(label)
         full_areas.append(full_area)

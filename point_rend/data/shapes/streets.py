@@ -40,7 +40,7 @@ THINGS: dict[str, tuple[int, str]] = {
 
 
 class Part(NamedTuple):
-    """One labelled polygon; later parts hide earlier ones."""
+    """One labeled polygon; later parts hide earlier ones."""
 
     label: str
     polygon: np.ndarray  # (M, 2) int, columns and rows of its outermost pixels
@@ -134,8 +134,8 @@ def _scenery(rng: np.random.Generator, size: tuple[int, int]) -> list[tuple[str,
 
 # ------------------------------------------------------------------------------
 # Painting
-def _colour(label: str, rng: np.random.Generator) -> np.ndarray:
-    """Vary the colour of a class a little, (3,) float32 BGR."""
+def _color(label: str, rng: np.random.Generator) -> np.ndarray:
+    """Vary the color of a class a little, (3,) float32 BGR."""
     if label in STUFF:
         hsv = np.array(STUFF[label]) + rng.uniform((-4, -12, -18), (4, 12, 18))
     else:
@@ -171,7 +171,7 @@ def _paint(street: Street, label: str, stamp: Stamp, rng: np.random.Generator) -
         return
     patch = street.image[stamp.block]
     height, width = cover.shape
-    patch += (texture(rng, (height, width), _colour(label, rng)) - patch) * cover[..., None]
+    patch += (texture(rng, (height, width), _color(label, rng)) - patch) * cover[..., None]
     rows, columns = stamp.block
     street.parts.append(Part(label, outline + np.array([columns.start, rows.start])))
 

@@ -30,7 +30,7 @@ class Layer(NamedTuple):
 
     Attributes:
         key: The number of a result, or `TRUTH`.
-        style: Class of its colour and dashes.
+        style: Class of its color and dashes.
         mask: (H, W) bool.
     """
 

@@ -23,7 +23,7 @@ class Line(NamedTuple):
 
     Attributes:
         name: What it shows.
-        style: Class of its colour and dashes.
+        style: Class of its color and dashes.
         points: x and y of each, in the order of x.
     """
 
@@ -90,7 +90,7 @@ def legend(names: Mapping[str, str], place: str = "lines") -> Element:
     """Explain lines.
 
     Args:
-        names: Of the lines, with the classes of their colours and dashes.
+        names: Of the lines, with the classes of their colors and dashes.
         place: "lines" of charts, or "keys" of masks over a photograph.
     """
     entries = []
@@ -113,7 +113,7 @@ def line_chart(
         top: Where the y axis ends; if not given, above the largest value.
 
     Returns:
-        A figure with an SVG, whose colours are those of the page.
+        A figure with an SVG, whose colors are those of the page.
     """
     xs, ys = np.concatenate([np.asarray(line.points, dtype=float) for line in lines]).T
     right = float(xs.max())

@@ -31,7 +31,7 @@ MATCHING = (
 
 
 def picker(label: str, name: str, options: Mapping[str, str], selected: str = "") -> Element:
-    """Make a labelled list of choices.
+    """Make a labeled list of choices.
 
     Args:
         label: What is chosen.
@@ -100,7 +100,7 @@ def gallery(
         image_root: Folder of the images.
         count: So many objects are shown at most.
         min_score: Of the results' records.
-        without_photographs: Show plain grey in place of the images.
+        without_photographs: Show plain gray in place of the images.
 
     Raises:
         OSError: If an image is missing or cannot be read.

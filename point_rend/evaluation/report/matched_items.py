@@ -17,7 +17,7 @@ class Result(NamedTuple):
 
     Attributes:
         name: Of the model.
-        style: Class of its colour and dashes.
+        style: Class of its color and dashes.
         precision: For each of `KINDS`, (T, R, K, A) as `InstanceScores.precision` returns it.
         records: The results that the gallery looks at, masks in compressed encoding.
     """

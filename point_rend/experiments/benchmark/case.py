@@ -48,7 +48,7 @@ class Agreement:
         largest: largest difference of two probabilities; of training, relative one of a loss or of
             the norm of a gradient.
         differing: share of the pixels, or points, that are decided otherwise.
-        boundary: share of neighbouring pixels in a row that the rival decides otherwise; near 0
+        boundary: share of neighboring pixels in a row that the rival decides otherwise; near 0
             the outputs are flat, and their agreement says little.
     """
 
@@ -104,11 +104,11 @@ def decided_agreement(
     ours: Tensor, theirs: Tensor, our_decision: Tensor, their_decision: Tensor
 ) -> Agreement:
     """Compare probabilities, and what is decided by them at each pixel (…, H, W)."""
-    neighbours = their_decision[..., 1:] != their_decision[..., :-1]
+    neighbors = their_decision[..., 1:] != their_decision[..., :-1]
     return Agreement(
         differing=(our_decision != their_decision).double().mean().item(),
         largest=(ours - theirs).abs().max().item(),
-        boundary=neighbours.double().mean().item(),
+        boundary=neighbors.double().mean().item(),
     )
 
 

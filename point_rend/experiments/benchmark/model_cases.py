@@ -63,8 +63,8 @@ def model_pair(
     with stock_heads():
         stock = build_model(stock_cfg).eval()
     with torch.no_grad():
-        normalised = (image - ours.pixel_mean) / ours.pixel_std
-        padded = ImageList.from_tensors([normalised], ours.backbone.size_divisibility)
+        normalized = (image - ours.pixel_mean) / ours.pixel_std
+        padded = ImageList.from_tensors([normalized], ours.backbone.size_divisibility)
         features = ours.backbone(padded.tensor)
         for level in PYRAMID:
             layer = ours.backbone.get_submodule(f"fpn_output{level.removeprefix('p')}")

@@ -30,7 +30,7 @@ def smooth_noise(channels: int, size: tuple[int, int], generator: torch.Generato
 def randomize(module: nn.Module, generator: torch.Generator) -> None:
     """Give a head weights that keep the size of what passes through, and biases.
 
-    Weights of normalisation layers stay. Predicted parameters of an implicit head come out as
+    Weights of normalization layers stay. Predicted parameters of an implicit head come out as
     small as the weights of such a layer would be.
     """
     with torch.no_grad():
@@ -131,5 +131,5 @@ def share_weights(ours: nn.Module, stock: nn.Module) -> None:
 
 
 def random_image(size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Return (3, *size) colours from 0 to 255."""
+    """Return (3, *size) colors from 0 to 255."""
     return (128 + 60 * smooth_noise(3, size, generator)[0]).clamp(0, 255)

@@ -213,14 +213,14 @@ def test_a_missing_image_is_named(tiny: SemSegSet) -> None:
         check()
 
 
-def test_an_image_without_one_labelled_pixel_is_fine_a_set_is_not(tiny: SemSegSet) -> None:
+def test_an_image_without_one_labeled_pixel_is_fine_a_set_is_not(tiny: SemSegSet) -> None:
     nothing = np.full((HEIGHT, WIDTH), IGNORED)
     write_label(tiny.label(0), nothing)
     check(test=("tiny",))
     write_label(tiny.label(1), nothing)
-    with pytest.raises(ValueError, match=r"not one pixel is labelled in tiny"):
+    with pytest.raises(ValueError, match=r"not one pixel is labeled in tiny"):
         check()
-    with pytest.raises(ValueError, match=r"not one pixel is labelled in tiny"):
+    with pytest.raises(ValueError, match=r"not one pixel is labeled in tiny"):
         check(train=(), test=("tiny",))
 
 

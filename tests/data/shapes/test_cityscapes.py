@@ -126,7 +126,7 @@ def test_the_19_classes_of_the_benchmark_are_drawn_and_little_is_void():
     assert not any(name2label[label].hasInstances for label in STUFF)
 
 
-def test_a_label_lies_where_its_colour_was_painted():
+def test_a_label_lies_where_its_color_was_painted():
     """Inside an object that nothing hides, the hue is that of its class."""
     checked = 0
     for i in range(6):

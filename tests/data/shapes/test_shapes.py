@@ -38,9 +38,9 @@ def as_mask(segmentation: dict | list, size: tuple[int, int]) -> np.ndarray:
     return mask_util.decode(mask_util.merge(mask_util.frPyObjects(segmentation, *size))) > 0
 
 
-def disc(radius: float, centre: tuple[float, float] = (20, 24), side: int = 48) -> np.ndarray:
+def disc(radius: float, center: tuple[float, float] = (20, 24), side: int = 48) -> np.ndarray:
     y, x = np.mgrid[:side, :side] + 0.5
-    return (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
+    return (y - center[0]) ** 2 + (x - center[1]) ** 2 < radius**2
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_polygons_agree_with_the_visible_mask_up_to_boundary_pixels() -> None:
             share = (scene.owners == i).reshape(SIZE[0], SUPERSAMPLING, SIZE[1], SUPERSAMPLING)
             share = share.mean(axis=(1, 3))
             differs = as_mask(annotation["segmentation"], SIZE) != mask
-            # Where the object fills a pixel and its neighbours, or none of them, there is no doubt.
+            # Where the object fills a pixel and its neighbors, or none of them, there is no doubt.
             padded = np.pad(share, 1, mode="edge")
             around = [padded[y : y + SIZE[0], x : x + SIZE[1]] for y in range(3) for x in range(3)]
             clear = (np.min(around, axis=0) == 1) | (np.max(around, axis=0) == 0)
