@@ -18,7 +18,12 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from point_rend.ground_truth.losses import binary_point_accuracy, binary_point_loss
-from point_rend.rendering.bound_head import BindableHead, BoundImplicitHead, BoundPointHead, BoundStandardHead
+from point_rend.rendering.bound_head import (
+    BindableHead,
+    BoundImplicitHead,
+    BoundPointHead,
+    BoundStandardHead,
+)
 from point_rend.rendering.dynamic_mlp import MLPLayout, apply_mlp, fourier_features
 from point_rend.rendering.features import FineGrainedFeatures
 from point_rend.rendering.sampling import PointSampler
@@ -121,7 +126,7 @@ class StandardPointHead(BindableHead):
     def bind(
         self, fine: FineGrainedFeatures, num_regions: int, points_per_region: int
     ) -> BoundPointHead:
-        """Bind the head for rendering, see :func:`point_rend.bound_head.bind_point_head`."""
+        """Bind the head for rendering, see :func:`point_rend.rendering.bound_head.bind_point_head`."""
         return BoundStandardHead(
             [*self.hidden_layers, self.predictor],
             coarse_channels=self.coarse_channels,
@@ -216,7 +221,7 @@ class ImplicitPointHead(BindableHead):
     def bind(
         self, fine: FineGrainedFeatures, num_regions: int, points_per_region: int
     ) -> BoundPointHead:
-        """Bind the head for rendering, see :func:`point_rend.bound_head.bind_point_head`."""
+        """Bind the head for rendering, see :func:`point_rend.rendering.bound_head.bind_point_head`."""
         has_positions = self.positional_encoding_enabled
         return BoundImplicitHead(
             self.layout,

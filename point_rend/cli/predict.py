@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from point_rend.config import tasks
+from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets.label_maps import IMAGE_SUFFIXES
 from point_rend.inference.classes import Legend, build_legend
 from point_rend.inference.inputs import (
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.batch_size < 1:
             raise ValueError(f"--batch-size: expected 1 or more, got {args.batch_size}")
         cfg = read_config(args)
-        outputs = tasks.model_outputs(cfg)
+        outputs = model_outputs(cfg)
         check_formats(args.formats, outputs)
         unsafe = args.allow_unsafe_checkpoint
         legend = build_legend(cfg, outputs, args.classes, allow_unsafe=unsafe)

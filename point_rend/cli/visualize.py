@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from point_rend.config import tasks
+from point_rend.config.tasks import model_outputs
 from point_rend.inference.classes import Legend, build_legend
 from point_rend.inference.options import build_parser, read_config
 from point_rend.inference.predictor import Predictor, read_picture
@@ -81,7 +81,7 @@ def look(args: argparse.Namespace) -> tuple[Subject, int]:
         FileNotFoundError, ValueError: if they mean nothing that is there.
     """
     cfg = read_config(args)
-    outputs = tasks.model_outputs(cfg)
+    outputs = model_outputs(cfg)
     unsafe = args.allow_unsafe_checkpoint
     legend = build_legend(cfg, outputs, args.classes, allow_unsafe=unsafe)
     image = read_picture(args.input)

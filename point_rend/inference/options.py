@@ -6,7 +6,7 @@ import os
 from detectron2.config import CfgNode
 
 from point_rend.checkpoint.class_metadata import read_metadata
-from point_rend.config import tasks
+from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets import classes
 from point_rend.engine import setup
 from point_rend.inference.classes import named_count, read_classes
@@ -64,7 +64,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = args.confidence_threshold
-    outputs = tasks.model_outputs(cfg)
+    outputs = model_outputs(cfg)
     if "instances" in outputs and not cfg.MODEL.MASK_ON:
         raise ValueError("MODEL.MASK_ON is False: expected a model that segments")
     fill_class_counts(cfg, args, outputs)

@@ -84,5 +84,5 @@ def test_the_lesser_iou_counts_but_for_crowds():
 def test_a_band_is_computed_once(monkeypatch):
     truth = [{"segmentation": encoded(blob(np.random.default_rng(0), 30, 30, 9))}]
     first = lower_to_boundary_iou(np.ones((1, 1)), truth, truth)
-    monkeypatch.setattr("point_rend.evaluation.boundaries.band_of_rle", None)
+    monkeypatch.setattr("point_rend.evaluation.boundary_iou.band_of_rle", None)
     np.testing.assert_array_equal(lower_to_boundary_iou(np.ones((1, 1)), truth, truth), first)

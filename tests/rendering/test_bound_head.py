@@ -150,7 +150,7 @@ def test_zero_regions_are_a_valid_size(points_per_region):
 def test_the_tile_size_does_not_change_the_logits(
     monkeypatch, points_per_region, rows_per_tile, each_layer
 ):
-    monkeypatch.setattr("point_rend.bound_head.ROWS_PER_TILE", rows_per_tile)
+    monkeypatch.setattr("point_rend.rendering.bound_head.ROWS_PER_TILE", rows_per_tile)
     head = standard(4, coarse_pred_each_layer=each_layer)
     assert_equal_to_plain(head, 1, coarse_logits(4), 4, points_per_region)
 

@@ -241,7 +241,7 @@ def test_an_interrupted_generation_leaves_nothing_behind(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("point_rend.data.shapes.draw_scene", interrupt)
+    monkeypatch.setattr("point_rend.data.shapes.coco.draw_scene", interrupt)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "shapes", num_train=1, num_val=1, image_size=(64, 64))
     assert list(tmp_path.iterdir()) == []
