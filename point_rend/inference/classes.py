@@ -8,8 +8,7 @@ from detectron2.data import MetadataCatalog
 
 from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.config.defaults import value_of
-from point_rend.data.datasets import classes
-from point_rend.data.datasets.classes import summary
+from point_rend.data.datasets.classes import CLASS_COUNTS, ClassCount, summary
 from point_rend.data.datasets.coco import read_coco
 from point_rend.data.datasets.label_maps import read_class_names
 from point_rend.inference.predictor import Segment
@@ -45,7 +44,7 @@ def read_classes(text: str) -> tuple[list[str], list[int]]:
     return names, list(range(1, len(names) + 1))
 
 
-def given_classes(cfg: CfgNode, count: classes.ClassCount, text: str) -> Classes:
+def given_classes(cfg: CfgNode, count: ClassCount, text: str) -> Classes:
     """Read classes that the user gives.
 
     Raises:
@@ -59,7 +58,7 @@ def given_classes(cfg: CfgNode, count: classes.ClassCount, text: str) -> Classes
     return Classes(names, ids, [color_of(k) for k in range(number)])
 
 
-def known_classes(cfg: CfgNode, count: classes.ClassCount, told: Mapping[str, Any]) -> Classes:
+def known_classes(cfg: CfgNode, count: ClassCount, told: Mapping[str, Any]) -> Classes:
     """Look classes up in the checkpoint, or else in the data sets of the config.
 
     Args:
@@ -102,9 +101,9 @@ def _classes(kind: str, known: Mapping[str, Any]) -> Classes:
     return Classes(names, [to_id.get(k, k + 1) for k in range(len(names))], colors)
 
 
-def named_count(outputs: frozenset[str]) -> classes.ClassCount:
+def named_count(outputs: frozenset[str]) -> ClassCount:
     """Tell which classes of a model --classes names: of things if it has any, else of labels."""
-    return next(count for count in classes.CLASS_COUNTS if count.output in outputs)
+    return next(count for count in CLASS_COUNTS if count.output in outputs)
 
 
 class Legend(NamedTuple):
@@ -144,6 +143,6 @@ def build_legend(
         given_classes(cfg, count, classes)
         if classes is not None and count == named_count(outputs)
         else known_classes(cfg, count, told if count.output in outputs else {})
-        for count in classes.CLASS_COUNTS
+        for count in CLASS_COUNTS
     )
     return Legend(things, stuff)
