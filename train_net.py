@@ -14,8 +14,9 @@ srun or another launcher has started them; with `MODEL.DEVICE cpu` they are proc
 """
 
 from point_rend.cli.train import main
+from point_rend.engine.arguments import build_parser
 from point_rend.engine.run import run
-from point_rend.engine.setup import build_parser, setup
+from point_rend.engine.setup import setup
 from point_rend.engine.trainer import Trainer
 
 __all__ = ["Trainer", "build_parser", "main", "run", "setup"]

@@ -10,7 +10,7 @@ Source: Kirillov, Wu, He, Girshick, "PointRend: Image Segmentation as Rendering"
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from point_rend.utils.imports import after_import
+from point_rend.utils.imports import NO_DETECTRON2, after_import, lacks_detectron2
 
 if TYPE_CHECKING:
     from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
@@ -105,7 +105,13 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if not lacks_detectron2(error):
+            raise
+        message = f"{__name__}.{name} cannot be imported: {NO_DETECTRON2}"
+        raise ImportError(message, name=error.name) from error
     globals()[name] = value
     return value
 

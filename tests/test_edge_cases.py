@@ -20,7 +20,7 @@ from point_rend import get_config_file, load_config
 from point_rend.cli import train
 from point_rend.data.datasets import coco
 from point_rend.data.mapper import NamingDatasetMapper
-from point_rend.engine import run, setup
+from point_rend.engine import arguments, run, setup
 from tests.memory import LargestTensor
 from tests.runs import instance_predictions, metrics, refusal, semantic_predictions
 from tests.tiny_datasets import (
@@ -265,7 +265,7 @@ def check_figure(model: Model, case: Case, figures: dict[str, dict[str, float]])
 
 
 def evaluate(argv: list[str]) -> dict[str, dict[str, float]]:
-    return run.run(*setup.setup(setup.build_parser().parse_args(argv)))
+    return run.run(*setup.setup(arguments.build_parser().parse_args(argv)))
 
 
 @pytest.mark.parametrize("model", MODELS)

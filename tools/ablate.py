@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""`pointrend ablate` for people with a checkout."""
+"""`pointrend ablate`, started from a clone."""
 
-from point_rend.cli.ablate import main
+from point_rend.cli import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command("ablate")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""`pointrend compare-semantic` for people with a checkout."""
+"""`pointrend compare-semantic`, started from a clone."""
 
-from point_rend.cli.compare_semantic import main
+from point_rend.cli import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command("compare-semantic")

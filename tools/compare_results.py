@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""`pointrend compare` for people with a checkout."""
+"""`pointrend compare`, started from a clone."""
 
-from point_rend.cli.compare import main
+from point_rend.cli import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command("compare")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""`pointrend demo-semantic` for people with a checkout."""
+"""`pointrend demo-semantic`, started from a clone."""
 
-from point_rend.cli.demo_semantic import main
+from point_rend.cli import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command("demo-semantic")

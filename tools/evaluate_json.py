@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""`pointrend score` for people with a checkout."""
+"""`pointrend score`, started from a clone."""
 
-from point_rend.cli.score import main
+from point_rend.cli import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command("score")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""`pointrend evaluate-with-stock` for people with a checkout."""
+"""`pointrend evaluate-with-stock`, started from a clone."""
 
-from point_rend.cli.evaluate_with_stock import main
+from point_rend.cli import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command("evaluate-with-stock")

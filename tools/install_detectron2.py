@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""`pointrend install-detectron2` for people with a checkout, before anything is installed."""
+"""`pointrend install-detectron2`, started from a clone before anything is installed."""
 
 import runpy
 from pathlib import Path

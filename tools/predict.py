@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""`pointrend predict` for people with a checkout."""
+"""`pointrend predict`, started from a clone."""
 
-from point_rend.cli.predict import main
+from point_rend.cli import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command("predict")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""`pointrend prepare-ade20k` for people with a checkout."""
+"""`pointrend prepare-ade20k`, started from a clone."""
 
-from point_rend.cli.prepare_ade20k import main
+from point_rend.cli import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command("prepare-ade20k")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""`pointrend prepare-cocofied-lvis` for people with a checkout."""
+"""`pointrend prepare-cocofied-lvis`, started from a clone."""
 
-from point_rend.cli.prepare_cocofied_lvis import main
+from point_rend.cli import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command("prepare-cocofied-lvis")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""`pointrend visualize` for people with a checkout."""
+"""`pointrend visualize`, started from a clone."""
 
-from point_rend.cli.visualize import main
+from point_rend.cli import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command("visualize")

@@ -4,52 +4,83 @@ A sub-command is imported only when it runs; `pointrend --help` needs the standa
 """
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from point_rend import __version__
-from point_rend.utils.errors import USER_ERROR, did_you_mean
+from point_rend.utils.errors import USER_ERROR, did_you_mean, say_error
+from point_rend.utils.imports import NO_DETECTRON2, lacks_detectron2
+from point_rend.utils.program import program
 
 GROUPS = {
     "train and evaluate": {
         "train": "train a model; --resume continues from the last checkpoint",
-        "evaluate": "evaluate a checkpoint on DATASETS.TEST",
+        "evaluate": "evaluate a model on data sets",
     },
     "use a model": {
         "predict": "segment images, folders, a video or the camera",
         "visualize": "draw how masks are rendered: steps, points, uncertainty",
     },
     "compare results": {
-        "report": "one HTML page: metrics, curves and a gallery of masks",
+        "report": "one HTML page: metrics, curves, a gallery of masks",
         "score": "AP and boundary AP of COCO result files",
         "compare": "metrics and pictures of several models side by side",
         "compare-semantic": "the same for semantic segmentation",
-        "evaluate-with-stock": "one checkpoint through these heads and Detectron2's own",
+        "evaluate-with-stock": "one checkpoint, with these heads and with Detectron2's",
     },
     "study the method": {
-        "analyze": "FLOPs, activations, parameters and points of a config's heads",
-        "benchmark": "time and memory against the heads that Detectron2 ships",
-        "ablate": "the paper's ablations: subdivision, sampling",
+        "analyze": "FLOPs, activations, parameters and points of the heads",
+        "benchmark": "time and memory, compared with the heads in Detectron2",
+        "ablate": "the ablations of the paper: subdivision, sampling",
     },
     "set up": {
-        "demo": "draw data, train, evaluate and look at the masks, in minutes on a CPU",
+        "demo": "train on drawn shapes and compare masks, in minutes on a CPU",
         "demo-semantic": "the same for semantic segmentation",
-        "prepare-ade20k": "label maps of ADE20K as Detectron2 reads them",
-        "prepare-cocofied-lvis": "LVIS annotations of COCO's classes, for AP*",
-        "install-detectron2": "install Detectron2 where it is missing",
+        "prepare-ade20k": "write the label maps of ADE20K as Detectron2 reads them",
+        "prepare-cocofied-lvis": "write the LVIS annotations of COCO's classes, for AP*",
+        "install-detectron2": "install Detectron2 into this environment",
     },
 }
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
 def usage() -> str:
-    """The text of `pointrend --help`."""
+    """Return the text of `pointrend --help`."""
     lines = ["usage: pointrend COMMAND ...", "", "PointRend for Detectron2."]
     for group, commands in GROUPS.items():
         lines += ["", f"{group}:"]
-        lines += [f"  {name:<22} {text}" for name, text in commands.items()]
-    lines += ["", "`pointrend COMMAND --help` lists the options of a command."]
+        lines += [f"  {name:<22}{text}" for name, text in commands.items()]
+    lines += ["", "`pointrend COMMAND --help` lists the options; --version prints the version."]
     return "\n".join(lines)
+
+
+def module_of(name: str) -> ModuleType:
+    """Import the module of a sub-command."""
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+
+
+def run_command(name: str, argv: Sequence[str] | None = None) -> None:
+    """Run a sub-command.
+
+    Args:
+        name: A key of `COMMANDS`.
+        argv: Its arguments; those of the process by default.
+
+    Raises:
+        SystemExit: With the code of the sub-command; with code 2 without Detectron2.
+    """
+    try:
+        module_of(name).main(argv)
+    except ImportError as error:
+        if not lacks_detectron2(error):
+            raise
+        say_error(NO_DETECTRON2)
+        raise SystemExit(USER_ERROR) from error
+    except KeyboardInterrupt as error:
+        print(f"{program()}: interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,5 +104,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         advice = did_you_mean(name, COMMANDS) or "; `pointrend --help` lists the commands"
         print(f"pointrend: error: unknown command {name}{advice}", file=sys.stderr)
         raise SystemExit(USER_ERROR)
-    module = importlib.import_module(f"point_rend.cli.{name.replace('-', '_')}")
-    module.main(options)
+    run_command(name, options)

@@ -1,9 +1,16 @@
-"""`pointrend evaluate`: `pointrend train --eval-only`."""
+"""`pointrend evaluate`: evaluate a model; the same as `pointrend train --eval-only`."""
 
-import sys
+import argparse
 from collections.abc import Sequence
 
-from point_rend.cli import train
+from point_rend.engine import arguments
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of `pointrend train`, with --eval-only set."""
+    parser = arguments.build_parser("Evaluate a model on DATASETS.TEST.")
+    parser.set_defaults(eval_only=True)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -15,4 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With code 2 after an error that the user can correct.
     """
-    train.main(["--eval-only", *(sys.argv[1:] if argv is None else argv)])
+    args = build_parser().parse_args(argv)
+    from point_rend.engine.run import start
+
+    start(args)

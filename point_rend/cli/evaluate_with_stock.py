@@ -19,7 +19,8 @@ from detectron2.engine import default_setup
 from point_rend import stock_heads
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.config.tasks import model_outputs
-from point_rend.engine.setup import build_parser, setup
+from point_rend.engine.arguments import build_parser
+from point_rend.engine.setup import setup
 from point_rend.engine.trainer import Trainer
 from point_rend.utils import errors
 

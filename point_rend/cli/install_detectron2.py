@@ -1,19 +1,20 @@
-"""Install Detectron2 into the Python environment that runs this script.
-
-    python tools/install_detectron2.py [--constraint constraints.txt]
+"""Install Detectron2 into the Python environment that runs this command.
 
 1. A Detectron2 that can be imported is kept as it is.
-2. Otherwise the environment variable `DETECTRON2`, a requirement or a path for pip, says what to
-   build. This needs a C++ compiler, and GitHub for the official sources:
+2. Otherwise, the environment variable `DETECTRON2`, a requirement or a path for pip, selects what
+   to build. This needs a C++ compiler, and GitHub for the official sources:
    `DETECTRON2='git+https://github.com/facebookresearch/detectron2.git'`.
-3. Otherwise the pure-Python part of a wheel on the package index is unpacked: Detectron2's sources
-   of April 2024, which run under every Python and PyTorch that PointRend supports. The wheel is
-   pinned and checked by its hash. Its compiled extension, which loads under Python 3.10 only, and
+3. Otherwise, the pure-Python part of a wheel on the package index is unpacked: Detectron2's sources
+   of April 2024, which run on every Python and PyTorch that PointRend supports. The wheel is
+   pinned and verified by its hash. Its compiled extension, which loads on Python 3.10 only, and
    the unrelated top-level package `tools` are left out; without the extension, rotated boxes,
    deformable convolution and the fast COCO evaluation are missing. PointRend uses none of them.
 
-PyTorch and torchvision have to be installed before.
+PyTorch and torchvision must be installed first.
 """
+
+# Only the standard library is used here: tools/install_detectron2.py runs this file by its path,
+# before anything is installed.
 
 import argparse
 import base64
@@ -55,14 +56,14 @@ print(detectron2.__version__, "in", spec.submodule_search_locations[0])
 
 
 class Found(NamedTuple):
-    """What the environment has: a description of a Detectron2 that works, or why one does not."""
+    """The Detectron2 of the environment: its description if it works, else the error."""
 
     works: str | None = None
     error: str | None = None
 
 
 def find_detectron2() -> Found:
-    """Import Detectron2 in a process of its own; both fields are None where there is none."""
+    """Import Detectron2 in a separate process; both fields are None if it is not installed."""
     command = [sys.executable, "-P", "-c", PROBE]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode == 0:
@@ -76,31 +77,30 @@ def pip(*arguments: str) -> None:
     """Run pip in this environment.
 
     Raises:
-        RuntimeError: pip failed; its own messages are on the terminal.
+        RuntimeError: If pip failed; its messages are on the terminal.
     """
     command = [sys.executable, "-m", "pip", *arguments]
     print("$", shlex.join(command), flush=True)
     status = subprocess.run(command, check=False).returncode
     if status != 0:
-        raise RuntimeError(f"pip {arguments[0]} failed with status {status}; its messages say why")
+        raise RuntimeError(f"pip {arguments[0]} failed with status {status}; see its output above")
 
 
 def check_sha256(path: Path, expected: str) -> None:
     """Compare the hash of a file with the expected one.
 
     Raises:
-        RuntimeError: They differ.
+        RuntimeError: If they differ.
     """
     actual = hashlib.sha256(path.read_bytes()).hexdigest()
     if actual != expected:
         raise RuntimeError(
-            f"{path.name} is not the file that this script was written for: "
-            f"its sha256 is {actual}, expected {expected}"
+            f"{path.name} is not the expected file: its sha256 is {actual}, expected {expected}"
         )
 
 
 def read_requirements(wheel: Path) -> list[str]:
-    """What the package in a wheel needs at run time, without its extras."""
+    """List the requirements of the package in a wheel, without those of its extras."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = HeaderParser().parsestr(archive.read(name).decode("utf-8"))
@@ -112,7 +112,7 @@ def unpack_pure_python(wheel: Path, site_packages: Path) -> None:
     """Install the package `detectron2` of a wheel without its compiled extension.
 
     The files are prepared in a hidden folder and moved into place at the end, the package last: an
-    interruption leaves no package that looks whole. `pip uninstall` can remove what was installed.
+    interruption leaves no package that looks complete. `pip uninstall` removes it again.
     """
     staging = site_packages / ".detectron2.partial"
     shutil.rmtree(staging, ignore_errors=True)
@@ -139,18 +139,18 @@ def _is_wanted(name: str) -> bool:
 
 
 def _describe_as_pure(info: Path) -> None:
-    """Make the metadata of the unpacked files tell what is there."""
+    """Make the metadata describe the files that were unpacked."""
     metadata = (info / "METADATA").read_text(encoding="utf-8")
     for name in UNUSED:
         metadata = metadata.replace(f"Requires-Dist: {name}\n", "")
     (info / "METADATA").write_text(metadata, encoding="utf-8")
     (info / "WHEEL").write_text(
-        "Wheel-Version: 1.0\nGenerator: tools/install_detectron2.py\n"
+        "Wheel-Version: 1.0\nGenerator: pointrend install-detectron2\n"
         "Root-Is-Purelib: true\nTag: py3-none-any\n",
         encoding="utf-8",
     )
     (info / "top_level.txt").write_text("detectron2\n", encoding="utf-8")
-    (info / "INSTALLER").write_text("tools/install_detectron2.py\n", encoding="utf-8")
+    (info / "INSTALLER").write_text("pointrend install-detectron2\n", encoding="utf-8")
 
     root = info.parent
     lines = []
@@ -163,10 +163,10 @@ def _describe_as_pure(info: Path) -> None:
 
 
 def install_wheel(constraints: Sequence[str]) -> None:
-    """Download the pinned wheel and install its pure-Python part and what it needs.
+    """Download the pinned wheel and install its pure-Python part and its requirements.
 
     Raises:
-        RuntimeError: A download or an installation failed, or the file is another one.
+        RuntimeError: If a download or an installation failed, or the file is not the expected one.
     """
     with tempfile.TemporaryDirectory() as folder:
         pip(
@@ -187,30 +187,31 @@ def install_wheel(constraints: Sequence[str]) -> None:
 
 
 def install(requirement: str, constraints: Sequence[str]) -> None:
-    """Put a Detectron2 that works into this environment, as the module's docstring says.
+    """Make sure that this environment has a working Detectron2, as the module docstring describes.
 
     Args:
-        requirement: What pip builds if there is no Detectron2 yet; empty for the pinned wheel.
-        constraints: Arguments of pip that limit the versions of what comes with it.
+        requirement: Requirement or path that pip builds if Detectron2 is not installed; empty for
+            the pinned wheel.
+        constraints: Arguments of pip that limit the versions of the requirements.
 
     Raises:
-        RuntimeError: There is none that works afterwards; the message says why and what to do.
+        RuntimeError: If none works afterwards; the message gives the reason and the remedy.
     """
     found = find_detectron2()
     if found.works:
         print(f"Detectron2 {found.works} is kept.")
         if requirement:
-            print(f"DETECTRON2={requirement} is not used: uninstall the other one for that.")
+            print(f"DETECTRON2={requirement} is not used; to use it, uninstall that one first.")
         return
     for module in ("torch", "torchvision"):
         if importlib.util.find_spec(module) is None:
-            raise RuntimeError(f"{module} is missing: `pip install torch torchvision` comes first")
+            raise RuntimeError(f"{module} is missing: run `pip install torch torchvision` first")
     if requirement:
         pip("install", "--no-build-isolation", *constraints, requirement)
     elif found.error:
         raise RuntimeError(
-            "there is a Detectron2 here, but it cannot be imported (below). Repair it, "
-            f"or remove it with pip uninstall and run this again.\n{found.error}"
+            "the installed Detectron2 cannot be imported (see below). Repair it, or remove it with "
+            f"pip uninstall and run this command again.\n{found.error}"
         )
     else:
         install_wheel(constraints)
@@ -220,13 +221,27 @@ def install(requirement: str, constraints: Sequence[str]) -> None:
     print(f"Detectron2 {found.works} is installed.")
 
 
-def main() -> None:
-    """Read the command line and install."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; the module's docstring is its description."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=None if __name__ == "__main__" else "pointrend install-detectron2",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--constraint", metavar="FILE", help="constraints file for pip")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and install.
+
+    Args:
+        argv: The arguments; those of the process by default.
+
+    Raises:
+        SystemExit: With code 1 if no working Detectron2 is there at the end.
+    """
+    arguments = build_parser().parse_args(argv)
     constraints = ["--constraint", arguments.constraint] if arguments.constraint else []
     try:
         install(os.environ.get("DETECTRON2", ""), constraints)

@@ -24,7 +24,8 @@ from torch.multiprocessing.spawn import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-AUTO = "auto"  # a meeting point that is known on this machine only
+from point_rend.engine.arguments import AUTO
+
 GRACE_SECONDS = 30  # that processes get to end by themselves, once one of them has failed
 FIRST_FREE_PORT = 20000
 NUM_FREE_PORTS = 20000

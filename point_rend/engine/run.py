@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,63 @@ from detectron2.utils import comm
 
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.data.checks.annotations import leave_out_impossible_annotations
-from point_rend.engine.setup import register_datasets, set_up_logger
+from point_rend.engine.arguments import AUTO
+from point_rend.engine.launch import join, launch, leave, place_by_launcher
+from point_rend.engine.preflight import check_machine
+from point_rend.engine.setup import (
+    read_config,
+    register_datasets,
+    set_up_logger,
+    set_up_together,
+    setup,
+)
 from point_rend.engine.trainer import Trainer
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import written_whole
+
+
+def start(args: argparse.Namespace) -> None:
+    """Check a command line, then train or evaluate in as many processes as it asks for.
+
+    Args:
+        args: The parsed command line.
+
+    Raises:
+        SystemExit: With code 2 after an error that the user can correct, with code 3 after a loss
+            or a gradient that is not finite, with 128 + n after signal n.
+    """
+    with user_errors():
+        if not 0 <= args.machine_rank < args.num_machines:
+            raise ValueError(
+                f"--machine-rank is {args.machine_rank} and --num-machines {args.num_machines}: "
+                "expected 1 machine or more, numbered from 0"
+            )
+        if args.num_machines > 1 and args.dist_url == AUTO:
+            raise ValueError(
+                f"--num-machines is {args.num_machines}: expected --dist-url "
+                "tcp://<address of machine 0>:<a free port there>, the same on all machines"
+            )
+        asked = args.num_gpus * args.num_machines
+        place = place_by_launcher(os.environ, asked=asked)
+        if place is None:
+            job = setup(args)
+        else:
+            cfg = read_config(args)
+            check_machine(cfg, 1)
+            join(place, cfg.MODEL.DEVICE)
+    if place is not None:
+        run(*set_up_together(args))
+        leave()
+        return
+    launch(
+        run,
+        job,
+        device=job.cfg.MODEL.DEVICE,
+        num_local=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        url=args.dist_url,
+    )
 
 
 def run(args: argparse.Namespace, cfg: CfgNode, unclean_datasets: Sequence[str]) -> Any:

@@ -1,11 +1,10 @@
-"""From the command line to a checked config: parser, data sets, logger."""
+"""From the parsed command line to a checked config: data sets, checks, logger."""
 
 import argparse
 import logging
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -22,64 +21,11 @@ from point_rend.data.datasets.classes import (
 from point_rend.data.datasets.coco import register_coco
 from point_rend.data.datasets.cocofied_lvis import register_cocofied_lvis
 from point_rend.data.datasets.label_maps import register_sem_seg
-from point_rend.engine.launch import AUTO
 from point_rend.engine.preflight import check_machine, check_output_dir, check_shares, check_weights
 from point_rend.evaluation.build import check_evaluators
 from point_rend.utils.errors import USER_ERROR, user_errors
 
 logger = logging.getLogger("point_rend.train_net")
-
-
-# Of options of Detectron2's parser that do more here, or could be misunderstood.
-HELP = {
-    "num_gpus": "number of processes on each machine, one per GPU; with MODEL.DEVICE cpu that many "
-    "processes without a GPU. 0 means 1. Leave it out under torchrun and srun, which start the "
-    "processes",
-    "num_machines": "number of machines; start the same command on each, with its --machine-rank",
-    "dist_url": "where the processes meet: tcp://<address of machine 0>:<a free port there>; "
-    "needed for several machines only",
-}
-
-
-def number_of_processes(text: str) -> int:
-    """Read ``--num-gpus``; 0 means 1, the process that is there, as with Detectron2."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a number, 0 or more, got {text}")
-    return max(1, int(text))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Extend Detectron2's parser by our own options."""
-    parser = default_argument_parser()
-    parser.set_defaults(dist_url=AUTO)
-    for action in parser._actions:
-        action.help = HELP.get(action.dest, action.help)
-        if action.dest == "num_gpus":
-            action.type = number_of_processes
-    parser.add_argument(
-        "--register-coco",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGE_ROOT"),
-        help="register a data set in COCO format under NAME; may be repeated",
-    )
-    parser.add_argument(
-        "--register-sem-seg",
-        nargs=4,
-        action="append",
-        default=[],
-        metavar=("NAME", "IMAGES", "LABELS", "CLASSES"),
-        help="register a folder of images and one of label maps (grayscale PNG files of the same "
-        "names; 255 does not count) under NAME; CLASSES is a file with one class name per line, or "
-        "the names with commas between them; may be repeated",
-    )
-    parser.add_argument(
-        "--allow-unsafe-checkpoint",
-        action="store_true",
-        help="load a checkpoint even if that runs code out of the file; only for files you trust",
-    )
-    return parser
 
 
 class Run(NamedTuple):

@@ -47,8 +47,9 @@ from point_rend.evaluation.build import build_evaluator
 from point_rend.evaluation.shared_inference import evaluate_together
 from point_rend.evaluation.tta import InMixedPrecision, build_test_time_augmentation
 from point_rend.solver import build_lr_scheduler
-from point_rend.utils.errors import USER_ERROR, TrainingStop, program
+from point_rend.utils.errors import USER_ERROR, TrainingStop
 from point_rend.utils.files import NotSavedError
+from point_rend.utils.program import command_words, is_executable, program
 
 logger = logging.getLogger(__name__)
 
@@ -190,13 +191,15 @@ class ResumableTrainer(DefaultTrainer):
 
 def resuming_command() -> str:
     """Return the command line that continues the run of this process."""
-    options = [word for word in sys.argv[1:] if word != "--resume"]
-    command = shlex.join([sys.argv[0], "--resume", *options])
+    start, options = command_words()
+    options = [word for word in options if word != "--resume"]
+    command = shlex.join([*start, "--resume", *options])
+    interpreter = "" if is_executable() else f"{shlex.quote(sys.executable)} "
     if comm.get_world_size() > 1 and multiprocessing.parent_process() is None:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun names no interpreter
             return f"torchrun <with the same options> {command}"
-        return f"<the same launcher> {shlex.quote(sys.executable)} {command}"
-    return f"{shlex.quote(sys.executable)} {command}"
+        return f"<the same launcher> {interpreter}{command}"
+    return f"{interpreter}{command}"
 
 
 logger = logging.getLogger("point_rend.train_net")

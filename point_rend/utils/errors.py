@@ -2,9 +2,10 @@
 
 import contextlib
 import difflib
-import os
 import sys
 from collections.abc import Iterable, Iterator
+
+from point_rend.utils.program import program
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -47,14 +48,6 @@ def user_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         say_error(error)
         raise SystemExit(USER_ERROR) from error
-
-
-def program() -> str:
-    """Name of the running command: `pointrend predict`, or that of the script."""
-    name = os.path.basename(sys.argv[0])
-    if name in ("pointrend", "__main__.py") and len(sys.argv) > 1:
-        return f"pointrend {sys.argv[1]}"
-    return name
 
 
 def say_error(error: object) -> None:

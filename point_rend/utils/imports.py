@@ -1,4 +1,4 @@
-"""Actions that wait for the import of a module."""
+"""Actions that wait for the import of a module; the message when Detectron2 is missing."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -6,6 +6,13 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
+
+NO_DETECTRON2 = "Detectron2 is not installed; install it with: pointrend install-detectron2"
+
+
+def lacks_detectron2(error: ImportError) -> bool:
+    """Return whether an import failed, directly or behind a public name, without Detectron2."""
+    return error.name == "detectron2" and isinstance(error.__cause__ or error, ModuleNotFoundError)
 
 
 def after_import(awaited: str, action: Callable[[], None], *, undisturbed: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 
 from point_rend.cli import train
-from point_rend.engine import run, setup, trainer
+from point_rend.engine import arguments, run, setup, trainer
 from point_rend.engine.trainer import resuming_command
 from point_rend.utils.errors import TrainingStop
 from tests.engine.killing import (
@@ -166,7 +166,7 @@ def train_with_a_broken_image(tmp_path: Path, *more: str) -> str:
     """Train on a set of which an image breaks after the start; return its name."""
     written = write_mixed(tmp_path / "broken")
     argv = command(written, tmp_path / "output", *more)
-    job = setup.setup(setup.build_parser().parse_args(argv))
+    job = setup.setup(arguments.build_parser().parse_args(argv))
     path = Path(written.image_root) / "003.png"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.MonkeyPatch.context() as patch:
@@ -230,4 +230,4 @@ def test_resuming_under_torchrun_names_no_interpreter(monkeypatch: pytest.Monkey
 def test_an_unknown_reaction_to_broken_images_is_refused(mixed: CocoSet, tmp_path: Path) -> None:
     argv = command(mixed, tmp_path / "output", "DATALOADER.ON_CORRUPT_IMAGE", "ignore")
     with pytest.raises(ValueError, match="ON_CORRUPT_IMAGE must be stop or skip, got 'ignore'"):
-        setup.setup(setup.build_parser().parse_args(argv))
+        setup.setup(arguments.build_parser().parse_args(argv))

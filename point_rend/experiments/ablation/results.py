@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from point_rend.engine.setup import build_parser, read_config, register_datasets
+from point_rend.engine.arguments import build_parser
+from point_rend.engine.setup import read_config, register_datasets
 from point_rend.utils.files import written_whole
 
 Figures = dict[str, float]

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from point_rend.config.tasks import model_outputs
-from point_rend.engine.setup import build_parser, read_config, setup
+from point_rend.engine.arguments import build_parser
+from point_rend.engine.setup import read_config, setup
 from point_rend.engine.signals import SIGNALS
 from point_rend.experiments.ablation.results import (
     Figures,

@@ -17,8 +17,9 @@ from detectron2.utils import comm
 
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.config.tasks import model_outputs
+from point_rend.engine.arguments import build_parser
 from point_rend.engine.launch import launch
-from point_rend.engine.setup import build_parser, register_datasets, set_up_logger, setup
+from point_rend.engine.setup import register_datasets, set_up_logger, setup
 from point_rend.engine.trainer import Trainer
 from point_rend.experiments.ablation.results import (
     Figures,

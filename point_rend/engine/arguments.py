@@ -1,0 +1,98 @@
+"""The command line of training and evaluation: Detectron2's options and ours.
+
+Parsing needs the standard library alone, so that `--help` answers at once.
+"""
+
+import argparse
+
+from point_rend.utils.program import program
+
+AUTO = "auto"  # a meeting point of processes that is known on this machine only
+DESCRIPTION = "Train a model, or evaluate one with --eval-only."
+
+
+def number_of_processes(text: str) -> int:
+    """Read `--num-gpus`; 0 means 1, this process, as in Detectron2."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number, 0 or more, got {text}")
+    return max(1, int(text))
+
+
+def build_parser(description: str = DESCRIPTION) -> argparse.ArgumentParser:
+    """Build the parser of training and evaluation; its options include all of Detectron2's."""
+    prog = program()
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        f"  {prog} --config-file FILE --num-gpus 8\n"
+        f"  {prog} --config-file FILE MODEL.WEIGHTS model_final.pth SOLVER.BASE_LR 0.001\n"
+        f"  {prog} --config-file FILE MODEL.DEVICE cpu",
+    )
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="path, or name of a published config"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint in OUTPUT_DIR; without one, start from "
+        "MODEL.WEIGHTS",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    parser.add_argument(
+        "--num-gpus",
+        type=number_of_processes,
+        default=1,
+        metavar="N",
+        help="number of processes on each machine, one per GPU; with MODEL.DEVICE cpu that many "
+        "processes without a GPU. 0 means 1. Leave it out under torchrun and srun, which start "
+        "the processes",
+    )
+    parser.add_argument(
+        "--num-machines",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of machines; start the same command on each, with its --machine-rank",
+    )
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, metavar="N", help="number of this machine, from 0"
+    )
+    parser.add_argument(
+        "--dist-url",
+        default=AUTO,
+        metavar="URL",
+        help="where the processes meet: tcp://<address of machine 0>:<a free port there>; needed "
+        "for several machines only",
+    )
+    parser.add_argument(
+        "--register-coco",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGE_ROOT"),
+        help="register a data set in COCO format under NAME; may be repeated",
+    )
+    parser.add_argument(
+        "--register-sem-seg",
+        nargs=4,
+        action="append",
+        default=[],
+        metavar=("NAME", "IMAGES", "LABELS", "CLASSES"),
+        help="register a folder of images and one of label maps (grayscale PNG files of the same "
+        "names; 255 does not count) under NAME; CLASSES is a file with one class name per line, or "
+        "the names with commas between them; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-unsafe-checkpoint",
+        action="store_true",
+        help="load a checkpoint even if that runs code out of the file; only for files you trust",
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys and their values, after all options",
+    )
+    return parser
