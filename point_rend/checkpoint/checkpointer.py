@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.error import URLError
 
@@ -32,7 +33,7 @@ from point_rend.checkpoint.sealed_file import (
     _save_and_seal,
     without_query,
 )
-from point_rend.utils.files import _TEMPORARY, _written_whole
+from point_rend.utils.files import LEFTOVERS, atomic_file, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -332,9 +333,9 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
         if self.metadata:
             states[METADATA] = self.metadata
-        for leftover in glob.glob(os.path.join(glob.escape(self.save_dir), _TEMPORARY.format("*"))):
-            os.remove(leftover)  # of a process that was killed
-        with _written_whole(path) as file:
+        for leftover in Path(self.save_dir).glob(LEFTOVERS):
+            leftover.unlink()
+        with atomic_file(path) as file:
             _save_and_seal({"model": self.model.state_dict(), **states, **kwargs}, file)
         self.tag_last_checkpoint(filename)
 
@@ -346,8 +347,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         """
         if not os.path.isdir(self.save_dir):
             return super().tag_last_checkpoint(last_filename_basename)
-        with _written_whole(os.path.join(self.save_dir, "last_checkpoint")) as file:
-            file.write(last_filename_basename.encode())
+        write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
 
 def _from_model_zoo(data: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from point_rend.experiments.ablation.subdivision import (
     subdivision,
 )
 from point_rend.utils.errors import user_errors
-from point_rend.utils.files import check_output, written_whole
+from point_rend.utils.files import check_output, write_text
 
 METRICS = ("segm/AP", "sem_seg/mIoU")  # the first that was measured is shown by default
 
@@ -142,5 +142,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             table = format_sampling(trained, args.settings, metrics)
             draw_sampling(trained, args.settings, metrics, picture)
     print(f"\n{table}")
-    with written_whole(picture.with_suffix(".md")) as file:
-        file.write_text(f"{table}\n", encoding="utf-8")
+    write_text(picture.with_suffix(".md"), f"{table}\n")

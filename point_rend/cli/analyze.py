@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from point_rend.experiments.costs import Cost, analyze
-from point_rend.utils.files import check_output, written_whole
+from point_rend.utils.files import check_output, write_text
 
 UNITS = ((9, "G"), (6, "M"), (3, "k"))
 COLUMNS = ("head", "output", "FLOPs", "activations", "at once", "parameters", "points")
@@ -95,7 +95,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(format_report(report))
         if args.output:
             tables = {key: list(map(asdict, report[key])) for key in ("per_box", "per_image")}
-            with written_whole(args.output) as unfinished:
-                unfinished.write_text(json.dumps(report | tables, indent=2), encoding="utf-8")
+            write_text(args.output, json.dumps(report | tables, indent=2))
     except (ValueError, OSError) as error:
         parser.error(str(error))

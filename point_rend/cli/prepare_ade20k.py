@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from point_rend.utils.files import atomic_file
+
 SPLITS = {"training": 20210, "validation": 2000}  # and the number of images in each
 NUM_CLASSES = 150
 THREADS = 8
@@ -47,12 +49,8 @@ def convert(source: Path, target: Path) -> None:
         )
     # 0 - 1 is 255 in 8 bits.
     shifted = Image.fromarray(labels - np.uint8(1))
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        shifted.save(temporary, format="PNG")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(target) as file:
+        shifted.save(file, format="PNG")
 
 
 def prepare_split(root: Path, split: str) -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from point_rend.data.datasets.cocofied_lvis import COCOFIED, SPLIT, cocofy
-from point_rend.utils.files import written_whole
+from point_rend.utils.files import write_text
 
 
 def default_root() -> Path:
@@ -32,8 +32,7 @@ def prepare(source: Path, target: Path) -> None:
         ValueError: If the file cannot be used.
     """
     content, missing, left_out = cocofy(str(source))
-    with written_whole(target) as unfinished:
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
+    write_text(target, json.dumps(content))
     print(
         f"{target}: {len(content['images'])} images, {len(content['annotations'])} annotations of "
         f"{len(content['categories'])} classes"

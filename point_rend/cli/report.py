@@ -17,7 +17,7 @@ from pathlib import Path
 
 from point_rend.evaluation.report.page import report
 from point_rend.utils.arguments import named_file
-from point_rend.utils.files import check_output, written_whole
+from point_rend.utils.files import check_output, write_bytes
 
 # So that the folder of tools can be imported from a script that lies in it.
 
@@ -65,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"--items: expected 1 or more, got {args.items}")
         check_output(args.output)
         text = report(args)
-        with written_whole(args.output) as unfinished:
-            unfinished.write_text(text, encoding="utf-8", errors="replace")
+        write_bytes(args.output, text.encode("utf-8", errors="replace"))
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB. Any browser opens it.")

@@ -27,7 +27,7 @@ from point_rend.evaluation.coco_results import (
     read_results,
 )
 from point_rend.utils.arguments import check_names, named_file
-from point_rend.utils.files import check_output, written_whole
+from point_rend.utils.files import check_output, write_text
 
 Figures = dict[str, float]
 
@@ -136,5 +136,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.by_class and len(content["categories"]) > 1:  # the AP of one is that of all
             print(f"\n{format_table(by_class(rows))}")
     if args.output:
-        with written_whole(args.output) as unfinished:
-            unfinished.write_text(json.dumps(scores, indent=1), encoding="utf-8")
+        write_text(args.output, json.dumps(scores, indent=1))

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 
 from point_rend.checkpoint.sealed_file import without_query
+from point_rend.utils.files import check_writable
 
 
 def check_machine(cfg: CfgNode, num_gpus: int) -> None:
@@ -93,7 +93,6 @@ def check_output_dir(output_dir: str) -> None:
     """
     try:
         os.makedirs(output_dir, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
+        check_writable(output_dir)
     except OSError as error:
         raise ValueError(f"OUTPUT_DIR {output_dir!r} cannot be written: {error}") from error

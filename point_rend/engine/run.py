@@ -27,7 +27,7 @@ from point_rend.engine.setup import (
 )
 from point_rend.engine.trainer import Trainer
 from point_rend.utils.errors import user_errors
-from point_rend.utils.files import written_whole
+from point_rend.utils.files import write_bytes
 
 
 def start(args: argparse.Namespace) -> None:
@@ -126,5 +126,4 @@ def config_of_training_kept(output_dir: str, *, always: bool) -> Iterator[None]:
         succeeded = True
     finally:
         if kept is not None and (always or not succeeded):
-            with written_whole(path) as unfinished:
-                unfinished.write_bytes(kept)
+            write_bytes(path, kept)

@@ -26,6 +26,7 @@ from point_rend.data.datasets.label_maps import IGNORE_LABEL
 from point_rend.evaluation.coco_ap import FIGURES, InstanceScores
 from point_rend.evaluation.semantic_iou import SemanticScores
 from point_rend.rendering.uncertainty import label_map
+from point_rend.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 BOUNDARY = "boundary"  # the task of boundary AP
@@ -72,8 +73,7 @@ class InstanceEvaluator(COCOEvaluator):
             for result in found:
                 result["category_id"] = ids[result["category_id"]]
         path = os.path.join(self._output_dir, "coco_instances_results.json")
-        with PathManager.open(path, "w") as file:
-            file.write(json.dumps(found))
+        write_text(path, json.dumps(found))
         if not self._do_evaluation:
             logger.info("%s: %s has no annotations to score it on", path, self._metadata.name)
             return

@@ -15,7 +15,7 @@ import pycocotools.mask as mask_util
 from point_rend.inference.classes import Classes, Legend
 from point_rend.inference.inputs import Frame
 from point_rend.inference.predictor import Prediction
-from point_rend.utils.files import written_whole
+from point_rend.utils.files import atomic_path, write_text
 from point_rend.visualization.drawing import color_of, overlay_masks, write_names
 from point_rend.visualization.layout import save_picture
 
@@ -90,8 +90,7 @@ class CocoFile:
 
     def save(self, path: Path) -> None:
         """Write the file."""
-        with written_whole(path) as unfinished:
-            unfinished.write_text(json.dumps(self.content))
+        write_text(path, json.dumps(self.content))
 
 
 def save_masks(folder: Path, prediction: Prediction, legend: Legend) -> None:
@@ -126,7 +125,7 @@ class VideoFile:
             OSError: if OpenCV cannot write such a video.
         """
         if self.writer is None:
-            unfinished = self.stack.enter_context(written_whole(self.path))
+            unfinished = self.stack.enter_context(atomic_path(self.path))
             codec = cv2.VideoWriter.fourcc(*CODECS.get(self.path.suffix.lower(), "mp4v"))
             size = (picture.shape[1], picture.shape[0])
             self.writer = cv2.VideoWriter(str(unfinished), codec, self.frames_per_second, size)

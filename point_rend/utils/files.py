@@ -1,98 +1,169 @@
-"""Writing of files that are complete or absent."""
+"""Writing of files that are complete or absent.
+
+A file is written under a temporary name in its own folder, flushed to the disk and renamed. An
+error or a crash leaves the former file, if there was one.
+"""
 
 import errno
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+LEFTOVERS = ".*.tmp*"  # glob pattern of the files that a killed process leaves
+
 
 class NotSavedError(OSError):
-    """A file could not be saved; the former ones are as they were."""
+    """A file could not be saved; the former one, if any, is unchanged."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        reason = f"{path} could not be saved ({error.strerror or error})"
+        advice = "free some space or make the folder writable; the files saved before are unchanged"
+        super().__init__(error.errno, f"{reason}: {advice}")
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
-# --- files that are whole ---------------------------------------------------------------------
-_TEMPORARY = ".{}.tmp"  # name of a file that is not complete
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Let a file appear complete or not at all, for a writer that takes a path.
+
+    The folder of the file is created.
+
+    Yields:
+        The path to write to, with the suffix of `path`.
+
+    Raises:
+        NotSavedError: If the operating system refuses.
+    """
+    path = Path(path)
+    with _renamed_at_the_end(path, f".tmp{path.suffix}") as temporary:
+        yield temporary
+        _flush(temporary)
 
 
 @contextmanager
-def _written_whole(path: str) -> Iterator[BinaryIO]:
-    """Open a file to write and read that appears under ``path`` when it is complete and safe."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, _TEMPORARY.format(name))
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Let a file appear complete or not at all, for a writer that takes an open file.
+
+    The folder of the file is created.
+
+    Yields:
+        The file, open for writing and reading.
+
+    Raises:
+        NotSavedError: If the operating system refuses.
+    """
+    with _renamed_at_the_end(Path(path)) as temporary, open(temporary, "x+b") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Let a folder appear complete or not at all; `path` is absent or an empty folder.
+
+    Yields:
+        An empty folder to fill.
+
+    Raises:
+        NotSavedError: If the operating system refuses.
+    """
+    with _renamed_at_the_end(Path(path)) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _flush(Path(folder, name))
+            _flush(Path(folder))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file as :func:`atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file in UTF-8 as :func:`atomic_file` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def _renamed_at_the_end(path: Path, ending: str = ".tmp") -> Iterator[Path]:
+    """Rename a temporary file or folder to `path` after the block; remove it after an error."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}{ending}")
     try:
-        with open(temporary, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotSavedError(path, error) from error
+    try:
+        yield temporary
         os.replace(temporary, path)
-        _write_through(folder)
+        _flush(path.parent)
     except BaseException as error:
-        with suppress(OSError):
-            os.remove(temporary)
-        if isinstance(error, OSError):
-            raise NotSavedError(
-                error.errno,
-                f"{path} could not be saved ({error.strerror or error}): make room or let the "
-                "folder be written to; the checkpoints before it are as they were",
-            ) from error
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                temporary.unlink()
+        # Other errors are those of the writer, such as of a file that it reads.
+        of_this_file = getattr(error, "filename", None) in (None, temporary, str(temporary))
+        if isinstance(error, OSError) and error.errno is not None and of_this_file:
+            raise NotSavedError(path, error) from error
         raise
 
 
-def _write_through(folder: str) -> None:
-    """Make the names in a folder survive a crash of the machine, where its file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # of file systems that cannot
+        if error.errno != errno.EINVAL:  # from file systems that cannot flush folders
             raise
     finally:
         os.close(descriptor)
 
 
-def check_output(path: str | Path, *, folder: bool = False) -> None:
-    """Make sure, before the work for it, that what --output names can be written; nothing is left.
-
-    Args:
-        path: Of a file, whose folder need not be there.
-        folder: Whether it is a folder instead, for files in it.
+def check_writable(folder: str | Path) -> None:
+    """Make sure that files can be created in a folder that exists; leave nothing there.
 
     Raises:
-        ValueError: If it cannot.
+        OSError: If they cannot.
+    """
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def check_output(path: str | Path, *, folder: bool = False) -> None:
+    """Make sure, before a long computation, that its --output can be written; create nothing.
+
+    Args:
+        path: A file, whose folder need not exist, or a folder.
+        folder: Whether it is a folder.
+
+    Raises:
+        ValueError: If it cannot be written.
     """
     path = Path(path)
-    nearest = path if folder else path.parent  # folder that is there
+    nearest = path if folder else path.parent  # folder that exists
     try:
         while not os.path.lexists(nearest):
             nearest = nearest.parent
         if not nearest.is_dir():
-            reason = f"{nearest} is no folder"
+            reason = f"{nearest} is not a folder"
         elif path.is_dir() and not folder:
             reason = "it is a folder, expected a file"
         else:
-            with tempfile.TemporaryFile(dir=nearest):
-                return
+            check_writable(nearest)
+            return
     except OSError as error:
         reason = f"in {nearest}: {error.strerror}"
     raise ValueError(f"--output {path} cannot be written: {reason}")
-
-
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """Let a file appear complete or not at all; its folder is made.
-
-    Yields:
-        The file to write, of the same name, in a folder that is gone afterwards.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as scratch:
-        unfinished = Path(scratch) / path.name
-        yield unfinished
-        os.replace(unfinished, path)

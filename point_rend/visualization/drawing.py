@@ -164,9 +164,9 @@ def uncertainty_picture(uncertainty: np.ndarray) -> np.ndarray:
     """Color uncertainties from black over red to yellow, which is most unsure.
 
     Args:
-        uncertainty: (H, W), at most 0, as the functions of :mod:`point_rend.rendering.uncertainty` rate
-            logits: less than 0 by the difference of the two best logits. Brightness is twice the
-            probability of the second best.
+        uncertainty: (H, W), at most 0: minus the difference of the two largest logits, as
+            :mod:`point_rend.rendering.uncertainty` computes it. Brightness is twice the
+            probability of the second class.
 
     Returns:
         (H, W, 3) uint8.

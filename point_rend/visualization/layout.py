@@ -1,5 +1,6 @@
 """Panels side by side, saved as pictures, animations and figures."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from point_rend.utils.files import written_whole
+from point_rend.utils.files import atomic_file, write_bytes
 from point_rend.visualization.drawing import POINT_COLOR, _font, draw_points
 
 MILLISECONDS = 1000
@@ -112,8 +113,7 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
         encoded = cv2.imencode(path.suffix, picture)[1]
     except cv2.error as error:
         raise ValueError(f"cannot write {path}: unknown picture format {path.suffix!r}") from error
-    with written_whole(path) as unfinished:
-        unfinished.write_bytes(encoded.tobytes())
+    write_bytes(path, encoded.tobytes())
 
 
 def save_animation(
@@ -135,9 +135,9 @@ def save_animation(
     frames = [Image.fromarray(picture[:, :, ::-1]) for picture in pictures]
     durations = [round(seconds * MILLISECONDS)] * (len(frames) - 1)
     durations.append(round(2 * seconds * MILLISECONDS))
-    with written_whole(path) as unfinished:
+    with atomic_file(path) as file:
         frames[0].save(
-            unfinished,
+            file,
             format="GIF",
             save_all=True,
             append_images=frames[1:],
@@ -182,8 +182,10 @@ def save_figure(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
             axes.set_ylim(height, 0)
             axes.set_axis_off()
     same_ids = matplotlib.rc_context({"svg.hashsalt": "point_rend"})  # else random ones
-    with written_whole(path) as unfinished, same_ids:
-        figure.savefig(unfinished, dpi=300, metadata=UNDATED.get(unfinished.suffix.lower()))
+    file, suffix = io.BytesIO(), Path(path).suffix.lower()
+    with same_ids:
+        figure.savefig(file, format=suffix[1:], dpi=300, metadata=UNDATED.get(suffix))
+    write_bytes(path, file.getvalue())
 
 
 def _title(text: str, size: tuple[int, int]) -> np.ndarray:

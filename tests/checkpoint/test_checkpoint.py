@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -1142,7 +1143,7 @@ def test_a_save_that_cannot_be_tagged_leaves_the_former_tag(
     whole_replace = os.replace
 
     def replace(source: str, target: str) -> None:
-        if target.endswith("last_checkpoint"):
+        if str(target).endswith("last_checkpoint"):
             raise OSError("disk full")
         whole_replace(source, target)
 
@@ -1154,7 +1155,7 @@ def test_a_save_that_cannot_be_tagged_leaves_the_former_tag(
 
 
 def test_what_a_killed_process_has_left_goes_with_the_next_save(tmp_path: Path):
-    for name in (".model_7.pth.tmp", ".last_checkpoint.tmp"):
+    for name in (".model_7.pth.tmp", ".0123456789abcdef.tmp", ".0123456789abcdef.tmp.mp4"):
         (tmp_path / name).write_bytes(b"half")
     SafeDetectionCheckpointer(net(), str(tmp_path)).save("m")
     assert set(contents(tmp_path)) == {"m.pth", "last_checkpoint"}
@@ -1167,7 +1168,8 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_is_tagged_behind_that(
     whole_sync, whole_replace = os.fsync, os.replace
 
     def sync(descriptor: int) -> None:
-        events.append(f"sync {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+        events.append(f"sync {re.sub(r'^[.][0-9a-f]+', '', name)}")
         whole_sync(descriptor)
 
     def replace(source: str, target: str) -> None:
@@ -1179,8 +1181,8 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_is_tagged_behind_that(
     SafeDetectionCheckpointer(net(), str(tmp_path)).save("m")
     folder = f"sync {tmp_path.name}"
     assert events == [
-        *("sync .m.pth.tmp", "name m.pth", folder),
-        *("sync .last_checkpoint.tmp", "name last_checkpoint", folder),
+        *("sync .tmp", "name m.pth", folder),
+        *("sync .tmp", "name last_checkpoint", folder),
     ]
 
 
@@ -1192,7 +1194,7 @@ def test_a_full_disk_is_one_error_that_names_the_file_and_what_to_do(tmp_path: P
         checkpointer.save("second")
     assert error.value.errno == errno.EFBIG
     assert str(error.value).startswith(f"{tmp_path / 'second.pth'} could not be saved (File too")
-    assert "make room" in str(error.value)
+    assert "free some space" in str(error.value)
     assert contents(tmp_path) == before
 
 

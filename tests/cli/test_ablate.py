@@ -236,4 +236,4 @@ def test_an_output_that_is_a_file_is_named_before_the_work(
     options: list[str], capsys: pytest.CaptureFixture[str]
 ):
     said = refusal(command(Path(options[-1]), options), capsys)
-    assert f"--output {options[-1]} cannot be written: {options[-1]} is no folder" in said
+    assert f"--output {options[-1]} cannot be written: {options[-1]} is not a folder" in said

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import pytest
@@ -672,11 +672,11 @@ def test_what_cannot_be_written_whole_leaves_the_old_file(
 ) -> None:
     (tmp_path / "x.png").write_text("old")
 
-    def fail(_: Any, file: Path) -> None:
-        file.write_text("half")
+    def fail(_: Any, file: BinaryIO, **__: Any) -> None:
+        file.write(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(report, "save_plot", fail)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
     with pytest.raises(OSError, match="no space left"):
         report.save_report(tmp_path, "x", [], "", "")
     assert (tmp_path / "x.png").read_text() == "old"

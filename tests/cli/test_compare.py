@@ -89,4 +89,4 @@ def test_an_output_that_is_a_file_is_named_before_the_work(
     monkeypatch.setattr(coco_results, "average_precision", None)
     file = planted.folder / f"{NAMES[0]}.json"
     said = refusal(command(planted, file.name, str(file)), capsys)
-    assert f"--output {file} cannot be written: {file} is no folder" in said
+    assert f"--output {file} cannot be written: {file} is not a folder" in said

@@ -57,7 +57,7 @@ def test_an_output_that_is_a_file_is_named_before_the_work(
     with pytest.raises(SystemExit) as ended:
         tool.main(["--quick", "--output", str(file)])
     assert ended.value.code == 2
-    assert f"--output {file} cannot be written: {file} is no folder" in capsys.readouterr().err
+    assert f"--output {file} cannot be written: {file} is not a folder" in capsys.readouterr().err
 
 
 def test_a_failing_step_is_named_and_its_exit_code_kept(

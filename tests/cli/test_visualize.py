@@ -241,7 +241,7 @@ def test_what_cannot_be_read_or_written_is_said_in_one_line(
     out.touch()
     with pytest.raises(SystemExit):
         run("standard", image_file, "--figures", "steps", "--formats", "png")
-    message = f"visualize_points.py: error: --output {out} cannot be written: {out} is no folder"
+    message = f"visualize_points.py: error: --output {out} cannot be written: {out} is not a folder"
     assert capsys.readouterr().err.splitlines()[-1] == message
     out.unlink()
     image_file.write_bytes(image_file.read_bytes()[:-100])

@@ -1,6 +1,5 @@
 """Pictures of masks and points."""
 
-import errno
 from pathlib import Path
 
 import cv2
@@ -10,7 +9,6 @@ import torch
 from detectron2.layers import paste_masks_in_image
 from PIL import Image
 
-from point_rend.utils.files import check_output, written_whole
 from point_rend.visualization.drawing import (
     GRAY,
     POINT_COLOR,
@@ -139,72 +137,6 @@ def test_a_map_of_labels_reads_back_the_same(tmp_path: Path) -> None:
         found = cv2.imread(str(tmp_path / "labels.png"), cv2.IMREAD_UNCHANGED)
         assert found.dtype == dtype
         np.testing.assert_array_equal(found, labels)
-
-
-def test_a_file_is_the_former_one_until_it_is_finished(tmp_path: Path) -> None:
-    file = tmp_path / "file.txt"
-    file.write_text("former")
-    with written_whole(file) as unfinished:
-        unfinished.write_text("complete")
-        assert file.read_text() == "former"
-    assert file.read_text() == "complete"
-
-    def fail() -> None:
-        with written_whole(file) as unfinished:
-            unfinished.write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert file.read_text() == "complete"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-@pytest.mark.parametrize("folder", [False, True])
-def test_an_output_that_can_be_written_passes_and_nothing_is_left(
-    tmp_path: Path, folder: bool
-) -> None:
-    (tmp_path / "there").mkdir()
-    for output in ("new", "there/new", "new/deep/new"):
-        check_output(tmp_path / output, folder=folder)
-    check_output("new", folder=folder)
-    assert [file.name for file in tmp_path.rglob("*")] == ["there"]
-    (tmp_path / "there" / "file").touch()
-    check_output(tmp_path / "there" / "file" if not folder else tmp_path / "there", folder=folder)
-
-
-@pytest.mark.parametrize(
-    ("output", "folder", "reason"),
-    [
-        ("file", True, "{}/file is no folder"),
-        ("file/new", True, "{}/file is no folder"),
-        ("file/new/newer", False, "{}/file is no folder"),
-        ("nowhere/new", True, "{}/nowhere is no folder"),
-        ("there", False, "it is a folder, expected a file"),
-    ],
-)
-def test_an_output_that_cannot_be_written_is_named_with_the_reason(
-    tmp_path: Path, output: str, folder: bool, reason: str
-) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "there").mkdir()
-    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
-    with pytest.raises(ValueError, match="cannot be written") as raised:
-        check_output(tmp_path / output, folder=folder)
-    expected = f"--output {tmp_path / output} cannot be written: {reason.format(tmp_path)}"
-    assert str(raised.value) == expected
-
-
-def test_a_folder_without_the_right_to_write_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(**_: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", "tmp123")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # root may write everywhere
-    with pytest.raises(ValueError, match="cannot be written") as raised:
-        check_output(tmp_path / "a" / "b.json")
-    assert str(raised.value).endswith(f"b.json cannot be written: in {tmp_path}: Permission denied")
 
 
 # Points and names

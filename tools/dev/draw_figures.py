@@ -22,7 +22,7 @@ from PIL import Image
 from point_rend import StandardPointHead, get_config_file, load_config
 from point_rend.cli import visualize as visualize_points
 from point_rend.utils.errors import user_errors
-from point_rend.utils.files import check_output, written_whole
+from point_rend.utils.files import atomic_file, check_output, write_text
 
 CONFIG = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 PHOTOGRAPH, INSTANCE = "000005.jpg", 0
@@ -156,8 +156,8 @@ def draw_pictures(demo: Path, output: Path) -> list[Path]:
             with Image.open(drawn) as picture:
                 small = picture.convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE)
             files.append(output / drawn.name)
-            with written_whole(files[-1]) as unfinished:
-                small.save(unfinished, optimize=True)
+            with atomic_file(files[-1]) as file:
+                small.save(file, format="PNG", optimize=True)
     return files
 
 
@@ -186,8 +186,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         check_output(args.output, folder=True)
     files = draw_pictures(args.demo, args.output)
     files.append(args.output / "point-head.svg")
-    with written_whole(files[-1]) as unfinished:
-        unfinished.write_text(published_diagram(), encoding="utf-8")
+    write_text(files[-1], published_diagram())
     print("\n".join(map(str, files)))
     return files
 

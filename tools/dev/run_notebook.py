@@ -31,7 +31,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from point_rend.utils.errors import user_errors
-from point_rend.utils.files import check_output, written_whole
+from point_rend.utils.files import check_output, write_text
 
 FAILED = 1  # exit code if a cell does not run
 PARAMETERS = "parameters"
@@ -174,8 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except CellExecutionError as error:
         print(f"{error}\n{parser.prog}: error: {args.notebook} does not run", file=sys.stderr)
         raise SystemExit(FAILED) from error
-    with written_whole(output) as unfinished:
-        nbformat.write(done, unfinished)
+    write_text(output, nbformat.writes(done) + "\n")
     print(output)
 
 

@@ -1,11 +1,11 @@
 """The manifest of a drawn data set: an existing folder is kept only if it is the one asked for."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from point_rend.utils.files import atomic_folder
 
 MANIFEST = "shapes.json"
 
@@ -54,12 +54,9 @@ def write_once(
     if folder.is_dir() and any(folder.iterdir()):
         _complain_about_difference(folder, wanted, files)
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".shapes-", dir=folder.parent) as scratch:
-        unfinished = Path(scratch) / "data"
+    with atomic_folder(folder) as unfinished:
         write(unfinished)
         (unfinished / MANIFEST).write_text(json.dumps(wanted))
-        os.replace(unfinished, folder)
 
 
 def _complain_about_difference(folder: Path, wanted: dict[str, Any], files: Sequence[Path]) -> None:

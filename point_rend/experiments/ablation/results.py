@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from point_rend.engine.arguments import build_parser
 from point_rend.engine.setup import read_config, register_datasets
-from point_rend.utils.files import written_whole
+from point_rend.utils.files import atomic_file, write_text
 
 Figures = dict[str, float]
 ANNOTATIONS = ("json_file", "panoptic_json", "panoptic_root", "sem_seg_root", "gt_dir")  # metadata
@@ -102,8 +102,7 @@ def read_cell(file: Path, origin: Origin) -> Figures | None:
 def keep_cell(file: Path, origin: Origin, figures: Figures | None) -> None:
     """Write for :func:`read_cell` the figures of a finished cell, or None for one that is begun."""
     text = json.dumps({**origin._asdict(), "figures": figures}, indent=2)
-    with written_whole(file) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    write_text(file, text)
 
 
 def _is_cell(content: Any) -> bool:
@@ -150,5 +149,5 @@ def draw_panels(
         draw(axes, metric)
         axes.set_ylabel(metric)
         axes.grid(alpha=0.3)
-    with written_whole(file) as unfinished:
+    with atomic_file(file) as unfinished:
         figure.savefig(unfinished, format="png", dpi=120)

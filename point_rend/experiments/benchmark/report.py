@@ -14,7 +14,7 @@ import torch
 
 from point_rend.experiments.benchmark.case import Settings
 from point_rend.experiments.benchmark.measuring import Measurement, Record
-from point_rend.utils.files import written_whole
+from point_rend.utils.files import atomic_file, write_text
 
 
 # Report
@@ -143,15 +143,12 @@ def save_plot(records: Sequence[Record], file: Path) -> None:
         panel.legend()
     panels[0].set_yticks(range(len(records)), [f"{x.name}, {x.rival}" for x in records])
     panels[0].invert_yaxis()
-    figure.savefig(file, format="png", dpi=120)
+    with atomic_file(file) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
 
 
 def save_report(folder: Path, stem: str, records: Sequence[Record], text: str, data: str) -> None:
     """Write ``stem``.md, .json and .png into a folder, each complete or not at all."""
-    for suffix, write in (
-        ("md", lambda file: file.write_text(text + "\n", encoding="utf-8")),
-        ("json", lambda file: file.write_text(data, encoding="utf-8")),
-        ("png", lambda file: save_plot(records, file)),
-    ):
-        with written_whole(folder / f"{stem}.{suffix}") as unfinished:
-            write(unfinished)
+    write_text(folder / f"{stem}.md", text + "\n")
+    write_text(folder / f"{stem}.json", data)
+    save_plot(records, folder / f"{stem}.png")
