@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
     from point_rend.color_augmentation import ColorAugSSD, ColorAugSSDTransform
     from point_rend.config.checks import check_config
-    from point_rend.config.defaults import add_pointrend_config, get_config_file
+    from point_rend.config.defaults import add_pointrend_config
+    from point_rend.config.files import get_config_file
     from point_rend.config.loading import load_config
     from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
     from point_rend.meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
@@ -79,7 +80,8 @@ _NAMES = {
     "checkpoint.checkpointer": ("SafeDetectionCheckpointer",),
     "color_augmentation": ("ColorAugSSD", "ColorAugSSDTransform"),
     "config.checks": ("check_config",),
-    "config.defaults": ("add_pointrend_config", "get_config_file"),
+    "config.defaults": ("add_pointrend_config",),
+    "config.files": ("get_config_file",),
     "config.loading": ("load_config",),
     "mask_head": ("ImplicitPointRendMaskHead", "PointRendMaskHead"),
     "meta_arch": ("PointRendPanopticFPN", "PointRendSemanticSegmentor"),

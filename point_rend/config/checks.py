@@ -1,8 +1,4 @@
-"""Every config key of PointRend, the one loader of YAML files, and checks across keys.
-
-The loader gives the result of Detectron2's `CfgNode.merge_from_file`, but to it a YAML file is
-data: nothing in a file, or in a file that it names as its `_BASE_`, is ever executed.
-"""
+"""Checks across config keys."""
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -16,22 +12,13 @@ from detectron2.modeling import (
 )
 from PIL import Image
 
-from point_rend.config.defaults import DEFAULTS, point_head_num_classes, value_of
-from point_rend.config.tasks import MODELS_WITH_ROI_HEADS, MODELS_WITH_SEMANTIC_HEAD
+from point_rend.config.defaults import point_head_num_classes, value_of
+from point_rend.config.tasks import PANOPTIC, meta_architecture, model_outputs
 from point_rend.utils.errors import did_you_mean
 
-# Names of the mask heads that do their own pooling. CoarseMaskHead is the oldest name of the first;
+# Mask heads that do their own pooling. CoarseMaskHead is the oldest name of the first one;
 # PointRendROIHeads still builds it under that name.
 POINT_MASK_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead", "CoarseMaskHead")
-
-
-# A point head for the semantic head alone, for models that have two. Its keys are those of
-# MODEL.POINT_HEAD; without a NAME it is not there, and the semantic head takes MODEL.POINT_HEAD.
-DEFAULTS |= {
-    key.replace("MODEL.", "MODEL.SEM_SEG_HEAD."): default
-    for key, default in DEFAULTS.items()
-    if key.startswith("MODEL.POINT_HEAD.")
-} | {"MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME": ""}
 
 
 def check_config(cfg: CfgNode, *, training: bool) -> None:
@@ -51,19 +38,18 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
         _check_data_loader(cfg)
     if training or cfg.TEST.MIXED_PRECISION:
         _check_mixed_precision(cfg)
-    if cfg.MODEL.META_ARCHITECTURE in MODELS_WITH_SEMANTIC_HEAD:
+    if meta_architecture(cfg).has_semantic_head:
         _check_crop_of_deeplab(cfg)
     elif cfg.TEST.BOUNDARY_METRICS and not cfg.MODEL.MASK_ON:
         raise ValueError(
-            "TEST.BOUNDARY_METRICS is True, but MODEL.MASK_ON is False: without masks there are no "
-            "boundaries"
+            "TEST.BOUNDARY_METRICS is True, but MODEL.MASK_ON is False: boundary metrics need masks"
         )
     if cfg.MODEL.MASK_ON:
         _check_mask_head(cfg, training=training)
 
 
-LEAST_NUMBERS = {"DATALOADER.NUM_WORKERS": 0}
-LEAST_NUMBERS_OF_A_TRAINING = {
+MINIMA = {"DATALOADER.NUM_WORKERS": 0}
+TRAINING_MINIMA = {
     "SOLVER.MAX_ITER": 1,
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.CHECKPOINT_PERIOD": 1,
@@ -72,13 +58,13 @@ LEAST_NUMBERS_OF_A_TRAINING = {
 
 
 def _check_numbers(cfg: CfgNode, *, training: bool) -> None:
-    for key, least in (LEAST_NUMBERS | (LEAST_NUMBERS_OF_A_TRAINING if training else {})).items():
+    for key, least in (MINIMA | (TRAINING_MINIMA if training else {})).items():
         value = value_of(cfg, key)
         if value < least:
             raise ValueError(f"{key} must be {least} or more, got {value}")
 
 
-RESNET_DEPTHS = (18, 34, 50, 101, 152)  # that Detectron2's own ResNets have
+RESNET_DEPTHS = (18, 34, 50, 101, 152)  # of Detectron2's own ResNets
 RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone")
 
 
@@ -92,13 +78,13 @@ def _check_registered_names(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.DEPTH must be one of {RESNET_DEPTHS}, got {model.RESNETS.DEPTH}"
         )
     used = {"MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY, "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY}
-    if model.META_ARCHITECTURE in MODELS_WITH_ROI_HEADS:
+    if meta_architecture(cfg).has_roi_heads:
         used["MODEL.ROI_HEADS.NAME"] = ROI_HEADS_REGISTRY
-        if model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":  # the name of none
+        if model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":  # stands for no generator
             used["MODEL.PROPOSAL_GENERATOR.NAME"] = PROPOSAL_GENERATOR_REGISTRY
         if model.MASK_ON and model.ROI_MASK_HEAD.NAME != "CoarseMaskHead":
             used["MODEL.ROI_MASK_HEAD.NAME"] = ROI_MASK_HEAD_REGISTRY
-    if model.META_ARCHITECTURE in MODELS_WITH_SEMANTIC_HEAD:
+    if meta_architecture(cfg).has_semantic_head:
         used["MODEL.SEM_SEG_HEAD.NAME"] = SEM_SEG_HEADS_REGISTRY
     for key, registry in used.items():
         name = value_of(cfg, key)
@@ -137,7 +123,7 @@ def _check_data_loader(cfg: CfgNode) -> None:
 
 
 def _check_crop_of_deeplab(cfg: CfgNode) -> None:
-    """Check what DeepLab's heads read of the crop: the window of their average."""
+    """Check the crop against the window over which DeepLab's heads average."""
     head, crop = cfg.MODEL.SEM_SEG_HEAD, cfg.INPUT.CROP
     name = head.NAME
     if name == "PointRendSemSegHead":
@@ -188,7 +174,7 @@ def check_test_time_augmentation(cfg: CfgNode) -> None:
             "TEST.AUG.MIN_SIZES: expected one or more short sides in pixels, got "
             f"{tuple(augmentation.MIN_SIZES)}"
         )
-    if "Panoptic" in cfg.MODEL.META_ARCHITECTURE:
+    if model_outputs(cfg) == PANOPTIC:
         raise ValueError(
             "TEST.AUG.ENABLED is True, but there is no test-time augmentation for "
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"

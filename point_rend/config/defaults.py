@@ -3,12 +3,9 @@
 import copy
 import functools
 import operator
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-
-from point_rend.utils.errors import did_you_mean
 
 INHERIT = -1
 DEFAULTS: dict[str, Any] = {
@@ -105,6 +102,13 @@ DEFAULTS: dict[str, Any] = {
     # Stem of build_resnet_deeplab_backbone: deeplab (three 3x3 convolutions) or basic (one 7x7).
     "MODEL.RESNETS.STEM_TYPE": "deeplab",
 }
+# A point head for the semantic head alone, for models that have two. Its keys are those of
+# MODEL.POINT_HEAD; without a NAME it does not exist, and the semantic head takes MODEL.POINT_HEAD.
+DEFAULTS |= {
+    key.replace("MODEL.", "MODEL.SEM_SEG_HEAD."): default
+    for key, default in DEFAULTS.items()
+    if key.startswith("MODEL.POINT_HEAD.")
+} | {"MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME": ""}
 
 
 def add_pointrend_config(cfg: CfgNode) -> None:
@@ -124,30 +128,6 @@ def add_pointrend_config(cfg: CfgNode) -> None:
             node = node[section]
         if name not in node:
             node[name] = copy.copy(default)
-
-
-def get_config_file(name: str) -> str:
-    """Find a YAML file that is shipped with the package.
-
-    Args:
-        name: Path below `configs/`, for example
-            "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml".
-
-    Returns:
-        Its path on this machine.
-
-    Raises:
-        FileNotFoundError: If no such file is shipped; the message lists the nearest names.
-    """
-    package = Path(__file__).resolve().parents[1]
-    # An installed package carries the folder inside, a checkout has it beside the package.
-    shipped = package / "configs"
-    root = shipped if shipped.is_dir() else package.parent / "configs"
-    path = root / name
-    if not path.is_file():
-        known = [file.relative_to(root).as_posix() for file in root.rglob("*.yaml")]
-        raise FileNotFoundError(f"no config file {name!r} in {root}{did_you_mean(name, known)}")
-    return str(path)
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from detectron2.utils.file_io import PathManager
 
 from point_rend.config.defaults import add_pointrend_config
+from point_rend.config.files import find_config_file
 from point_rend.utils.errors import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Build the config of a run: defaults, then a YAML file, then the command line.
 
     Args:
-        config_file: Path or URL of a YAML file.
+        config_file: Path or URL of a YAML file, or the name of a config of this package, as of
+            :func:`get_config_file`.
         opts: Keys and values in turn, as in `["SOLVER.BASE_LR", "0.01"]`.
 
     Returns:
@@ -40,6 +42,27 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
+def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Build a config as :func:`load_config` does, but from the text of a YAML file without bases.
+
+    Args:
+        text: The text, such as `cfg.dump()` returns.
+        source: Name of its origin for messages.
+        opts: As of :func:`load_config`.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        ValueError: As of :func:`load_config`.
+    """
+    cfg = get_cfg()
+    add_pointrend_config(cfg)
+    _merge(cfg, list(_flatten(_parse_yaml(text, source), source)), source)
+    _apply(cfg, _settings_of_opts(opts))
+    return cfg
+
+
 def merge_from_file_safely(cfg: CfgNode, path: str) -> None:
     """Merge a YAML file and its `_BASE_` files into a config without executing anything in them.
 
@@ -48,20 +71,24 @@ def merge_from_file_safely(cfg: CfgNode, path: str) -> None:
 
     Args:
         cfg: A config of the latest version; changed in place.
-        path: Path or URL of a YAML file.
+        path: As of :func:`load_config`.
 
     Raises:
         FileNotFoundError: If the file or one of its bases does not exist.
         ValueError: If a file would execute code or is not YAML, if the bases form a cycle, or if a
             key or a value does not fit `cfg`.
     """
-    settings = _settings_of_file(path)
+    _merge(cfg, _settings_of_file(find_config_file(path)), path)
+
+
+def _merge(cfg: CfgNode, settings: Sequence["_Setting"], source: str) -> None:
+    """Merge settings of any config version; when an error is raised, `cfg` is as it was."""
     version = _version_of(settings, latest=cfg.VERSION)
     if version == cfg.VERSION:
         merged = cfg.clone()
         _apply(merged, settings)
     else:
-        logger.warning("%s is of config version %d: upgrading it", path, version)
+        logger.warning("%s is of config version %d: upgrading it", source, version)
         old = downgrade_config(cfg, to_version=version)
         _apply(old, settings)
         merged = upgrade_config(old)
@@ -70,7 +97,7 @@ def merge_from_file_safely(cfg: CfgNode, path: str) -> None:
 
 
 class _Setting(NamedTuple):
-    """One value for one key, and where a user wrote it."""
+    """One value for one key, and its source: a file or the command line."""
 
     path: tuple[str, ...]
     value: Any
@@ -134,11 +161,17 @@ def _read_yaml(path: str, included_by: tuple[str, ...]) -> dict[Any, Any]:
         where += f" ({BASE_KEY} of {included_by[-1]})"
     try:
         with PathManager.open(path, "rb") as file:
-            tree = yaml.safe_load(file)
+            content = file.read()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where} does not exist") from error
     except OSError as error:
         raise OSError(f"{where} cannot be read: {error}") from error
+    return _parse_yaml(content, where)
+
+
+def _parse_yaml(content: str | bytes, where: str) -> dict[Any, Any]:
+    try:
+        tree = yaml.safe_load(content)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -165,7 +198,7 @@ def _flatten(
 
 
 def _version_of(settings: Sequence[_Setting], latest: int) -> int:
-    """Tell the config version of a file; the keys give one away that says none."""
+    """Return the config version of a file; without a VERSION its keys decide."""
     given = [setting for setting in settings if setting.key == "VERSION"]
     if not given:
         old_keys = {"MODEL.WEIGHT", "TEST.AUG_ON"}

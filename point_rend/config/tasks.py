@@ -1,24 +1,46 @@
-"""The outputs of each meta-architecture."""
+"""The heads and the outputs of each meta-architecture."""
+
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
 
-# Names of the meta-architectures that have ROI heads, and of those with a semantic head.
-MODELS_WITH_ROI_HEADS = ("GeneralizedRCNN", "PanopticFPN", "PointRendPanopticFPN")
-MODELS_WITH_SEMANTIC_HEAD = (
-    "SemanticSegmentor",
-    "PanopticFPN",
-    "PointRendSemanticSegmentor",
-    "PointRendPanopticFPN",
-)
-SEMANTIC_MODELS = ("SemanticSegmentor", "PointRendSemanticSegmentor")  # names in the registry
+# Fields of a model's results.
 INSTANCES = frozenset({"instances"})
 SEM_SEG = frozenset({"sem_seg"})
 PANOPTIC = INSTANCES | SEM_SEG | {"panoptic_seg"}
-PANOPTIC_MODELS = ("PanopticFPN", "PointRendPanopticFPN")  # names in the registry
+
+
+class MetaArchitecture(NamedTuple):
+    """The parts of a meta-architecture on which this package depends.
+
+    Attributes:
+        outputs: Fields of the model's results.
+        has_roi_heads: Whether it reads MODEL.ROI_HEADS.
+    """
+
+    outputs: frozenset[str] = INSTANCES
+    has_roi_heads: bool = False
+
+    @property
+    def has_semantic_head(self) -> bool:
+        """Whether it reads MODEL.SEM_SEG_HEAD."""
+        return "sem_seg" in self.outputs
+
+
+_BY_NAME = {
+    "GeneralizedRCNN": MetaArchitecture(INSTANCES, has_roi_heads=True),
+    "PanopticFPN": MetaArchitecture(PANOPTIC, has_roi_heads=True),
+    "PointRendPanopticFPN": MetaArchitecture(PANOPTIC, has_roi_heads=True),
+    "SemanticSegmentor": MetaArchitecture(SEM_SEG),
+    "PointRendSemanticSegmentor": MetaArchitecture(SEM_SEG),
+}
+
+
+def meta_architecture(cfg: CfgNode) -> MetaArchitecture:
+    """Look up MODEL.META_ARCHITECTURE; others, as RetinaNet, detect instances without ROI heads."""
+    return _BY_NAME.get(cfg.MODEL.META_ARCHITECTURE, MetaArchitecture())
 
 
 def model_outputs(cfg: CfgNode) -> frozenset[str]:
-    """Tell which fields the results of a model have."""
-    if cfg.MODEL.META_ARCHITECTURE in SEMANTIC_MODELS:
-        return SEM_SEG
-    return PANOPTIC if cfg.MODEL.META_ARCHITECTURE in PANOPTIC_MODELS else INSTANCES
+    """Return the fields of a model's results."""
+    return meta_architecture(cfg).outputs

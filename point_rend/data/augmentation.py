@@ -12,7 +12,7 @@ from detectron2.data.transforms import (
 from fvcore.transforms.transform import Transform
 
 from point_rend.color_augmentation import ColorAugSSD
-from point_rend.config.tasks import SEMANTIC_MODELS
+from point_rend.config.tasks import SEM_SEG, model_outputs
 
 
 def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
@@ -30,7 +30,7 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
         The augmentations in order. Empty for a semantic model that is tested with TEST.AUG, which
         resizes the images itself.
     """
-    semantic = cfg.MODEL.META_ARCHITECTURE in SEMANTIC_MODELS
+    semantic = model_outputs(cfg) == SEM_SEG
     if not is_train and semantic and cfg.TEST.AUG.ENABLED:
         return []
     resize, *flip = build_augmentation(cfg, is_train)

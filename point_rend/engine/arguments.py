@@ -5,6 +5,7 @@ Parsing needs the standard library alone, so that `--help` answers at once.
 
 import argparse
 
+from point_rend.config.files import config_file_option
 from point_rend.utils.program import program
 
 AUTO = "auto"  # a meeting point of processes that is known on this machine only
@@ -31,7 +32,11 @@ def build_parser(description: str = DESCRIPTION) -> argparse.ArgumentParser:
         f"  {prog} --config-file FILE MODEL.DEVICE cpu",
     )
     parser.add_argument(
-        "--config-file", default="", metavar="FILE", help="path, or name of a published config"
+        "--config-file",
+        type=config_file_option,
+        default="",
+        metavar="FILE",
+        help="path, or name of a config of this package",
     )
     parser.add_argument(
         "--resume",

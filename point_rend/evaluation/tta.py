@@ -13,7 +13,7 @@ from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import Tensor, nn
 
-from point_rend.config.tasks import SEMANTIC_MODELS
+from point_rend.config.tasks import SEM_SEG, model_outputs
 
 ROWS = 64  # of a map that are turned into probabilities at once
 
@@ -28,7 +28,7 @@ def build_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
     Returns:
         A model with the inputs and outputs of `model`.
     """
-    if cfg.MODEL.META_ARCHITECTURE not in SEMANTIC_MODELS:
+    if model_outputs(cfg) != SEM_SEG:
         return GeneralizedRCNNWithTTA(cfg, model)
     augmentation = cfg.TEST.AUG
     return MultiScaleSegmentor(

@@ -12,10 +12,12 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_mask_head
 
-import point_rend.config.checks
+import point_rend.config.files
+import point_rend.config.loading
 from point_rend.config.checks import check_config
-from point_rend.config.defaults import add_pointrend_config, get_config_file, point_head_num_classes
-from point_rend.config.loading import load_config, merge_from_file_safely
+from point_rend.config.defaults import add_pointrend_config, point_head_num_classes
+from point_rend.config.files import config_file_option, get_config_file
+from point_rend.config.loading import load_config, merge_from_file_safely, parse_config
 
 ZOO = Path(model_zoo.__file__).parent / "configs"
 # What the stock project has not, besides the keys of DeepLab.
@@ -125,11 +127,55 @@ class TestShippedFiles:
         with pytest.raises(FileNotFoundError, match=r"1x_coc.yaml.*did you mean .*1x_coco.yam"):
             get_config_file("InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coc.yaml")
 
+    @pytest.mark.parametrize(
+        "name",
+        [
+            f"configs/{COCO_1X}",
+            COCO_1X.removesuffix(".yaml"),
+            "pointrend_rcnn_R_50_FPN_1x_coco.yaml",
+            "pointrend_rcnn_R_50_FPN_1x_coco",
+        ],
+    )
+    def test_the_folder_and_the_suffix_may_be_left_out(self, name, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert get_config_file(name) == get_config_file(COCO_1X)
+        assert load_config(name) == load_config(get_config_file(COCO_1X))
+
+    def test_a_name_in_several_folders_is_refused(self):
+        with pytest.raises(
+            ValueError, match=r"Base-Cityscapes could be Inst.* or Semantic.*: "
+        ):
+            get_config_file("Base-Cityscapes")
+
+    def test_a_file_that_exists_takes_precedence(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path / COCO_1X, "SEED: 7")
+        assert load_config(COCO_1X).SEED == 7
+        assert config_file_option(COCO_1X) == COCO_1X
+
+    def test_a_path_that_leads_elsewhere_is_no_name(self, tmp_path):
+        for folder in ("output", str(tmp_path)):
+            name = f"{folder}/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
+            with pytest.raises(FileNotFoundError, match=f"config file {name} does not exist, and"):
+                load_config(name)
+
+    @pytest.mark.parametrize(
+        ("name", "nearest"),
+        [
+            ("pointrend_rcnn_R_50_FPN_2x_coco.yaml", "pointrend_rcnn_R_50_FPN_1x_coco.yaml or "),
+            (COCO_1X.replace("Instance", "Instanec"), COCO_1X),
+        ],
+    )
+    def test_an_option_of_an_unknown_name_fails_with_the_nearest_names(self, name, nearest):
+        assert config_file_option(name) == name
+        with pytest.raises(FileNotFoundError, match=rf"{name} does .*; did you mean .*{nearest}"):
+            load_config(config_file_option(name))
+
     def test_an_installed_package_uses_the_files_that_travel_inside_it(self, tmp_path, monkeypatch):
         inside = write(tmp_path / "point_rend" / "configs" / "a.yaml", "VERSION: 2")
         write(tmp_path / "configs" / "a.yaml", "VERSION: 2")
-        module = write(tmp_path / "point_rend" / "config.py", "")
-        monkeypatch.setattr(point_rend.config.checks, "__file__", module)
+        module = write(tmp_path / "point_rend" / "config" / "files.py", "")
+        monkeypatch.setattr(point_rend.config.files, "__file__", module)
         assert get_config_file("a.yaml") == inside
 
 
@@ -216,7 +262,7 @@ def test_a_base_may_be_an_address(tmp_path, monkeypatch):
             opened.append(path)
             return open(base if "://" in path else path, mode)
 
-    monkeypatch.setattr(point_rend.config.checks, "PathManager", FakePathManager)
+    monkeypatch.setattr(point_rend.config.loading, "PathManager", FakePathManager)
     cfg = our_cfg()
     merge_from_file_safely(cfg, leaf)
     assert opened == [leaf, "detectron2://some/base.yaml"]
@@ -411,6 +457,27 @@ class TestLoadConfig:
         shutil.copytree(Path(get_config_file(COCO_1X)).parent, tmp_path / "copy")
         copied = load_config(str(tmp_path / "copy" / Path(COCO_1X).name))
         assert copied == load_config(get_config_file(COCO_1X))
+
+
+class TestParseConfig:
+    def test_the_dump_of_a_config_gives_the_config(self):
+        cfg = load_config(COCO_1X, ["SEED", "3"])
+        again = parse_config(cfg.dump(), "here")
+        assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+        assert parse_config(cfg.dump(), "here", ["SEED", "4"]).SEED == 4
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("SEED: !!python/name:os.getcwd ''", "^here, line 1: .*!!python/name"),
+            ("SED: 1", "^here: unknown config key SED; did you mean SEED"),
+            ("_BASE_: /etc/passwd", "^here: unknown config key _BASE_"),
+            ("SEED", "^here: expected config keys and values"),
+        ],
+    )
+    def test_text_is_read_as_safely_as_a_file(self, text, message):
+        with pytest.raises(ValueError, match=message):
+            parse_config(text, "here")
 
 
 class TestClassCounts:

@@ -1,7 +1,6 @@
 import math
 import os
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +15,9 @@ from detectron2.utils.events import EventStorage
 from point_rend import add_pointrend_config, get_config_file, load_config
 from point_rend.config.checks import check_config
 from tests.runs import without_finite_gradient
+from tests.tiny_datasets import REPOSITORY
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = REPOSITORY / "configs"
 FOLDER = CONFIGS / "InstanceSegmentation"
 LEAVES = sorted(f.name for f in FOLDER.glob("*.yaml") if not f.name.startswith("Base-"))
 
@@ -252,12 +252,16 @@ def test_every_base_lies_among_our_configs(path):
         assert target.is_relative_to(CONFIGS)
 
 
-# A few boxes on a small image keep a step short. No layer goes; one gets narrower, from which the
-# implicit head otherwise predicts its parameters with 300 million weights.
+# Narrow layers, a small image and few boxes keep a step short; no layer is left out.
+NARROW = (
+    *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.FPN.OUT_CHANNELS", "16"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"),
+    *("MODEL.ROI_MASK_HEAD.FC_DIM", "16", "MODEL.POINT_HEAD.FC_DIM", "16"),
+)
 SMALL = (
-    *("MODEL.DEVICE", "cpu"),
-    *("MODEL.WEIGHTS", ""),
-    *("MODEL.ROI_MASK_HEAD.FC_DIM", "64"),
+    *NARROW,
     *("MODEL.RPN.POST_NMS_TOPK_TRAIN", "8"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "8"),
     # An untrained model is never sure of a class.

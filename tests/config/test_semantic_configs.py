@@ -3,7 +3,6 @@
 import math
 import os
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,10 +18,11 @@ from point_rend import add_pointrend_config, get_config_file, load_config
 from point_rend.config.checks import check_config
 from point_rend.semantic_seg import coarse_logits
 from point_rend.solver import build_lr_scheduler
-from tests.config.test_published_configs import COCO, differing_keys, flat
+from tests.config.test_published_configs import COCO, NARROW, differing_keys, flat
 from tests.runs import without_finite_gradient
+from tests.tiny_datasets import REPOSITORY
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = REPOSITORY / "configs"
 FOLDERS = ("SemanticSegmentation", "PanopticSegmentation")
 LEAVES = {
     path.stem: path
@@ -446,13 +446,13 @@ def test_deeplab_is_tested_at_sizes_that_its_pyramid_takes(name):
 # --- one step of every architecture -------------------------------------------------------------
 
 HEIGHT, WIDTH = 64, 128
-# A shallower backbone and few points and boxes keep a step short; the kinds of layers stay.
+# A shallower backbone, narrow layers and few boxes keep a step short; all kinds of layers stay.
 SMALL = (
-    *("MODEL.DEVICE", "cpu"),
-    *("MODEL.WEIGHTS", ""),
+    *NARROW,
     *("MODEL.RESNETS.DEPTH", "50"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", "32"),
+    *("MODEL.SEM_SEG_HEAD.POINT_HEAD.FC_DIM", "16"),
     *("INPUT.CROP.SIZE", f"[{HEIGHT}, {WIDTH}]"),
-    *("MODEL.ROI_MASK_HEAD.FC_DIM", "64"),
     *("MODEL.RPN.POST_NMS_TOPK_TRAIN", "8"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "8"),
     # Frozen normalization without weights lets activations grow: dim the image.
