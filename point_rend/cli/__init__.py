@@ -13,6 +13,10 @@ from point_rend import __version__
 from point_rend.utils.errors import USER_ERROR, did_you_mean, say_error
 from point_rend.utils.imports import NO_DETECTRON2, lacks_detectron2
 from point_rend.utils.program import program
+from point_rend.utils.third_party import hide_third_party_warnings
+
+# Here, because every door and every spawned process imports this before Detectron2.
+hide_third_party_warnings()
 
 GROUPS = {
     "train and evaluate": {

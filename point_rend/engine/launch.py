@@ -25,6 +25,7 @@ from torch.multiprocessing.spawn import (
 from torch.nn.parallel import DistributedDataParallel
 
 from point_rend.engine.arguments import AUTO
+from point_rend.engine.spawned import enter
 
 GRACE_SECONDS = 30  # that processes get to end by themselves, once one of them has failed
 FIRST_FREE_PORT = 20000
@@ -177,7 +178,9 @@ def launch(
             Place(machine_rank * num_local + local, num_local * num_machines, local, url)
             for local in range(num_local)
         ]
-        context = start_processes(_run, (places, device, function, args), num_local, join=False)
+        context = start_processes(
+            enter, (_run, places, device, function, args), num_local, join=False
+        )
         _wait(context)
 
 

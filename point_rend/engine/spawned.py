@@ -1,0 +1,17 @@
+"""The first module of this package that a spawned process imports, before Detectron2."""
+
+from collections.abc import Callable
+from typing import Any
+
+from point_rend.utils.third_party import hide_third_party_warnings
+
+hide_third_party_warnings()
+
+
+def enter(local_rank: int, function: Callable[..., None], *args: Any) -> None:
+    """Call `function(local_rank, *args)`.
+
+    A new process unpickles its function first, then the arguments: this module comes before those
+    that import Detectron2.
+    """
+    function(local_rank, *args)
