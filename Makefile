@@ -25,10 +25,10 @@ venv:
 	@sh tools/setup_venv.sh
 
 demo: venv
-	$(BIN)/python tools/demo.py $(ARGS)
+	$(BIN)/pointrend demo $(ARGS)
 
 demo-semantic: venv
-	$(BIN)/python -m tools.demo_semantic $(ARGS)
+	$(BIN)/pointrend demo-semantic $(ARGS)
 
 notebook: venv
 	$(BIN)/python tools/dev/run_notebook.py notebooks/tutorial.ipynb $(ARGS)

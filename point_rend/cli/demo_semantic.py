@@ -1,189 +1,61 @@
-"""The semantic way once, in minutes on a CPU: draw street scenes, train, measure, look.
+"""`pointrend demo-semantic`: the demo for semantic segmentation, on drawn street scenes.
 
-    python -m tools.demo_semantic             # or: make demo-semantic
+The scenes have the layout of Cityscapes, and the Cityscapes scripts compute the mIoU after the
+training. Every step is a command that a user could type; it is printed before it runs. The last
+step evaluates the trained model three times (its coarse logits upsampled with nearest and with
+bilinear interpolation, and rendered by PointRend) and draws the three label maps between the input
+and the ground truth.
 
-The scenes are written as Cityscapes is published, and the scripts of Cityscapes give the mIoU at
-the end of the training. Every step is a command that one could type; it is printed before it runs.
-The last step measures the same trained model three times: its coarse logits upsampled to the
-nearest and bilinearly, and as PointRend renders them; and writes pictures of the three beside input
-and truth.
-
-What is there already is kept: an interrupted training is taken up at its last checkpoint, and a
-finished one is only evaluated again. To start afresh delete the output directory.
+Existing results are kept: an interrupted training continues from its last checkpoint, and a
+finished one is only evaluated again. To start afresh, delete the folder.
 """
 
 import argparse
-import os
-import shlex
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
-import torch
-from cityscapesscripts.helpers.labels import trainId2label
-from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
-from detectron2.modeling import build_model
-from detectron2.structures import ImageList
-from torch import Tensor
-from torch.nn import functional as F
+from point_rend.experiments.demo import steps
 
-from point_rend import SafeDetectionCheckpointer, load_config
-
-# So that the folder of tools can be imported from a script that lies in it.
-from point_rend.cli.demo import REPOSITORY, closeup, parse_arguments, run_step
-from point_rend.evaluation.coco_results import format_table
-from point_rend.evaluation.semantic_iou import SemanticScores
-from point_rend.rendering.uncertainty import label_map
-from point_rend.visualization.layout import save_picture, side_by_side, stack
-
-CONFIG = REPOSITORY / "configs" / "Demo" / "pointrend_semantic_streets.yaml"
+CONFIG = "Demo/pointrend_semantic_streets.yaml"
 IMAGE_SIZE = (128, 256)
 NUM_TRAIN, NUM_VAL = 400, 50
-NUM_CLASSES = 19
-VOID = 255
-NUM_PICTURES = 6
-MAGNIFICATION = 3  # of the pictures
-TITLES = ("input", "coarse", "bilinear", "PointRend", "ground truth")
-METHODS = ("coarse, nearest", "coarse, bilinear", "PointRend")
-QUICK = ("SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "1")
 
 
-@torch.no_grad()
-def predict(model: Any, image: np.ndarray) -> list[np.ndarray]:
-    """Label an image in the three ways of `METHODS`.
-
-    Args:
-        model: a trained `PointRendSemanticSegmentor` over `SemSegFPNHead`, in inference.
-        image: (H, W, 3) uint8, BGR.
-
-    Returns:
-        Three label maps (H, W) uint8.
-    """
-    pixels = torch.as_tensor(image.transpose(2, 0, 1).astype(np.float32))
-    batch = ImageList.from_tensors(
-        [(pixels - model.pixel_mean) / model.pixel_std], model.backbone.size_divisibility
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser."""
+    return steps.build_parser(
+        "Train a small semantic PointRend on drawn street scenes and compare label maps.",
+        "demo-semantic",
     )
-    head = model.sem_seg_head.coarse_sem_seg_head
-    coarse = head.layers(model.backbone(batch.tensor))
-    stride = head.common_stride
-    rendered = model([{"image": pixels}])[0]["sem_seg"]
-
-    def label(logits: Tensor) -> np.ndarray:
-        height, width = image.shape[:2]
-        return label_map(logits[:, :height, :width]).numpy().astype(np.uint8)
-
-    nearest = F.interpolate(coarse, scale_factor=stride, mode="nearest")
-    bilinear = F.interpolate(coarse, scale_factor=stride, mode="bilinear", align_corners=False)
-    return [label(nearest[0]), label(bilinear[0]), label(rendered)]
-
-
-def color(labels: np.ndarray) -> np.ndarray:
-    """Paint a map of training ids in the colors of Cityscapes, (H, W, 3) uint8 BGR."""
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for train_id in range(NUM_CLASSES):
-        palette[train_id] = trainId2label[train_id].color[::-1]
-    return palette[labels]
-
-
-def compare(image: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Make the panels of one image in the order of `TITLES`.
-
-    Args:
-        image: (H, W, 3) uint8, BGR.
-        maps: the predictions and the truth, (H, W) uint8 each.
-    """
-    size = (image.shape[1] * MAGNIFICATION, image.shape[0] * MAGNIFICATION)
-    large = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-    painted = [cv2.resize(color(m), size, interpolation=cv2.INTER_NEAREST) for m in maps]
-    return [large, *painted]
-
-
-def largest_boxes(instance_ids: np.ndarray) -> dict[int, tuple[int, np.ndarray]]:
-    """Find the largest object of every class in an image.
-
-    Args:
-        instance_ids: (H, W) as Cityscapes defines them.
-
-    Returns:
-        By label id the visible area, and the box x0, y0, x1, y1 in pixels.
-    """
-    found: dict[int, tuple[int, np.ndarray]] = {}
-    for value in np.unique(instance_ids[instance_ids >= 1000]):
-        y, x = np.nonzero(instance_ids == value)
-        label, area = int(value) // 1000, len(y)
-        if area > found.get(label, (0, None))[0]:
-            found[label] = area, np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
-    return found
-
-
-def evaluate(data: Path, weights: Path, pictures: Path) -> dict[str, dict[str, float]]:
-    """Measure the three ways on the validation images and write the pictures.
-
-    Args:
-        data: the generated data set.
-        weights: the trained model.
-        pictures: folder of the pictures.
-
-    Returns:
-        "mIoU" and "boundary mIoU" in percent of each of `METHODS`.
-    """
-    cfg = load_config(str(CONFIG), ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(NUM_CLASSES)])
-    model = build_model(cfg).eval()
-    SafeDetectionCheckpointer(model).load(str(weights))
-    records = load_cityscapes_semantic(str(data / "leftImg8bit/val"), str(data / "gtFine/val"))
-    scores = [SemanticScores(NUM_CLASSES, ignore_value=VOID) for _ in METHODS]
-    rows: list[np.ndarray] = []
-    objects: dict[int, tuple[int, list[np.ndarray]]] = {}  # area and close-up
-    for record in sorted(records, key=lambda record: record["file_name"]):
-        image = cv2.imread(record["file_name"])
-        truth = cv2.imread(record["sem_seg_file_name"], cv2.IMREAD_UNCHANGED)
-        predictions = predict(model, image)
-        for score, prediction in zip(scores, predictions, strict=True):
-            score.add(prediction, truth)
-        panels = compare(image, [*predictions, truth])
-        if len(rows) < NUM_PICTURES:
-            rows.append(side_by_side(panels, TITLES))
-        instance_file = record["sem_seg_file_name"].replace("labelTrainIds", "instanceIds")
-        found = largest_boxes(cv2.imread(instance_file, cv2.IMREAD_UNCHANGED))
-        for label, (area, box) in found.items():
-            if area > objects.get(label, (0, []))[0]:
-                objects[label] = area, closeup(panels, box * MAGNIFICATION)
-    closeups = [side_by_side(cut, TITLES) for _, (_, cut) in sorted(objects.items())]
-    save_picture(pictures / "images.png", stack(rows))
-    save_picture(pictures / "closeups.png", stack(closeups))
-    return {name: score.means() for name, score in zip(METHODS, scores, strict=True)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo.
 
     Raises:
-        SystemExit: With code 2 if --output cannot be written, with that of a step that failed.
+        SystemExit: With code 2 if --output cannot be written, else with that of a failed step.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.demo_semantic",
-        description="Train, evaluate and look at a small semantic PointRend.",
-    )
-    output, quick = parse_arguments(parser, argv, "demo-semantic")
-    num_train, num_val, opts = (8, 2, QUICK) if quick else (NUM_TRAIN, NUM_VAL, ())
+    output, quick = steps.read_arguments(build_parser(), argv)
+    num_train, num_val, opts = (8, 2, steps.QUICK) if quick else (NUM_TRAIN, NUM_VAL, ())
     start = time.monotonic()
 
     data, results = output / "cityscapes", output / "pointrend"
-    numbers = ("--train", num_train, "--val", num_val, "--size", *IMAGE_SIZE)
-    generator = ("-m", "point_rend.data.shapes", "--layout", "cityscapes", "--output", data)
-    run_step("Draw the data set", [sys.executable, *map(str, (*generator, *numbers))])
-    datasets = os.path.relpath(output, REPOSITORY)  # where Detectron2 looks for cityscapes/
-    train_net = ("env", f"DETECTRON2_DATASETS={datasets}", sys.executable, "train_net.py")
-    settings = ("--config-file", CONFIG.relative_to(REPOSITORY), "OUTPUT_DIR", results, *opts)
-    run_step("Train PointRend and evaluate it", [*train_net, "--resume", *settings])
+    sizes = ("--train", num_train, "--val", num_val, "--size", *IMAGE_SIZE)
+    layout = ("--layout", "cityscapes", "--output", data)
+    steps.run_step("Draw the data set", ["python", "-m", "point_rend.data.shapes", *layout, *sizes])
+    steps.run_step(
+        "Train PointRend and evaluate it",
+        [
+            *("pointrend", "train", "--resume", "--config-file", CONFIG),
+            *("OUTPUT_DIR", results, *opts),
+        ],
+        DETECTRON2_DATASETS=output,  # Detectron2 looks for cityscapes/ there
+    )
 
     print("\n=== Compare\n", flush=True)
+    from point_rend.evaluation.coco_results import format_table
+    from point_rend.experiments.demo.semantic import evaluate
+
     pictures = output / "pictures"
-    print(format_table(evaluate(data, results / "model_final.pth", pictures)))
-    minutes = (time.monotonic() - start) / 60
-    print(f"\nDone in {minutes:.1f} minutes. Look at:\n  {pictures / 'images.png'}")
-    print(f"  {pictures / 'closeups.png'}\nTo start afresh: rm -r {shlex.quote(str(output))}")
+    print(format_table(evaluate(CONFIG, results / "model_final.pth", data, pictures)))
+    steps.print_end(start, [pictures / "images.png", pictures / "closeups.png"], output)

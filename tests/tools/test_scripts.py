@@ -1,28 +1,34 @@
-"""Every script of the folder, as a user starts it who is somewhere else."""
+"""Every script and every sub-command, started as a user does it, from another folder."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+from point_rend.cli import COMMANDS
 from tests.tiny_datasets import REPOSITORY
 
-SCRIPTS = [
-    file
-    for file in sorted((REPOSITORY / "tools").glob("*.py"))
-    if '\nif __name__ == "__main__":\n' in file.read_text(encoding="utf-8")
-]
-# Each starts in a process of its own, with what takes long to import there already.
+DOORS = [REPOSITORY / "train_net.py", *sorted((REPOSITORY / "tools").glob("*.py"))]
+SCRIPTS = [*DOORS, *sorted((REPOSITORY / "tools" / "dev").glob("*.py"))]
+BY_TRAIN_NET = {"train", "evaluate"}
+# Each starts in a fork of a process that has imported what takes long.
 START = """
 import os, runpy, sys
 import cv2, detectron2.engine, matplotlib, pycocotools.mask, torch
-import point_rend
-for script in sys.argv[1:]:
-    print(f"# script {script}", flush=True)
+import point_rend, tools
+assert tools.IS_FOREIGN
+for start in sys.argv[1:]:
+    print(f"# start {start}", flush=True)
     if not os.fork():
-        sys.argv, sys.path[0] = [script, "--help"], os.path.dirname(script)
         try:
-            runpy.run_path(script, run_name="__main__")
+            if start.endswith(".py"):
+                sys.argv, sys.path[0] = [start, "--help"], os.path.dirname(start)
+                runpy.run_path(start, run_name="__main__")
+            else:
+                sys.argv = ["-m", start, "--help"]
+                runpy.run_module("point_rend", run_name="__main__", alter_sys=True)
         except SystemExit as end:
             sys.stdout.flush()
             os._exit(end.code or 0)  # at once: to take down what was imported takes a second
@@ -32,28 +38,47 @@ for script in sys.argv[1:]:
 """
 
 
-def test_every_script_answers_for_help_wherever_it_is_started(tmp_path: Path) -> None:
-    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+def test_every_start_answers_for_help_beside_a_foreign_package_called_tools(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign" / "tools"
+    foreign.mkdir(parents=True)
+    (foreign / "__init__.py").write_text("IS_FOREIGN = True\n")
+    starts = {str(script): script.name for script in SCRIPTS}
+    starts |= {name: f"pointrend {name}" for name in COMMANDS}
     done = subprocess.run(
-        [sys.executable, "-c", START, *map(str, SCRIPTS)],
+        [sys.executable, "-c", START, *starts],
         cwd=tmp_path,
-        env=environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{foreign.parent}:{REPOSITORY}", "COLUMNS": "80"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
         timeout=280,
     )
-    answers = {answer.splitlines()[0]: answer for answer in done.stdout.split("# script ")[1:]}
-    assert list(answers) == list(map(str, SCRIPTS)), done.stdout
-    for answer in answers.values():
-        assert "usage: " in answer, answer
+    answers = {answer.splitlines()[0]: answer for answer in done.stdout.split("# start ")[1:]}
+    assert list(answers) == list(starts), done.stdout
+    for start, answer in answers.items():
+        assert f"usage: {starts[start]} [-h]" in answer, answer
         assert answer.endswith("\n# exit code 0\n"), answer
 
 
-def test_no_script_is_left_out() -> None:
-    parts = {"ablate_cells", "ablate_sampling", "ablate_subdivision", "benchmark_cases"}
-    parts |= {"benchmark_training", "predict_model", "predict_results"}
-    parts |= {"report_gallery", "report_parts"}
-    files = {file.stem for file in (REPOSITORY / "tools").glob("*.py")}
-    assert files - {script.stem for script in SCRIPTS} == parts
+def test_every_subcommand_has_one_door() -> None:
+    opened = []
+    for door in DOORS:
+        opened += re.findall(r'run_command\("(.*)"\)', door.read_text(encoding="utf-8"))
+    by_path = {"install-detectron2"}  # its code runs before the package can be imported
+    assert sorted([*opened, *BY_TRAIN_NET, *by_path]) == sorted(COMMANDS)
+
+
+def test_no_script_imports_another_or_changes_the_search_path() -> None:
+    for script in SCRIPTS:
+        tree = ast.parse(script.read_text(encoding="utf-8"))
+        imported = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add("." if node.level else (node.module or "").split(".")[0])
+            elif isinstance(node, ast.Attribute):
+                assert ast.unparse(node) != "sys.path", script
+        assert not imported & {"tools", ".", *(other.stem for other in SCRIPTS)}, script

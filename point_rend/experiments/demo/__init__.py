@@ -1,0 +1,1 @@
+"""The demos: their steps and their pictures."""

@@ -1,0 +1,166 @@
+"""Pictures of the demo: input, coarse masks, PointRend's masks and ground truth, side by side."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
+
+from point_rend import SafeDetectionCheckpointer, load_config
+from point_rend.visualization.drawing import color_of, match_colors, overlay_masks
+from point_rend.visualization.layout import save_picture, side_by_side, stack
+
+NUM_PICTURES = 6
+MAGNIFICATION = 3  # of the pictures
+MIN_SCORE = 0.7  # of the detections shown
+TITLES = ("input", "coarse 7x7", "PointRend", "ground truth")
+
+
+class Instances(NamedTuple):
+    """The instances shown in one picture."""
+
+    masks: np.ndarray  # (I, H, W) bool at the size of the picture
+    boxes: np.ndarray  # (I, 4) x0, y0, x1, y1 in pixels of the picture
+
+
+def load_model(
+    config: str, weights: Path, num_classes: int, opts: Sequence[str] = ()
+) -> tuple[Any, CfgNode]:
+    """Build the demo's model with trained weights, ready for inference."""
+    cfg = load_config(config, ["MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes), *opts])
+    model = build_model(cfg).eval()
+    SafeDetectionCheckpointer(model).load(str(weights))
+    return model, cfg
+
+
+@torch.no_grad()
+def predict(model: Any, cfg: CfgNode, image: np.ndarray) -> Instances:
+    """Detect instances; their masks have the resolution of the picture, not of the image."""
+    height, width = (side * MAGNIFICATION for side in image.shape[:2])
+    short_side, long_side = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    resize = ResizeShortestEdge([short_side, short_side], long_side).get_transform(image)
+    pixels = torch.as_tensor(resize.apply_image(image).transpose(2, 0, 1).astype(np.float32))
+    found = model([{"image": pixels, "height": height, "width": width}])[0]["instances"].to("cpu")
+    found = found[found.scores >= MIN_SCORE]
+    return Instances(found.pred_masks.numpy(), found.pred_boxes.tensor.numpy())
+
+
+def render_annotations(annotations: Sequence[dict[str, Any]], size: tuple[int, int]) -> Instances:
+    """Render the annotated instances of an image at the size of its picture.
+
+    Args:
+        annotations: COCO annotations with polygons or compressed RLE.
+        size: Height and width of the image.
+    """
+    height, width = (side * MAGNIFICATION for side in size)
+    masks = np.zeros((len(annotations), height, width), dtype=bool)
+    boxes = np.zeros((len(annotations), 4))
+    for i, annotation in enumerate(annotations):
+        segmentation = annotation["segmentation"]
+        if isinstance(segmentation, dict):
+            mask = mask_util.decode(segmentation).astype(np.float32)
+            large = cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)
+            masks[i] = cv2.GaussianBlur(large, (0, 0), MAGNIFICATION / 2) > 0.5
+        else:
+            polygons = [[MAGNIFICATION * v for v in polygon] for polygon in segmentation]
+            rles = mask_util.frPyObjects(polygons, height, width)
+            masks[i] = mask_util.decode(mask_util.merge(rles))
+        x, y, w, h = annotation["bbox"]
+        boxes[i] = np.array([x, y, x + w, y + h]) * MAGNIFICATION
+    return Instances(masks, boxes)
+
+
+def make_panels(
+    image: np.ndarray, coarse: Instances, fine: Instances, ground_truth: Instances
+) -> list[np.ndarray]:
+    """Make the panels of one image in the order of `TITLES`, each object in one color."""
+    size = (image.shape[1] * MAGNIFICATION, image.shape[0] * MAGNIFICATION)
+    large = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+    colors = [color_of(i) for i in range(len(ground_truth.masks))]
+    return [
+        large,
+        overlay_masks(large, coarse.masks, match_colors(coarse.boxes, ground_truth.boxes)),
+        overlay_masks(large, fine.masks, match_colors(fine.boxes, ground_truth.boxes)),
+        overlay_masks(large, ground_truth.masks, colors),
+    ]
+
+
+def closeup(panels: Sequence[np.ndarray], box: np.ndarray, side: int = 260) -> list[np.ndarray]:
+    """Cut a square around a box out of every panel, inside the panel, resized to `side` pixels."""
+    height, width = panels[0].shape[:2]
+    length = round(min(1.2 * max(box[2] - box[0], box[3] - box[1]), height, width))
+    corner = (box[:2] + box[2:]) / 2 - length / 2
+    x, y = np.clip(np.round(corner).astype(int), 0, (width - length, height - length))
+    return [
+        cv2.resize(
+            panel[y : y + length, x : x + length], (side, side), interpolation=cv2.INTER_AREA
+        )
+        for panel in panels
+    ]
+
+
+def draw_pictures(
+    config: str,
+    weights: Path,
+    json_file: Path,
+    image_root: Path,
+    folder: Path,
+    *,
+    coarse_opts: Sequence[str],
+) -> list[Path]:
+    """Draw the first validation images and the largest object of every class.
+
+    Args:
+        config: Name of the model's config.
+        weights: The trained model.
+        json_file: COCO annotations of the validation set.
+        image_root: Its images.
+        folder: Folder of the pictures.
+        coarse_opts: Config keys and values with which the model predicts its coarse masks.
+
+    Returns:
+        The files written.
+    """
+    content = json.loads(json_file.read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for annotation in content["annotations"]:
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    largest: dict[int, dict[str, Any]] = {}
+    for annotation in sorted(content["annotations"], key=lambda a: a["area"]):
+        largest[annotation["category_id"]] = annotation
+
+    models = [load_model(config, weights, len(names), opts) for opts in (coarse_opts, ())]
+    shown = [image["id"] for image in content["images"][:NUM_PICTURES]]
+    needed = {*shown, *(annotation["image_id"] for annotation in largest.values())}
+    panels: dict[int, list[np.ndarray]] = {}
+    for record in content["images"]:
+        if record["id"] in needed:
+            image = cv2.imread(str(image_root / record["file_name"]))
+            size = (record["height"], record["width"])
+            ground_truth = render_annotations(by_image.get(record["id"], []), size)
+            coarse, fine = (predict(model, cfg, image) for model, cfg in models)
+            panels[record["id"]] = make_panels(image, coarse, fine, ground_truth)
+
+    rows = [side_by_side(panels[number], TITLES) for number in shown]
+    files = [folder / f"image_{number:06d}.png" for number in shown]
+    for file, row in zip(files, rows, strict=True):
+        save_picture(file, row)
+    closeups = []
+    for category, annotation in sorted(largest.items()):
+        x, y, w, h = annotation["bbox"]
+        box = np.array([x, y, x + w, y + h]) * MAGNIFICATION
+        cut = closeup(panels[annotation["image_id"]], box)
+        closeups.append(side_by_side(cut, (names[category], *TITLES[1:])))
+    pairs = [side_by_side(closeups[i : i + 2], gap=32) for i in range(0, len(closeups), 2)]
+    files += [folder / "closeups.png", folder / "images.png"]
+    save_picture(files[-2], stack(pairs))
+    save_picture(files[-1], stack(rows))
+    return files

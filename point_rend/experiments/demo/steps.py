@@ -1,0 +1,87 @@
+"""Steps of the demos: commands that are printed, run and timed."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from point_rend.utils.files import check_output
+from point_rend.utils.program import COMMAND, program
+
+# Settings of a demo that only shows that everything runs.
+QUICK = ("SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "1")
+PROGRAMS = {
+    "python": [sys.executable],
+    COMMAND: [sys.executable, "-m", "point_rend"],
+}
+
+
+def build_parser(description: str, folder: str) -> argparse.ArgumentParser:
+    """Build the parser of a demo.
+
+    Args:
+        description: One sentence.
+        folder: Name of the folder in output/ without --output; with --quick another one.
+    """
+    parser = argparse.ArgumentParser(prog=program(), description=description)
+    parser.add_argument("--output", type=Path, help=f"folder (default output/{folder})")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few images and iterations: shows that it all runs"
+    )
+    parser.set_defaults(folder=folder)
+    return parser
+
+
+def read_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[Path, bool]:
+    """Read the command line of a demo.
+
+    Returns:
+        The folder of the results and whether the run is a quick one.
+
+    Raises:
+        SystemExit: With code 2 if --output cannot be written.
+    """
+    args = parser.parse_args(argv)
+    default = Path("output", f"{args.folder}-quick" if args.quick else args.folder)
+    output = args.output or default
+    try:
+        check_output(output, folder=True)
+    except ValueError as error:
+        parser.error(str(error))
+    return output, args.quick
+
+
+def run_step(title: str, command: Sequence[object], **variables: object) -> None:
+    """Print a command, run it and print how long it took.
+
+    Args:
+        title: Purpose of the step.
+        command: `pointrend` or `python`, and arguments.
+        variables: Environment variables.
+
+    Raises:
+        SystemExit: If it fails; the message names the step, the exit code is the command's.
+    """
+    name, *arguments = [str(word) for word in command]
+    values = {key: str(value) for key, value in variables.items()}
+    shown = [*(f"{key}={shlex.quote(value)}" for key, value in values.items()), name]
+    print(f"\n=== {title}\n$ {' '.join(shown)} {shlex.join(arguments)}\n", flush=True)
+    start = time.monotonic()
+    done = subprocess.run([*PROGRAMS[name], *arguments], env=os.environ | values, check=False)
+    if done.returncode:
+        print(f"\n{program()}: error: this step failed: {title}", file=sys.stderr)
+        raise SystemExit(done.returncode)
+    print(f"--- {time.monotonic() - start:.0f} s", flush=True)
+
+
+def print_end(start: float, files: Sequence[Path], output: Path) -> None:
+    """Print the time since `start`, of `time.monotonic`, and where the results are."""
+    minutes = (time.monotonic() - start) / 60
+    print(f"\nDone in {minutes:.1f} minutes. Look at:\n  " + "\n  ".join(map(str, files)))
+    print(f"To start afresh: rm -r {shlex.quote(str(output))}")
