@@ -129,5 +129,5 @@ def _register_heads() -> None:
 after_import(
     "detectron2.modeling",
     _register_heads,
-    undisturbed=("detectron2.projects.point_rend", __name__),
+    undisturbed=("detectron2.projects", __name__),
 )

@@ -8,6 +8,7 @@ where it can be, and its entries are then replaced by ours.
 import contextlib
 import importlib
 from collections.abc import Iterator
+from types import ModuleType
 
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
@@ -53,6 +54,11 @@ def register() -> None:
         if present is not None and present is not ours:
             _stock[name] = present
         _set_entry(registry, name, ours)
+
+
+def stock_module(name: str) -> ModuleType:
+    """Import a module of the stock project, such as `point_features`."""
+    return importlib.import_module(f"detectron2.projects.point_rend.{name}")
 
 
 @contextlib.contextmanager

@@ -182,14 +182,14 @@ def save_figure(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
             axes.set_ylim(height, 0)
             axes.set_axis_off()
     same_ids = matplotlib.rc_context({"svg.hashsalt": "point_rend"})  # else random ones
-    file, suffix = io.BytesIO(), Path(path).suffix.lower()
+    buffer, suffix = io.BytesIO(), Path(path).suffix.lower()
     with same_ids:
-        figure.savefig(file, format=suffix[1:], dpi=300, metadata=UNDATED.get(suffix))
-    write_bytes(path, file.getvalue())
+        figure.savefig(buffer, format=suffix[1:], dpi=300, metadata=UNDATED.get(suffix))
+    write_bytes(path, buffer.getvalue())
 
 
 def _title(text: str, size: tuple[int, int]) -> np.ndarray:
-    """Draw centerd black text on white, (H, W, 3) uint8; smaller where it would not fit."""
+    """Draw centered black text on white, (H, W, 3) uint8; smaller where it would not fit."""
     height, width = size
     strip = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(strip)

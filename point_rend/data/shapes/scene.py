@@ -203,8 +203,8 @@ def _full_area(figure: Figure, matrix: np.ndarray) -> int:
     side = int(
         np.ceil(3 * np.linalg.norm(matrix[:, 0]))
     )  # the figure is at most 2 (1 + stroke) wide
-    centerd = np.concatenate([matrix[:, :2], np.full((2, 1), side / 2)], axis=1)
-    stamp = rasterize(figure, centerd, (side, side))
+    centered = np.concatenate([matrix[:, :2], np.full((2, 1), side / 2)], axis=1)
+    stamp = rasterize(figure, centered, (side, side))
     return 0 if stamp is None else int(stamp.subpixels.sum())
 
 

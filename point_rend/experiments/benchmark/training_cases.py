@@ -28,6 +28,7 @@ from point_rend.experiments.benchmark import instance_cases as cases
 from point_rend.experiments.benchmark import model_cases, random_inputs
 from point_rend.experiments.benchmark.case import Agreement, Case, Contest, Settings
 from point_rend.ground_truth import point_labels
+from point_rend.registration import stock_module
 
 IMAGE = (800, 1333)  # height and width
 NUM_IMAGES = 2
@@ -157,8 +158,7 @@ def training_label_agreement(
 
 def _labels_case(num_classes: int) -> Case:
     def build(settings: Settings) -> Contest:
-        import detectron2.projects.point_rend.point_features as stock_points
-
+        stock_points = stock_module("point_features")
         generator = torch.Generator().manual_seed(settings.seed)
         cfgs = _configs(num_classes, settings)
         heads = _roi_heads_pair(cfgs, settings)
