@@ -8,6 +8,7 @@ import math
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 
@@ -17,8 +18,8 @@ from point_rend.checkpoint.legacy_keys import upgrade_state_dict
 class CoarseMaskHead(nn.Module):
     """Predict a coarse mask per class, or any other vector, from each box's grid of features.
 
-    A 1×1 convolution where the input has more channels than ``conv_dim``, a 2×2 convolution of
-    stride 2, ReLU layers that are fully connected, and a linear prediction.
+    A 1×1 convolution if the input has more channels than ``conv_dim``, a 2×2 convolution with
+    stride 2, fully connected ReLU layers, and a linear prediction.
 
     Args:
         input_shape: channels, height and width of the grid; height and width even.
@@ -27,17 +28,18 @@ class CoarseMaskHead(nn.Module):
         output_shape: shape of the prediction for one box, e.g. (C, 7, 7).
 
     Raises:
-        ValueError: if the grid's sides are odd or 0, or there is no fully connected layer.
+        ValueError: if a side of the grid is odd or 0, or there is no fully connected layer.
 
     Source: section 4.1 of the paper, "Lightweight coarse mask prediction head".
     """
 
     _version = 2
 
+    @configurable
     def __init__(
         self,
-        *,
         input_shape: ShapeSpec,
+        *,
         conv_dim: int,
         fc_dims: list[int],
         output_shape: tuple[int, ...],
@@ -76,6 +78,22 @@ class CoarseMaskHead(nn.Module):
         self.prediction = nn.Linear(width_in, math.prod(self.output_shape))
         nn.init.normal_(self.prediction.weight, std=0.001)
         nn.init.zeros_(self.prediction.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        """Read the arguments from a config: the prediction is a coarse mask per class."""
+        head = cfg.MODEL.ROI_MASK_HEAD
+        side = head.OUTPUT_SIDE_RESOLUTION
+        return {
+            "input_shape": input_shape,
+            "conv_dim": head.CONV_DIM,
+            "fc_dims": [head.FC_DIM] * head.NUM_FC,
+            "output_shape": (
+                1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+                side,
+                side,
+            ),
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, D, height, width) features to (N, *output_shape)."""

@@ -1,6 +1,7 @@
-"""The registered mask heads: the standard one, and its implicit sibling.
+"""The registered mask heads: PointRend and Implicit PointRend.
 
-Shapes: N boxes over all images, K classes, C channels, P points.
+Shapes: N boxes over all images, N_i in image i, K classes, D channels of the features that a coarse
+head reads, P points, S side of a mask.
 """
 
 import logging
@@ -13,17 +14,14 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from point_rend.coarse_mask_head import CoarseMaskHead
 from point_rend.config.defaults import DEFAULTS, point_head_num_classes
 from point_rend.ground_truth.point_labels import sample_point_labels
 from point_rend.ground_truth.shared_masks import share_masks
-from point_rend.point_features import (
-    BoxFeatureReader,
-    Features,
-)
+from point_rend.point_features import BoxFeatureReader, Features
 from point_rend.point_head import (
     build_point_head,
     build_point_sampler,
@@ -42,14 +40,24 @@ from point_rend.rendering.uncertainty import (
 
 logger = logging.getLogger(__name__)
 
+# Names that other projects import from the stock project's module.
+ConvFCHead = CoarseMaskHead
+calculate_uncertainty = foreground_uncertainty
+
 
 @dataclass(frozen=True)
 class PointRefinement:
-    """How a point head is used: what it reads, where it is trained, how masks are rendered."""
+    """The use of a point head: the features it reads, its training points, the rendering of masks.
+
+    Args:
+        reader: the levels that the point head reads.
+        sampler: draws the training points.
+        renderer: renders the masks.
+    """
 
     reader: BoxFeatureReader
     sampler: PointSampler
-    renderer: "MaskRenderer"
+    renderer: MaskRenderer
 
 
 def _build_reader(cfg: CfgNode, section: str, input_shape: object) -> BoxFeatureReader:
@@ -62,18 +70,6 @@ def _build_reader(cfg: CfgNode, section: str, input_shape: object) -> BoxFeature
         )
     key = f"MODEL.{section}.IN_FEATURES"
     return BoxFeatureReader.from_shapes(cfg.MODEL[section].IN_FEATURES, input_shape, key)
-
-
-def _build_coarse_head(
-    cfg: CfgNode, reader: BoxFeatureReader, output_shape: tuple[int, ...]
-) -> CoarseMaskHead:
-    side = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
-    return CoarseMaskHead(
-        input_shape=ShapeSpec(channels=reader.channels, height=side, width=side),
-        conv_dim=cfg.MODEL.ROI_MASK_HEAD.CONV_DIM,
-        fc_dims=[cfg.MODEL.ROI_MASK_HEAD.FC_DIM] * cfg.MODEL.ROI_MASK_HEAD.NUM_FC,
-        output_shape=output_shape,
-    )
 
 
 def _label_points(instances: Sequence[Instances], coords_box: Tensor) -> Tensor:
@@ -89,27 +85,79 @@ def _build_renderer(cfg: CfgNode, start_side: int) -> MaskRenderer:
         points_per_step=point.SUBDIVISION_NUM_POINTS,
     )
 
-    def of_ours(key: str) -> Any:  # which a config of the stock project lacks
+    def value_or_default(key: str) -> Any:  # a config of the stock project lacks these keys
         return point.get(key, DEFAULTS[f"MODEL.POINT_HEAD.{key}"])
 
     return MaskRenderer(
         plan.without_covered_steps(),
-        boxes_per_chunk=of_ours("SUBDIVISION_BOXES_PER_CHUNK"),
-        cells_per_pixel=of_ours("SUBDIVISION_CELLS_PER_PIXEL"),
+        boxes_per_chunk=value_or_default("SUBDIVISION_BOXES_PER_CHUNK"),
+        cells_per_pixel=value_or_default("SUBDIVISION_CELLS_PER_PIXEL"),
     )
 
 
-class PointRendMaskHead(nn.Module):
-    """A coarse mask per box, rendered at the points where it is unsure.
+class _BoxMaskHead(nn.Module):
+    """The common part of both heads: a coarse prediction from a grid of features of each box.
 
     Args:
-        coarse_head: maps (N, D, side, side) to coarse logits (N, K, S, S).
+        coarse_reader: the levels that the coarse prediction reads.
+        coarse_pooler_side: side of the grid.
+        uncertainty: rates the logits (N, 1, ...) of the class of each box.
+    """
+
+    def __init__(
+        self, coarse_reader: BoxFeatureReader, coarse_pooler_side: int, uncertainty: Uncertainty
+    ) -> None:
+        super().__init__()
+        self.coarse_reader = coarse_reader
+        self.coarse_pooler_side = coarse_pooler_side
+        self.uncertainty = uncertainty
+
+    def forward(
+        self, features: Features, instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        """Return losses in training, and instances with ``pred_masks`` in inference.
+
+        Args:
+            features: per level (images, C_l, H_l, W_l).
+            instances: in training the foreground proposals of each image with ``proposal_boxes``,
+                ``gt_classes`` and ``gt_masks``; in inference its detections with ``pred_boxes``
+                and ``pred_classes``.
+
+        Returns:
+            Losses by name; or the same instances with ``pred_masks`` (N_i, 1, S, S), foreground
+            probabilities in the box.
+        """
+        if self.training:
+            return self._losses(features, instances)
+        for detected, masks in zip(instances, self._masks(features, instances), strict=True):
+            detected.pred_masks = masks
+        return instances
+
+    def _pool(self, features: Features, boxes: Sequence[Boxes]) -> Tensor:
+        """Read the grid of features of each box, (N, D, side, side)."""
+        return self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
+
+    def _losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _masks(self, features: Features, instances: list[Instances]) -> Sequence[Tensor]:
+        raise NotImplementedError
+
+
+class PointRendMaskHead(_BoxMaskHead):
+    """Predict a coarse mask per box and render it at the points where it is uncertain.
+
+    The losses are ``loss_mask`` and ``loss_mask_point``.
+
+    Args:
+        coarse_head: maps (N, D, side, side) to coarse logits (N, K, s, s), or (N, 1, s, s) if it is
+            class-agnostic.
         coarse_reader: the levels that the coarse head reads.
         coarse_pooler_side: side of the grid that the coarse head reads.
-        point_head: maps features and coarse logits at points to logits; None for the coarse head
-            alone, which then gives masks of its own small side.
-        refinement: how the point head is used; given with it.
-        uncertainty: rates the one channel (N, 1, ...) of each box's class, in training and in
+        point_head: maps features and coarse logits at points to logits; None to use the coarse
+            head alone, whose masks keep their small side s.
+        refinement: the use of the point head; None without one.
+        uncertainty: rates the logits (N, 1, ...) of the class of each box, in training and in
             inference.
 
     Raises:
@@ -129,41 +177,37 @@ class PointRendMaskHead(nn.Module):
         refinement: PointRefinement | None = None,
         uncertainty: Uncertainty = foreground_uncertainty,
     ) -> None:
-        super().__init__()
+        super().__init__(coarse_reader, coarse_pooler_side, uncertainty)
         if (point_head is None) != (refinement is None):
             raise ValueError(
                 "PointRendMaskHead: point_head and refinement belong together: give both or none"
             )
         self.coarse_head = coarse_head
-        self.coarse_reader = coarse_reader
-        self.coarse_pooler_side = coarse_pooler_side
         self.point_head = point_head
         self.refinement = refinement
-        self.uncertainty = uncertainty
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
         """Read the arguments from a config; ``input_shape`` has the levels to choose from."""
         coarse_reader = _build_reader(cfg, "ROI_MASK_HEAD", input_shape)
-        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        coarse_channels = 1 if cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else num_classes
-        coarse_side = cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION
+        pooler_side = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
+        coarse_head = CoarseMaskHead(cfg, coarse_reader.grid_shape(pooler_side))
         coarse = {
-            "coarse_head": _build_coarse_head(
-                cfg, coarse_reader, (coarse_channels, coarse_side, coarse_side)
-            ),
+            "coarse_head": coarse_head,
             "coarse_reader": coarse_reader,
-            "coarse_pooler_side": cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION,
+            "coarse_pooler_side": pooler_side,
         }
+        coarse_channels, coarse_side, _ = coarse_head.output_shape
         if not cfg.MODEL.ROI_MASK_HEAD.POINT_HEAD_ON:
             logger.warning(
-                "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON is False: only the coarse %dx%d head is built, "
-                "there is no rendering. Set it to True for PointRend.",
+                "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON is False: only the coarse %dx%d head is built "
+                "and nothing is rendered. Set it to True for PointRend.",
                 coarse_side,
                 coarse_side,
             )
             return coarse
         point_reader = _build_reader(cfg, "POINT_HEAD", input_shape)
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         point_head = build_point_head(
             cfg,
             ShapeSpec(channels=point_reader.channels),
@@ -180,31 +224,9 @@ class PointRendMaskHead(nn.Module):
             ),
         }
 
-    def forward(
-        self, features: Features, instances: list[Instances]
-    ) -> dict[str, Tensor] | list[Instances]:
-        """Return losses in training, and instances with ``pred_masks`` in inference.
-
-        Args:
-            features: per level (images, C_l, H_l, W_l).
-            instances: per image, in training foreground proposals with ``proposal_boxes``,
-                ``gt_classes`` and ``gt_masks``; in inference detections with ``pred_boxes`` and
-                ``pred_classes``.
-
-        Returns:
-            ``loss_mask`` and ``loss_mask_point``; or the same instances, each with ``pred_masks``
-            (N_i, 1, S, S), foreground probabilities in the box.
-        """
-        if self.training:
-            return self._losses(features, instances)
-        for detected, masks in zip(instances, self._masks(features, instances), strict=True):
-            detected.pred_masks = masks
-        return instances
-
     def _losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
         boxes = [x.proposal_boxes for x in instances]
-        pooled = self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
-        coarse_logits = self.coarse_head(pooled)
+        coarse_logits = self.coarse_head(self._pool(features, boxes))
         instances = share_masks(instances)
         losses = {"loss_mask": mask_rcnn_loss(coarse_logits, instances)}
         if self.point_head is None or self.refinement is None:
@@ -219,10 +241,7 @@ class PointRendMaskHead(nn.Module):
         return losses
 
     def _masks(self, features: Features, instances: list[Instances]) -> Sequence[Tensor]:
-        boxes = [x.pred_boxes for x in instances]
-        pooled = self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
-        coarse = self.coarse_head(pooled)
-        del pooled  # rendering has no need of it
+        coarse = self.coarse_head(self._pool(features, [x.pred_boxes for x in instances]))
         refinement = self.refinement
         if self.point_head is None or refinement is None:
             classes = torch.cat([x.pred_classes for x in instances])
@@ -233,8 +252,10 @@ class PointRendMaskHead(nn.Module):
         return renderer.render(bound, instances, coarse, self.uncertainty)
 
 
-class ImplicitPointRendMaskHead(nn.Module):
-    """A mask per box as a function of position: an MLP whose weights the coarse head predicts.
+class ImplicitPointRendMaskHead(_BoxMaskHead):
+    """Represent the mask of each box as a function of position, an MLP with predicted weights.
+
+    The losses are ``loss_l2`` and ``loss_mask_point``.
 
     Args:
         parameter_head: maps (N, D, side, side) to MLP parameters (N, num_params).
@@ -242,10 +263,10 @@ class ImplicitPointRendMaskHead(nn.Module):
         coarse_pooler_side: side of the grid that the parameter head reads.
         point_head: maps features, positions and parameters to logits.
         point_reader: the levels that the point head reads.
-        num_train_points: P, uniformly random in the box.
-        renderer: how masks are rendered.
+        num_train_points: P, drawn uniformly in the box.
+        renderer: renders the masks.
         l2_regularizer: weight of the mean square of the parameters.
-        uncertainty: rates the one channel (N, 1, ...) of each box's class, in inference.
+        uncertainty: rates the logits (N, 1, ...) of the class of each box, in inference.
 
     Source: Cheng, Parkhi, Kirillov, "Pointly-Supervised Instance Segmentation", section 5.
     """
@@ -264,25 +285,23 @@ class ImplicitPointRendMaskHead(nn.Module):
         l2_regularizer: float,
         uncertainty: Uncertainty = foreground_uncertainty,
     ) -> None:
-        super().__init__()
+        super().__init__(coarse_reader, coarse_pooler_side, uncertainty)
         if num_train_points < 1:
             raise ValueError(
                 f"TRAIN_NUM_POINTS: expected at least 1 training point, got {num_train_points}"
             )
         self.parameter_head = parameter_head
-        self.coarse_reader = coarse_reader
-        self.coarse_pooler_side = coarse_pooler_side
         self.point_head = point_head
         self.point_reader = point_reader
         self.num_train_points = num_train_points
         self.renderer = renderer
         self.l2_regularizer = l2_regularizer
-        self.uncertainty = uncertainty
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
         """Read the arguments from a config; ``input_shape`` has the levels to choose from."""
         coarse_reader = _build_reader(cfg, "ROI_MASK_HEAD", input_shape)
+        pooler_side = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
         point_reader = _build_reader(cfg, "POINT_HEAD", input_shape)
         points_per_step = cfg.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS
         start_side = math.isqrt(max(points_per_step, 0))
@@ -306,9 +325,11 @@ class ImplicitPointRendMaskHead(nn.Module):
                 f"parameters: {cls.__name__} needs a head with num_params, e.g. ImplicitPointHead"
             )
         return {
-            "parameter_head": _build_coarse_head(cfg, coarse_reader, (num_params,)),
+            "parameter_head": CoarseMaskHead(
+                cfg, coarse_reader.grid_shape(pooler_side), output_shape=(num_params,)
+            ),
             "coarse_reader": coarse_reader,
-            "coarse_pooler_side": cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION,
+            "coarse_pooler_side": pooler_side,
             "point_head": point_head,
             "point_reader": point_reader,
             "num_train_points": cfg.MODEL.POINT_HEAD.TRAIN_NUM_POINTS,
@@ -316,25 +337,9 @@ class ImplicitPointRendMaskHead(nn.Module):
             "l2_regularizer": cfg.MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER,
         }
 
-    def forward(
-        self, features: Features, instances: list[Instances]
-    ) -> dict[str, Tensor] | list[Instances]:
-        """Return losses in training, and instances with ``pred_masks`` in inference.
-
-        Args, Returns: as :meth:`PointRendMaskHead.forward`; the losses are ``loss_l2`` and
-        ``loss_mask_point``.
-        """
-        if self.training:
-            return self._losses(features, instances)
-        for detected, masks in zip(instances, self._masks(features, instances), strict=True):
-            detected.pred_masks = masks
-        return instances
-
     def _losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
         boxes = [x.proposal_boxes for x in instances]
-        parameters = self.parameter_head(
-            self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
-        )
+        parameters = self.parameter_head(self._pool(features, boxes))
         num_boxes = parameters.shape[0]
         coords = torch.rand(num_boxes, self.num_train_points, 2, device=parameters.device)
         fine = self.point_reader.points(features, boxes, coords)
@@ -347,10 +352,7 @@ class ImplicitPointRendMaskHead(nn.Module):
         }
 
     def _masks(self, features: Features, instances: list[Instances]) -> Sequence[Tensor]:
-        boxes = [x.pred_boxes for x in instances]
-        pooled = self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
-        parameters = self.parameter_head(pooled)
-        del pooled  # rendering has no need of it
+        parameters = self.parameter_head(self._pool(features, [x.pred_boxes for x in instances]))
         images = self.point_reader.images(features)
         bound = self.renderer.bind(self.point_head, images, instances)
         return self.renderer.render(bound, instances, parameters, self.uncertainty)

@@ -1,6 +1,6 @@
-"""Features at points: of several levels, for regions of several images.
+"""Features at points, read from several levels for the boxes of several images.
 
-Also the place where the names live that other projects import from PointRend.
+This module also provides the function names that other projects import from the stock project.
 
 Shapes: N regions over all images, C channels over all levels, P points.
 """
@@ -25,12 +25,12 @@ Features = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class BoxFeatureReader:
-    """Reads the chosen levels of an image's features inside boxes.
+    """Reads the chosen feature levels at points of boxes.
 
     Args:
         names: the levels, in the order in which their channels are concatenated.
-        scales: per level its size over the image's, 1 / stride.
-        channels: of all levels together.
+        scales: per level the size of the feature map over that of the image, 1 / stride.
+        channels: total number of channels.
     """
 
     names: tuple[str, ...]
@@ -41,7 +41,11 @@ class BoxFeatureReader:
     def from_shapes(
         cls, names: Sequence[str], input_shape: Mapping[str, ShapeSpec], key: str
     ) -> "BoxFeatureReader":
-        """Look the levels up; ValueError with the config's ``key`` if one is not there."""
+        """Build a reader of the levels ``names``, the value of the config's ``key``.
+
+        Raises:
+            ValueError: if there are no names, or a level is missing.
+        """
         missing = [name for name in names if name not in input_shape]
         if missing or not names:
             raise ValueError(
@@ -55,6 +59,10 @@ class BoxFeatureReader:
             channels=sum(shape.channels for shape in shapes),
         )
 
+    def grid_shape(self, side: int) -> ShapeSpec:
+        """Return the shape of one box's features from :meth:`grid`."""
+        return ShapeSpec(channels=self.channels, height=side, width=side)
+
     def grid(self, features: Features, boxes: Sequence[Boxes], side: int) -> Tensor:
         """Read a regular grid of every box: (N, channels, side, side)."""
         return pool_regular_grid([features[n] for n in self.names], self.scales, boxes, side)
@@ -65,7 +73,7 @@ class BoxFeatureReader:
         return point_sample_fine_grained_features(levels, self.scales, boxes, coords_box)[0]
 
     def images(self, features: Features) -> list[FineGrainedFeatures]:
-        """Return the levels image by image, to be read at points given in pixels."""
+        """Return the features of each image, to be read at points in pixels."""
         levels = [features[name] for name in self.names]
         sizes = [shapes_to_tensor([level.shape[3], level.shape[2]]) for level in levels]
         frames = [
@@ -101,7 +109,7 @@ def generate_regular_grid_point_coords(
     side_size: int,
     device: torch.device | str,
 ) -> Tensor:
-    """Return :func:`regular_grid` under its historical name and signature: (R, side_size², 2)."""
+    """Return :func:`regular_grid`, (R, side_size², 2), under its historical name and signature."""
     return regular_grid(R, side_size, device)
 
 
@@ -112,7 +120,7 @@ def get_uncertain_point_coords_with_randomness(
     oversample_ratio: float,
     importance_sample_ratio: float,
 ) -> Tensor:
-    """Draw training points: :meth:`PointSampler.sample` under its historical name and signature."""
+    """Draw training points by :class:`PointSampler`, under the historical name and signature."""
     sampler = PointSampler(num_points, oversample_ratio, importance_sample_ratio)
     return sampler.sample(coarse_logits, uncertainty_func)
 
@@ -123,13 +131,13 @@ def point_sample_fine_grained_features(
     boxes: Sequence[Boxes],
     point_coords: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Read the feature maps of each image at points given in its boxes' frames.
+    """Read the feature maps of each image at points of its boxes.
 
     Args:
         features_list: per level (images, C_l, H_l, W_l).
-        feature_scales: per level the feature map's size over the image's, 1 / stride.
-        boxes: per image its boxes, N_i of them, in pixels; N in all.
-        point_coords: (N, P, 2) ``coords_box``, the images' boxes one after the other.
+        feature_scales: per level the size of the feature map over that of the image, 1 / stride.
+        boxes: the N_i boxes of each image, in pixels; N in total.
+        point_coords: (N, P, 2) ``coords_box``, in the order of the boxes.
 
     Returns:
         Features (N, ΣC_l, P), and the points as ``coords_img`` (N, P, 2).
@@ -160,12 +168,11 @@ def pool_regular_grid(
 ) -> Tensor:
     """Read a regular grid of each box from all levels.
 
-    For boxes inside the image this is RoIAlign with one sample per bin, done on every level and
-    concatenated.
+    Inside the image this is RoIAlign with one sample per bin on every level, concatenated.
 
     Args:
         features_list, feature_scales, boxes: as for :func:`point_sample_fine_grained_features`.
-        side: bins along each side.
+        side: number of bins along each side.
 
     Returns:
         (N, ΣC_l, side, side).
@@ -173,5 +180,5 @@ def pool_regular_grid(
     num_boxes = sum(b.tensor.size(0) for b in boxes)
     coords = regular_grid(num_boxes, side, features_list[0].device)
     pooled, _ = point_sample_fine_grained_features(features_list, feature_scales, boxes, coords)
-    # Convolutions on a CPU lay other formats out anew.
+    # Convolutions on a CPU would copy any other memory format.
     return pooled.unflatten(2, (side, side)).contiguous(memory_format=torch.channels_last)

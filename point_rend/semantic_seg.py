@@ -1,4 +1,4 @@
-"""The registered head for semantic segmentation: a dense coarse head, rendered where it is unsure.
+"""The registered head for semantic segmentation.
 
 Shapes: N images, K classes, P points, D channels of the fine-grained features, H and W rows and
 columns of the coarse logits.
@@ -30,9 +30,9 @@ ImageSizes = Sequence[tuple[int, int]]
 
 @runtime_checkable
 class CoarseSemSegHead(Protocol):
-    """What a head needs in order to be the coarse head: an ``nn.Module`` with these members.
+    """The members that the coarse head, an ``nn.Module``, must have.
 
-    ``common_stride`` is the image's size over that of the logits.
+    ``common_stride`` is the size of the image over that of the logits.
     """
 
     common_stride: int
@@ -45,11 +45,11 @@ class CoarseSemSegHead(Protocol):
 
 
 def coarse_logits(head: nn.Module, features: Features) -> Tensor:
-    """Return a coarse head's logits (N, K, H, W) before any upsampling.
+    """Return the logits (N, K, H, W) of a coarse head before any upsampling.
 
     Args:
-        head: a :class:`CoarseSemSegHead`, or Detectron2's ``DeepLabV3Head``, which has the two
-            modules but no ``layers``.
+        head: a :class:`CoarseSemSegHead`, or Detectron2's ``DeepLabV3Head``, which has two modules
+            in place of ``layers``.
         features: per level (N, C_l, H_l, W_l).
     """
     layers = getattr(head, "layers", None)
@@ -58,8 +58,13 @@ def coarse_logits(head: nn.Module, features: Features) -> Tensor:
     return head.predictor(head.aspp(features[head.in_features[0]]))  # type: ignore
 
 
+def calculate_uncertainty(sem_seg_logits: Tensor) -> Tensor:
+    """Return :func:`top2_margin_uncertainty` under the name of the stock project."""
+    return top2_margin_uncertainty(sem_seg_logits)
+
+
 def check_coarse_head(head: nn.Module, name: str) -> None:
-    """Refuse a head that cannot be the coarse head.
+    """Refuse a head that cannot serve as the coarse head.
 
     Raises:
         ValueError: if members of :class:`CoarseSemSegHead` are missing.
@@ -72,29 +77,29 @@ def check_coarse_head(head: nn.Module, name: str) -> None:
     if missing:
         raise ValueError(
             f"MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME is {name}, which has no "
-            f"{' and no '.join(missing)}: expected a head as point_rend.semantic_seg."
-            "CoarseSemSegHead describes it, e.g. SemSegFPNHead, DeepLabV3Head, DeepLabV3PlusHead"
+            f"{' and no '.join(missing)}: expected a head with the members of point_rend."
+            "semantic_seg.CoarseSemSegHead, e.g. SemSegFPNHead, DeepLabV3Head, DeepLabV3PlusHead"
         )
 
 
 def pooling_window(head: nn.Module) -> tuple[int, int] | None:
-    """Return the cells (rows, columns) over which a DeepLab head averages; None if over all."""
+    """Return the window (rows, columns) of DeepLab's average pooling; None if it is global."""
     windows = [part.pool_kernel_size for part in head.modules() if isinstance(part, ASPP)]
     return tuple(windows[0]) if windows and windows[0] is not None else None
 
 
 class PointRendSemSegHead(nn.Module):
-    """Coarse logits for every class, rendered at the points where the two best classes are close.
+    """Predict dense coarse logits and render them where the two best classes are close.
 
     Args:
         coarse_sem_seg_head: a :class:`CoarseSemSegHead` or ``DeepLabV3Head``.
-        point_head: maps (n, D, P) and (n, K, P) to logits (n, K, P).
-        in_features: levels of the fine-grained features, by name with their strides.
-        sampler: how training points are chosen in an image.
-        steps: doublings at inference; 2^steps is the coarse stride, so that the output has the
-            size of the input. None takes the number that fits.
-        points_per_step: cells recomputed after each doubling.
-        ignore_value: label of pixels that do not count.
+        point_head: maps (N, D, P) and (N, K, P) to logits (N, K, P).
+        in_features: strides of the levels of the fine-grained features, by name.
+        sampler: draws the training points.
+        steps: doublings in inference; 2^steps must be the coarse stride, so that the output has
+            the size of the input. None for the number that fits.
+        points_per_step: number of points predicted after each doubling.
+        ignore_value: label of ignored pixels.
         uncertainty: rates the logits (N, K, ...), in training and in inference.
 
     Raises:
@@ -121,8 +126,8 @@ class PointRendSemSegHead(nn.Module):
         fitting = stride.bit_length() - 1
         if 2**fitting != stride:
             raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {stride}: no number of doublings leads from "
-                "it to the size of the image; expected a power of two"
+                f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {stride}: no number of doublings leads to "
+                "the size of the image; expected a power of two"
             )
         if steps is not None and steps != fitting:
             raise ValueError(
@@ -147,7 +152,7 @@ class PointRendSemSegHead(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
         """Read the arguments from a config; ``input_shape`` has the levels to choose from.
 
-        The point head is described by ``MODEL.SEM_SEG_HEAD.POINT_HEAD`` where that node has a
+        The point head is configured by ``MODEL.SEM_SEG_HEAD.POINT_HEAD`` if that node has a
         ``NAME``, else by ``MODEL.POINT_HEAD``, which a panoptic model needs for its instances.
         """
         own = cfg.MODEL.SEM_SEG_HEAD.get("POINT_HEAD")
@@ -196,10 +201,10 @@ class PointRendSemSegHead(nn.Module):
         """Return losses in training, and logits in inference.
 
         Args:
-            features: per level (N, C_l, H_l, W_l) of images that are padded to one size.
+            features: per level (N, C_l, H_l, W_l) of images padded to one size.
             targets: (N, height, width) labels of the padded images; in training only.
-            image_sizes: per image its height and width before padding. Where they are given,
-                padding neither attracts points nor blends into an image.
+            image_sizes: per image its height and width before padding. If they are given, padding
+                neither receives points nor blends into an image.
 
         Returns:
             None and ``loss_sem_seg``, ``loss_sem_seg_point``; or logits and no losses: (N, K,
@@ -207,7 +212,7 @@ class PointRendSemSegHead(nn.Module):
             width_i).
 
         Raises:
-            ValueError: if the images are not of a size over which a DeepLab head can average.
+            ValueError: if a DeepLab head cannot average over images of this size.
         """
         self._check_window(features)
         coarse = coarse_logits(self.coarse_sem_seg_head, features)
@@ -239,7 +244,7 @@ class PointRendSemSegHead(nn.Module):
     def _losses(
         self, features: Features, coarse: Tensor, targets: Tensor, image_sizes: ImageSizes | None
     ) -> dict[str, Tensor]:
-        # Without one pixel that counts, the coarse head's mean would be 0 / 0.
+        # If all pixels are ignored, the mean of the coarse head would be 0 / 0.
         counted = (targets != self.ignore_value).any()
         countable = torch.where(counted, targets, torch.zeros_like(targets))
         coarse_losses = self.coarse_sem_seg_head.losses(  # type: ignore[operator]
@@ -277,7 +282,7 @@ class PointRendSemSegHead(nn.Module):
     def _render_frame(
         self, levels: Sequence[Tensor], coarse: Tensor, image: int, size: tuple[int, int]
     ) -> Tensor:
-        """Render one image in a frame of its own: its size, rounded up to whole cells."""
+        """Render one image in its own frame: its size, rounded up to whole cells."""
         frame = [-(-side // self.frame_stride) * self.frame_stride for side in size]
         stride = 2**self.steps
         padded = [side * stride for side in coarse.shape[-2:]]

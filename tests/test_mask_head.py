@@ -22,7 +22,6 @@ from point_rend import (
     StandardPointHead,
     SubdivisionPlan,
     mask_head,
-    point_head,
 )
 from point_rend.coarse_mask_head import CoarseMaskHead
 from point_rend.mask_head import PointRefinement
@@ -174,14 +173,14 @@ def labels_with_ignored(monkeypatch, ignored):
 @BOTH
 def test_defect_6_ignored_points_do_not_count(implicit, monkeypatch):
     seen, labels = [], []
-    original = point_head.roi_mask_point_loss
+    original = mask_head.roi_mask_point_loss
 
     def spy(logits, instances, point_labels):
         seen.append(logits)
         labels.append(point_labels)
         return original(logits, instances, point_labels)
 
-    monkeypatch.setattr(point_head, "roi_mask_point_loss", spy)
+    monkeypatch.setattr(mask_head, "roi_mask_point_loss", spy)
     labels_with_ignored(monkeypatch, torch.arange(196) >= 50)
     proposals = random_proposals([3])
     with EventStorage():

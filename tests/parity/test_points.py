@@ -110,7 +110,7 @@ def test_the_regular_grid_is_equal(side, regions):
 def test_the_most_uncertain_cells_are_equal(height, width, count):
     scores = torch.randn(3, 1, height, width, generator=seeded())
     by_uncertainty, expected = stock.get_uncertain_point_coords_on_grid(scores, count)
-    indices, coords = sampling.get_uncertain_point_coords_on_grid(scores, count)
+    indices, coords = ours.get_uncertain_point_coords_on_grid(scores, count)
     expected_indices, order = by_uncertainty.sort(dim=1)
     assert indices.dtype == expected_indices.dtype
     assert torch.equal(indices, expected_indices)
@@ -157,14 +157,6 @@ def test_point_labels_are_equal(counts):
     assert labels.shape == expected.shape
     assert torch.equal(labels, expected)
     assert ((labels > 0) & (labels < 1)).any()  # soft at boundaries, in both
-
-
-@pytest.mark.parametrize("channels", [1, 2, 80])
-def test_uncertainty_is_equal(channels):
-    logits = torch.randn(4, channels, 9, generator=seeded())
-    classes = torch.randint(channels, (4,), generator=seeded(1))
-    expected = stock_mask_head.calculate_uncertainty(logits, classes)
-    assert torch.equal(foreground_uncertainty(logits, classes), expected)
 
 
 # --- heads --------------------------------------------------------------------------------------
@@ -285,32 +277,7 @@ def test_the_point_loss_takes_empty_images_without_classes_as_the_stock_one_does
         )
 
 
-# --- names and augmentation ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "point_sample",
-        "generate_regular_grid_point_coords",
-        "get_uncertain_point_coords_with_randomness",
-        "get_uncertain_point_coords_on_grid",
-        "point_sample_fine_grained_features",
-        "get_point_coords_wrt_image",
-        "sample_point_labels",
-    ],
-)
-def test_historical_names_are_importable(name):
-    assert callable(getattr(ours, name))
-    assert callable(getattr(stock, name))
-    assert name in ours.__all__
-
-
-def test_historical_names_of_the_package_are_importable():
-    for name in ("add_pointrend_config", "ColorAugSSDTransform"):
-        assert callable(getattr(point_rend, name))
-        assert callable(getattr(stock_project, name))
-    assert callable(our_heads.roi_mask_point_loss)
+# --- augmentation -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("img_format", ["BGR", "RGB"])
