@@ -1,19 +1,29 @@
-"""Fine-grained features: levels of a feature pyramid, sampled at points."""
+"""Fine-grained features: the levels of a feature pyramid, read at points.
+
+Shapes: M images, P points per image, C_l channels and H_l × W_l positions of level l, O outputs of
+a linear layer. Rows are the points of all images, (M·P, channels), those of the first image first.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from detectron2.layers import cat
 from torch import Tensor
 
-from point_rend.rendering.projected_sampling import Affine, linear_at_points
+from point_rend.rendering.projected_sampling import (
+    Affine,
+    LayersOnMaps,
+    RowOutputs,
+    linear_at_points,
+)
 from point_rend.rendering.sampling import point_sample
 
 
 def concatenate_levels(samples: Sequence[Tensor]) -> Tensor:
-    """Join what several levels say of the same points: (N, C_l, P) each → (N, ΣC_l, P)."""
-    return cat(list(samples), dim=1)  # without a copy of a single one
+    """Concatenate the samples of several levels at the same points: (N, C_l, P) → (N, ΣC_l, P)."""
+    return cat(list(samples), dim=1)  # does not copy a single tensor
 
 
 @dataclass(frozen=True)
@@ -21,8 +31,8 @@ class FineGrainedFeatures:
     """Levels of features, to be read at points of the frames that they cover.
 
     Args:
-        levels: per level (M, C_l, H_l, W_l), for M images.
-        frames: per level the width and height of the frame in the unit of the points' coordinates,
+        levels: per level (M, C_l, H_l, W_l).
+        frames: per level the width and height of its frame in the unit of the points' coordinates,
             a tensor (2,), or 1 for coordinates in [0, 1]².
     """
 
@@ -34,17 +44,12 @@ class FineGrainedFeatures:
         pairs = zip(self.levels, self.frames, strict=True)
         return concatenate_levels([point_sample(level, coords / frame) for level, frame in pairs])
 
-    def linear(
-        self, weight: Tensor | None, num_points: int
-    ) -> Callable[[Tensor], Callable[[slice], Tensor]]:
-        """Bind a linear layer without bias: ``weight`` times what :meth:`sample` reads.
+    def linear(self, weight: Tensor | None, num_points: int) -> "LinearOnLevels":
+        """Bind a linear layer without bias: ``weight`` times the output of :meth:`sample`.
 
         Args:
             weight: (O, ΣC_l); None for the identity.
-            num_points: how many points of all images the result will be asked for, in all.
-
-        Returns:
-            A function from points (M, P, 2) to one from a slice of their M·P rows to (rows, O).
+            num_points: expected number of points over all images and all calls.
         """
         channels = [level.shape[1] for level in self.levels]
         weights = [None] * len(channels) if weight is None else weight.split(channels, dim=1)
@@ -52,16 +57,37 @@ class FineGrainedFeatures:
             linear_at_points(level, [Affine(part)], num_points)
             for level, part in zip(self.levels, weights, strict=True)
         ]
-        frames = self.frames  # and not self: what is bound must not keep maps that were copied
+        combine = _concatenate_outputs if weight is None else _add_outputs
+        return LinearOnLevels(bound_levels, self.frames, combine)
 
-        def at(coords: Tensor) -> Callable[[slice], Tensor]:
-            pairs = zip(bound_levels, frames, strict=True)
-            terms_of_levels = [bound(coords / frame) for bound, frame in pairs]
 
-            def rows(chosen: slice) -> Tensor:
-                parts = [output for terms in terms_of_levels for output in terms(chosen)]
-                return torch.cat(parts, dim=1) if weight is None else sum(parts[1:], parts[0])
+class LinearOnLevels:
+    """A linear layer, or the identity, bound to the levels that it reads.
 
-            return rows
+    It holds the bound levels but not the features themselves: maps of which binding has made
+    copies can be freed.
+    """
 
-        return at
+    def __init__(
+        self,
+        levels: Sequence[LayersOnMaps],
+        frames: Sequence[Tensor | float],
+        combine: Callable[[Sequence[RowOutputs], slice], Tensor],
+    ) -> None:
+        self.levels = levels
+        self.frames = frames
+        self.combine = combine
+
+    def __call__(self, coords: Tensor) -> Callable[[slice], Tensor]:
+        """Bind points (M, P, 2): a function from a slice of their rows to outputs (rows, O)."""
+        pairs = zip(self.levels, self.frames, strict=True)
+        return partial(self.combine, [level(coords / frame) for level, frame in pairs])
+
+
+def _add_outputs(levels: Sequence[RowOutputs], rows: slice) -> Tensor:
+    first, *others = [output for outputs in levels for output in outputs(rows)]
+    return sum(others, first)
+
+
+def _concatenate_outputs(levels: Sequence[RowOutputs], rows: slice) -> Tensor:
+    return torch.cat([output for outputs in levels for output in outputs(rows)], dim=1)
