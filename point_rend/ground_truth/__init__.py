@@ -1,1 +1,1 @@
-"""Labels, masks and losses for training."""
+"""Ground-truth masks, labels of points and losses for training."""

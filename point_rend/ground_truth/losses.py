@@ -1,6 +1,6 @@
-"""Losses and measures on points: tensors in, tensors out.
+"""Losses and accuracy at points: tensors in, tensors out.
 
-Shapes: N regions, C channels, P points. A label of −1 marks a point that does not count.
+Shapes: N regions, C channels, P points. A label of −1 marks a point that is ignored.
 """
 
 import torch
@@ -11,14 +11,14 @@ IGNORED_LABEL = -1
 
 
 def binary_point_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the binary cross entropy, averaged over the points that count.
+    """Return the binary cross entropy, averaged over the points that are not ignored.
 
     Args:
         logits: (N, P).
-        labels: (N, P) in [0, 1], soft values allowed, or −1 for points to leave out.
+        labels: (N, P) in [0, 1], soft values allowed, or −1 for ignored points.
 
     Returns:
-        A scalar; 0, with a graph to ``logits``, where no point counts.
+        A scalar; 0, with a graph to ``logits``, if all points are ignored.
     """
     counted = labels != IGNORED_LABEL
     summed = F.binary_cross_entropy_with_logits(
@@ -28,15 +28,15 @@ def binary_point_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def semantic_point_loss(logits: Tensor, labels: Tensor, ignore_value: int) -> Tensor:
-    """Return the cross entropy over classes, averaged over the points that count.
+    """Return the cross entropy over classes, averaged over the points that are not ignored.
 
     Args:
         logits: (N, C, P).
-        labels: (N, P) int64 in [0, C), or ``ignore_value`` for points to leave out.
-        ignore_value: the label of points that do not count.
+        labels: (N, P) int64 in [0, C), or ``ignore_value`` for ignored points.
+        ignore_value: the label of ignored points.
 
     Returns:
-        A scalar; 0, with a graph to ``logits``, where no point counts.
+        A scalar; 0, with a graph to ``logits``, if all points are ignored.
     """
     summed = F.cross_entropy(logits.float(), labels, ignore_index=ignore_value, reduction="sum")
     return summed / (labels != ignore_value).sum().clamp(min=1)
@@ -44,15 +44,15 @@ def semantic_point_loss(logits: Tensor, labels: Tensor, ignore_value: int) -> Te
 
 @torch.no_grad()
 def binary_point_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the share of counted points on the right side of the threshold.
+    """Return the fraction of points, without ignored ones, that are classified correctly.
 
     Args:
         logits: (N, P); foreground above 0.
-        labels: (N, P); foreground above 0.5, −1 for points to leave out.
+        labels: (N, P); foreground above 0.5, −1 for ignored points.
 
     Returns:
-        A scalar in [0, 1]; 0 where no point counts.
+        A scalar in [0, 1]; 0 if all points are ignored.
     """
     counted = labels != IGNORED_LABEL
-    right = ((logits > 0) == (labels > 0.5)) & counted
-    return right.sum() / counted.sum().clamp(min=1)
+    correct = ((logits > 0) == (labels > 0.5)) & counted
+    return correct.sum() / counted.sum().clamp(min=1)

@@ -1,65 +1,69 @@
-"""Bin boundaries of RoIAlign over ground-truth masks, and bounds on its rounding."""
+"""RoIAlign over masks, one axis at a time: bin weights and bounds on their rounding error.
+
+Shapes: N boxes, S bins per axis, L pixels of the axis.
+"""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# RoIAlign computes in float32. A compiler that fuses its products and sums moves a sample by this
-# share of the coordinates at most; each sample that is added up rounds a cell's mean.
-ROUNDING_OF_A_PLACE = 3e-7
-ROUNDING_OF_A_SAMPLE = 1e-7
+# RoIAlign computes in float32. If a compiler fuses its products and sums, a sample moves by at most
+# this fraction of its coordinate; each sample that is added up rounds the mean of a cell.
+POSITION_ROUNDING = 3e-7
+SAMPLE_ROUNDING = 1e-7
 
 
-class _Bins(NamedTuple):
-    """How RoIAlign divides an axis of N boxes into S bins each.
+class AxisBins(NamedTuple):
+    """The bins into which RoIAlign divides one axis of the boxes.
 
     Attributes:
-        weights: (N, S, L) float64, what each of the L pixels counts for a bin's mean; they sum up
-            to at most 1 along L.
-        samples: (N,) samples of a bin.
-        doubts: (N,) how far RoIAlign's means may be from those of the weights; infinite where a
-            sample is as good as on the limit beyond which it counts nothing.
+        weights: (N, S, L) float64, the weight of each pixel in the mean of a bin; they sum to at
+            most 1 along L.
+        num_samples: (N,) samples per bin.
+        error_bounds: (N,) bounds on the difference between the means of RoIAlign and those of the
+            weights; infinite if a sample lies, up to rounding, on the limit beyond which RoIAlign
+            ignores it.
     """
 
     weights: Tensor
-    samples: Tensor
-    doubts: Tensor
+    num_samples: Tensor
+    error_bounds: Tensor
 
 
-def _bins(extents: Tensor, length: int, bins: int) -> _Bins:
-    """Compute what each pixel of an axis counts for the means that RoIAlign makes.
+def axis_bins(extents: Tensor, length: int, bins: int) -> AxisBins:
+    """Compute the bins of boxes along one axis.
 
-    A bin has a sample per pixel of its extent, rounded up; a sample interpolates between the
-    centers of two pixels. Up to one pixel outside the first and the last center they are repeated,
-    beyond that is nothing.
+    Convention: a bin has one sample per pixel of its extent, rounded up; a sample interpolates
+    between the centers of two pixels. Up to one pixel beyond the first and the last center the
+    outermost pixels are repeated; samples further out are ignored.
 
     Args:
-        extents: (N, 2) float32, from where to where the bins reach, in pixels; what is not finite
+        extents: (N, 2) float32, start and end of each box in pixels; an extent that is not finite
             counts as empty.
-        length: L, pixels of the axis.
+        length: L.
         bins: S.
     """
     extents = extents.where(extents.isfinite().all(1, keepdim=True), 0)
     first, last = (extents - 0.5).unbind(1)  # in pixels from the center of the first one
     # Not by a number: on a GPU torch would multiply by its reciprocal, which may add a sample.
     bin_length = (last - first) / torch.full_like(first, bins)
-    samples = bin_length.ceil().clamp(min=0)
-    numbers = torch.arange(int(samples.max()) if len(samples) else 0, device=extents.device)
+    num_samples = bin_length.ceil().clamp(min=0)
+    numbers = torch.arange(int(num_samples.max()) if len(extents) else 0, device=extents.device)
     edges = first[:, None] + torch.arange(bins, device=extents.device) * bin_length[:, None]
-    within = (numbers + 0.5) * bin_length[:, None] / samples[:, None]
-    places = edges[:, :, None] + within[:, None]  # (N, S, samples)
-    exists = (numbers < samples[:, None])[:, None]
-    doubts = ROUNDING_OF_A_PLACE * torch.maximum(first.abs(), last.abs())
-    to_limit = torch.minimum((places + 1).abs(), (places - length).abs())
-    on_limit = (exists & (to_limit <= doubts[:, None, None])).flatten(1).any(1)
-    counted = exists & (places >= -1) & (places <= length)
-    places = places.where(counted, 0).clamp(0, length - 1)
-    lower = places.long()
+    within = (numbers + 0.5) * bin_length[:, None] / num_samples[:, None]
+    positions = edges[:, :, None] + within[:, None]  # (N, S, samples)
+    exists = (numbers < num_samples[:, None])[:, None]
+    error_bounds = POSITION_ROUNDING * torch.maximum(first.abs(), last.abs())
+    to_limit = torch.minimum((positions + 1).abs(), (positions - length).abs())
+    on_limit = (exists & (to_limit <= error_bounds[:, None, None])).flatten(1).any(1)
+    counted = exists & (positions >= -1) & (positions <= length)
+    positions = positions.where(counted, 0).clamp(0, length - 1)
+    lower = positions.long()
     upper = (lower + 1).clamp(max=length - 1)
-    of_upper = (places - lower).double()
-    share = counted / samples.clamp(min=1)[:, None, None].double()
+    upper_weight = (positions - lower).double()
+    share = counted / num_samples.clamp(min=1)[:, None, None].double()
     weights = share.new_zeros(*edges.shape, length)
-    weights.scatter_add_(2, lower, (1 - of_upper) * share)
-    weights.scatter_add_(2, upper, of_upper * share)
-    return _Bins(weights, samples, doubts.masked_fill(on_limit, torch.inf))
+    weights.scatter_add_(2, lower, (1 - upper_weight) * share)
+    weights.scatter_add_(2, upper, upper_weight * share)
+    return AxisBins(weights, num_samples, error_bounds.masked_fill(on_limit, torch.inf))

@@ -1,7 +1,8 @@
-"""Ground-truth masks of an image: every object's held once, however many regions show it.
+"""Ground-truth masks of an image, stored once per object and shared by all of its regions.
 
-Detectron2 gives each sampled proposal a copy of its object's mask, one byte per pixel of the image,
-and later a second one of four bytes. Here a proposal has a number instead, that of its object.
+Detectron2 gives each sampled proposal a copy of the mask of its object, one byte per pixel of the
+image, and later a second copy of four bytes per pixel. Here a proposal has the number of its object
+instead.
 
 Shapes: M objects, N regions, P points, H and W sides of the image in pixels, S side of a crop.
 Coordinates are ``coords_img``; a window or a box is (x0, y0, x1, y1).
@@ -18,22 +19,22 @@ from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, polygons_to_bitmask
 from torch import Tensor
 
-from point_rend.ground_truth.mask_cropping import ROUNDING_OF_A_SAMPLE, _bins
+from point_rend.ground_truth.mask_cropping import SAMPLE_ROUNDING, axis_bins
 
-# Pixels that are floating-point numbers at a time while crops are made; RoIAlign needs whole masks.
+# Pixels that are converted to floating point at a time for crops; RoIAlign needs whole masks.
 CANVAS_PIXELS = 2**22
 
 
 @dataclass(frozen=True)
 class MaskObjects:
-    """The masks of M objects: of each a window of pixels, or polygons.
+    """The masks of M objects, each stored as a window of pixels or as polygons.
 
     Args:
         image_size: (H, W).
-        pixels: (sum of the windows' areas + 1,) bool, window after window in row-major order; the
-            last one is False and stands for everything outside the windows.
-        windows: (M, 4) int64, the tightest that hold all pixels of a mask; zeros where there are
-            none, as for an object with polygons.
+        pixels: (total area of the windows + 1,) bool, window after window in row-major order; the
+            last value is False and represents all pixels outside the windows.
+        windows: (M, 4) int64, the tightest window around the pixels of each mask; zeros without
+            pixels, as for an object with polygons.
         polygons: of M objects, without parts for an object with pixels.
     """
 
@@ -44,7 +45,7 @@ class MaskObjects:
 
     @classmethod
     def of_bitmaps(cls, bitmaps: Tensor) -> "MaskObjects":
-        """Hold the masks (M, H, W) bool."""
+        """Store the masks (M, H, W) bool."""
         height, width = bitmaps.shape[1:]
         windows = _tight_windows(bitmaps)
         pieces = [
@@ -56,13 +57,13 @@ class MaskObjects:
 
     @classmethod
     def of_polygons(cls, polygons: PolygonMasks, image_size: tuple[int, int]) -> "MaskObjects":
-        """Hold the polygons of M objects."""
+        """Store the polygons of M objects."""
         windows = torch.zeros(len(polygons), 4, dtype=torch.int64)
         return cls(image_size, torch.zeros(1, dtype=torch.bool), windows, polygons)
 
     @classmethod
     def cat(cls, stores: Sequence["MaskObjects"]) -> "MaskObjects":
-        """Hold the objects of several stores for one image, at least one of them."""
+        """Join one or more stores of the same image."""
         pixels = [*(store.pixels[:-1] for store in stores), stores[-1].pixels[-1:]]
         return cls(
             image_size=stores[0].image_size,
@@ -72,7 +73,7 @@ class MaskObjects:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel between processes with eight pixels to the byte."""
+        """Pickle eight pixels per byte."""
         bits = torch.from_numpy(np.packbits(self.pixels.cpu().numpy()))
         return _unpack, (self.image_size, bits, self.windows, self.polygons)
 
@@ -80,7 +81,7 @@ class MaskObjects:
         return len(self.windows)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "MaskObjects":
-        """Move the pixels; polygons stay on the CPU as those of Detectron2 do."""
+        """Move the pixels; polygons stay on the CPU, as in Detectron2."""
         pixels, windows = (
             x.to(device, non_blocking=non_blocking) for x in (self.pixels, self.windows)
         )
@@ -88,7 +89,7 @@ class MaskObjects:
 
     @property
     def has_polygons(self) -> bool:
-        """Whether any object has polygons; a GPU need not be asked."""
+        """Whether any object has polygons, known without a GPU synchronization."""
         return any(len(parts) > 0 for parts in self.polygons.polygons)
 
     def areas(self) -> Tensor:
@@ -97,10 +98,10 @@ class MaskObjects:
         return (x1 - x0) * (y1 - y0)
 
     def read_pixels(self, objects: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
-        """Read single pixels; outside the image, and of an object with polygons, they are False.
+        """Read single pixels, False outside the image and for objects with polygons.
 
         Args:
-            objects: (N,) int64 in [0, M), whose masks are read.
+            objects: (N,) int64 in [0, M), the masks to read.
             columns: (N, P) int64.
             rows: (N, P) int64.
 
@@ -111,11 +112,11 @@ class MaskObjects:
         starts = (areas.cumsum(0) - areas)[objects, None]
         x0, y0, x1, y1 = self.windows[objects, :, None].unbind(1)  # (N, 1) each
         inside = (columns >= x0) & (columns < x1) & (rows >= y0) & (rows < y1)
-        places = starts + (rows - y0) * (x1 - x0) + (columns - x0)
-        return self.pixels[places.where(inside, self.pixels.numel() - 1)]
+        positions = starts + (rows - y0) * (x1 - x0) + (columns - x0)
+        return self.pixels[positions.where(inside, self.pixels.numel() - 1)]
 
     def window_pixels(self, objects: Tensor) -> list[Tensor]:
-        """Return views of the windows of the objects (n,): of each (h, w) bool."""
+        """Return views of the windows of the objects (n,), each (h, w) bool."""
         areas = self.areas()
         starts = (areas.cumsum(0) - areas)[objects].tolist()
         x0, y0, x1, y1 = self.windows[objects].unbind(1)
@@ -136,12 +137,12 @@ class MaskObjects:
 class SharedMasks(BitMasks):
     """:class:`BitMasks` of N regions that share the masks of M objects.
 
-    Indexing makes a view: the objects stay, and N numbers are chosen. What Detectron2 asks of masks
-    is answered from the objects; only ``tensor``, for readers of images, makes N images.
+    Indexing returns a view: it selects from the index and keeps the objects. The methods work on
+    the objects; only the property ``tensor`` makes N images.
 
     Args:
-        objects: the masks of the image's objects.
-        index: (N,) int64 in [0, M), the object that each region shows.
+        objects: the masks of the objects in the image.
+        index: (N,) int64 in [0, M), the object of each region.
     """
 
     def __init__(self, objects: MaskObjects, index: Tensor) -> None:
@@ -150,10 +151,10 @@ class SharedMasks(BitMasks):
 
     @classmethod
     def of(cls, masks: BitMasks | PolygonMasks, image_size: tuple[int, int]) -> "SharedMasks":
-        """Make Detectron2's masks of an image ones that are shared; shared ones stay as they are.
+        """Convert Detectron2's masks of an image; return shared masks as they are.
 
         Raises:
-            TypeError: for anything that is neither bitmasks nor polygons.
+            TypeError: if the masks are neither bitmasks nor polygons.
         """
         if isinstance(masks, SharedMasks):
             return masks
@@ -174,12 +175,12 @@ class SharedMasks(BitMasks):
 
     @property
     def device(self) -> torch.device:
-        """Where the numbers and the pixels are."""
+        """The device of the index and the pixels."""
         return self.index.device
 
     @property
     def tensor(self) -> Tensor:
-        """All masks as images, (N, H, W) bool; polygons are drawn as COCO does."""
+        """All masks as images, (N, H, W) bool; polygons are rasterized as in COCO."""
         shown, slots = self.index.unique(return_inverse=True)
         images = torch.zeros(len(shown), *self.image_size, dtype=torch.bool, device=self.device)
         self.objects.paint_pixels(shown, images)
@@ -195,7 +196,7 @@ class SharedMasks(BitMasks):
         return f"{type(self).__name__}(num_instances={len(self)}, num_objects={len(self.objects)})"
 
     def __getitem__(self, item: Any) -> "SharedMasks":
-        """Choose regions: one by its position, or several by a slice, positions or (N,) bool."""
+        """Select regions by a position, a slice, positions or an (N,) bool mask."""
         return SharedMasks(self.objects, self.index[item].reshape(-1))
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -203,7 +204,7 @@ class SharedMasks(BitMasks):
             yield self[position].tensor[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "SharedMasks":
-        """Move to a device; masks that are there stay as they are."""
+        """Move to a device; return masks that are already there as they are."""
         if torch.device(device) == self.device:
             return self
         objects = self.objects.to(device, non_blocking=non_blocking)
@@ -211,10 +212,10 @@ class SharedMasks(BitMasks):
 
     @staticmethod
     def cat(bitmasks_list: Sequence[BitMasks]) -> "SharedMasks":
-        """Put regions of one image one after the other; objects that they share stay shared.
+        """Concatenate regions of one image; shared objects stay shared.
 
         Raises:
-            ValueError: if there are no masks, or masks of images of different sizes.
+            ValueError: if there are no masks, or their image sizes differ.
         """
         sizes = {tuple(masks.image_size) for masks in bitmasks_list}
         if len(sizes) != 1:
@@ -228,24 +229,24 @@ class SharedMasks(BitMasks):
         return SharedMasks(objects, index)
 
     def nonempty(self) -> Tensor:
-        """Tell which masks have pixels or polygons, (N,) bool."""
+        """Return which masks have pixels or polygons, (N,) bool."""
         has_polygons = self.objects.polygons.nonempty().to(self.device)
         return ((self.objects.areas() > 0) | has_polygons)[self.index]
 
     def get_bounding_boxes(self) -> Boxes:
-        """Return the tight boxes of the masks, N of them; zeros for an empty mask."""
+        """Return the tight boxes of the N masks; zeros for an empty mask."""
         polygons = self.objects.polygons
         boxes = self.objects.windows.to(torch.float32)
-        drawn = polygons.nonempty()
-        boxes[drawn] = polygons[drawn].get_bounding_boxes().tensor.to(boxes)
+        with_polygons = polygons.nonempty()
+        boxes[with_polygons] = polygons[with_polygons].get_bounding_boxes().tensor.to(boxes)
         return Boxes(boxes[self.index])
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Cut each mask out at a box and resize it to S × S.
+        """Crop each mask to a box and resize it to S × S.
 
-        The result equals Detectron2's to the last bit: for pixels that of :class:`BitMasks` (the
-        mean over a cell, by RoIAlign, is at least a half), for polygons that of
-        :class:`PolygonMasks` (drawn at the size S).
+        The result equals Detectron2's bit for bit: for pixels that of :class:`BitMasks` (the mean
+        over a cell, by RoIAlign, is at least 0.5), for polygons that of :class:`PolygonMasks`
+        (rasterized at size S).
 
         Args:
             boxes: (N, 4).
@@ -255,7 +256,7 @@ class SharedMasks(BitMasks):
             (N, S, S) bool.
 
         Raises:
-            ValueError: if there are not as many boxes as masks.
+            ValueError: if the number of boxes is not that of the masks.
         """
         if len(boxes) != len(self):
             raise ValueError(f"crop_and_resize: expected {len(self)} boxes, got {len(boxes)}")
@@ -271,24 +272,25 @@ class SharedMasks(BitMasks):
         return crops
 
     def _crop_pixels(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Decide cells by their means; what rounding could turn is left to RoIAlign itself."""
-        means, doubts = self._cell_means(boxes, mask_size)
+        """Threshold cell means; leave crops that rounding could change to RoIAlign itself."""
+        means, error_bounds = self._cell_means(boxes, mask_size)
         crops = means >= 0.5
-        rows = ((means - 0.5).abs() <= doubts[:, None, None]).flatten(1).any(1).nonzero()[:, 0]
+        is_close = (means - 0.5).abs() <= error_bounds[:, None, None]
+        rows = is_close.flatten(1).any(1).nonzero()[:, 0]
         crops[rows] = self[rows]._align(boxes[rows], mask_size) >= 0.5
         return crops
 
     def _cell_means(self, boxes: Tensor, mask_size: int) -> tuple[Tensor, Tensor]:
-        """Compute what RoIAlign does, but an axis at a time: it is linear along each.
+        """Compute the means of RoIAlign one axis at a time: it is linear along each.
 
-        In float64, which neither autocast nor TF32 touches.
+        The means are float64, which neither autocast nor TF32 affects.
 
         Returns:
-            The means (N, S, S), and how far RoIAlign's own may be from them, (N,).
+            The means (N, S, S), and bounds on their difference from RoIAlign's own, (N,).
         """
         height, width = self.image_size
-        across = _bins(boxes[:, 0::2], width, mask_size)
-        down = _bins(boxes[:, 1::2], height, mask_size)
+        across = axis_bins(boxes[:, 0::2], width, mask_size)
+        down = axis_bins(boxes[:, 1::2], height, mask_size)
         means = across.weights.new_zeros(len(self), mask_size, mask_size)
         order = self.index.argsort()
         shown, counts = self.index[order].unique_consecutive(return_counts=True)
@@ -298,38 +300,38 @@ class SharedMasks(BitMasks):
             windows, self.objects.window_pixels(shown), regions, strict=True
         ):
             x0, y0, x1, y1 = window
-            at_once = max(1, CANVAS_PIXELS // max(1, x1 - x0))  # rows of the window
+            rows_per_piece = max(1, CANVAS_PIXELS // max(1, x1 - x0))
             pieces = zip(
-                down.weights[chosen, :, y0:y1].split(at_once, dim=2),
-                pixels.split(at_once),
+                down.weights[chosen, :, y0:y1].split(rows_per_piece, dim=2),
+                pixels.split(rows_per_piece),
                 strict=True,
             )
-            rows_done = sum(weights @ piece.double() for weights, piece in pieces)  # (n, S, w)
-            means[chosen] = rows_done @ across.weights[chosen, :, x0:x1].mT
-        doubts = ROUNDING_OF_A_SAMPLE * across.samples * down.samples
-        return means, doubts + across.doubts + down.doubts
+            columns = sum(weights @ piece.double() for weights, piece in pieces)  # (n, S, w)
+            means[chosen] = columns @ across.weights[chosen, :, x0:x1].mT
+        error_bounds = SAMPLE_ROUNDING * across.num_samples * down.num_samples
+        return means, error_bounds + across.error_bounds + down.error_bounds
 
     def _align(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """RoIAlign over the objects' images, a few of which are painted at a time: (N, S, S)."""
+        """Apply RoIAlign to the images of the objects, a few images at a time: (N, S, S)."""
         height, width = self.image_size
         shown, slots = self.index.unique(return_inverse=True)
-        at_once = max(1, CANVAS_PIXELS // (height * width))
+        images_at_once = max(1, CANVAS_PIXELS // (height * width))
         align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)
         means = boxes.new_zeros(len(self), mask_size, mask_size)
-        for first in range(0, len(shown), at_once):
-            objects = shown[first : first + at_once]
+        for first in range(0, len(shown), images_at_once):
+            objects = shown[first : first + images_at_once]
             canvas = boxes.new_zeros(len(objects), 1, height, width)
             self.objects.paint_pixels(objects, canvas[:, 0])
-            rows = ((slots >= first) & (slots < first + at_once)).nonzero()[:, 0]
+            rows = ((slots >= first) & (slots < first + images_at_once)).nonzero()[:, 0]
             rois = torch.cat(((slots[rows, None] - first).to(boxes), boxes[rows]), dim=1)  # (n, 5)
             means[rows] = align(canvas, rois)[:, 0]
         return means
 
 
 def share_masks(instances: Sequence[Instances]) -> list[Instances]:
-    """Return instances whose ``gt_masks``, where there are any, are shared ones.
+    """Return the instances with their ``gt_masks``, if any, converted to :class:`SharedMasks`.
 
-    They are where the boxes are: Detectron2 leaves polygons on the CPU.
+    The masks are moved to the device of the boxes: Detectron2 leaves polygons on the CPU.
 
     Raises:
         TypeError: as :meth:`SharedMasks.of`.
@@ -356,7 +358,7 @@ def _unpack(
 
 
 def _tight_windows(bitmaps: Tensor) -> Tensor:
-    """Return the smallest windows with all pixels of masks (M, H, W) bool: (M, 4) int64."""
+    """Return the tightest windows around the pixels of masks (M, H, W) bool: (M, 4) int64."""
     pixels = bitmaps.view(torch.uint8)  # the maximum of bytes is many times as fast as any()
     sides = []
     for used in (pixels.amax(1), pixels.amax(2)):  # (M, W) and (M, H)

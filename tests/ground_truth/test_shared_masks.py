@@ -185,7 +185,7 @@ def test_a_sample_is_moved_by_less_than_the_doubt_where_products_and_sums_are_fu
     fused = (first.double() + number * length.double()).float() + within
     assert (apart != fused).any()
     farthest = first + 7 * length
-    assert ((apart - fused).abs() <= mask_cropping.ROUNDING_OF_A_PLACE * farthest).all()
+    assert ((apart - fused).abs() <= mask_cropping.POSITION_ROUNDING * farthest).all()
 
 
 class ReciprocalsOfNumbers(TorchDispatchMode):
