@@ -9,9 +9,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from detectron2.data.transforms import (
-    Augmentation,
-)
+from detectron2.data.transforms import Augmentation
 from fvcore.transforms.transform import Transform
 
 
@@ -35,11 +33,11 @@ class ColorTransform(Transform):
 
 
 class DrawnColorTransform(ColorTransform):
-    """A photometric distortion whose steps are drawn already: the same for whatever it is given.
+    """A photometric distortion with fixed steps, the same for every image.
 
     Args:
-        steps: What is done to a BGR image, in order.
-        is_rgb: Whether images are in RGB order.
+        steps: the steps, applied in order to a BGR image.
+        is_rgb: whether images are in RGB order.
     """
 
     def __init__(self, steps: Sequence[ColorStep], *, is_rgb: bool) -> None:
@@ -63,21 +61,19 @@ class DrawnColorTransform(ColorTransform):
 class ColorAugSSDTransform(ColorTransform):
     """The photometric distortion of SSD: random brightness, contrast, saturation and hue.
 
-    Each of the four is applied with probability 1/2, brightness first, contrast either before the
-    other two or after them. The values are drawn anew for every image, from Python's ``random``;
-    :class:`ColorAugSSD` draws them once for an image and all that belongs to it.
+    Each of the four is applied with probability 1/2, brightness first, contrast either before or
+    after the other two. New values are drawn from Python's ``random`` for every image;
+    :class:`ColorAugSSD` draws one distortion per sample.
 
     Args:
         img_format: ``BGR`` or ``RGB``, the order of the channels of the (H, W, 3) uint8 images.
         brightness_delta: largest shift, in gray levels.
-        contrast_low, contrast_high: range of the contrast's factor.
-        saturation_low, saturation_high: range of the saturation's factor.
-        hue_delta: largest turn of the hue, in units of 2 degrees.
+        contrast_low, contrast_high: range of the contrast factor.
+        saturation_low, saturation_high: range of the saturation factor.
+        hue_delta: largest shift of the hue, in units of 2 degrees.
 
     Raises:
-        ValueError: for another ``img_format``.
-
-    Source: Liu et al., "SSD: Single Shot MultiBox Detector".
+        ValueError: if ``img_format`` is neither.
     """
 
     def __init__(
@@ -109,18 +105,18 @@ class ColorAugSSDTransform(ColorTransform):
 
     def draw(self) -> DrawnColorTransform:
         """Draw the steps of one distortion."""
-        steps = self._sometimes(_shift_brightness, self._draw_brightness)
+        steps = self._with_probability_half(_shift_brightness, self._draw_brightness)
         rest: list[tuple[Callable[[np.ndarray, float], np.ndarray], Callable[[], float]]] = [
             (_scale_saturation, self._draw_saturation),
-            (_turn_hue, self._draw_hue),
+            (_shift_hue, self._draw_hue),
         ]
-        rest.insert(0 if random.randrange(2) else 2, (_linear, self._draw_contrast))
+        rest.insert(0 if random.randrange(2) else 2, (_scale_and_shift, self._draw_contrast))
         for function, draw_value in rest:
-            steps += self._sometimes(function, draw_value)
+            steps += self._with_probability_half(function, draw_value)
         return DrawnColorTransform(steps, is_rgb=self.is_rgb)
 
     @staticmethod
-    def _sometimes(
+    def _with_probability_half(
         function: Callable[[np.ndarray, float], np.ndarray], draw_value: Callable[[], float]
     ) -> list[ColorStep]:
         return [ColorStep(function, draw_value())] if random.randrange(2) else []
@@ -139,13 +135,13 @@ class ColorAugSSDTransform(ColorTransform):
 
 
 class ColorAugSSD(Augmentation):
-    """The distortion of :class:`ColorAugSSDTransform`, drawn once and then the same.
+    """The distortion of :class:`ColorAugSSDTransform`, drawn once per sample.
 
     Args:
         img_format: ``BGR`` or ``RGB``, the order of the channels of the (H, W, 3) uint8 images.
 
     Raises:
-        ValueError: for another ``img_format``.
+        ValueError: if ``img_format`` is neither.
     """
 
     def __init__(self, img_format: str) -> None:
@@ -158,21 +154,21 @@ class ColorAugSSD(Augmentation):
         return self.distribution.draw()
 
 
-def _linear(values: np.ndarray, factor: float = 1, shift: float = 0) -> np.ndarray:
+def _scale_and_shift(values: np.ndarray, factor: float = 1, shift: float = 0) -> np.ndarray:
     return np.clip(values.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
 
 
 def _shift_brightness(bgr: np.ndarray, shift: float) -> np.ndarray:
-    return _linear(bgr, shift=shift)
+    return _scale_and_shift(bgr, shift=shift)
 
 
 def _scale_saturation(bgr: np.ndarray, factor: float) -> np.ndarray:
     hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
-    hsv[..., 1] = _linear(hsv[..., 1], factor)
+    hsv[..., 1] = _scale_and_shift(hsv[..., 1], factor)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
 
 
-def _turn_hue(bgr: np.ndarray, turn: float) -> np.ndarray:
+def _shift_hue(bgr: np.ndarray, shift: float) -> np.ndarray:
     hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
-    hsv[..., 0] = (hsv[..., 0].astype(int) + int(turn)) % 180
+    hsv[..., 0] = (hsv[..., 0].astype(int) + int(shift)) % 180
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)

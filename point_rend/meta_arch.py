@@ -1,4 +1,4 @@
-"""Models that tell the semantic head how large each image of a padded batch is.
+"""Meta-architectures that pass the sizes of the images in a batch to the semantic head.
 
 Shapes: K classes; a label map and the logits of an image have its height and width.
 """
@@ -30,7 +30,7 @@ def _check_head(head: nn.Module, meta_arch: str) -> None:
 
 
 def _pad(model: Any, tensors: list[Tensor], value: float = 0) -> ImageList:
-    """Pad images or label maps to one size that the backbone and the semantic head can take."""
+    """Pad images or label maps to a common size that fits the backbone and the semantic head."""
     backbone, head = model.backbone, model.sem_seg_head
     divisor = math.lcm(backbone.size_divisibility or 1, getattr(head, "frame_stride", 1))
     return ImageList.from_tensors(tensors, divisor, value, backbone.padding_constraints)
@@ -43,7 +43,7 @@ def _padded_images(model: Any, inputs: Inputs) -> ImageList:
 
 
 def _padded_labels(model: Any, inputs: Inputs) -> Tensor:
-    """Return the label maps of a batch, padded like its images by labels that do not count."""
+    """Return the label maps of a batch, padded like its images with ignored labels."""
     labels = [image["sem_seg"].to(model.device) for image in inputs]
     return _pad(model, labels, model.sem_seg_head.ignore_value).tensor
 
@@ -53,7 +53,7 @@ def _output_size(image: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, 
 
 
 def resize_logits(logits: Tensor, height: int, width: int) -> Tensor:
-    """Resize (K, h, w) logits bilinearly to (K, height, width), if they are not of that size."""
+    """Resize (K, h, w) logits bilinearly to (K, height, width), unless they have that size."""
     if tuple(logits.shape[-2:]) == (height, width):
         return logits
     return sem_seg_postprocess(logits, tuple(logits.shape[-2:]), height, width)
@@ -62,7 +62,7 @@ def resize_logits(logits: Tensor, height: int, width: int) -> Tensor:
 class PointRendSemanticSegmentor(SemanticSegmentor):
     """:class:`SemanticSegmentor` whose results do not depend on the padding of the batch.
 
-    Convolutions still see the padding; the choice of the points and their interpolation do not.
+    The padding still affects convolutions, but not the choice of points or interpolation.
 
     Raises:
         ValueError: if the head takes no image sizes.

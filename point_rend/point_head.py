@@ -1,4 +1,4 @@
-"""Point heads: from features at points to logits at points.
+"""Point heads: logits at points from features at points.
 
 Shapes: N regions, P points, D channels of the fine-grained features, K channels of the coarse
 prediction, C channels of the output (classes, or 1 if class-agnostic).
@@ -31,9 +31,9 @@ from point_rend.rendering.uncertainty import select_class_channel
 
 POINT_HEAD_REGISTRY = Registry("POINT_HEAD")
 POINT_HEAD_REGISTRY.__doc__ = """
-Point heads by name (``MODEL.POINT_HEAD.NAME``), called as ``head(cfg, input_shape)``, where
-``input_shape.channels`` are those of the fine-grained features and ``MODEL.POINT_HEAD.NUM_CLASSES``
-is never the inheriting −1.
+Point heads by name (``MODEL.POINT_HEAD.NAME``), called as ``head(cfg, input_shape)``.
+``input_shape.channels`` is the number of channels of the fine-grained features;
+``MODEL.POINT_HEAD.NUM_CLASSES`` has been resolved and is never −1.
 """
 
 NUM_FREQUENCIES = 128  # of the implicit head's positional encoding
@@ -43,15 +43,15 @@ def _check_class_count(cfg: CfgNode) -> int:
     num_classes = cfg.MODEL.POINT_HEAD.NUM_CLASSES
     if num_classes < 1:
         raise ValueError(
-            f"MODEL.POINT_HEAD.NUM_CLASSES is {num_classes}: a point head that is built by itself "
-            "has no head to inherit the number from; give it, or use build_point_head"
+            f"MODEL.POINT_HEAD.NUM_CLASSES is {num_classes}: a point head built on its own has no "
+            "head to inherit the number from; set it, or use build_point_head"
         )
     return num_classes
 
 
 @POINT_HEAD_REGISTRY.register()
 class StandardPointHead(BindableHead):
-    """A small MLP, the same at every point, over fine-grained features and the coarse prediction.
+    """A small MLP, shared by all points, over fine-grained features and the coarse prediction.
 
     Args:
         in_channels: D.
@@ -59,8 +59,8 @@ class StandardPointHead(BindableHead):
         num_classes: C, 1 for class-agnostic masks.
         fc_dim: width of the hidden layers.
         num_fc: number of hidden layers.
-        coarse_pred_each_layer: append the coarse prediction to the input of every layer, not
-            only of the first.
+        coarse_pred_each_layer: append the coarse prediction to the input of every layer instead of
+            only the first.
 
     Raises:
         ValueError: if the number of layers is negative.
@@ -111,7 +111,7 @@ class StandardPointHead(BindableHead):
 
     @property
     def hidden_layers(self) -> list[nn.Conv1d]:
-        """The layers before the predictor, first to last."""
+        """The layers before the predictor, in order."""
         return [self.get_submodule(f"fc{n}") for n in range(1, self.num_fc + 1)]  # type: ignore
 
     def forward(self, fine_grained_features: Tensor, coarse_features: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class StandardPointHead(BindableHead):
     def bind(
         self, fine: FineGrainedFeatures, num_regions: int, points_per_region: int
     ) -> BoundPointHead:
-        """Bind the head for rendering, see :func:`point_rend.rendering.bound_head.bind_point_head`."""
+        """Bind the head for rendering, see :func:`point_rend.bind_point_head`."""
         return BoundStandardHead(
             [*self.hidden_layers, self.predictor],
             coarse_channels=self.coarse_channels,
@@ -139,9 +139,9 @@ class StandardPointHead(BindableHead):
 
 @POINT_HEAD_REGISTRY.register()
 class ImplicitPointHead(BindableHead):
-    """An MLP per instance, whose weights are predicted, over features and encoded positions.
+    """An MLP per instance, with predicted weights, over features and encoded positions.
 
-    ``num_params`` is the length of the parameter vector that each instance needs.
+    ``num_params`` is the length of the parameter vector of an instance.
 
     Args:
         in_channels: D.
@@ -174,7 +174,7 @@ class ImplicitPointHead(BindableHead):
         if not (image_feature_enabled or positional_encoding_enabled):
             raise ValueError(
                 "MODEL.IMPLICIT_POINTREND: IMAGE_FEATURE_ENABLED and POS_ENC_ENABLED are both "
-                "False, which leaves the point head without input; expected at least one"
+                "False, which leaves the point head without input; expected at least one True"
             )
         if num_fc < 1:
             raise ValueError(f"MODEL.POINT_HEAD.NUM_FC: expected at least 1, got {num_fc}")
@@ -221,7 +221,7 @@ class ImplicitPointHead(BindableHead):
     def bind(
         self, fine: FineGrainedFeatures, num_regions: int, points_per_region: int
     ) -> BoundPointHead:
-        """Bind the head for rendering, see :func:`point_rend.rendering.bound_head.bind_point_head`."""
+        """Bind the head for rendering, see :func:`point_rend.bind_point_head`."""
         has_positions = self.positional_encoding_enabled
         return BoundImplicitHead(
             self.layout,
@@ -233,7 +233,7 @@ class ImplicitPointHead(BindableHead):
 
 
 def check_own_parameters(point_head: nn.Module, user: str) -> None:
-    """Refuse a point head whose parameters are to be predicted, for a head that predicts none.
+    """Refuse a point head with predicted parameters for a head that predicts none.
 
     Args:
         point_head: the point head.
@@ -244,8 +244,8 @@ def check_own_parameters(point_head: nn.Module, user: str) -> None:
     """
     if hasattr(point_head, "num_params"):
         raise ValueError(
-            f"MODEL.POINT_HEAD.NAME is {type(point_head).__name__}, whose parameters are to be "
-            "predicted, by MODEL.ROI_MASK_HEAD.NAME ImplicitPointRendMaskHead: expected another "
+            f"MODEL.POINT_HEAD.NAME is {type(point_head).__name__}, whose parameters must be "
+            "predicted by MODEL.ROI_MASK_HEAD.NAME ImplicitPointRendMaskHead: expected another "
             f"point head for {user}"
         )
 
@@ -257,11 +257,11 @@ def roi_mask_point_loss(
 
     Args:
         mask_logits: (N, C, P) or class-agnostic (N, 1, P).
-        instances: per image its regions with ``gt_classes``; N in all.
-        point_labels: (N, P) in [0, 1], or −1 for points to leave out.
+        instances: per image its regions with ``gt_classes``; N in total.
+        point_labels: (N, P) in [0, 1], or −1 for ignored points.
 
     Returns:
-        A scalar: binary cross entropy averaged over the points that count.
+        A scalar: binary cross entropy averaged over the points that are not ignored.
     """
     if mask_logits.shape[1] > 1:
         classes = torch.cat(
@@ -282,7 +282,7 @@ def build_point_sampler(cfg: CfgNode) -> PointSampler:
         num_points=point.TRAIN_NUM_POINTS,
         oversample_ratio=point.OVERSAMPLE_RATIO,
         importance_sample_ratio=point.IMPORTANCE_SAMPLE_RATIO,
-        # a config of the stock project lacks the key
+        # A config of the stock project lacks this key.
         on_regular_grid=point.get("TRAIN_ON_REGULAR_GRID", False),
     )
 
@@ -297,13 +297,13 @@ def build_point_head(
     """Build the point head that ``MODEL.POINT_HEAD.NAME`` names.
 
     Args:
-        cfg: left as it is.
-        input_shape: ``channels`` of the fine-grained features.
-        num_classes: takes the place of ``MODEL.POINT_HEAD.NUM_CLASSES``.
-        coarse_channels: K, where it is not the number of classes.
+        cfg: the config, which is not changed.
+        input_shape: ``channels`` is the number of channels of the fine-grained features.
+        num_classes: replaces ``MODEL.POINT_HEAD.NUM_CLASSES``.
+        coarse_channels: K, if it is not the number of classes.
 
     Raises:
-        ValueError: if there is no head of that name, or it cannot take that K.
+        ValueError: if no head has that name, or the head does not take that K.
     """
     if num_classes is not None:
         cfg = cfg.clone()

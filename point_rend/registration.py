@@ -1,8 +1,8 @@
-"""Taking the registered names over from the stock project, whichever is imported first.
+"""Registration of our heads in place of the stock project's, whichever is imported first.
 
-Detectron2 ships a PointRend of its own (``detectron2.projects.point_rend``), which other projects
-import, and its registries refuse a second object of a name. So the stock project is imported first,
-where it can be, and its entries are then replaced by ours.
+Detectron2 ships its own PointRend (``detectron2.projects.point_rend``), which other projects
+import, and its registries refuse to register a name twice. Therefore the stock project is imported
+first, if it is available, and its entries are then replaced by ours.
 """
 
 import contextlib
@@ -42,9 +42,9 @@ def _set_entry(registry: Registry, name: str, entry: type | None) -> None:
 
 
 def register() -> None:
-    """Put our heads under the registered names; :func:`stock_heads` restores what stood there."""
-    # DeepLab's heads and backbone register themselves. The stock project needs OpenCV; without it
-    # nothing of that name is registered.
+    """Register our heads; :func:`stock_heads` restores the previous entries."""
+    # DeepLab's heads and backbone register themselves on import. The stock project needs OpenCV;
+    # without it, its names are not registered.
     for project in ("deeplab", "point_rend"):
         with contextlib.suppress(ImportError):
             importlib.import_module(f"detectron2.projects.{project}")
@@ -63,10 +63,10 @@ def stock_module(name: str) -> ModuleType:
 
 @contextlib.contextmanager
 def stock_heads() -> Iterator[None]:
-    """Restore the stock project's entries for the time of a ``with`` block.
+    """Restore the entries of the stock project during a ``with`` block.
 
-    Models that are built inside it are the stock project's, also the mask heads that its ROI heads
-    build by name.
+    Models built inside the block are those of the stock project, including the mask heads that its
+    ROI heads build by name.
 
     Raises:
         RuntimeError: if the stock project is not installed.

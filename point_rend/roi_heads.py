@@ -1,4 +1,4 @@
-"""ROI heads for PointRend: Detectron2's, which also take configs and weights of older versions."""
+"""The ROI heads of PointRend: Detectron2's, compatible with old configs and checkpoints."""
 
 import logging
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 class PointRendROIHeads(StandardROIHeads):
-    """:class:`StandardROIHeads` that also takes configs and checkpoints of the first PointRend.
+    """:class:`StandardROIHeads` that accept configs and checkpoints of the first PointRend.
 
-    The first version called the mask head ``CoarseMaskHead`` and kept the point head beside it.
+    The first version named the mask head ``CoarseMaskHead`` and stored the point head next to it.
     """
 
     _version = 2
@@ -25,8 +25,8 @@ class PointRendROIHeads(StandardROIHeads):
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict) -> dict:
         if cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME == "CoarseMaskHead":
             logger.warning(
-                "MODEL.ROI_MASK_HEAD.NAME CoarseMaskHead is the name of the first version: read "
-                "as PointRendMaskHead with POOLER_TYPE ''"
+                "MODEL.ROI_MASK_HEAD.NAME CoarseMaskHead is a name of the first version: it is "
+                "read as PointRendMaskHead with POOLER_TYPE ''"
             )
             cfg = cfg.clone()
             cfg.defrost()
@@ -37,7 +37,7 @@ class PointRendROIHeads(StandardROIHeads):
     def label_and_sample_proposals(
         self, proposals: list[Instances], targets: Sequence[Instances]
     ) -> list[Instances]:
-        """Label proposals as Detectron2 does, but without a copy of a mask for each of them."""
+        """Label proposals as Detectron2 does, without copying a mask for each of them."""
         return super().label_and_sample_proposals(proposals, share_masks(targets))
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):

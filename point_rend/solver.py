@@ -1,4 +1,4 @@
-"""The poly schedule of the learning rate: DeepLab's, and with the floor of mmsegmentation."""
+"""The poly learning-rate schedule of DeepLab, optionally with the floor of mmsegmentation."""
 
 from dataclasses import dataclass
 
@@ -11,22 +11,22 @@ from fvcore.common.param_scheduler import ParamScheduler
 
 @dataclass(frozen=True)
 class WarmupPoly(ParamScheduler):
-    """Multiplier of the learning rate at a share t of the training, 0 to 1.
+    """Learning-rate multiplier at a fraction t of the training, 0 to 1.
 
     Convention: warm-up(t) · ((1 - floor) · (1 - t)^power + floor), where the warm-up rises from
-    ``warmup_factor`` to 1 over the first ``warmup_share`` of the training; after it the multiplier
-    never falls below ``constant_ending``.
+    ``warmup_factor`` to 1 over the first ``warmup_share`` of the training. After the warm-up the
+    multiplier never falls below ``constant_ending``.
 
     Args:
         power: exponent of the decay, 0 or more.
-        floor: multiplier at the end, to which the curve is scaled, 0 to 1.
-        constant_ending: multiplier at which the curve is cut off, 0 to 1.
-        warmup_factor: multiplier of the schedule at the first iteration, 0 to 1.
-        warmup_share: length of the warm-up, 0 to 1; 0 for none.
+        floor: multiplier at the end of the decay, 0 to 1.
+        constant_ending: lower limit of the multiplier after the warm-up, 0 to 1.
+        warmup_factor: factor of the first iteration, 0 to 1.
+        warmup_share: length of the warm-up as a fraction of the training, 0 to 1; 0 for none.
         warmup_method: "linear", or "constant", which stays at ``warmup_factor``.
 
     Raises:
-        ValueError: If a number is outside its range, or for another method.
+        ValueError: if a number is out of range or the method is unknown.
     """
 
     power: float = 0.9
@@ -52,7 +52,7 @@ class WarmupPoly(ParamScheduler):
             )
 
     def __call__(self, where: float) -> float:
-        """Return the multiplier at a share of the training."""
+        """Return the multiplier at a fraction of the training."""
         decay = (1 - self.floor) * max(0.0, 1 - where) ** self.power + self.floor
         if where >= self.warmup_share:
             return max(decay, self.constant_ending)
@@ -61,21 +61,21 @@ class WarmupPoly(ParamScheduler):
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """Build the schedule that SOLVER.LR_SCHEDULER_NAME names.
+    """Build the schedule that ``SOLVER.LR_SCHEDULER_NAME`` names.
 
-    ``WarmupPolyLR`` is built here: DeepLab's schedule, and with SOLVER.BASE_LR_END the one of
-    mmsegmentation, lr = (BASE_LR - BASE_LR_END) · (1 - i / MAX_ITER)^POLY_LR_POWER + BASE_LR_END.
-    All other names are Detectron2's.
+    ``WarmupPolyLR`` is DeepLab's schedule, or with ``SOLVER.BASE_LR_END`` that of mmsegmentation:
+    lr = (BASE_LR - BASE_LR_END) · (1 - i / MAX_ITER)^POLY_LR_POWER + BASE_LR_END. All other names
+    are those of Detectron2.
 
     Args:
-        cfg: The config of the run.
-        optimizer: The optimizer; the rates of all its groups are multiplied alike.
+        cfg: the config of the run.
+        optimizer: the optimizer, whose groups all get the same multiplier.
 
     Returns:
-        A scheduler that is stepped once an iteration.
+        A scheduler that is stepped once per iteration.
 
     Raises:
-        ValueError: If the name is unknown or a number is outside its range.
+        ValueError: if the name is unknown or a number is out of range.
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":

@@ -1,1 +1,1 @@
-"""Rendering: point predictor, uncertainty and subdivision plan make a mask."""
+"""Rendering of masks from a point predictor, an uncertainty and a subdivision plan."""

@@ -1,4 +1,4 @@
-"""Frames and the regular grid: where a point is, written once for the whole package.
+"""Coordinate frames and the regular grid, defined once for the whole package.
 
 Convention. Coordinates are (x, y). A cell or pixel with index ``i`` covers ``[i, i + 1)`` and its
 center lies at ``i + 0.5`` (``align_corners=False`` everywhere). Three frames are in use:
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def cell_centers(indices: Tensor, height: int, width: int) -> Tensor:
-    """Return the centers of grid cells that are given by their row-major index.
+    """Return the centers of grid cells, given their row-major indices.
 
     Args:
         indices: any shape (...), integers in [0, height * width).
@@ -23,7 +23,7 @@ def cell_centers(indices: Tensor, height: int, width: int) -> Tensor:
         width: columns of the grid.
 
     Returns:
-        (..., 2) float32 coordinates in [0, 1]², in the frame that the grid covers.
+        (..., 2) float32 coordinates in [0, 1]² of the grid.
     """
     columns = (indices % width).to(torch.float32)
     rows = torch.div(indices, width, rounding_mode="floor").to(torch.float32)
@@ -35,11 +35,11 @@ def regular_grid(num_regions: int, side: int, device: torch.device | str | None 
 
     Args:
         num_regions: N; may be a traced size.
-        side: cells along each side.
-        device: where the coordinates are made.
+        side: number of cells along each side.
+        device: device of the coordinates.
 
     Returns:
-        (N, side², 2) ``coords_box`` in row-major order (a view that is expanded along N).
+        (N, side², 2) ``coords_box`` in row-major order, a view expanded along N.
     """
     centers = cell_centers(torch.arange(side * side, device=device), side, side)
     return centers[None].expand(num_regions, -1, -1)

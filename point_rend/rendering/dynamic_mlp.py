@@ -1,7 +1,8 @@
-"""The mathematics of a per-instance MLP, whose weights are themselves a prediction.
+"""The mathematics of a per-instance MLP with predicted weights.
 
-Shapes: N instances, D input channels, C output channels, P points. A parameter vector holds the
-weights of all layers, first to last, each (outputs, inputs) row-major, then all biases.
+Shapes: N instances, D input channels, C output channels, P points, F frequencies. A parameter
+vector holds the weights of all layers, first to last, each (outputs, inputs) row-major, then all
+biases.
 
 Source: Cheng, Parkhi, Kirillov, "Pointly-Supervised Instance Segmentation", section 5.
 """
@@ -17,13 +18,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MLPLayout:
-    """Where the weights and biases of every layer stand in a parameter vector.
+    """The layout of a parameter vector: the shapes and the order of its layers.
 
     Args:
         in_channels: D, at least 1.
-        hidden_channels: width of each hidden layer.
-        out_channels: C.
-        num_hidden: hidden layers, at least 1.
+        hidden_channels: width of each hidden layer, at least 1.
+        out_channels: C, at least 1.
+        num_hidden: number of hidden layers, at least 1.
 
     Raises:
         ValueError: if a width or the number of layers is not positive.
@@ -41,7 +42,7 @@ class MLPLayout:
 
     @property
     def layer_shapes(self) -> list[tuple[int, int]]:
-        """(outputs, inputs) of every layer, the output layer included."""
+        """(outputs, inputs) of every layer, including the output layer."""
         hidden = [self.hidden_channels] * self.num_hidden
         widths = [self.in_channels, *hidden, self.out_channels]
         return [(outputs, inputs) for inputs, outputs in pairwise(widths)]
@@ -52,7 +53,7 @@ class MLPLayout:
         return sum(outputs * inputs + outputs for outputs, inputs in self.layer_shapes)
 
     def split(self, parameters: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Cut parameter vectors into layers.
+        """Split parameter vectors into layers.
 
         Args:
             parameters: (N, ``num_parameters``).
@@ -76,7 +77,7 @@ class MLPLayout:
 
 
 def apply_mlp(inputs: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    """Run each instance's own MLP (ReLU between the layers) on its points.
+    """Apply the MLP of each instance, with ReLU between the layers, to its points.
 
     Args:
         inputs: (N, P, D).
@@ -103,12 +104,12 @@ def fourier_features(coords: Tensor, frequencies: Tensor) -> Tensor:
         frequencies: (2, F).
 
     Returns:
-        (N, P, 2F): F sines, then F cosines, of 2π (2 coords − 1) · frequencies, in the type of the
-        two that is more exact.
+        (N, P, 2F): F sines, then F cosines, of 2π (2 coords − 1) · frequencies, in the wider of
+        the two types.
 
     Source: Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions".
     """
     dtype = torch.promote_types(coords.dtype, frequencies.dtype)
-    with torch.autocast(coords.device.type, enabled=False):  # phases turn many times
+    with torch.autocast(coords.device.type, enabled=False):  # phases are too large for less
         phases = 2 * math.pi * ((2 * coords.to(dtype) - 1) @ frequencies.to(dtype))
     return torch.cat((phases.sin(), phases.cos()), dim=2)

@@ -1,4 +1,7 @@
-"""Rendering of the masks of detected boxes, in chunks of bounded memory."""
+"""Rendering of the masks of detected boxes, in chunks of bounded memory.
+
+Shapes: N boxes over all images, N_i in image i, S side of a mask.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +20,15 @@ from point_rend.rendering.uncertainty import Uncertainty, foreground_uncertainty
 
 @dataclass(frozen=True)
 class MaskRenderer:
-    """Renders the masks of boxes, some boxes at a time.
+    """Renders the masks of boxes, chunk by chunk.
 
     Args:
         plan: the grids and the points of each mask.
-        boxes_per_chunk: bounds the memory; 0 renders all boxes of an image together.
-        cells_per_pixel: a box gets no more points once its mask has this many cells per pixel along
-            its longer side, and is interpolated from there; 0 gives all boxes the points of all
-            steps, as do traces, which know no sizes of boxes.
+        boxes_per_chunk: maximum number of boxes that are rendered together, which bounds the
+            memory; 0 for all boxes of an image.
+        cells_per_pixel: once a mask has this many cells per pixel along the longer side of its
+            box, further steps only interpolate it; 0 predicts points in all steps. Traces always
+            do, because they must serve boxes of any size.
 
     Raises:
         ValueError: if ``boxes_per_chunk`` or ``cells_per_pixel`` is negative.
@@ -52,7 +56,7 @@ class MaskRenderer:
         images: Sequence[FineGrainedFeatures],
         instances: Sequence[Instances],
     ) -> list[BoundPointHead]:
-        """Bind a point head to the features of each image, for what the image's boxes need."""
+        """Bind a point head to the features of each image, for rendering its detections."""
         return [
             bind_point_head(point_head, fine, len(detected), self.plan.num_points)
             for fine, detected in zip(images, instances, strict=True)
@@ -69,10 +73,9 @@ class MaskRenderer:
 
         Args:
             bound: per image the bound point head.
-            instances: per image its detections; N in all.
-            coarse: (N, ...) what the point head needs to know of each box, see
-                :class:`BoundPointHead`.
-            uncertainty: rates the one channel (N, 1, H, W) of each box's class.
+            instances: per image its detections; N in total.
+            coarse: (N, ...) output of the coarse head, see :meth:`BoundPointHead.at`.
+            uncertainty: rates the logits (N, 1, H, W) of the class of each box.
 
         Returns:
             Per image the foreground probabilities (N_i, 1, S, S), float32.
@@ -92,7 +95,7 @@ class MaskRenderer:
     ) -> Tensor:
         boxes, classes = detected.pred_boxes.tensor, detected.pred_classes
         if is_tracing():
-            # A trace serves any number of boxes of any size: no loop over them.
+            # A trace must serve any number of boxes of any size: no loop over them.
             steps = self.plan.steps
             logits = self._render_together(bound, coarse, boxes, classes, uncertainty, steps=steps)
             return logits.sigmoid()
@@ -104,10 +107,10 @@ class MaskRenderer:
         return logits.sigmoid_()
 
     def _chunks(self, boxes: Tensor) -> Iterator[tuple[int, slice | Tensor]]:
-        """Cut boxes (N, 4) into parts that are rendered together, with the steps of each."""
+        """Split boxes (N, 4) into chunks: yield the number of steps and the indices of each."""
         num_boxes = boxes.shape[0]
         num_chunks = -(-num_boxes // self.boxes_per_chunk) if self.boxes_per_chunk else 1
-        size = max(-(-num_boxes // max(num_chunks, 1)), 1)  # of equal parts
+        size = max(-(-num_boxes // max(num_chunks, 1)), 1)  # chunks of equal size
         if not self.cells_per_pixel:
             for first in range(0, num_boxes, size):
                 yield self.plan.steps, slice(first, first + size)

@@ -1,4 +1,4 @@
-"""What a head did while it rendered: the logits after each step, and the points that made them.
+"""Recording of renderings: the logits after each step and the points that were predicted.
 
 Shapes: N regions, C channels, P points, H and W rows and columns of a grid.
 """
@@ -19,12 +19,12 @@ from point_rend.rendering.uncertainty import Uncertainty, select_class_channel
 
 
 class Step(NamedTuple):
-    """A grid of a rendering.
+    """The first grid of a rendering, or the result of a step.
 
     Attributes:
         logits: (N, C, H, W) after the step.
-        coords: (N, P, 2) the points at which they were predicted, in [0, 1]² of each region; P is
-            0 for a first grid that the coarse head made.
+        coords: (N, P, 2) the predicted points, in [0, 1]² of each region; P is 0 for a first grid
+            that comes from the coarse head.
         uncertainty: (N, 1, H, W) by which the points were chosen; None for the first grid.
     """
 
@@ -40,15 +40,15 @@ class _Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Rendering:
-    """All that a head asked of its point head for the regions that it rendered together.
+    """All predictions of a point head for the regions that were rendered together.
 
     Args:
-        coarse: what the coarse head said of each region: logits (N, K, h, w), or the parameters of
-            its point head (N, num_params).
+        coarse: output of the coarse head: logits (N, K, h, w), or the parameters of the point head
+            (N, num_params).
         boxes: (N, 4) in pixels of the model's input; None for regions that are images.
         classes: (N,) the class whose mask was rendered; None for all classes.
-        predict: maps points (N, P, 2) to logits (N, C, P), as it did in the rendering.
-        uncertainty: how the head rates logits.
+        predict: maps points (N, P, 2) to logits (N, C, P), as in the rendering.
+        uncertainty: rates logits, as in the rendering.
     """
 
     coarse: Tensor
@@ -60,7 +60,7 @@ class Rendering:
 
     @property
     def coarse_logits(self) -> Tensor | None:
-        """(N, C, h, w) of the classes that were rendered; None if the coarse head makes none."""
+        """(N, C, h, w) of the rendered classes; None if the coarse head predicts parameters."""
         if self.coarse.dim() == 2:
             return None
         if self.classes is None:
@@ -68,17 +68,17 @@ class Rendering:
         return select_class_channel(self.coarse, self.classes)
 
     def steps(self) -> Iterator[Step]:
-        """Repeat the rendering, step by step, with the very predictions that it used.
+        """Repeat the rendering step by step, from the recorded predictions.
 
         Yields:
-            The first grid, and the result of each step; the last one is what was rendered, to the
-            last bit, but for doublings without points (``SUBDIVISION_CELLS_PER_PIXEL``).
+            The first grid, then the result of each step. The last result equals the rendered one
+            bit for bit, before any doublings without points (``SUBDIVISION_CELLS_PER_PIXEL``).
         """
         calls = self._calls
         if self.boxes is None:
             logits = self.coarse
             coords = logits.new_zeros(logits.shape[0], 0, 2)
-        else:  # a box starts from points of its own, on a regular grid
+        else:  # the first grid of a box is predicted at points of a regular grid
             (coords, predicted), *calls = calls
             side = math.isqrt(coords.shape[1])
             logits = predicted.unflatten(2, (side, side))
@@ -97,7 +97,7 @@ class Rendering:
             logits = subdivide(logits, repeat, rate, steps=1, points_per_step=call.coords.shape[1])
             yield Step(logits, call.coords, rated[0])
 
-    def _answer(self, coords: Tensor) -> Tensor:
+    def _predict_and_record(self, coords: Tensor) -> Tensor:
         logits = self.predict(coords)
         self._calls.append(_Call(coords, logits))
         return logits
@@ -105,15 +105,15 @@ class Rendering:
 
 @contextmanager
 def recorded_renderings(head: nn.Module) -> Iterator[list[Rendering]]:
-    """Listen to a head while it renders.
+    """Record the renderings of a head.
 
     Args:
         head: one of the registered heads, in inference.
 
     Yields:
-        A list, empty at first, to which the head adds what it renders: a mask head its boxes in
-        their order (with ``SUBDIVISION_CELLS_PER_PIXEL`` those of few steps before those of many),
-        image after image and chunk after chunk; a semantic head its images.
+        A list, empty at first, that receives the renderings. A mask head adds one per chunk of
+        boxes, image by image, in the order of the boxes (with ``SUBDIVISION_CELLS_PER_PIXEL`` those
+        with fewer steps first); a semantic head adds one per rendering of images.
 
     Raises:
         ValueError: if the head has no point head.
@@ -126,15 +126,15 @@ def recorded_renderings(head: nn.Module) -> Iterator[list[Rendering]]:
         )
     renderings: list[Rendering] = []
     uncertainty: Any = head.uncertainty
-    head.point_head = _ListeningPointHead(point_head, uncertainty, renderings)
+    head.point_head = _RecordingPointHead(point_head, uncertainty, renderings)
     try:
         yield renderings
     finally:
         head.point_head = point_head
 
 
-class _ListeningPointHead(nn.Module):
-    """A point head whose bound form keeps what it is asked and what it answers."""
+class _RecordingPointHead(nn.Module):
+    """A point head whose bound form records its predictions."""
 
     def __init__(
         self, point_head: nn.Module, uncertainty: Uncertainty, renderings: list[Rendering]
@@ -147,12 +147,12 @@ class _ListeningPointHead(nn.Module):
     def bind(
         self, fine: FineGrainedFeatures, num_regions: int, points_per_region: int
     ) -> BoundPointHead:
-        """Bind the point head and listen to it."""
+        """Bind the point head."""
         bound = bind_point_head(self.point_head, fine, num_regions, points_per_region)
-        return _ListeningBoundHead(bound, self.uncertainty, self.renderings)
+        return _RecordingBoundHead(bound, self.uncertainty, self.renderings)
 
 
-class _ListeningBoundHead:
+class _RecordingBoundHead:
     def __init__(
         self, bound: BoundPointHead, uncertainty: Uncertainty, renderings: list[Rendering]
     ) -> None:
@@ -166,4 +166,4 @@ class _ListeningBoundHead:
         predict = self.bound.at(coarse, boxes, classes)
         rendering = Rendering(coarse, boxes, classes, predict, self.uncertainty)
         self.renderings.append(rendering)
-        return rendering._answer
+        return rendering._predict_and_record

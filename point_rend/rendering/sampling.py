@@ -1,7 +1,7 @@
-"""Reading maps at points, and choosing the points: in training at random, in inference on a grid.
+"""Sampling of maps at points, and the choice of points: random in training, on a grid in inference.
 
-Shapes: N regions, C channels, P points, H and W rows and columns of a map. Coordinates are those of
-the frame that the map covers, in [0, 1]², (x, y).
+Shapes: N regions, C channels, P points, H and W rows and columns of a map. Coordinates are (x, y)
+in [0, 1]² of the map.
 """
 
 import math
@@ -23,9 +23,9 @@ def point_sample(
     padding_mode: str = "zeros",
     align_corners: bool = False,
 ) -> Tensor:
-    """Read maps at arbitrary points by bilinear interpolation between cell centers.
+    """Sample maps at arbitrary points by bilinear interpolation between cell centers.
 
-    Convention: outside the outermost cell centers the map fades into zeros (``padding_mode``). The
+    Convention: beyond the outermost cell centers the map fades to zero (``padding_mode``). The
     result is at least float32, also under mixed precision: half-precision coordinates are too
     coarse for large maps.
 
@@ -34,13 +34,13 @@ def point_sample(
         point_coords: (N, P, 2) or (N, Hg, Wg, 2) in [0, 1]².
         mode: ``bilinear`` or ``nearest``.
         padding_mode: ``zeros`` or ``border``.
-        align_corners: must be False; the argument stands for callers that write it out.
+        align_corners: must be False; accepted for callers that pass it.
 
     Returns:
         (N, C, P) or (N, C, Hg, Wg).
 
     Raises:
-        ValueError: if the shapes do not belong together, or ``align_corners`` is True.
+        ValueError: if the coordinates have another shape, or ``align_corners`` is True.
     """
     if align_corners:
         raise ValueError("point_sample: align_corners=True contradicts the half-pixel convention")
@@ -54,7 +54,7 @@ def point_sample(
     if point_coords.dim() == 3:
         grid = grid.unsqueeze(2)  # (N, P, 1, 2)
     maps = input.to(dtype)
-    # On a CPU the maps are shared out to the cores, so let the channels of a single one be maps.
+    # A CPU runs the maps in parallel, so the channels of a single map are passed as maps.
     splits = len(maps) == 1 and maps.is_contiguous() and maps.is_cpu and not is_tracing()
     if splits:
         maps, grid = maps.transpose(0, 1), grid.expand(maps.shape[1], -1, -1, -1)
@@ -65,24 +65,24 @@ def point_sample(
 
 
 def is_tracing() -> bool:
-    """Tell whether a trace is being made, whose code serves any number of regions and points."""
+    """Return whether torch is tracing: a trace must serve any number of regions and points."""
     return torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
 class PointSampler:
-    """The training sampler: points at random, biased toward where the prediction is unsure.
+    """The training sampler: random points, biased toward uncertain locations.
 
-    ``oversample_ratio`` · P candidates are drawn uniformly; the most uncertain
-    ``importance_sample_ratio`` · P of them are kept; the rest is drawn uniformly anew. Uniform
-    sampling is (1, 0), the paper's mildly biased setting (3, 0.75), its heavily biased (10, 0.75);
-    ``on_regular_grid`` is the paper's fixed grid of √P × √P points, without randomness.
+    It draws ``oversample_ratio`` · P candidates uniformly, keeps the most uncertain
+    ``importance_sample_ratio`` · P of them and draws the remaining points uniformly. With (1, 0)
+    sampling is uniform, with (3, 0.75) mildly biased and with (10, 0.75) heavily biased;
+    ``on_regular_grid`` takes a fixed grid of √P × √P points instead, without randomness.
 
     Args:
         num_points: P, at least 1; a square number for the regular grid.
         oversample_ratio: k of the paper, at least 1.
         importance_sample_ratio: β of the paper, in [0, 1].
-        on_regular_grid: take the regular grid instead; k and β then do not matter.
+        on_regular_grid: use the regular grid, whatever k and β are.
 
     Raises:
         ValueError: for values out of these ranges.
@@ -125,18 +125,18 @@ class PointSampler:
     ) -> Tensor:
         """Draw points for every region.
 
-        The uncertainty is taken at the interpolated logits: between a cell of −1 and one of +1 lies
-        the boundary, though both cells by themselves look certain.
+        The uncertainty is that of the interpolated logits: the boundary lies between a cell of −1
+        and a cell of +1, although both cells are certain.
 
         Args:
             logits: (N, C, H, W) coarse prediction.
             uncertainty: rates (N, C, P) logits as (N, 1, P).
             generator: source of randomness, the global one if None.
-            extent: (N, 1, 2), the part of each map in x and y, from its corner, in which points
-                are drawn; all of it if None.
+            extent: (N, 1, 2), the fraction of each map, along x and y from its corner, in which
+                points are drawn; all of it if None.
 
         Returns:
-            (N, P, 2) coordinates in [0, 1]², the uncertain points first; no gradient.
+            (N, P, 2) coordinates in [0, 1]², the uncertain points first, without gradient.
         """
         num_regions = logits.shape[0]
         if self.on_regular_grid:
@@ -161,14 +161,14 @@ class PointSampler:
 
 
 def most_uncertain_cells(uncertainty_map: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
-    """Choose the cells of a grid with the largest uncertainty, for each region by itself.
+    """Choose the cells with the largest uncertainty, separately for each region.
 
     Args:
         uncertainty_map: (N, 1, H, W).
-        num_points: how many cells; all of them if the grid is smaller.
+        num_points: number of cells; all of them if the grid is smaller.
 
     Returns:
-        Row-major indices (N, P), ascending, and the cells' centers (N, P, 2) in [0, 1]².
+        Row-major indices (N, P), ascending, and the centers of the cells (N, P, 2) in [0, 1]².
     """
     height, width = uncertainty_map.shape[-2:]
     values = uncertainty_map.flatten(1)
@@ -178,18 +178,18 @@ def most_uncertain_cells(uncertainty_map: Tensor, num_points: int) -> tuple[Tens
 
 
 def _top_indices(values: Tensor, count: int) -> Tensor:
-    """Return ``values.topk(count).indices`` in ascending order, in less time where few are wanted.
+    """Return ``values.topk(count).indices`` in ascending order, faster if few are wanted.
 
-    The largest values lie in the blocks with the largest maxima, one block each at most.
+    The ``count`` largest values lie in the ``count`` blocks with the largest maxima.
     """
     size = values.shape[1]
-    # Blocks and candidates cost the same at the square root of size / count.
+    # With sqrt(size / count) values per block, there are as many blocks as candidates.
     block = math.isqrt(size // count) if count else 1
     while size % block:
         block -= 1
     if block == 1:
         return values.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
-    # The cells of a block lie far apart, so that its maximum is taken of many blocks at once.
+    # The values of a block lie far apart, so the maxima of adjacent blocks are computed together.
     num_blocks = size // block
     blocks = values.unflatten(1, (block, num_blocks))  # (N, block, blocks)
     chosen = blocks.amax(dim=1).topk(count, dim=1, sorted=False).indices

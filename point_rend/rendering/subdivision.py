@@ -17,7 +17,7 @@ from point_rend.rendering.uncertainty import Uncertainty
 
 
 class PointPredictor(Protocol):
-    """A prediction that is bound to its features and answers for any points."""
+    """A prediction bound to its features, to be evaluated at any points."""
 
     def __call__(self, coords: Tensor, /) -> Tensor:
         """Map (N, P, 2) coordinates in [0, 1]² to (N, C, P) logits."""
@@ -25,12 +25,12 @@ class PointPredictor(Protocol):
 
 @dataclass(frozen=True)
 class SubdivisionPlan:
-    """From which side, in how many doublings, with how many points each.
+    """The grids of a rendering and the number of points on each.
 
     Args:
-        start_side: side of the grid on which the first prediction is made, at least 1.
-        steps: doublings after it, at least 0.
-        points_per_step: N of the paper, points recomputed after each doubling, at least 1.
+        start_side: side of the first grid, which is predicted densely, at least 1.
+        steps: number of doublings, at least 0.
+        points_per_step: N of the paper, points predicted after each doubling, at least 1.
 
     Raises:
         ValueError: for values out of these ranges.
@@ -60,15 +60,15 @@ class SubdivisionPlan:
 
     @property
     def num_points(self) -> int:
-        """Points that are predicted for one region, the first grid included."""
+        """Number of points predicted per region, including the first grid."""
         sides = [self.start_side * 2**step for step in range(1, self.steps + 1)]
         return self.start_side**2 + sum(min(side**2, self.points_per_step) for side in sides)
 
     def without_covered_steps(self) -> "SubdivisionPlan":
-        """Return the plan of the same output that starts after the steps that choose every cell.
+        """Return the plan with the same output that starts after the steps that choose every cell.
 
-        A step whose points cover its whole grid overwrites all that came before, so rendering
-        can as well begin there.
+        A step whose points cover its whole grid overwrites everything before it, so rendering can
+        start there.
         """
         side, steps = self.start_side, self.steps
         while steps > 0 and 4 * side**2 <= self.points_per_step:
@@ -85,22 +85,22 @@ def subdivide(
     points_per_step: int,
     plain_steps: int = 0,
 ) -> Tensor:
-    """Render a grid of logits at 2^(steps + plain_steps) times its resolution.
+    """Render logits at 2^(steps + plain_steps) times the resolution of their grid.
 
     Each step doubles the grid bilinearly and replaces the logits of its most uncertain cells by
     predictions at their centers; all other cells keep the interpolated value.
 
     Args:
         logits: (N, C, H, W) the first grid; N may be 0.
-        predict: answers for points in the frame of each grid.
+        predict: predicts logits at points of each region, in [0, 1]² of its grid.
         uncertainty: rates (N, C, H, W) logits as (N, 1, H, W).
-        steps: doublings after which cells are recomputed.
-        points_per_step: cells recomputed after each of them.
-        plain_steps: doublings after those, without points.
+        steps: number of doublings after which cells are predicted.
+        points_per_step: number of cells predicted after each of them.
+        plain_steps: number of further doublings, without predictions.
 
     Returns:
-        (N, C, H·2^(steps + plain_steps), W·2^(steps + plain_steps)), float32 or wider: under
-        autocast, too, points are chosen by what is interpolated in full precision.
+        (N, C, H·2^(steps + plain_steps), W·2^(steps + plain_steps)), float32 or wider: logits are
+        interpolated in full precision, also under autocast.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     for step in range(steps + plain_steps):
@@ -110,6 +110,6 @@ def subdivide(
         indices, coords = most_uncertain_cells(uncertainty(logits), points_per_step)
         cells = indices[:, None].expand(-1, logits.shape[1], -1)
         points = predict(coords).to(logits.dtype)
-        # In place: the interpolated grid is nobody else's.
+        # In place: nothing else refers to the interpolated grid.
         logits = logits.flatten(2).scatter_(2, cells, points).unflatten(2, logits.shape[2:])
     return logits

@@ -1,7 +1,7 @@
-"""What a prediction says and how unsure it is: from logits to one value per location.
+"""Class selection and uncertainty: from logits to one value per location.
 
 Shapes: N regions, C channels (classes, or one), ``...`` any number of point or grid dimensions.
-A larger value is less certain; the values are only ever compared with each other.
+Larger uncertainties are less certain; only their order matters.
 """
 
 from typing import Protocol
@@ -18,7 +18,7 @@ class Uncertainty(Protocol):
 
 
 def select_class_channel(values: Tensor, classes: Tensor) -> Tensor:
-    """Keep the channel of each region's own class.
+    """Select the channel of each region's class.
 
     Args:
         values: (N, C, ...), or (N, 1, ...) where the prediction is class-agnostic.
@@ -38,12 +38,12 @@ def foreground_uncertainty(logits: Tensor, classes: Tensor | None = None) -> Ten
 
     Args:
         logits: (N, C, ...) or class-agnostic (N, 1, ...).
-        classes: (N,) the class whose channel counts; not needed where C is 1.
+        classes: (N,) the class of each region; not needed if C is 1.
 
     Returns:
         (N, 1, ...): ``-|logit|``, at most 0.
 
-    Source: section 3.1 of the paper (the binary case of the distance of p from 0.5).
+    Source: section 3.1 of the paper, which ranks points by the distance of p from 0.5.
     """
     if classes is not None:
         logits = select_class_channel(logits, classes)
@@ -51,7 +51,7 @@ def foreground_uncertainty(logits: Tensor, classes: Tensor | None = None) -> Ten
 
 
 def top2_margin_uncertainty(logits: Tensor) -> Tensor:
-    """Rate predictions of several classes by how close the two best classes are.
+    """Rate predictions of several classes by the margin between the two best classes.
 
     Args:
         logits: (N, C, ...). A single channel is a binary prediction, see
@@ -64,7 +64,7 @@ def top2_margin_uncertainty(logits: Tensor) -> Tensor:
     """
     if logits.shape[1] == 1:
         return foreground_uncertainty(logits)
-    # One pass over the channels; a top-k along them would jump from one to the next at every place.
+    # One pass over the channels: a top-k along them would jump between channels at every location.
     first, other, *rest = logits.unbind(1)
     best, second = torch.maximum(first, other), torch.minimum(first, other)
     for channel in rest:
@@ -76,7 +76,6 @@ def top2_margin_uncertainty(logits: Tensor) -> Tensor:
 def label_map(logits: Tensor) -> Tensor:
     """Return the most likely class of each location: (K, ...) logits to (...) int64.
 
-    Several times as fast on a CPU as ``argmax`` over the first dimension, which does not run along
-    memory.
+    On a CPU this is several times as fast as ``argmax`` over the first dimension.
     """
     return logits.max(dim=0).indices
