@@ -1,4 +1,4 @@
-"""tools/prepare_ade20k.py on a folder with the layout of the official archive."""
+"""`pointrend prepare-ade20k` on a folder with the layout of the official archive."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,23 +9,23 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin import register_all_ade20k
 from PIL import Image
 
+from point_rend.cli import prepare_ade20k
 from point_rend.data.checks.label_maps import count_labels
-from tests.tiny_datasets import load_script, process_state_restored
-
-tool = load_script("tools/prepare_ade20k.py")
+from point_rend.data.datasets import ade20k
+from tests.tiny_datasets import process_state_restored
 
 NAMES = {"training": "ADE_train_{:08d}", "validation": "ADE_val_{:08d}"}
 
 
 @pytest.fixture(autouse=True)
 def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(tool, "SPLITS", {"training": 3, "validation": 2})
+    monkeypatch.setattr(ade20k, "SPLITS", {"training": 3, "validation": 2})
     with process_state_restored():
         yield
 
 
 def labels(number: int) -> np.ndarray:
-    """All values of the archive, 0 for what is not labeled and 1 to 150."""
+    """All values of the archive, 0 for unlabeled pixels and 1 to 150."""
     return np.roll(np.arange(160, dtype=np.uint8) % 151, number).reshape(10, 16)
 
 
@@ -47,8 +47,8 @@ def prepared(root: Path, split: str, number: int) -> Path:
     return root / "annotations_detectron2" / split / f"{NAMES[split].format(number)}.png"
 
 
-def test_values_move_down_by_one_and_what_is_not_labeled_becomes_255(archive: Path) -> None:
-    tool.main([str(archive)])
+def test_values_move_down_by_one_and_unlabeled_pixels_become_255(archive: Path) -> None:
+    prepare_ade20k.main([str(archive)])
     with Image.open(prepared(archive, "training", 2)) as image:
         assert image.mode == "L"
         found = np.array(image)
@@ -56,8 +56,8 @@ def test_values_move_down_by_one_and_what_is_not_labeled_becomes_255(archive: Pa
     assert np.array_equal(found, np.where(expected < 0, 255, expected))
 
 
-def test_detectron2_finds_what_is_written_and_it_passes_the_checks(archive: Path) -> None:
-    tool.main([str(archive)])
+def test_detectron2_finds_the_label_maps_and_they_pass_the_checks(archive: Path) -> None:
+    prepare_ade20k.main([str(archive)])
     for name in ("ade20k_sem_seg_train", "ade20k_sem_seg_val"):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -68,16 +68,14 @@ def test_detectron2_finds_what_is_written_and_it_passes_the_checks(archive: Path
     assert (counts > 0).all()
 
 
-def test_an_interrupted_run_goes_on_where_it_ended(
-    archive: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tool.main([str(archive)])
+def test_an_interrupted_run_continues(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare_ade20k.main([str(archive)])
     kept, lost = prepared(archive, "training", 1), prepared(archive, "training", 2)
     before = kept.stat().st_mtime_ns
     lost.unlink()
     capsys.readouterr()
-    tool.main([str(archive)])
-    assert "training: 1 label maps written, 2 were there" in capsys.readouterr().out
+    prepare_ade20k.main([str(archive)])
+    assert "training: 1 label maps written, 2 kept" in capsys.readouterr().out
     assert lost.exists()
     assert kept.stat().st_mtime_ns == before
     assert not [file for file in lost.parent.iterdir() if file.suffix != ".png"]
@@ -89,7 +87,7 @@ def test_no_half_written_file_is_left(archive: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("os.replace", stumble)
     with pytest.raises(SystemExit) as ended:
-        tool.main([str(archive)])
+        prepare_ade20k.main([str(archive)])
     assert ended.value.code == 2
     assert not [*(archive / "annotations_detectron2" / "training").iterdir()]
 
@@ -101,14 +99,14 @@ def test_missing_folders_are_named_before_anything_is_written(
         file.unlink()
     (archive / "images" / "validation").rmdir()
     with pytest.raises(SystemExit) as ended:
-        tool.main([str(archive)])
+        prepare_ade20k.main([str(archive)])
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert str(archive / "images" / "validation") in said
-    assert str(archive / "images" / "training") not in said
+    message = capsys.readouterr().err
+    assert str(archive / "images" / "validation") in message
+    assert str(archive / "images" / "training") not in message
     assert not (archive / "annotations_detectron2").exists()
     with pytest.raises(SystemExit):
-        tool.main([str(tmp_path / "nowhere")])
+        prepare_ade20k.main([str(tmp_path / "nowhere")])
     assert str(tmp_path / "nowhere" / "annotations" / "training") in capsys.readouterr().err
 
 
@@ -118,12 +116,12 @@ def test_missing_files_are_named_and_the_others_converted(
     (archive / "annotations" / "training" / "ADE_train_00000002.png").unlink()
     (archive / "images" / "validation" / "ADE_val_00000001.jpg").unlink()
     with pytest.raises(SystemExit) as ended:
-        tool.main([str(archive)])
+        prepare_ade20k.main([str(archive)])
     assert ended.value.code == 1
-    said = capsys.readouterr().err
-    assert "training: 1 images have no label map: ADE_train_00000002" in said
-    assert "validation: 1 label maps have no image: ADE_val_00000001" in said
-    assert "training: there are 2 label maps, the archive has 3" in said
+    message = capsys.readouterr().err
+    assert "training: 1 images have no label map: ADE_train_00000002" in message
+    assert "validation: 1 label maps have no image: ADE_val_00000001" in message
+    assert "training: there are 2 label maps, the archive has 3" in message
     assert prepared(archive, "training", 3).exists()
 
 
@@ -139,7 +137,7 @@ def test_a_label_map_that_cannot_be_converted_is_named(
     else:
         Image.new("RGB", (16, 10)).save(file)
     with pytest.raises(SystemExit) as ended:
-        tool.main([str(archive)])
+        prepare_ade20k.main([str(archive)])
     assert ended.value.code == 2
     assert str(file) in capsys.readouterr().err
     assert not prepared(archive, "validation", 2).exists()

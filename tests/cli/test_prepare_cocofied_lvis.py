@@ -1,4 +1,4 @@
-"""The tool that prepares LVIS for AP*."""
+"""`pointrend prepare-cocofied-lvis` on tiny LVIS files."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from point_rend.cli import prepare_cocofied_lvis
 from tests.tiny_lvis import write_lvis_v1
 
 
-def test_the_files_that_are_there_are_prepared_and_what_is_left_out_is_said(
+def test_existing_files_are_prepared_and_omissions_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     source = write_lvis_v1(tmp_path)

@@ -5,8 +5,10 @@ has its name among its synonyms; where the names differ, `SYNSETS` tells it. The
 mapping that LVIS's authors publish. LVIS has no hot dog, v0.5 no oven either.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog
@@ -15,6 +17,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
 
 from point_rend.data.datasets.coco import read_coco
+from point_rend.utils.files import write_text
 
 COCO_CLASSES = {x["id"]: x["name"] for x in COCO_CATEGORIES if x["isthing"]}
 
@@ -156,6 +159,19 @@ def _with_coco_ids(image: Mapping[str, Any], mapping: Mapping[int, int]) -> dict
         for field in ("neg_category_ids", "not_exhaustive_category_ids")
     }
     return {**image, **lists}
+
+
+def find_lvis(root: Path) -> list[tuple[Path, Path]]:
+    """List the annotation files of LVIS in a folder, each with its cocofied file."""
+    files = [(root / f"{name}.json", root / f"{new}.json") for name, new in COCOFIED.items()]
+    return [(source, target) for source, target in files if source.is_file()]
+
+
+def write_cocofied(source: Path, target: Path) -> Cocofied:
+    """Write the annotations of COCO's classes and return them; see :func:`cocofy`."""
+    cocofied = cocofy(str(source))
+    write_text(target, json.dumps(cocofied.content))
+    return cocofied
 
 
 def register_cocofied_lvis() -> None:
