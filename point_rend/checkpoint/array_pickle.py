@@ -5,11 +5,10 @@ import pickle
 import re
 import reprlib
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-# --- pickles of arrays ------------------------------------------------------------------------
 _ADMITTED_GLOBALS = frozenset(
     {
         "numpy.ndarray",
@@ -27,7 +26,7 @@ _ADMITTED_GLOBALS = frozenset(
 _PLAIN_DTYPE = re.compile(r"[|<>=]?([biufcSU]\d+|\?)")  # numbers and strings, no objects
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """The file asks for something that is neither an array nor a plain container."""
 
 
@@ -43,7 +42,7 @@ class _Global:
         return _Call(self.name, args)
 
     def __setstate__(self, state: Any) -> None:
-        raise _RefusedError(f"a change of {self.name}")
+        raise RefusedError(f"a change of {self.name}")
 
 
 class _Call:
@@ -64,6 +63,16 @@ class _Call:
         self.items[key] = value
 
 
+def load_arrays(file: BinaryIO) -> Any:
+    """Unpickle arrays and plain containers, also as Python 2 wrote them.
+
+    Raises:
+        RefusedError: If the file asks for anything else.
+        Exception: Of many types, if the file is damaged.
+    """
+    return _make(_ArrayUnpickler(file, encoding="latin1").load(), {})
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Reads a pickle without importing, calling or changing anything that the file names."""
 
@@ -72,7 +81,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         path = re.sub(r"^__builtin__\.", "builtins.", path)  # Python 2
         path = re.sub(r"^numpy\._core\.", "numpy.core.", path)  # NumPy 2
         if path not in _ADMITTED_GLOBALS:
-            raise _RefusedError(f"{module}.{name}")
+            raise RefusedError(f"{module}.{name}")
         return _Global(path)
 
 
@@ -102,7 +111,7 @@ def _make(value: Any, made: dict[int, Any]) -> Any:
             case _Global(name="numpy.ndarray"):
                 new = np.ndarray
             case _:
-                raise _RefusedError(getattr(value, "name", type(value).__name__))
+                raise RefusedError(getattr(value, "name", type(value).__name__))
         made[id(value)] = new
     return made[id(value)]
 
@@ -132,7 +141,7 @@ def _carry_out(name: str, args: tuple, state: Any, items: dict) -> Any:
             return set(members) if name == "builtins.set" else frozenset(members)
         case "_codecs.encode", (str(text), "latin1"):
             return text.encode("latin1")
-    raise _RefusedError(f"{name}{reprlib.repr(args)}")
+    raise RefusedError(f"{name}{reprlib.repr(args)}")
 
 
 def _array(

@@ -1,9 +1,4 @@
-"""Checkpoints: keys of older versions, loading that runs no code, saving that breaks nothing.
-
-A file that :class:`SafeDetectionCheckpointer` has saved is sealed: the comment with which a zip
-archive, such as torch's files are, may end is the SHA-256 of all bytes before it. Other programs
-read the file as any other; torch itself notices hardly any changed bit.
-"""
+"""Detectron2's checkpointer, made safe: hostile files, misfits, damage, interrupted saves."""
 
 import functools
 import glob
@@ -23,14 +18,15 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from torch import nn
 
-from point_rend.checkpoint.array_pickle import _ArrayUnpickler, _make
+from point_rend.checkpoint import zoo  # resolves zoo://
+from point_rend.checkpoint.array_pickle import load_arrays
 from point_rend.checkpoint.class_metadata import METADATA
 from point_rend.checkpoint.legacy_keys import upgrade_state_dict
 from point_rend.checkpoint.sealed_file import (
     DamagedError,
-    _load_sealed,
-    _read,
-    _save_and_seal,
+    load_sealed,
+    read_checkpoint,
+    save_sealed,
     without_query,
 )
 from point_rend.utils.files import LEFTOVERS, atomic_file, write_text
@@ -113,6 +109,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             ValueError: if the file asks for code to run, holds the same parameter under two names,
                 or has shapes that the model does not.
         """
+        if path.startswith(zoo.PREFIX):
+            zoo.published_url(without_query(path))
         if path and "://" not in path and not os.path.isfile(without_query(path)):
             raise FileNotFoundError(f"there is no checkpoint {path}")
         self._source = path
@@ -247,7 +245,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
-            checkpoint = _from_model_zoo(_read(filename, self._unpickle))
+            checkpoint = _from_model_zoo(read_checkpoint(filename, self._unpickle))
         elif filename.endswith(".pyth"):  # of pycls
             state = _without(self._torch_load(filename).get("model_state"), "num_batches_tracked")
             checkpoint = {"model": state, "__author__": "pycls", "matching_heuristics": True}
@@ -265,12 +263,12 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         return checkpoint
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        return _read(f, functools.partial(_load_sealed, allow_unsafe=self.allow_unsafe))
+        return read_checkpoint(f, functools.partial(load_sealed, allow_unsafe=self.allow_unsafe))
 
     def _unpickle(self, file: BinaryIO) -> Any:
         if self.allow_unsafe:
             return pickle.load(file, encoding="latin1")
-        return _make(_ArrayUnpickler(file, encoding="latin1").load(), {})
+        return load_arrays(file)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         upgrade_state_dict(checkpoint["model"])
@@ -336,7 +334,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         for leftover in Path(self.save_dir).glob(LEFTOVERS):
             leftover.unlink()
         with atomic_file(path) as file:
-            _save_and_seal({"model": self.model.state_dict(), **states, **kwargs}, file)
+            save_sealed({"model": self.model.state_dict(), **states, **kwargs}, file)
         self.tag_last_checkpoint(filename)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

@@ -1,57 +1,76 @@
-"""Class names, ids and colors stored in checkpoints."""
+"""Class names and config that are stored in a checkpoint together with the model."""
 
 import functools
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 
-from point_rend.checkpoint.sealed_file import _load_sealed, _read, without_query
+from point_rend.checkpoint.sealed_file import load_sealed, read_checkpoint, without_query
 
-# Fields of Detectron2's metadata that tell the classes of a model, for "thing" and "stuff".
-METADATA_FIELDS = ("{}_classes", "{}_colors", "{}_dataset_id_to_contiguous_id")
-METADATA = "metadata"  # their key in a checkpoint
+METADATA = "metadata"  # key in a checkpoint
+CONFIG = "config"  # key in the metadata
+# Fields of Detectron2's metadata that describe the classes of a model, for "thing" and "stuff".
+CLASS_FIELDS = ("{}_classes", "{}_colors", "{}_dataset_id_to_contiguous_id")
+
+
+class StoredMetadata(NamedTuple):
+    """Metadata of a checkpoint.
+
+    Attributes:
+        classes: Fields of Detectron2's metadata: the names of the classes and, where they are
+            known, their colors and their ids in the data set.
+        config: The config of the training as YAML; None if the file has none.
+    """
+
+    classes: dict[str, Any]
+    config: str | None = None
 
 
 def read_metadata(path: str, *, allow_unsafe: bool = False) -> dict[str, Any]:
-    """Read what a checkpoint tells of the classes of its model.
+    """Read the classes that are stored in a checkpoint, as of :func:`read_stored_metadata`."""
+    return read_stored_metadata(path, allow_unsafe=allow_unsafe).classes
+
+
+def read_stored_metadata(path: str, *, allow_unsafe: bool = False) -> StoredMetadata:
+    """Read the metadata of a checkpoint.
 
     Args:
-        path: file or URL; may be empty, as MODEL.WEIGHTS.
-        allow_unsafe: load any pickle, which runs whatever code the file holds.
+        path: File or URL; may be empty, as MODEL.WEIGHTS.
+        allow_unsafe: Whether to load any pickle, which executes the code in the file.
 
     Returns:
-        Fields of Detectron2's metadata: the names of the classes and, where they are known, their
-        colors and their ids in the data set. Empty for files that tell nothing: those of the model
-        zoo, of other programs, and of older versions.
+        The metadata; empty for files of the model zoo, of other programs and of older versions.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        DamagedError: if the file is damaged.
-        ValueError: if the file asks for code to run, or what it tells is not sound.
+        FileNotFoundError: If there is no such file.
+        DamagedError: If the file is damaged.
+        ValueError: If the file would execute code, or its metadata is malformed.
     """
     path = without_query(path)
     if not path.endswith(".pth"):
-        return {}
+        return StoredMetadata({})
     local = PathManager.get_local_path(path)
     if not os.path.isfile(local):
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    reader = functools.partial(_load_sealed, allow_unsafe=allow_unsafe)
-    told = _read(local, reader).get(METADATA)
-    if not isinstance(told, dict):
-        return {}
-    fields = [field.format(kind) for kind in ("thing", "stuff") for field in METADATA_FIELDS]
-    metadata = {field: told[field] for field in fields if field in told}
-    for field, value in metadata.items():
-        if not _is_sound(field, value):
+    load = functools.partial(load_sealed, allow_unsafe=allow_unsafe)
+    stored = read_checkpoint(local, load).get(METADATA)
+    if not isinstance(stored, dict):
+        return StoredMetadata({})
+    names = [field.format(kind) for kind in ("thing", "stuff") for field in CLASS_FIELDS]
+    for field in (*names, CONFIG):
+        if field in stored and not _is_sound(field, stored[field]):
             raise ValueError(
-                f"{path}: its {METADATA} has {field} {value!r:.80}, which is not sound"
+                f"{path}: its {METADATA} has {field} {stored[field]!r:.80}, which is not sound"
             )
-    return metadata
+    classes = {field: stored[field] for field in names if field in stored}
+    return StoredMetadata(classes, stored.get(CONFIG))
 
 
 def _is_sound(field: str, value: Any) -> bool:
-    """Tell whether a field of metadata has names, colors or ids, as its name says."""
+    """Return whether the value of a field has the type that the field's name implies."""
+    if field == CONFIG:
+        return isinstance(value, str)
     if field.endswith("_contiguous_id"):
         return isinstance(value, dict) and all(
             isinstance(x, int) for pair in value.items() for x in pair

@@ -1,4 +1,8 @@
-"""Checkpoint files sealed by a checksum."""
+"""Checkpoint files sealed by a checksum.
+
+The comment with which a zip archive, such as torch's files are, may end is the SHA-256 of all bytes
+before it. Other programs read the file as any other; torch itself notices hardly any changed bit.
+"""
 
 import hashlib
 import os
@@ -9,30 +13,38 @@ from urllib.parse import urlparse
 
 import torch
 
-from point_rend.checkpoint.array_pickle import _RefusedError
+from point_rend.checkpoint.array_pickle import RefusedError
 
 
 class DamagedError(ValueError):
-    """A file is not what was saved, or no checkpoint at all."""
+    """A file is damaged, or is not a checkpoint at all."""
 
 
-def _load_sealed(file: BinaryIO, *, allow_unsafe: bool) -> Any:
+def load_sealed(file: BinaryIO, *, allow_unsafe: bool) -> Any:
+    """Load a file of torch after checking its checksum, if it has one."""
     _check_seal(file)
     return torch.load(file, map_location="cpu", weights_only=not allow_unsafe)
 
 
-def _read(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[str, Any]:
+def read_checkpoint(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[str, Any]:
+    """Read a checkpoint with `reader` and name the file in every error.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedError: If the file is damaged.
+        ValueError: If the file would execute code, or does not hold a dict.
+    """
     with open(filename, "rb") as file:
         try:
             data = reader(file)
         except Exception as error:
             refused = re.search(r"GLOBAL (\S+)", str(error))
-            if isinstance(error, _RefusedError) or refused:
+            if isinstance(error, RefusedError) or refused:
                 raise ValueError(
                     f"{filename} is refused: it asks for {refused[1] if refused else error}, and "
-                    "whatever is neither an array nor a plain container could run code. If you "
-                    "trust who made the file, load it with allow_unsafe=True "
-                    "(train_net.py --allow-unsafe-checkpoint)"
+                    "anything but arrays and plain containers could run code. If you trust the "
+                    "origin of the file, load it with allow_unsafe=True "
+                    "(--allow-unsafe-checkpoint on the command line)"
                 ) from error
             reason = str(error).rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
             raise DamagedError(
@@ -45,18 +57,18 @@ def _read(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[str, Any]:
 
 
 def without_query(path: str) -> str:
-    """Cut off what Detectron2's checkpointer takes for options, as ``?matching_heuristics``."""
+    """Remove the options of Detectron2's checkpointer, such as ``?matching_heuristics=True``."""
     return urlparse(path)._replace(query="").geturl()
 
 
-_END_OF_ZIP = b"PK\x05\x06"  # begins the last record of a zip archive, of which the last field is
-_LENGTH_AT = 20  # the length of the comment, of two bytes; the comment follows
+_END_OF_ZIP = b"PK\x05\x06"  # begins the last record of a zip archive
+_LENGTH_AT = 20  # offset in it of the length of the comment, two bytes; the comment follows
 _SEAL = b"point_rend sha256 "  # begins the comment
 _SEAL_LENGTH = len(_SEAL) + 64
 _BLOCK = 1 << 20  # bytes read at a time
 
 
-def _save_and_seal(data: dict[str, Any], file: BinaryIO) -> None:
+def save_sealed(data: dict[str, Any], file: BinaryIO) -> None:
     """Save data with torch and end the file with its checksum."""
     writer = _ErrorKeeper(file)
     try:
@@ -70,7 +82,7 @@ def _save_and_seal(data: dict[str, Any], file: BinaryIO) -> None:
 
 
 class _ErrorKeeper:
-    """Keeps the error of a write, for which torch raises one of its own that says nothing."""
+    """Keeps the error of a write, which torch replaces by an uninformative one of its own."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -88,7 +100,7 @@ class _ErrorKeeper:
 
 
 def _digest(file: BinaryIO, length: int) -> bytes:
-    """Return the checksum of the first bytes of a file, and leave it behind them."""
+    """Return the checksum of the first bytes of a file; the position is then behind them."""
     file.seek(0)
     digest = hashlib.sha256()
     while length:
@@ -99,10 +111,10 @@ def _digest(file: BinaryIO, length: int) -> bytes:
 
 
 def _check_seal(file: BinaryIO) -> None:
-    """Check a file against its checksum, if it has one, and go back to its begin.
+    """Check a file against its checksum, if it has one, and rewind it.
 
     Raises:
-        ValueError: if it has another one, or only a part of one.
+        ValueError: If the checksum differs or is incomplete.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _LENGTH_AT - 2 - _SEAL_LENGTH))
@@ -111,7 +123,7 @@ def _check_seal(file: BinaryIO) -> None:
     comment = last_record[_LENGTH_AT - len(end) + 2 :]
     sealed_length = _SEAL_LENGTH.to_bytes(2, "little")
     if end and (length == sealed_length or comment.startswith(_SEAL)):
-        whole = length == sealed_length and len(comment) == _SEAL_LENGTH
-        if not (whole and _SEAL + _digest(file, size - 64) == comment):
+        complete = length == sealed_length and len(comment) == _SEAL_LENGTH
+        if not (complete and _SEAL + _digest(file, size - 64) == comment):
             raise ValueError("its checksum is that of other content")
     file.seek(0)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from point_rend.checkpoint import zoo
 from point_rend.checkpoint.sealed_file import without_query
 from point_rend.utils.files import check_writable
 
@@ -42,11 +43,13 @@ def check_weights(cfg: CfgNode, args: argparse.Namespace) -> bool:
         Whether there are any: a model starts from them, or from the checkpoint that is resumed.
 
     Raises:
-        FileNotFoundError: If MODEL.WEIGHTS names a file that does not exist.
+        FileNotFoundError: If MODEL.WEIGHTS names a file or a published model that does not exist.
     """
     if args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         return True
     weights = cfg.MODEL.WEIGHTS
+    if weights.startswith(zoo.PREFIX):
+        zoo.published_url(without_query(weights))
     if weights and "://" not in weights and not os.path.isfile(without_query(weights)):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {weights}")
     return bool(weights)

@@ -142,9 +142,7 @@ class TestShippedFiles:
         assert load_config(name) == load_config(get_config_file(COCO_1X))
 
     def test_a_name_in_several_folders_is_refused(self):
-        with pytest.raises(
-            ValueError, match=r"Base-Cityscapes could be Inst.* or Semantic.*: "
-        ):
+        with pytest.raises(ValueError, match=r"Base-Cityscapes could be Inst.* or Semantic.*: "):
             get_config_file("Base-Cityscapes")
 
     def test_a_file_that_exists_takes_precedence(self, tmp_path, monkeypatch):

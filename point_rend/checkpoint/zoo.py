@@ -1,0 +1,77 @@
+"""Published models by name: `zoo://pointrend_rcnn_R_50_FPN_3x_coco`.
+
+Detectron2's path manager resolves the names as soon as this module has been imported. A file is
+downloaded once and cached as Detectron2 caches its own.
+"""
+
+from pathlib import PurePosixPath
+from typing import IO, Any
+from urllib.error import HTTPError, URLError
+
+from detectron2.utils.file_io import PathHandler, PathManager
+
+from point_rend.utils.errors import did_you_mean
+
+PREFIX = "zoo://"
+FOLDER = "https://dl.fbaipublicfiles.com/detectron2/PointRend/"
+PUBLISHED = {
+    PurePosixPath(path).parts[1]: FOLDER + path
+    for path in (
+        "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco/164254221/model_final_736f5a.pkl",
+        "InstanceSegmentation/pointrend_rcnn_R_50_FPN_3x_coco/164955410/model_final_edd263.pkl",
+        "InstanceSegmentation/pointrend_rcnn_R_101_FPN_3x_coco/28119983/model_final_3f4d2a.pkl",
+        "InstanceSegmentation/pointrend_rcnn_X_101_32x8d_FPN_3x_coco/28119989/"
+        "model_final_ba17b9.pkl",
+        "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_cityscapes/164255101/"
+        "model_final_115bfb.pkl",
+        "SemanticSegmentation/pointrend_semantic_R_101_FPN_1x_cityscapes/202576688/"
+        "model_final_cf6ac1.pkl",
+    )
+}
+
+
+def published_url(path: str) -> str:
+    """Return the URL of a published model.
+
+    Args:
+        path: `zoo://` and the name of its config; folder and `.yaml` are ignored.
+
+    Raises:
+        FileNotFoundError: If no model of this name is published; the message lists the nearest.
+    """
+    name = PurePosixPath(path.removeprefix(PREFIX)).name.removesuffix(".yaml")
+    if name not in PUBLISHED:
+        hint = did_you_mean(name, PUBLISHED) or f"; there are {', '.join(PUBLISHED)}"
+        raise FileNotFoundError(f"{path}: no model of this name is published{hint}")
+    return PUBLISHED[name]
+
+
+class ZooHandler(PathHandler):
+    """Resolves `zoo://` for Detectron2's path manager."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        del kwargs
+        published_url(path)
+        return True
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        url = published_url(path)
+        try:
+            return PathManager.get_local_path(url, force, **kwargs)
+        except (URLError, ConnectionError, TimeoutError) as error:
+            reason = error.reason if isinstance(error, URLError) else error
+            if isinstance(error, HTTPError):
+                reason = f"{error.code} {error.reason}"
+            raise OSError(
+                f"{path} cannot be downloaded from {url} ({reason}): download the file by other "
+                "means and pass it as MODEL.WEIGHTS"
+            ) from error
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
+        return open(self._get_local_path(path), mode, buffering, **kwargs)
+
+
+PathManager.register_handler(ZooHandler(), allow_override=True)
