@@ -124,6 +124,7 @@ def __dir__() -> list[str]:
 
 def _register_heads() -> None:
     importlib.import_module(f"{__name__}.registration").register()
+    importlib.import_module(f"{__name__}.checkpoint.zoo")  # resolves zoo:// for Detectron2, too
 
 
 after_import(

@@ -117,6 +117,11 @@ class TestKeys:
         assert cfg.MODEL.POINT_HEAD.NUM_FC == 3
 
 
+def test_the_package_of_configs_exports_what_the_stock_project_and_users_import():
+    for name in point_rend.config.__all__:
+        assert getattr(point_rend.config, name) is getattr(point_rend, name)
+
+
 class TestShippedFiles:
     def test_a_shipped_file_is_found(self):
         path = get_config_file(COCO_1X)
