@@ -81,7 +81,7 @@ def group_by_images(images: Mapping[str, frozenset[Any]]) -> list[list[str]]:
     return groups
 
 
-def evaluate_together(
+def evaluate_with_shared_inference(
     model: nn.Module,
     names: Sequence[str],
     build_loader: Callable[[str], Any],

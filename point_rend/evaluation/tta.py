@@ -118,7 +118,7 @@ def _add_probabilities(total: Tensor | None, logits: Tensor, flipped: bool) -> T
     return total
 
 
-class InMixedPrecision(nn.Module):
+class AutocastModel(nn.Module):
     """A model whose inference runs under autocast.
 
     Args:
