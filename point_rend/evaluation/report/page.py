@@ -80,7 +80,7 @@ def build_report(
     if not image_root.is_dir():
         raise FileNotFoundError(f"--image-root: there is no folder {image_root}")
     content = read_coco(str(annotations))
-    names = dict.fromkeys([*reversed(results), *runs])
+    names = dict.fromkeys([*reversed(list(results)), *runs])
     styles = {name: f"style-{number % NUM_STYLES}" for number, name in enumerate(names)}
     curves = {name: read_metrics(folder) for name, folder in runs.items()}
     objects = ground_truth_objects(content)
