@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from point_rend.engine.arguments import AUTO
 from point_rend.engine.spawned import enter
+from point_rend.utils.errors import INTERRUPTED, signal_exit_code
 
 GRACE_SECONDS = 30  # for the other processes to end by themselves after one has failed
 FIRST_FREE_PORT = 20000
@@ -196,7 +197,7 @@ def _call(
         join(infos[local_rank], device)
         function(*args)
     except KeyboardInterrupt as error:  # torch would count it as a success
-        raise SystemExit(128 + signal.SIGINT) from error
+        raise SystemExit(INTERRUPTED) from error
     leave()
 
 
@@ -231,7 +232,7 @@ def _exit_like(error: ProcessExitedException) -> NoReturn:
     if error.exit_code >= 0:
         raise SystemExit(error.exit_code) from error
     print(f"error: {error.msg}; the other processes have been ended", file=sys.stderr)
-    raise SystemExit(128 - error.exit_code) from error
+    raise SystemExit(signal_exit_code(-error.exit_code)) from error
 
 
 def distribute(model: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from point_rend.utils.errors import TrainingStop
+from point_rend.utils.errors import TrainingStop, signal_exit_code
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -108,4 +108,4 @@ class StopSignals:
 
 def _stop(number: int) -> TrainingStop:
     name = signal.Signals(number).name
-    return TrainingStop(f"stopped by {name}", exit_code=128 + number, together=True)
+    return TrainingStop(f"stopped by {name}", exit_code=signal_exit_code(number), together=True)

@@ -43,13 +43,12 @@ from point_rend.evaluation.build import build_evaluator
 from point_rend.evaluation.shared_inference import evaluate_with_shared_inference
 from point_rend.evaluation.tta import AutocastModel, build_test_time_augmentation
 from point_rend.solver import build_lr_scheduler
-from point_rend.utils.errors import USER_ERROR, TrainingStop
+from point_rend.utils.errors import DIVERGED, USER_ERROR, TrainingStop
 from point_rend.utils.files import NotSavedError
 from point_rend.utils.program import command_words, is_executable, program
 
 logger = logging.getLogger(__name__)
 
-DIVERGED = 3  # exit code of a training that ends at a non-finite loss or gradient
 
 # Raised by a full disk, a quota, a file size limit and a read-only disk.
 OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -238,7 +237,7 @@ class Trainer(DefaultTrainer):
             if self.checkpointer.has_checkpoint():
                 message.append(f"the last checkpoint is {self.checkpointer.get_checkpoint_file()}")
             message.append(f"resume with: {resume_command()}")
-            prefix = "error: " if stop.exit_code < 128 else ""
+            prefix = "error: " if stop.exit_code in (USER_ERROR, DIVERGED) else ""
             line = " ".join("; ".join(message).split())
             with contextlib.suppress(BrokenPipeError):  # the signal may have ended the reader too
                 print(f"{program()}: {prefix}{line}", file=sys.stderr, flush=True)
