@@ -1,4 +1,4 @@
-"""Helpers for tests that run a command line or a training step."""
+"""What several tests do with a command line or a trained step, written once."""
 
 import contextlib
 import json
@@ -11,24 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from point_rend.cli import train
-from point_rend.engine import arguments, run, setup
-
-
-def set_up(argv: Sequence[str]) -> setup.Run:
-    """Check a command line of train_net.py and build its config."""
-    return setup.setup(arguments.build_parser().parse_args(argv))
-
-
-def evaluate(argv: Sequence[str]) -> dict[str, Any]:
-    """Run an evaluation in this process; return its results."""
-    return run.run(*set_up(argv))
+from point_rend.cli import train as train_net
 
 
 def refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the one line with which train_net.py refuses a command."""
+    """The one line in which train_net.py refuses a command."""
     with pytest.raises(SystemExit) as ended:
-        train.main(argv)
+        train_net.main(argv)
     assert ended.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("train_net.py: error: ")
@@ -36,13 +25,13 @@ def refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def metrics(output: Path) -> list[dict[str, float]]:
-    """Read the log of a training, one entry per line."""
+    """What a training in this folder has logged, an entry per line."""
     return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
 
 
 @contextlib.contextmanager
 def files_limited_to(size: int) -> Iterator[None]:
-    """Make writes beyond a file size fail in this process and its children, as on a full disk.
+    """Let writes of this process and its children fail beyond a size, as on a full disk.
 
     Shared memory counts as a file.
     """
@@ -55,12 +44,12 @@ def files_limited_to(size: int) -> Iterator[None]:
 
 
 def instance_predictions(output: Path, name: str) -> list[dict[str, Any]]:
-    """Read the predictions of an evaluation on a COCO set, one object per entry."""
+    """What an evaluation in this folder has found in a COCO set, an object per entry."""
     return _predictions(output, name, "coco_instances_results.json")
 
 
 def semantic_predictions(output: Path, name: str) -> list[dict[str, Any]]:
-    """Read the predictions of a semantic evaluation, one class of one image per entry."""
+    """What an evaluation in this folder has made of label maps, a class of an image per entry."""
     return _predictions(output, name, "sem_seg_predictions.json")
 
 
@@ -69,7 +58,7 @@ def _predictions(output: Path, name: str, file: str) -> list[dict[str, Any]]:
 
 
 def without_finite_gradient(model: nn.Module) -> list[str]:
-    """Return the names of trainable parameters without a finite gradient."""
+    """Names of the parameters that a backward pass should have reached, and did not."""
     return [
         name
         for name, parameter in model.named_parameters()

@@ -288,7 +288,7 @@ OTHER_WRITERS = {
     "data/shapes/coco.py",
     "data/shapes/manifest.py",
     "checkpoint/sealed_file.py",  # into the open file that the checkpointer gives
-    "experiments/benchmark/measuring.py",  # resets a counter of the kernel
+    "experiments/benchmark/memory.py",  # resets a counter of the kernel
     "cli/install_detectron2.py",  # prepares a folder of site-packages, renamed at the end
 }
 

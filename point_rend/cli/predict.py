@@ -39,6 +39,9 @@ from point_rend.inference.outputs import FORMATS, Results, VideoFile, Window
 from point_rend.inference.predictor import Predictor
 from point_rend.utils import errors
 
+UNREADABLE = 1  # exit code if files could not be read
+INTERRUPTED = 130
+
 
 # The command
 def check_formats(formats: Sequence[str], outputs: frozenset[str]) -> None:
@@ -114,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for failure in failures:
         print(f"{parser.prog}: cannot be read: {failure}", file=sys.stderr)
     if was_interrupted or failures:
-        raise SystemExit(errors.INTERRUPTED if was_interrupted else errors.FAILED)
+        raise SystemExit(INTERRUPTED if was_interrupted else UNREADABLE)
 
 
 def _open(

@@ -1,10 +1,12 @@
-"""Counting of FLOPs, activations, parameters and points."""
+"""Costs of the heads of a config: FLOPs, activations, parameters and points (the paper's Table 2).
+
+FLOPs are multiply-adds. Sizes are (height, width) in pixels.
+"""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -16,32 +18,18 @@ from detectron2.structures import Boxes, Instances
 from fvcore.nn import parameter_count
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from point_rend import PointRendSemSegHead, SubdivisionPlan, load_config
+from point_rend.experiments.operation_counts import Count, count
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from point_rend.semantic_seg import coarse_logits
 
-aten = torch.ops.aten
 CONV_SIDES = (28, 224)  # of the masks of the 4×conv head in Table 2
-MULTIPLY_ADDS_OF_BILINEAR = 4  # per output; fvcore's convention, too
-
-
-# Where not all boxes get all points, the cost would depend on their sizes.
-OVERRULED = (
+# If not all boxes got all points, the cost would depend on their sizes.
+OVERRIDES = (
     *("MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL", "0.0"),
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""),
 )
-
-
-class Count(NamedTuple):
-    """Multiply-adds and activations of some computation."""
-
-    multiply_adds: int
-    activations: int
-
-    def __add__(self, other: tuple) -> "Count":
-        return Count(*map(sum, zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -49,14 +37,14 @@ class Cost:
     """A line of the table.
 
     Attributes:
-        head: What is counted.
-        output: Height and width of what it makes.
-        multiply_adds: Per box, or per image.
-        activations: Per box, or per image.
-        activations_at_once: Of the coarse head and the largest step alone, which is what the
-            paper's figure agrees with; None where steps share their work.
-        parameters: Of the head in training.
-        points: At which a point head is evaluated, per box or per image.
+        head: Name of the head.
+        output: Size of its output.
+        multiply_adds: Per box or per image.
+        activations: Per box or per image.
+        activations_at_once: Activations of the coarse head and the largest step alone, which agree
+            with the paper's number; None where steps share their work.
+        parameters: Parameters of the head in training.
+        points: Points at which a point head is evaluated, per box or per image.
     """
 
     head: str
@@ -68,222 +56,20 @@ class Cost:
     points: int = 0
 
 
-Operation = Callable[[Sequence[Any], Tensor], int]
-
-
-def _convolution(args: Sequence[Any], output: Tensor) -> int:
-    data, weight, transposed = args[0], args[1], args[6]
-    return (data if transposed else output).numel() * math.prod(weight.shape[1:])
-
-
-def _bilinear(_: Sequence[Any], output: Tensor) -> int:
-    return output.numel() * MULTIPLY_ADDS_OF_BILINEAR
-
-
-def _gathered(args: Sequence[Any], _: Tensor) -> int:
-    table, indices = args[:2]
-    return indices.numel() * table.shape[1]
-
-
-LAYERS: dict[Any, Operation] = {
-    aten.convolution: _convolution,
-    aten.mm: lambda args, output: output.numel() * args[0].shape[-1],
-    aten.bmm: lambda args, output: output.numel() * args[0].shape[-1],
-    aten.addmm: lambda args, output: output.numel() * args[1].shape[-1],
-    aten.addmm_: lambda args, output: output.numel() * args[1].shape[-1],
-    aten.baddbmm: lambda args, output: output.numel() * args[1].shape[-1],
-    # Rows of a layer's outputs on a map, interpolated: they stand for its outputs at points.
-    aten._embedding_bag: _gathered,
-    aten._embedding_bag_forward_only: _gathered,
-}
-INTERPOLATIONS: dict[Any, Operation] = {
-    aten.grid_sampler_2d: _bilinear,
-    aten.upsample_bilinear2d: _bilinear,
-}
-
-
-class OperationCounter(TorchDispatchMode):
-    """Counts what is executed inside of it, where no trace can follow.
-
-    Attributes:
-        multiply_adds: By the name of the operation.
-        activations: By the name of the operation.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.multiply_adds: Counter[str] = Counter()
-        self.activations: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Execute one operation and count it."""
-        result = func(*args, **(kwargs or {}))
-        operation = func.overloadpacket
-        output = result[0] if isinstance(result, tuple) else result
-        if operation in LAYERS:
-            self.multiply_adds[operation.__name__] += LAYERS[operation](args, output)
-            self.activations[operation.__name__] += output.numel()
-        elif operation in INTERPOLATIONS:
-            self.multiply_adds[operation.__name__] += INTERPOLATIONS[operation](args, output)
-        return result
-
-    @property
-    def total(self) -> Count:
-        """All operations together."""
-        return Count(self.multiply_adds.total(), self.activations.total())
-
-
-def count(function: Callable[..., Any], *inputs: Any) -> Count:
-    """Count one call of a function."""
-    with OperationCounter() as counter:
-        function(*inputs)
-    return counter.total
-
-
-def parameters_of(*modules: nn.Module) -> int:
-    """Count the parameters of modules together."""
-    return sum(parameter_count(module)[""] for module in modules)
-
-
-def conv_head_cost(in_channels: int, num_classes: int, side: int) -> Cost:
-    """Count Mask R-CNN's head of four convolutions for masks of a side."""
-    shape = ShapeSpec(channels=in_channels, height=side // 2, width=side // 2)
-    head = MaskRCNNConvUpsampleHead(shape, num_classes=num_classes, conv_dims=[256] * 5)
-    grid = torch.zeros(1, in_channels, side // 2, side // 2)
-    cost = count(head.layers, grid)
-    return Cost("4×conv", (side, side), *cost, cost.activations, parameters_of(head))
-
-
-def _plain_cost(
-    coarse: Cost,
-    point_head: nn.Module,
-    output: tuple[int, int],
-    inputs_at: Callable[[int], tuple[Tensor, ...]],
-    points: Sequence[int],
-) -> Cost:
-    """Add to a coarse head the point head at the points of all steps."""
-    of_coarse = Count(coarse.multiply_adds, coarse.activations)
-    in_all = of_coarse + count(point_head, *inputs_at(sum(points)))
-    at_once = of_coarse + count(point_head, *inputs_at(max(points)))
-    parameters = coarse.parameters + parameters_of(point_head)
-    name = "PointRend, all layers at every point"
-    return Cost(name, output, *in_all, at_once.activations, parameters, sum(points))
-
-
-def points_of_steps(plan: SubdivisionPlan) -> list[int]:
-    """Points of a box in the first grid and in each step."""
-    sides = [plan.start_side * 2**step for step in range(1, plan.steps + 1)]
-    return [plan.start_side**2, *(min(side**2, plan.points_per_step) for side in sides)]
-
-
-def mask_head_costs(
-    head: PointRendMaskHead | ImplicitPointRendMaskHead,
-    features: Mapping[str, Tensor],
-    image_size: tuple[int, int],
-    num_boxes: int,
-) -> list[Cost]:
-    """Count a mask head per box: its coarse part, and the whole in both forms.
-
-    Args:
-        head: In evaluation mode.
-        features: Of one image, by level.
-        image_size: Height and width in pixels.
-        num_boxes: Boxes in the image, among which it shares what is computed once per image.
-    """
-    if isinstance(head, ImplicitPointRendMaskHead):
-        name, coarse_head, point_head = "parameter head", head.parameter_head, head.point_head
-        renderer, reader = head.renderer, head.point_reader
-    else:
-        name, coarse_head, point_head = "coarse head", head.coarse_head, head.point_head
-    grid = torch.zeros(
-        1,
-        head.coarse_reader.channels,
-        head.coarse_pooler_side,
-        head.coarse_pooler_side,
-    )
-    cost, coarse = count(coarse_head, grid), coarse_head(grid)
-    size = (coarse.shape[2], coarse.shape[3]) if coarse.dim() == 4 else (1, coarse.shape[1])
-    costs = [Cost(name, size, *cost, cost.activations, parameters_of(coarse_head))]
-    if isinstance(head, PointRendMaskHead):
-        if head.refinement is None:
-            return costs
-        renderer, reader = head.refinement.renderer, head.refinement.reader
-    assert point_head is not None  # given with the refinement
-
-    def inputs_at(points: int) -> tuple[Tensor, ...]:
-        fine = torch.zeros(1, reader.channels, points)
-        if coarse.dim() == 4:
-            return fine, torch.zeros(1, coarse.shape[1], points)
-        return fine, torch.zeros(1, points, 2), coarse
-
-    side = renderer.plan.output_side
-    points = points_of_steps(renderer.plan)
-    plain = _plain_cost(costs[0], point_head, (side, side), inputs_at, points)
-
-    found = Instances(image_size)
-    found.pred_boxes = Boxes(torch.zeros(num_boxes, 4))
-    found.pred_classes = torch.zeros(num_boxes, dtype=torch.int64)
-    of_image = count(head, features, [found])
-    per_box = Count(*(round(number / num_boxes) for number in of_image))
-    name = f"PointRend, as rendered for {num_boxes} boxes"
-    rendered = Cost(name, (side, side), *per_box, None, plain.parameters, plain.points)
-    return [*costs, plain, rendered]
-
-
-def semantic_head_costs(
-    head: nn.Module, features: Mapping[str, Tensor], image_size: tuple[int, int]
-) -> list[Cost]:
-    """Count a semantic head per image.
-
-    Args:
-        head: In evaluation mode; of PointRend, or one that could be its coarse head.
-        features: Of one image, by level.
-        image_size: Height and width in pixels, multiples of all strides.
-    """
-    coarse_head = head.coarse_sem_seg_head if isinstance(head, PointRendSemSegHead) else head
-
-    cost, logits = count(coarse_logits, coarse_head, features), coarse_logits(coarse_head, features)
-    size = (logits.shape[2], logits.shape[3])
-    coarse = Cost("coarse head", size, *cost, cost.activations, parameters_of(coarse_head))
-    if not isinstance(head, PointRendSemSegHead):
-        return [coarse]
-
-    channels = sum(features[name].shape[1] for name in head.in_features)
-
-    def inputs_at(points: int) -> tuple[Tensor, ...]:
-        fine = torch.zeros(1, channels, points)
-        return fine, torch.zeros(1, logits.shape[1], points)
-
-    cells = [size[0] * size[1] * 4**step for step in range(1, head.steps + 1)]
-    points = [min(number, head.points_per_step) for number in cells]
-    plain = _plain_cost(coarse, head.point_head, image_size, inputs_at, points)
-    pixels = [math.prod(image_size)]
-    everywhere = _plain_cost(coarse, head.point_head, image_size, inputs_at, pixels)
-    name = "PointRend, as rendered"
-    return [
-        coarse,
-        replace(everywhere, head="point head at every pixel"),
-        plain,
-        Cost(name, image_size, *count(head, features), None, plain.parameters, plain.points),
-    ]
-
-
 def analyze(
     config_file: str, opts: Sequence[str], image: tuple[int, int], num_boxes: int | None = None
 ) -> dict[str, Any]:
     """Count the heads of a config.
 
     Args:
-        config_file: The config.
-        opts: Keys and values that overrule it.
-        image: Height and width of an image before the resizing that the config asks for.
+        config_file: Config of the model.
+        opts: Keys and values that override it.
+        image: Size of an image before the resizing of the config.
         num_boxes: Boxes per image; by default as many as the config keeps.
 
     Returns:
-        ``image``, its height and width as the model sees it; ``parameters`` of the model;
-        ``boxes``; ``per_box`` and ``per_image``, lists of :class:`Cost`, empty without such a head;
+        ``image``, its size as the model sees it; ``parameters`` of the model; ``boxes``;
+        ``per_box`` and ``per_image``, lists of :class:`Cost`, empty without such a head;
         ``points_per_image`` of all heads together.
 
     Raises:
@@ -292,7 +78,7 @@ def analyze(
     """
     if min(image) < 1:
         raise ValueError(f"--image: expected a height and a width of 1 or more, got {image}")
-    cfg = load_config(config_file, [*opts, *OVERRULED])
+    cfg = load_config(config_file, [*opts, *OVERRIDES])
     num_boxes = cfg.TEST.DETECTIONS_PER_IMAGE if num_boxes is None else num_boxes
     if num_boxes < 1:
         raise ValueError(f"--boxes: expected 1 or more, got {num_boxes}")
@@ -325,7 +111,7 @@ def analyze(
     points += per_image[-1].points if per_image else 0
     return {
         "image": size,
-        "parameters": parameters_of(model),
+        "parameters": count_parameters(model),
         "boxes": num_boxes,
         "points_per_image": points,
         "per_box": per_box,
@@ -334,10 +120,144 @@ def analyze(
 
 
 def _size_in_model(cfg: CfgNode, image: tuple[int, int], divisor: int) -> tuple[int, int]:
-    """Resize an image as the config says, and pad it to multiples of a number."""
+    """Return the size of an image after the resizing of the config and padding to a multiple."""
     short_side = cfg.INPUT.MIN_SIZE_TEST
     resized = image
     if short_side:
         resized = ResizeShortestEdge.get_output_shape(*image, short_side, cfg.INPUT.MAX_SIZE_TEST)
     height, width = (-(-side // divisor) * divisor for side in resized)
     return height, width
+
+
+def conv_head_cost(in_channels: int, num_classes: int, side: int) -> Cost:
+    """Count Mask R-CNN's head of four convolutions for masks of a side."""
+    shape = ShapeSpec(channels=in_channels, height=side // 2, width=side // 2)
+    head = MaskRCNNConvUpsampleHead(shape, num_classes=num_classes, conv_dims=[256] * 5)
+    grid = torch.zeros(1, in_channels, side // 2, side // 2)
+    cost = count(head.layers, grid)
+    return Cost("4×conv", (side, side), *cost, cost.activations, count_parameters(head))
+
+
+def mask_head_costs(
+    head: PointRendMaskHead | ImplicitPointRendMaskHead,
+    features: Mapping[str, Tensor],
+    image_size: tuple[int, int],
+    num_boxes: int,
+) -> list[Cost]:
+    """Count a mask head per box: its coarse part, and the whole head in both forms.
+
+    Args:
+        head: The head, in evaluation mode.
+        features: Features of one image by level.
+        image_size: Size of the image.
+        num_boxes: Boxes in the image, which share what is computed once per image.
+    """
+    if isinstance(head, ImplicitPointRendMaskHead):
+        name, coarse_head, point_head = "parameter head", head.parameter_head, head.point_head
+        renderer, reader = head.renderer, head.point_reader
+    else:
+        name, coarse_head, point_head = "coarse head", head.coarse_head, head.point_head
+    pooler_side = head.coarse_pooler_side
+    grid = torch.zeros(1, head.coarse_reader.channels, pooler_side, pooler_side)
+    cost, coarse = count(coarse_head, grid), coarse_head(grid)
+    size = (coarse.shape[2], coarse.shape[3]) if coarse.dim() == 4 else (1, coarse.shape[1])
+    costs = [Cost(name, size, *cost, cost.activations, count_parameters(coarse_head))]
+    if isinstance(head, PointRendMaskHead):
+        if head.refinement is None:
+            return costs
+        renderer, reader = head.refinement.renderer, head.refinement.reader
+    assert point_head is not None  # given with the refinement
+
+    def inputs_at(points: int) -> tuple[Tensor, ...]:
+        fine = torch.zeros(1, reader.channels, points)
+        if coarse.dim() == 4:
+            return fine, torch.zeros(1, coarse.shape[1], points)
+        return fine, torch.zeros(1, points, 2), coarse
+
+    side = renderer.plan.output_side
+    points = points_of_steps(renderer.plan)
+    by_definition = _definition_cost(costs[0], point_head, (side, side), inputs_at, points)
+
+    found = Instances(image_size)
+    found.pred_boxes = Boxes(torch.zeros(num_boxes, 4))
+    found.pred_classes = torch.zeros(num_boxes, dtype=torch.int64)
+    per_image = count(head, features, [found])
+    per_box = Count(*(round(number / num_boxes) for number in per_image))
+    rendered = Cost(
+        f"PointRend, as rendered for {num_boxes} boxes",
+        (side, side),
+        *per_box,
+        None,
+        by_definition.parameters,
+        by_definition.points,
+    )
+    return [*costs, by_definition, rendered]
+
+
+def semantic_head_costs(
+    head: nn.Module, features: Mapping[str, Tensor], image_size: tuple[int, int]
+) -> list[Cost]:
+    """Count a semantic head per image.
+
+    Args:
+        head: The head in evaluation mode: PointRend's, or one that could be its coarse head.
+        features: Features of one image by level.
+        image_size: Size of the image, a multiple of all strides.
+    """
+    coarse_head = head.coarse_sem_seg_head if isinstance(head, PointRendSemSegHead) else head
+
+    cost, logits = count(coarse_logits, coarse_head, features), coarse_logits(coarse_head, features)
+    size = (logits.shape[2], logits.shape[3])
+    coarse = Cost("coarse head", size, *cost, cost.activations, count_parameters(coarse_head))
+    if not isinstance(head, PointRendSemSegHead):
+        return [coarse]
+
+    channels = sum(features[name].shape[1] for name in head.in_features)
+
+    def inputs_at(points: int) -> tuple[Tensor, ...]:
+        fine = torch.zeros(1, channels, points)
+        return fine, torch.zeros(1, logits.shape[1], points)
+
+    def cost_at(points: Sequence[int]) -> Cost:
+        return _definition_cost(coarse, head.point_head, image_size, inputs_at, points)
+
+    cells = [size[0] * size[1] * 4**step for step in range(1, head.steps + 1)]
+    by_definition = cost_at([min(number, head.points_per_step) for number in cells])
+    everywhere = cost_at([math.prod(image_size)])
+    rendered = Cost(
+        "PointRend, as rendered",
+        image_size,
+        *count(head, features),
+        None,
+        by_definition.parameters,
+        by_definition.points,
+    )
+    everywhere = replace(everywhere, head="point head at every pixel")
+    return [coarse, everywhere, by_definition, rendered]
+
+
+def _definition_cost(
+    coarse: Cost,
+    point_head: nn.Module,
+    output: tuple[int, int],
+    inputs_at: Callable[[int], tuple[Tensor, ...]],
+    points: Sequence[int],
+) -> Cost:
+    """Add to a coarse head the whole point head at the points of all steps."""
+    of_coarse = Count(coarse.multiply_adds, coarse.activations)
+    total = of_coarse + count(point_head, *inputs_at(sum(points)))
+    at_once = of_coarse + count(point_head, *inputs_at(max(points)))
+    parameters = coarse.parameters + count_parameters(point_head)
+    name = "PointRend, all layers at every point"
+    return Cost(name, output, *total, at_once.activations, parameters, sum(points))
+
+
+def points_of_steps(plan: SubdivisionPlan) -> list[int]:
+    """Return the points of a box in the first grid and in each step."""
+    sides = [plan.start_side * 2**step for step in range(1, plan.steps + 1)]
+    return [plan.start_side**2, *(min(side**2, plan.points_per_step) for side in sides)]
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count the parameters of a module."""
+    return parameter_count(module)[""]

@@ -2,24 +2,10 @@
 
 import contextlib
 import difflib
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 
 from point_rend.utils.program import program
-
-# Exit codes of all commands.
-FAILED = 1  # the work is incomplete
-USER_ERROR = 2  # as of argparse
-DIVERGED = 3  # a training met a loss or a gradient that is not finite
-
-
-def signal_exit_code(number: int) -> int:
-    """Return the exit code of a process that a signal has ended, as shells have it."""
-    return 128 + number
-
-
-INTERRUPTED = signal_exit_code(signal.SIGINT)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -31,14 +17,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "; did you mean " + " or ".join(by_upper[match] for match in nearest) + "?"
 
 
+USER_ERROR = 2  # exit code, as of argparse
+
+
 class TrainingStop(BaseException):
-    """Ends a training. It is not an Exception, so that no handler logs or swallows it.
+    """Ends a training; no error, so that nothing on the way logs a traceback or swallows it.
 
     Args:
         reason: One line for the user.
         exit_code: Exit code of the process.
-        saves: Whether to save the last iteration first.
-        together: Whether all processes of the run are stopping.
+        saves: Whether to save the last iteration before.
+        together: Whether the other processes of the run are about to end, too.
     """
 
     def __init__(
@@ -53,7 +42,7 @@ class TrainingStop(BaseException):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Report errors that the user can correct in one line; bugs keep their traceback."""
+    """Turn errors that the user can put right into one line; bugs keep their traceback."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -62,6 +51,6 @@ def user_errors() -> Iterator[None]:
 
 
 def say_error(error: object) -> None:
-    """Print the reason why the program ends, in one line."""
+    """Print one line that says why the program ends."""
     message = " ".join(str(error).split())
     print(f"{program()}: error: {message}", file=sys.stderr, flush=True)

@@ -1,30 +1,25 @@
-"""Results of the models, their matches with the objects, and the orders of the gallery."""
+"""Objects matched with the results of every model, and the orders of the gallery."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
 
-from point_rend.data.checks.rle import compressed_rle
-from point_rend.evaluation.coco_ap import CocoAP
-from point_rend.evaluation.coco_results import has_masks, read_results
 from point_rend.evaluation.matching import Match, match_objects
 
-TASKS = ("segm", "boundary")
-GROUND_TRUTH = "ground-truth"
-GROUND_TRUTH_STYLE = "style-ground-truth"
+TRUTH = "truth"
+TRUTH_STYLE = "style-truth"
 
 
 class Result(NamedTuple):
-    """The results of one model.
+    """What one model has found, and how it scores.
 
     Attributes:
-        name: Name of the model.
-        style: CSS class of its color and dashes.
-        precision: For each of `TASKS`, (T, R, K, A) as `CocoAP.precision` returns it.
-        records: Results above the minimum score of the gallery, with masks as compressed RLE.
+        name: Of the model.
+        style: Class of its color and dashes.
+        precision: For each of `KINDS`, (T, R, K, A) as `InstanceScores.precision` returns it.
+        records: The results that the gallery looks at, masks in compressed encoding.
     """
 
     name: str
@@ -34,10 +29,10 @@ class Result(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A ground-truth object with the match of each model.
+    """An object of the truth and what the models have made of it.
 
     Attributes:
-        annotation: The object, its mask as compressed RLE.
+        annotation: Of the object, its mask in compressed encoding.
         matches: One per result.
     """
 
@@ -45,14 +40,14 @@ class Item(NamedTuple):
     matches: tuple[Match | None, ...]
 
     def gain(self, measure: str) -> float | None:
-        """Return the gain of the last result over the first; None unless both have a match."""
+        """Return by how much the last result is better than the first, if both have the object."""
         first, last = self.matches[0], self.matches[-1]
         if first is None or last is None:
             return None
         return getattr(last, measure) - getattr(first, measure)
 
     def quality(self, measure: str) -> float:
-        """Return the quality of the last result's match, 0 without a match."""
+        """Return how good the last result is, 0 without one."""
         last = self.matches[-1]
         return 0.0 if last is None else getattr(last, measure)
 
@@ -61,69 +56,22 @@ class Order(NamedTuple):
     """A way to sort the gallery.
 
     Attributes:
-        title: Description for the list of orders.
-        ranking: Indices of the items, best rank first; may leave out items.
+        title: What comes first.
+        ranking: Indices of the items that it ranks, in order.
     """
 
     title: str
     ranking: list[int]
 
 
-def read_result(
-    name: str,
-    style: str,
-    file: Path,
-    content: Mapping[str, Any],
-    evaluation: CocoAP,
-    min_score: float,
-) -> Result:
-    """Read and evaluate a result file.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it does not fit the annotations, or has no masks.
-    """
-    records = read_results(file, content)
-    if not has_masks(records, file):
-        raise ValueError(f"{file}: result 0 has no 'segmentation'; the page compares masks")
-    confident = [record for record in records if record["score"] >= min_score]
-    precision = {task: evaluation.precision(records, task) for task in TASKS}
-    return Result(name, style, precision, with_compressed_masks(confident, content))
-
-
-def ground_truth_objects(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the ground-truth objects, without crowds, with masks as compressed RLE.
-
-    Raises:
-        ValueError: If an object has no mask.
-    """
-    for annotation in content["annotations"]:
-        if not annotation.get("segmentation"):
-            raise ValueError(f"annotation {annotation['id']} has no 'segmentation'")
-    objects = [x for x in content["annotations"] if not x.get("iscrowd", 0)]
-    return with_compressed_masks(objects, content)
-
-
-def with_compressed_masks(
-    records: Sequence[dict[str, Any]], content: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Return copies of records with masks as compressed RLE."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    return [
-        record
-        | {"segmentation": compressed_rle(record["segmentation"], *sizes[record["image_id"]])}
-        for record in records
-    ]
-
-
-def match_items(objects: Sequence[dict[str, Any]], results: Sequence[Result]) -> list[Item]:
-    """Match ground-truth objects with the results of each model."""
+def items_of(objects: Sequence[dict[str, Any]], results: Sequence[Result]) -> list[Item]:
+    """Pair objects of the truth with the results."""
     matches = [match_objects(objects, result.records) for result in results]
     return [Item(*both) for both in zip(objects, zip(*matches, strict=True), strict=True)]
 
 
-def gallery_orders(items: Sequence[Item], names: Sequence[str]) -> list[Order]:
-    """Rank items by failure and, if there are two results, by gain; larger objects win ties."""
+def orders_of(items: Sequence[Item], names: Sequence[str]) -> list[Order]:
+    """Rank items by gain, if there are two results, and by failure; of equals the larger first."""
     by_area = sorted(range(len(items)), key=lambda i: -mask_area(items[i]))
     measures = {"boundary_iou": "Boundary IoU", "iou": "mask IoU"}
     orders = []
@@ -140,14 +88,14 @@ def gallery_orders(items: Sequence[Item], names: Sequence[str]) -> list[Order]:
     return orders
 
 
-def select_items(rankings: Sequence[Sequence[int]], count: int) -> set[int]:
-    """Select the first item of each ranking, then the second of each, up to a count."""
-    selected: set[int] = set()
-    for rank in range(max(map(len, rankings), default=0)):
+def chosen(rankings: Sequence[Sequence[int]], count: int) -> set[int]:
+    """Take the first of every ranking in turn, then the second, until there are enough."""
+    taken: set[int] = set()
+    for place in range(max(map(len, rankings), default=0)):
         for ranking in rankings:
-            if len(selected) < count and rank < len(ranking):
-                selected.add(ranking[rank])
-    return selected
+            if len(taken) < count and place < len(ranking):
+                taken.add(ranking[place])
+    return taken
 
 
 def mask_area(item: Item) -> int:

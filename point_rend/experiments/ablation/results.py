@@ -1,4 +1,9 @@
-"""Cells of an ablation: the figures of each in a file of its own (see tools/ablate.py)."""
+"""Results of an ablation: the metrics of each run in a JSON file, with their provenance.
+
+A file holds ``options``, ``inputs`` and ``figures``: the options of the command, digests of the
+files that they name, and the metrics, which are null while the run is unfinished. An interrupted
+command reads the files of the finished runs, if options and inputs are the same.
+"""
 
 import hashlib
 import json
@@ -12,28 +17,29 @@ from point_rend.engine.arguments import build_parser
 from point_rend.engine.setup import read_config, register_datasets
 from point_rend.utils.files import atomic_file, write_text
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 ANNOTATIONS = ("json_file", "panoptic_json", "panoptic_root", "sem_seg_root", "gt_dir")  # metadata
+USUAL_METRICS = ("segm/AP", "sem_seg/mIoU")  # the first that was measured is shown by default
 
 
-class Origin(NamedTuple):
-    """What figures follow from.
+class Provenance(NamedTuple):
+    """Everything that metrics depend on.
 
     Attributes:
-        options: Of train_net.py, of the whole command.
-        inputs: Digests of what the options name, by the words for it.
+        options: Options of train_net.py that the command was given.
+        inputs: Digests of the contents that the options name, by a description of each.
     """
 
     options: list[str]
     inputs: dict[str, str]
 
 
-def origin_of(options: Sequence[str], *, training: bool) -> Origin:
+def provenance_of(options: Sequence[str], *, training: bool) -> Provenance:
     """Digest what the options name: the config, the weights and the annotations of the data sets.
 
     Args:
-        options: Of train_net.py.
-        training: Whether the figures depend on the training sets, too.
+        options: Options of train_net.py.
+        training: Whether the metrics also depend on the training sets.
 
     Raises:
         FileNotFoundError, ValueError: If options, config and data sets do not fit together.
@@ -41,20 +47,20 @@ def origin_of(options: Sequence[str], *, training: bool) -> Origin:
     args = build_parser().parse_args(options)
     cfg = read_config(args)
     register_datasets(args)
-    cfg.OUTPUT_DIR = ""  # figures are the same wherever they are kept
+    cfg.OUTPUT_DIR = ""  # metrics do not depend on it
     inputs = {f"config {args.config_file}": hashlib.sha256(cfg.dump().encode()).hexdigest()}
     weights = Path(cfg.MODEL.WEIGHTS)
-    if weights.is_file():  # others are names of models, which the config tells apart
+    if weights.is_file():  # others are names of models, which are part of the config
         inputs[f"MODEL.WEIGHTS {weights}"] = digest(weights)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if training else cfg.DATASETS.TEST:
         metadata = MetadataCatalog.get(name).as_dict() if name in DatasetCatalog else {}
         for path in (Path(metadata[key]) for key in ANNOTATIONS if metadata.get(key)):
             inputs[f"annotations {path} of {name}"] = digest(path)
-    return Origin(list(options), inputs)
+    return Provenance(list(options), inputs)
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, or of all files of a folder with their names; "" of nothing."""
+    """Return the SHA-256 of a file, or of all files of a folder and their names; "" without any."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -63,16 +69,16 @@ def digest(path: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest() if files else ""
 
 
-def read_cell(file: Path, origin: Origin) -> Figures | None:
-    """Read the figures of a finished cell; None if it is not finished.
+def load_metrics(file: Path, provenance: Provenance) -> Metrics | None:
+    """Read the metrics of a run; None if it is not finished.
 
     Args:
-        file: Where they are kept.
-        origin: Of this command.
+        file: File of the run.
+        provenance: Provenance of the present command.
 
     Raises:
-        ValueError: If it was begun with other options, config, weights or annotations, or the file
-            cannot be read.
+        ValueError: If the run was started with other options, config, weights or annotations, or
+            the file cannot be read.
     """
     if not file.exists():
         return None
@@ -80,18 +86,18 @@ def read_cell(file: Path, origin: Origin) -> Figures | None:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
-    if not _is_cell(content):
+    if not _is_result(content):
         raise ValueError(
-            f"{file} is no cell of this version of ablate.py: expected a JSON object with options, "
-            "inputs and figures; without the file the cell is measured anew"
+            f"{file} is not a result of this version of the ablation: expected a JSON object with "
+            "options, inputs and figures; delete the file to measure again"
         )
-    former = Origin(content["options"], content["inputs"])
+    former = Provenance(content["options"], content["inputs"])
     expected = "expected the same ones, or another --output"
-    if former.options != origin.options:
+    if former.options != provenance.options:
         words = " ".join(former.options)
         raise ValueError(f"{file} was measured with other options, {words}: {expected}")
-    changed = [x for x in origin.inputs if origin.inputs[x] != former.inputs.get(x)]
-    changed += [x for x in former.inputs if x not in origin.inputs]
+    changed = [x for x in provenance.inputs if provenance.inputs[x] != former.inputs.get(x)]
+    changed += [x for x in former.inputs if x not in provenance.inputs]
     if changed:
         raise ValueError(
             f"{file} was measured with other contents of {' and '.join(changed)}: {expected}"
@@ -99,54 +105,59 @@ def read_cell(file: Path, origin: Origin) -> Figures | None:
     return content["figures"]
 
 
-def keep_cell(file: Path, origin: Origin, figures: Figures | None) -> None:
-    """Write for :func:`read_cell` the figures of a finished cell, or None for one that is begun."""
-    text = json.dumps({**origin._asdict(), "figures": figures}, indent=2)
+def save_metrics(file: Path, provenance: Provenance, metrics: Metrics | None) -> None:
+    """Write the metrics of a finished run, or None for one that has started."""
+    text = json.dumps({**provenance._asdict(), "figures": metrics}, indent=2)
     write_text(file, text)
 
 
-def _is_cell(content: Any) -> bool:
+def _is_result(content: Any) -> bool:
     if not isinstance(content, dict) or not {"options", "inputs", "figures"} <= content.keys():
         return False
-    options, inputs, figures = content["options"], content["inputs"], content["figures"]
+    options, inputs, metrics = content["options"], content["inputs"], content["figures"]
     return (
         isinstance(options, list)
         and all(isinstance(word, str) for word in options)
         and isinstance(inputs, dict)
-        and (figures is None or isinstance(figures, dict))
-        and all(isinstance(value, int | float) for value in (figures or {}).values())
+        and (metrics is None or isinstance(metrics, dict))
+        and all(isinstance(value, int | float) for value in (metrics or {}).values())
     )
 
 
-def metric_of(figures: Figures, metric: str) -> float:
+def shown_metrics(requested: Sequence[str], metrics: Metrics) -> list[str]:
+    """Return the requested metrics, by default the first usual one that was measured."""
+    usual = next((name for name in USUAL_METRICS if name in metrics), USUAL_METRICS[0])
+    return list(requested) or [usual]
+
+
+def metric_of(metrics: Metrics, name: str) -> float:
     """Look up a metric.
 
     Raises:
         ValueError: If it was not measured.
     """
-    if metric not in figures:
-        raise ValueError(f"--metric {metric}: expected one of {', '.join(sorted(figures))}")
-    return figures[metric]
+    if name not in metrics:
+        raise ValueError(f"--metric {name}: expected one of {', '.join(sorted(metrics))}")
+    return metrics[name]
 
 
-def draw_panels(
-    metrics: Sequence[str], draw: Callable[[Any, str], object], file: Path, *, width: float = 6.0
+def plot_panels(
+    metrics: Sequence[str], plot: Callable[[Any, str], object], file: Path, *, width: float = 6.0
 ) -> None:
-    """Draw a panel for each metric.
+    """Plot a panel for each metric.
 
     Args:
-        metrics: Their names stand at the axes.
-        draw: Takes the axes of a panel and the metric, and draws what is in it.
-        file: A PNG.
-        width: Of a panel, in inches.
+        metrics: Names of the metrics, which label the axes.
+        plot: Plots a metric on the axes of its panel.
+        file: PNG file.
+        width: Width of a panel in inches.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * len(metrics), 4), layout="constrained")
-    for axes, metric in zip(
-        figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
-    ):
-        draw(axes, metric)
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        plot(axes, metric)
         axes.set_ylabel(metric)
         axes.grid(alpha=0.3)
     with atomic_file(file) as unfinished:

@@ -1,4 +1,4 @@
-"""Table 4 of the paper: how the training points are chosen (see tools/ablate.py)."""
+"""Table 4 of the paper: the choice of the training points, with several seeds."""
 
 import json
 import shlex
@@ -17,61 +17,27 @@ from point_rend.engine.arguments import build_parser
 from point_rend.engine.setup import read_config, setup
 from point_rend.engine.signals import SIGNALS
 from point_rend.experiments.ablation.results import (
-    Figures,
-    draw_panels,
-    keep_cell,
+    Metrics,
+    load_metrics,
     metric_of,
-    origin_of,
-    read_cell,
+    plot_panels,
+    provenance_of,
+    save_metrics,
 )
+from point_rend.experiments.ablation.settings import SAMPLING_SETTINGS
 from point_rend.point_head import build_point_sampler
 
-SEEDS = (1, 2, 3)
-SIGNALLED = 128  # and the number of the signal: exit codes of what a signal has ended
 TRAIN = (sys.executable, "-m", "point_rend", "train")
-MASK_HEAD, SEMANTIC_HEAD = "PointRendMaskHead", "PointRendSemSegHead"  # that choose their points
+SIGNALED = 128  # exit code of a process that a signal has ended, minus the number of the signal
+MASK_HEAD, SEMANTIC_HEAD = "PointRendMaskHead", "PointRendSemSegHead"  # that sample their points
 
 
-class Setting(NamedTuple):
-    """A way to choose the training points.
-
-    Attributes:
-        title: In the table.
-        k: Candidates for each point.
-        beta: Share of the points that are the most uncertain candidates.
-        on_regular_grid: Whether they are a fixed grid instead.
-    """
-
-    title: str
-    k: int = 1
-    beta: float = 0.0
-    on_regular_grid: bool = False
-
-    @property
-    def options(self) -> list[str]:
-        """Keys and values that select it."""
-        values = {
-            "TRAIN_ON_REGULAR_GRID": self.on_regular_grid,
-            "OVERSAMPLE_RATIO": self.k,
-            "IMPORTANCE_SAMPLE_RATIO": self.beta,
-        }
-        return [word for key in values for word in (f"MODEL.POINT_HEAD.{key}", str(values[key]))]
-
-
-SETTINGS = {
-    "regular": Setting("regular grid", on_regular_grid=True),
-    "uniform": Setting("uniform (k = 1, β = 0)"),
-    "mild": Setting("mildly biased (k = 3, β = 0.75)", k=3, beta=0.75),
-    "heavy": Setting("heavily biased (k = 10, β = 0.75)", k=10, beta=0.75),
-}
-
-
-class Cell(NamedTuple):
-    """One training.
+class TrainingRun(NamedTuple):
+    """A training with one setting and one seed.
 
     Attributes:
-        setting: Its name in `SETTINGS`.
-        seed: Of the weights, the data's order and the points.
+        setting: Key of ``SAMPLING_SETTINGS``.
+        seed: Seed of the weights, the order of the data and the points.
     """
 
     setting: str
@@ -79,17 +45,55 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A name for files."""
+        """Name of its files."""
         return f"{self.setting}_seed{self.seed}"
 
-    def words(self, options: Sequence[str], output: Path) -> list[str]:
-        """Options of train_net.py, of a whole command, for this training."""
+    def command_line(self, options: Sequence[str], output: Path) -> list[str]:
+        """Return the options of this training.
+
+        Args:
+            options: Options of train_net.py that all trainings share.
+            output: Folder of all trainings.
+        """
         own = ["SEED", str(self.seed), "OUTPUT_DIR", str(output / self.name)]
-        return [*options, *SETTINGS[self.setting].options, *own]
+        return [*options, *SAMPLING_SETTINGS[self.setting].options, *own]
 
 
-def check_trainings(cells: Sequence[Cell], options: Sequence[str], output: Path) -> int:
-    """Refuse before the first training what would stop or spoil one of them.
+def sampling_ablation(
+    options: Sequence[str], output: Path, settings: Sequence[str], seeds: Sequence[int]
+) -> dict[TrainingRun, Metrics]:
+    """Train and evaluate a model with all settings and seeds, except for the finished runs.
+
+    Args:
+        options: Options of train_net.py.
+        output: Folder for the trainings and their metrics.
+        settings: Keys of ``SAMPLING_SETTINGS``.
+        seeds: Seeds.
+
+    Returns:
+        The metrics of the runs, by task and metric (with several data sets also by data set).
+
+    Raises:
+        FileNotFoundError, ValueError: If options, config, machine or data do not fit together.
+        SystemExit: If a training failed or was interrupted.
+    """
+    runs = [TrainingRun(setting, seed) for seed in seeds for setting in settings]
+    files = {run: output / f"{run.name}.json" for run in runs}
+    provenance = provenance_of(options, training=True)
+    results = {run: load_metrics(files[run], provenance) for run in runs}
+    missing = [run for run in runs if results[run] is None]
+    if missing:
+        iterations = check_trainings(missing, options, output)
+    for run in missing:
+        save_metrics(files[run], provenance, None)
+        train(run.command_line(options, output))
+        results[run] = final_metrics(output / run.name, iterations)
+        save_metrics(files[run], provenance, results[run])
+    return {run: metrics for run, metrics in results.items() if metrics is not None}
+
+
+def check_trainings(runs: Sequence[TrainingRun], options: Sequence[str], output: Path) -> int:
+    """Check before the first training that none of them would fail or be meaningless.
 
     Returns:
         The number of iterations.
@@ -98,39 +102,44 @@ def check_trainings(cells: Sequence[Cell], options: Sequence[str], output: Path)
         FileNotFoundError, ValueError: If options, config, machine or data do not fit together.
     """
     parser = build_parser()
-    args = parser.parse_args(cells[0].words(options, output))
+    args = parser.parse_args(runs[0].command_line(options, output))
     if args.eval_only or args.num_machines > 1:
         option = "--eval-only" if args.eval_only else "--num-machines"
         raise ValueError(f"{option}: expected options of a training on one machine")
     cfg = setup(args).cfg
     outputs = model_outputs(cfg)
     mask_head, semantic_head = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.SEM_SEG_HEAD
-    of_boxes = mask_head.NAME == MASK_HEAD and mask_head.POINT_HEAD_ON
-    of_images = semantic_head.NAME == SEMANTIC_HEAD and not semantic_head.POINT_HEAD.NAME
-    if not (("instances" in outputs and of_boxes) or ("sem_seg" in outputs and of_images)):
+    samples_in_boxes = mask_head.NAME == MASK_HEAD and mask_head.POINT_HEAD_ON
+    samples_in_images = semantic_head.NAME == SEMANTIC_HEAD and not semantic_head.POINT_HEAD.NAME
+    if not (
+        ("instances" in outputs and samples_in_boxes)
+        or ("sem_seg" in outputs and samples_in_images)
+    ):
         raise ValueError(
-            f"{args.config_file}: expected a model that chooses its training points as "
-            f"MODEL.POINT_HEAD says: with MODEL.ROI_MASK_HEAD.NAME {MASK_HEAD} and POINT_HEAD_ON "
+            f"{args.config_file}: expected a model that samples its training points by "
+            f"MODEL.POINT_HEAD: with MODEL.ROI_MASK_HEAD.NAME {MASK_HEAD} and POINT_HEAD_ON "
             f"True, or with MODEL.SEM_SEG_HEAD.NAME {SEMANTIC_HEAD}"
         )
     if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST is empty: expected the data sets to measure on")
-    for cell in cells:
-        args = parser.parse_args(cell.words(options, output))
+        raise ValueError("DATASETS.TEST is empty: expected data sets for the evaluation")
+    for run in runs:
+        args = parser.parse_args(run.command_line(options, output))
         build_point_sampler(read_config(args))
     return cfg.SOLVER.MAX_ITER
 
 
-def run_training(options: Sequence[str]) -> None:
-    """Run train_net.py; SIGTERM and SIGINT are passed on, since it saves before it ends.
+def train(options: Sequence[str]) -> None:
+    """Run a training in a process of its own.
+
+    SIGTERM and SIGINT are passed on to it, since it saves a checkpoint before it ends.
 
     Raises:
-        SystemExit: If it failed or was ended, with its exit code.
+        SystemExit: If it failed or was interrupted, with its exit code.
     """
     command = [*TRAIN, "--resume", *options]
     print(f"\n$ {shlex.join(command)}\n", flush=True)
     running: list[subprocess.Popen[bytes]] = []
-    early: list[int] = []  # signals that came before it ran
+    early: list[int] = []  # signals that came before the process started
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         if running:
@@ -147,84 +156,54 @@ def run_training(options: Sequence[str]) -> None:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-    code = code if code >= 0 else SIGNALLED - code
-    if code > SIGNALLED:
-        print("The same command of ablate.py goes on where it was.", file=sys.stderr)
+    code = code if code >= 0 else SIGNALED - code
+    if code > SIGNALED:
+        print("Run the same command again to continue.", file=sys.stderr)
     if code:
         raise SystemExit(code)
 
 
-def figures_after(training: Path, iterations: int) -> Figures:
-    """Read what the evaluation at the end of a training has measured.
+def final_metrics(training: Path, iterations: int) -> Metrics:
+    """Read the metrics of the evaluation at the end of a training.
 
     Args:
-        training: Its folder.
-        iterations: That it has.
+        training: Folder of the training.
+        iterations: Its number of iterations.
 
     Raises:
-        ValueError: If it has not been evaluated at its end.
+        ValueError: If it was not evaluated at its end.
     """
     file = training / "metrics.json"
     last = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
     if last.pop("iteration") < iterations:
-        raise ValueError(f"{file}: the last line is of no evaluation after {iterations} iterations")
+        raise ValueError(
+            f"{file}: the last line is not an evaluation after {iterations} iterations"
+        )
     return last
 
 
-def sampling(
-    options: Sequence[str], output: Path, settings: Sequence[str], seeds: Sequence[int]
-) -> dict[Cell, Figures]:
-    """Train and evaluate a model with all settings and seeds; what is finished is kept.
-
-    Args:
-        options: Of train_net.py.
-        output: Folder for the trainings and the figures.
-        settings: Names in `SETTINGS`.
-        seeds: Seeds.
-
-    Returns:
-        The figures of the trainings, by task and metric (with several data sets also by data set).
-
-    Raises:
-        FileNotFoundError, ValueError: If options, config, machine or data do not fit together.
-        SystemExit: If a training failed or was ended.
-    """
-    cells = [Cell(setting, seed) for seed in seeds for setting in settings]
-    origin = origin_of(options, training=True)
-    results = {cell: read_cell(output / f"{cell.name}.json", origin) for cell in cells}
-    missing = [cell for cell in cells if results[cell] is None]
-    if missing:
-        iterations = check_trainings(missing, options, output)
-    for cell in missing:
-        keep_cell(output / f"{cell.name}.json", origin, None)
-        run_training(cell.words(options, output))
-        results[cell] = figures_after(output / cell.name, iterations)
-        keep_cell(output / f"{cell.name}.json", origin, results[cell])
-    return {cell: figures for cell, figures in results.items() if figures is not None}
-
-
-def values_of(results: Mapping[Cell, Figures], setting: str, metric: str) -> list[float]:
-    """Collect a metric over the seeds.
+def values_of(results: Mapping[TrainingRun, Metrics], setting: str, metric: str) -> list[float]:
+    """Return a metric of a setting for each seed.
 
     Raises:
         ValueError: If it was not measured.
     """
-    return [metric_of(results[cell], metric) for cell in results if cell.setting == setting]
+    return [metric_of(results[run], metric) for run in results if run.setting == setting]
 
 
-def deviation(values: Sequence[float]) -> float:
-    """Return the standard deviation of a sample; 0 of a single value, NaN where one is NaN."""
+def sample_deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation of a sample; 0 for a single value, NaN if one is NaN."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Write the mean and the standard deviation of a sample, which one value has not."""
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Write the mean and the standard deviation of a sample; of a single value, the mean only."""
     mean = f"{np.mean(values):.2f}"
-    return f"{mean} ± {deviation(values):.2f}" if len(values) > 1 else mean
+    return f"{mean} ± {sample_deviation(values):.2f}" if len(values) > 1 else mean
 
 
 def format_sampling(
-    results: Mapping[Cell, Figures], settings: Sequence[str], metrics: Sequence[str]
+    results: Mapping[TrainingRun, Metrics], settings: Sequence[str], metrics: Sequence[str]
 ) -> str:
     """Lay out a Markdown table, a line for each setting: mean ± standard deviation over seeds."""
     lines = [
@@ -233,24 +212,26 @@ def format_sampling(
     ]
     for setting in settings:
         columns = [values_of(results, setting, metric) for metric in metrics]
-        cells = [SETTINGS[setting].title, *map(mean_and_spread, columns), str(len(columns[0]))]
-        lines.append(f"| {' | '.join(cells)} |")
+        numbers = [*map(mean_and_deviation, columns), str(len(columns[0]))]
+        lines.append(f"| {' | '.join([SAMPLING_SETTINGS[setting].title, *numbers])} |")
     return "\n".join(lines)
 
 
-def draw_sampling(
-    results: Mapping[Cell, Figures], settings: Sequence[str], metrics: Sequence[str], file: Path
+def plot_sampling(
+    results: Mapping[TrainingRun, Metrics],
+    settings: Sequence[str],
+    metrics: Sequence[str],
+    file: Path,
 ) -> None:
-    """Draw each training as a dot, and the mean and standard deviation of a setting beside it."""
+    """Plot each training as a dot, and next to it the mean and deviation of its setting."""
 
-    def draw(axes: Any, metric: str) -> None:
-        for place, setting in enumerate(settings):
+    def plot(axes: Any, metric: str) -> None:
+        for x, setting in enumerate(settings):
             values = values_of(results, setting, metric)
-            spread = deviation(values)
-            axes.scatter([place] * len(values), values, s=16, alpha=0.6, color=f"C{place}")
-            mean = np.mean(values)
-            axes.errorbar(place + 0.2, mean, spread, fmt="o", capsize=4, color=f"C{place}")
+            axes.scatter([x] * len(values), values, s=16, alpha=0.6, color=f"C{x}")
+            mean, deviation = np.mean(values), sample_deviation(values)
+            axes.errorbar(x + 0.2, mean, deviation, fmt="o", capsize=4, color=f"C{x}")
         axes.set_xticks(range(len(settings)), settings)
         axes.set_xlim(-0.5, len(settings) - 0.3)
 
-    draw_panels(metrics, draw, file, width=4.5)
+    plot_panels(metrics, plot, file, width=4.5)

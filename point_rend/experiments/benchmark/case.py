@@ -1,55 +1,30 @@
-"""A benchmark case: two sides that do the same work."""
+"""Benchmark cases: two sides that do the same work, and how far their outputs agree.
+
+Shapes: N masks, K classes, S side of a mask, H and W of an image.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-AMP_TYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from point_rend.experiments.benchmark.settings import Settings
+
 Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a command asks for.
-
-    Args:
-        device: of torch.
-        repeat: number of timed runs of each side.
-        seed: of weights and inputs.
-        boxes, classes: numbers that take the place of each case's own.
-        amp: name in ``AMP_TYPES``; both sides run under it.
-        opts: keys and values of the config, for our side only.
-    """
-
-    device: str = "cpu"
-    repeat: int = 5
-    seed: int = 0
-    boxes: tuple[int, ...] = ()
-    classes: tuple[int, ...] = ()
-    amp: str = "none"
-    opts: tuple[str, ...] = ()
-
-    def autocast(self) -> torch.autocast:
-        """Return a context of the precision that was asked for, to be entered once."""
-        dtype = AMP_TYPES[self.amp]
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, dtype=dtype, enabled=dtype is not None)
-
-
-@dataclass(frozen=True)
 class Agreement:
-    """How far the outputs of two sides agree.
+    """Agreement of the outputs of two sides.
 
-    Args:
-        largest: largest difference of two probabilities; of training, relative one of a loss or of
-            the norm of a gradient.
-        differing: share of the pixels, or points, that are decided otherwise.
-        boundary: share of neighboring pixels in a row that the rival decides otherwise; near 0
-            the outputs are flat, and their agreement says little.
+    Attributes:
+        largest: Largest absolute difference of two probabilities; of a training step, largest
+            relative difference of a loss or of the norm of a gradient.
+        differing: Share, from 0 to 1, of the pixels or points that are decided differently.
+        boundary: Share, from 0 to 1, of horizontally neighboring pixels that the baseline decides
+            differently; near 0 the outputs are flat, and agreement means little.
     """
 
     largest: float
@@ -58,71 +33,70 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Two ways to the same end.
+class Comparison:
+    """Two ways to compute the same result.
 
-    Args:
-        ours, rival: each returns an output of its own.
-        compare: maps our output and the rival's to their agreement; None where the two are not
+    Attributes:
+        ours, baseline: Functions that return an output each.
+        compare: Maps our output and the baseline's to their agreement; None where the two are not
             meant to be equal.
-        heads: ours and the rival's, where their share of the time is to be told.
-        training: whether gradients are computed; then the runs enter autocast themselves, which
-            is for the losses and not for their gradients.
-        of_images: ours and the rival's for any number of images, where it is to be told how many
-            fit into a GPU's memory.
+        heads: Our head and the baseline's, where their share of the time is measured.
+        training: Whether gradients are computed. The runs then enter autocast themselves, for the
+            losses and not for their gradients.
+        batch_steps: Our training step and the baseline's, as functions of the number of images,
+            where the largest batch that fits on a GPU is measured.
     """
 
     ours: Run
-    rival: Run
+    baseline: Run
     compare: Callable[[Any, Any], Agreement] | None = None
     heads: tuple[nn.Module, nn.Module] | None = None
     training: bool = False
-    of_images: tuple[Callable[[int], Any], Callable[[int], Any]] | None = None
+    batch_steps: tuple[Callable[[int], Any], Callable[[int], Any]] | None = None
 
 
 @dataclass(frozen=True)
 class Case:
-    """A contest that has not been built yet.
+    """A comparison that is still to be built.
 
-    Args:
-        name: for people.
-        parameters: what distinguishes it from others of its kind.
-        rival: name of the other side.
-        build: makes the contest.
-        rival_bytes: memory that the rival needs, where it is known to be large.
+    Attributes:
+        name: Title in the table.
+        parameters: What distinguishes the case from others of its kind.
+        baseline: Name of the baseline.
+        build: Builds the comparison.
+        baseline_bytes: Estimated peak memory of the baseline, where it is large.
     """
 
     name: str
     parameters: Mapping[str, int]
-    rival: str
-    build: Callable[[Settings], Contest]
-    rival_bytes: int = 0
+    baseline: str
+    build: Callable[[Settings], Comparison]
+    baseline_bytes: int = 0
 
 
-# Agreement
-def decided_agreement(
-    ours: Tensor, theirs: Tensor, our_decision: Tensor, their_decision: Tensor
-) -> Agreement:
-    """Compare probabilities, and what is decided by them at each pixel (…, H, W)."""
-    neighbors = their_decision[..., 1:] != their_decision[..., :-1]
-    return Agreement(
-        differing=(our_decision != their_decision).double().mean().item(),
-        largest=(ours - theirs).abs().max().item(),
-        boundary=neighbors.double().mean().item(),
-    )
+def mask_agreement(ours: Tensor, baseline: Tensor) -> Agreement:
+    """Compare mask probabilities (N, 1, S, S), decided at 0.5.
 
-
-def mask_agreement(ours: Tensor, theirs: Tensor) -> Agreement:
-    """Compare masks (N, 1, S, S) of probabilities, decided above 0.5.
-
-    Ours are resized to the rival's side where an option gives them another.
+    Our masks are resized to the baseline's side where an option gives them another one.
     """
-    if ours.shape != theirs.shape:
-        ours = F.interpolate(ours, size=theirs.shape[-2:], mode="bilinear", align_corners=False)
-    return decided_agreement(ours.float(), theirs.float(), ours > 0.5, theirs > 0.5)
+    if ours.shape != baseline.shape:
+        ours = F.interpolate(ours, size=baseline.shape[-2:], mode="bilinear", align_corners=False)
+    return _decided_agreement(ours.float(), baseline.float(), ours > 0.5, baseline > 0.5)
 
 
-def label_agreement(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> Agreement:
-    """Compare pairs of logits (K, H, W) and the label maps (H, W) that follow from them."""
-    our_probabilities, their_probabilities = (x[0].float().softmax(dim=0) for x in (ours, theirs))
-    return decided_agreement(our_probabilities, their_probabilities, ours[1], theirs[1])
+def label_agreement(ours: tuple[Tensor, Tensor], baseline: tuple[Tensor, Tensor]) -> Agreement:
+    """Compare pairs of logits (K, H, W) and the label map (H, W) that follows from them."""
+    our_probabilities, probabilities = (x[0].float().softmax(dim=0) for x in (ours, baseline))
+    return _decided_agreement(our_probabilities, probabilities, ours[1], baseline[1])
+
+
+def _decided_agreement(
+    ours: Tensor, baseline: Tensor, our_decision: Tensor, baseline_decision: Tensor
+) -> Agreement:
+    """Compare probabilities, and the decision that follows from them at each pixel (…, H, W)."""
+    neighbors_differ = baseline_decision[..., 1:] != baseline_decision[..., :-1]
+    return Agreement(
+        differing=(our_decision != baseline_decision).double().mean().item(),
+        largest=(ours - baseline).abs().max().item(),
+        boundary=neighbors_differ.double().mean().item(),
+    )

@@ -1,13 +1,10 @@
-"""Benchmark cases of whole models."""
+"""Benchmark cases of whole models: from the image to pasted masks or the label map."""
 
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import (
-    build_model,
-    detector_postprocess,
-)
+from detectron2.modeling import build_model, detector_postprocess
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import ImageList
 from torch import Tensor, nn
@@ -15,48 +12,61 @@ from torch import Tensor, nn
 from point_rend import stock_heads
 from point_rend.experiments.benchmark.case import (
     Case,
-    Contest,
-    Settings,
+    Comparison,
     label_agreement,
     mask_agreement,
 )
 from point_rend.experiments.benchmark.instance_cases import (
     POINTREND,
-    _grid,
-    _stock_bytes,
-    instance_config,
+    boxes_and_classes,
+    instance_configs,
+    stock_bytes,
 )
 from point_rend.experiments.benchmark.random_inputs import (
-    INSTANCE_IMAGE,
     PYRAMID,
     Detections,
     random_image,
     randomize,
     share_weights,
 )
-from point_rend.experiments.benchmark.semantic_cases import SEMANTIC_IMAGE, semantic_config
+from point_rend.experiments.benchmark.semantic_cases import semantic_configs
+from point_rend.experiments.benchmark.settings import Settings
 from point_rend.rendering.uncertainty import label_map
 
-# Deviation of what a residual block of random weights adds: with 1 the features of a hundred layers
-# would outgrow half precision.
+# Standard deviation of what a residual block of random weights adds: with 1 the features of a
+# hundred layers would overflow half precision.
 RESIDUAL_SCALE = 0.2
 
 
+def model_cases(settings: Settings) -> list[Case]:
+    """Return the cases of whole models, with the share of time of their heads.
+
+    The box branch of the R50-FPN model does its ordinary work; then, on both sides, a given number
+    of boxes replaces those that it found.
+    """
+    sizes = settings.sizes
+    grid = boxes_and_classes(settings, (100,), (80,))
+    return [
+        *(_instance_model_case(n, k, sizes.instance_image) for n, k in grid),
+        *(_semantic_model_case(k, sizes.semantic_image) for k in settings.classes or (19,)),
+    ]
+
+
 def model_pair(
-    ours_cfg: CfgNode, stock_cfg: CfgNode, head: str, image: Tensor, settings: Settings
+    our_cfg: CfgNode, stock_cfg: CfgNode, head: str, image: Tensor, settings: Settings
 ) -> tuple[Any, Any]:
     """Build whole models with the same random weights, and features of standard deviation 1.
 
     Args:
-        ours_cfg, stock_cfg: with an FPN as backbone.
-        head: name of the submodule that is randomized.
-        image: (3, H, W) on which the features are to have that deviation.
-        settings: with the seed and the device.
+        our_cfg, stock_cfg: Configs with an FPN as backbone.
+        head: Name of the submodule that is randomized.
+        image: Image (3, H, W) on which the features have that standard deviation.
+        settings: Settings with the seed and the device.
     """
-    for cfg in (ours_cfg, stock_cfg):
+    for cfg in (our_cfg, stock_cfg):
         cfg.MODEL.DEVICE = "cpu"
     torch.manual_seed(settings.seed)
-    ours = build_model(ours_cfg).eval()
+    ours = build_model(our_cfg).eval()
     for block in ours.backbone.modules():
         if isinstance(block, BottleneckBlock):
             block.conv3.weight.data *= RESIDUAL_SCALE
@@ -76,50 +86,44 @@ def model_pair(
     return ours, stock.to(settings.device)
 
 
-def _instance_model_case(num_boxes: int, num_classes: int) -> Case:
-    def build(settings: Settings) -> Contest:
+def _instance_model_case(num_boxes: int, num_classes: int, image_size: tuple[int, int]) -> Case:
+    def build(settings: Settings) -> Comparison:
         generator = torch.Generator().manual_seed(settings.seed)
-        image = random_image(INSTANCE_IMAGE, generator)
-        ours, stock = model_pair(
-            instance_config(POINTREND, num_classes, settings.opts),
-            instance_config(POINTREND, num_classes),
-            "roi_heads.mask_head",
-            image,
-            settings,
-        )
-        detections = Detections.random(num_boxes, num_classes, generator)
+        image = random_image(image_size, generator)
+        cfgs = instance_configs(POINTREND, num_classes, settings)
+        ours, stock = model_pair(*cfgs, "roi_heads.mask_head", image, settings)
+        detections = Detections.random(num_boxes, num_classes, image_size, generator)
 
-        def plant(_: nn.Module, inputs: tuple) -> tuple:
+        def replace_detections(_: nn.Module, inputs: tuple) -> tuple:
             return inputs[0], detections.instances(settings.device)
 
         def run(model: Any) -> Tensor:
             (result,) = model.inference([{"image": image}], do_postprocess=False)
-            detector_postprocess(result, *INSTANCE_IMAGE)
+            detector_postprocess(result, *image_size)
             return result.pred_masks
 
         heads = ours.roi_heads.mask_head, stock.roi_heads.mask_head
         for head in heads:
-            head.register_forward_pre_hook(plant)
-        return Contest(lambda: run(ours), lambda: run(stock), mask_agreement, heads)
+            head.register_forward_pre_hook(replace_detections)
+        return Comparison(lambda: run(ours), lambda: run(stock), mask_agreement, heads)
 
-    height, width = INSTANCE_IMAGE
+    height, width = image_size
     return Case(
         name=f"R50-FPN model, {height}×{width}, {num_boxes} × {num_classes}",
         parameters={"boxes": num_boxes, "classes": num_classes},
-        rival="stock",
+        baseline="stock",
         build=build,
-        rival_bytes=_stock_bytes(num_boxes, num_classes),
+        baseline_bytes=stock_bytes(num_boxes, num_classes),
     )
 
 
-def _semantic_model_case(num_classes: int) -> Case:
-    def build(settings: Settings) -> Contest:
+def _semantic_model_case(num_classes: int, image_size: tuple[int, int]) -> Case:
+    def build(settings: Settings) -> Comparison:
         generator = torch.Generator().manual_seed(settings.seed)
-        image = random_image(SEMANTIC_IMAGE, generator)
-        stock_cfg = semantic_config(num_classes)
+        image = random_image(image_size, generator)
+        our_cfg, stock_cfg = semantic_configs(num_classes, settings)
         stock_cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
-        ours_cfg = semantic_config(num_classes, settings.opts)
-        ours, stock = model_pair(ours_cfg, stock_cfg, "sem_seg_head", image, settings)
+        ours, stock = model_pair(our_cfg, stock_cfg, "sem_seg_head", image, settings)
 
         def our_run() -> tuple[Tensor, Tensor]:
             (result,) = ours([{"image": image}])
@@ -130,22 +134,12 @@ def _semantic_model_case(num_classes: int) -> Case:
             return result["sem_seg"], result["sem_seg"].argmax(dim=0)
 
         heads = ours.sem_seg_head, stock.sem_seg_head
-        return Contest(our_run, stock_run, label_agreement, heads)
+        return Comparison(our_run, stock_run, label_agreement, heads)
 
-    height, width = SEMANTIC_IMAGE
+    height, width = image_size
     return Case(
         name=f"R101 SemanticFPN model, {height}×{width}, {num_classes} classes",
         parameters={"classes": num_classes},
-        rival="stock",
+        baseline="stock",
         build=build,
     )
-
-
-def model_cases(settings: Settings) -> list[Case]:
-    """Whole models from the image to pasted masks or the label map, and their heads' share.
-
-    The box branch of the R50-FPN model does its ordinary work; then, on both sides, a given number
-    of boxes takes the place of those that it found.
-    """
-    cases = [_instance_model_case(n, k) for n, k in _grid(settings, (100,), (80,))]
-    return cases + [_semantic_model_case(k) for k in settings.classes or (19,)]

@@ -1,4 +1,7 @@
-"""Benchmark results as table, JSON and plot."""
+"""Benchmark results as a Markdown table, JSON and a plot.
+
+Keys of the JSON file are stable: ``rival`` and ``theirs`` stand for the baseline there.
+"""
 
 import dataclasses
 import json
@@ -12,14 +15,20 @@ from typing import Any
 import detectron2
 import torch
 
-from point_rend.experiments.benchmark.case import Settings
 from point_rend.experiments.benchmark.measuring import Measurement, Record
+from point_rend.experiments.benchmark.settings import Settings
 from point_rend.utils.files import atomic_file, write_text
 
+HEADINGS = (
+    *("case", "baseline", "time ours", "time baseline", "baseline / ours"),
+    *("memory ours", "memory baseline", "baseline / ours"),
+    *("pixels that differ", "largest difference"),
+    *("head's share ours", "head's share baseline"),
+)
 
-# Report
-def machine(device: str) -> dict[str, Any]:
-    """Name what the figures depend on."""
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Name the hardware and software on which the measurements depend."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -37,52 +46,13 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def _figure(value: float, unit: str) -> str:
-    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
-
-
-def _time(side: Measurement) -> str:
-    return _figure(side.median * 1e3, "ms")
-
-
-def _memory(side: Measurement) -> str:
-    return "–" if side.peak_bytes is None else _figure(side.peak_bytes / 2**20, "MiB")
-
-
-def _ratio(theirs: Sequence[float | None], ours: Sequence[float | None]) -> str:
-    """Write the median of the ratios of one round after the other."""
-    ratios = [their / our for their, our in zip(theirs, ours, strict=True) if their and our]
-    return f"{statistics.median(ratios):.1f}" if ratios else "–"
-
-
-HEADINGS = (
-    *("case", "rival", "time ours", "time rival", "rival / ours"),
-    *("memory ours", "memory rival", "rival / ours", "pixels that differ", "largest difference"),
-    *("head's share ours", "head's share rival"),
-)
-
-
-def table_row(record: Record) -> list[str]:
-    """Return the cells of a record, as many as there are headings."""
-    ours, theirs, agreement = record.ours, record.theirs, record.agreement
-    cells = [record.name, record.rival, _time(ours)]
-    if theirs is None:
-        failure = (record.rival_failure or "–").replace("|", "/")  # one cell of a table
-        cells += [failure, "–", _memory(ours), "–", "–"]
-    else:
-        cells += [_time(theirs), _ratio(theirs.seconds, ours.seconds)]
-        cells += [_memory(ours), _memory(theirs), _ratio([theirs.peak_bytes], [ours.peak_bytes])]
-    agreements = [agreement.differing, agreement.largest] if agreement else [None, None]
-    cells += ["–" if value is None else f"{value:.1e}" for value in agreements]
-    shares = [side.head_share if side else None for side in (ours, theirs)]
-    return cells + ["–" if share is None else f"{share:.0%}" for share in shares]
-
-
-def markdown(records: Sequence[Record], where: Mapping[str, Any], settings: Settings) -> str:
-    """Set the records out as a table in Markdown, below a line that names the machine."""
-    hardware = where["gpu"] or f"{where['cpu']}, {where['threads']} thread(s)"
-    notes = [hardware, f"torch {where['torch']}", f"Detectron2 {where['detectron2']}"]
-    notes += [f"medians of {settings.repeat} turns", f"seed {settings.seed}"]
+def format_markdown(
+    records: Sequence[Record], machine: Mapping[str, Any], settings: Settings
+) -> str:
+    """Lay out the records as a Markdown table, below a line that names the machine."""
+    hardware = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread(s)"
+    notes = [hardware, f"torch {machine['torch']}", f"Detectron2 {machine['detectron2']}"]
+    notes += [f"medians of {settings.repeat} rounds", f"seed {settings.seed}"]
     if settings.amp != "none":
         notes.append(f"autocast {settings.amp}")
     if settings.opts:
@@ -91,27 +61,80 @@ def markdown(records: Sequence[Record], where: Mapping[str, Any], settings: Sett
     lines = [", ".join(notes), "", *(f"| {' | '.join(row)} |" for row in rows)]
     for record in records:
         if record.largest_batches:
-            ours, theirs = record.largest_batches
-            lines += ["", f"{record.name}: {ours} images fit, with {record.rival} {theirs}."]
+            ours, baseline = record.largest_batches
+            lines += [
+                "",
+                f"{record.name}: {ours} images fit, with {record.baseline_name} {baseline}.",
+            ]
     return "\n".join(lines)
 
 
-def as_json(records: Sequence[Record], where: Mapping[str, Any], settings: Settings) -> str:
-    """Write everything that was measured as JSON; all times are there, and their medians."""
-    entries = []
-    for record in records:
-        entry = dataclasses.asdict(record)
-        for key in ("ours", "theirs"):
-            side = getattr(record, key)
-            if side is not None:
-                entry[key]["median"] = side.median
-        entries.append(entry)
-    content = {"machine": where, "settings": dataclasses.asdict(settings), "records": entries}
+def table_row(record: Record) -> list[str]:
+    """Return the cells of a record, one for each heading."""
+    ours, baseline, agreement = record.ours, record.baseline, record.agreement
+    cells = [record.name, record.baseline_name, _time(ours)]
+    if baseline is None:
+        failure = (record.baseline_failure or "–").replace("|", "/")  # one cell of a table
+        cells += [failure, "–", _memory(ours), "–", "–"]
+    else:
+        cells += [_time(baseline), _ratio(baseline.seconds, ours.seconds)]
+        cells += [_memory(ours), _memory(baseline)]
+        cells += [_ratio([baseline.peak_bytes], [ours.peak_bytes])]
+    agreements = [agreement.differing, agreement.largest] if agreement else [None, None]
+    cells += ["–" if value is None else f"{value:.1e}" for value in agreements]
+    shares = [side.head_share if side else None for side in (ours, baseline)]
+    return cells + ["–" if share is None else f"{share:.0%}" for share in shares]
+
+
+def _time(side: Measurement) -> str:
+    return _with_unit(side.median * 1e3, "ms")
+
+
+def _memory(side: Measurement) -> str:
+    return "–" if side.peak_bytes is None else _with_unit(side.peak_bytes / 2**20, "MiB")
+
+
+def _with_unit(value: float, unit: str) -> str:
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def _ratio(baseline: Sequence[float | None], ours: Sequence[float | None]) -> str:
+    """Write the median of the ratios of all rounds."""
+    ratios = [b / a for b, a in zip(baseline, ours, strict=True) if b and a]
+    return f"{statistics.median(ratios):.1f}" if ratios else "–"
+
+
+def format_json(records: Sequence[Record], machine: Mapping[str, Any], settings: Settings) -> str:
+    """Write all measurements as JSON: every time, the medians, the machine and the settings."""
+    content = {
+        "machine": machine,
+        "settings": dataclasses.asdict(settings),
+        "records": [_json_record(record) for record in records],
+    }
     return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def _json_record(record: Record) -> dict[str, Any]:
+    def side(measurement: Measurement | None) -> dict[str, Any] | None:
+        if measurement is None:
+            return None
+        return {**dataclasses.asdict(measurement), "median": measurement.median}
+
+    return {
+        "name": record.name,
+        "parameters": dict(record.parameters),
+        "rival": record.baseline_name,
+        "ours": side(record.ours),
+        "theirs": side(record.baseline),
+        "rival_bytes_estimated": record.baseline_bytes_estimated,
+        "agreement": record.agreement and dataclasses.asdict(record.agreement),
+        "largest_batches": record.largest_batches,
+        "rival_failure": record.baseline_failure,
+    }
+
+
 def _finite(content: Any) -> Any:
-    """Replace what JSON has no number for, infinite or not a number, by None."""
+    """Replace infinite numbers and NaN, which JSON cannot express, by None."""
     if isinstance(content, Mapping):
         return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -120,7 +143,7 @@ def _finite(content: Any) -> Any:
 
 
 def save_plot(records: Sequence[Record], file: Path) -> None:
-    """Draw times and peak memory of both sides, a pair of bars for each record."""
+    """Plot time and peak memory of both sides, a pair of bars for each record."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 1.5 + 0.5 * len(records)), layout="constrained")
@@ -132,7 +155,7 @@ def save_plot(records: Sequence[Record], file: Path) -> None:
     for panel, (title, quantity) in zip(panels, quantities, strict=True):
         for label, offset, sides in (
             ("ours", -0.2, [record.ours for record in records]),
-            ("rival", 0.2, [record.theirs for record in records]),
+            ("baseline", 0.2, [record.baseline for record in records]),
         ):
             values = [quantity(side) if side else 0 for side in sides]
             panel.barh([i + offset for i in range(len(sides))], values, height=0.4, label=label)
@@ -141,7 +164,7 @@ def save_plot(records: Sequence[Record], file: Path) -> None:
         panel.set_xlabel(title)
         panel.grid(axis="x", alpha=0.3)
         panel.legend()
-    panels[0].set_yticks(range(len(records)), [f"{x.name}, {x.rival}" for x in records])
+    panels[0].set_yticks(range(len(records)), [f"{x.name}, {x.baseline_name}" for x in records])
     panels[0].invert_yaxis()
     with atomic_file(file) as unfinished:
         figure.savefig(unfinished, format="png", dpi=120)

@@ -1,9 +1,10 @@
-"""The training cases of tools/benchmark.py: labels alone, ROI heads, and a whole model.
+"""Benchmark cases of training: mask labels alone, the ROI heads, and a whole model.
 
-A step is the losses and their gradients; the optimizer's update, the same for both sides, is left
-out, so that the weights stay equal. Every step draws from the same seed. Both sides are given
-ground truth as Detectron2 gives it, one bitmask an object, and the same proposals instead of those
-of the untrained proposal network: enough of them overlap objects for a full share of foreground.
+A step computes the losses and their gradients; the optimizer's update, which is the same for both
+sides, is left out, so that the weights stay equal. Every step draws from the same seed. Both sides
+get ground truth as Detectron2 provides it, one bitmask per object, and the same proposals in place
+of those of the untrained proposal network: enough of them overlap objects for a full share of
+foreground.
 
 Shapes: N foreground regions, P points, S side of the coarse labels.
 """
@@ -15,120 +16,142 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
 from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from point_rend import point_features as our_points
 from point_rend import stock_heads
-from point_rend.experiments.benchmark import instance_cases as cases
-from point_rend.experiments.benchmark import model_cases, random_inputs
-from point_rend.experiments.benchmark.case import Agreement, Case, Contest, Settings
-from point_rend.ground_truth import point_labels
+from point_rend.experiments.benchmark.case import Agreement, Case, Comparison
+from point_rend.experiments.benchmark.instance_cases import POINTREND, instance_configs
+from point_rend.experiments.benchmark.measuring import autocast
+from point_rend.experiments.benchmark.model_cases import model_pair
+from point_rend.experiments.benchmark.random_inputs import (
+    PYRAMID,
+    pyramid_shapes,
+    random_boxes,
+    random_image,
+    random_pyramid,
+    randomize,
+    share_weights,
+)
+from point_rend.experiments.benchmark.settings import Settings, Sizes
+from point_rend.ground_truth.point_labels import sample_point_labels
+from point_rend.point_features import get_point_coords_wrt_image
 from point_rend.registration import stock_module
 
-IMAGE = (800, 1333)  # height and width
-NUM_IMAGES = 2
-NUM_OBJECTS = 20  # an image
-NUM_PROPOSALS = 1000  # an image, of which the ROI heads sample 512
 OVERLAPPING = 0.3  # share of the proposals that are jittered boxes of objects
-
 # The name that both projects have for the ROI heads of a PointRend model.
 ROI_HEADS = ("MODEL.ROI_HEADS.NAME", "PointRendROIHeads")
 
 LabelSampler = Callable[[list[Instances], Tensor], Tensor]
 
 
-def targets(num_classes: int, generator: torch.Generator) -> list[Instances]:
-    """Make up the ground truth of the images: an ellipse in each object's box."""
-    height, width = IMAGE
+def train_cases(settings: Settings) -> list[Case]:
+    """Return the cases of mask labels, a step of the ROI heads and a step of the R50-FPN model."""
+    return [
+        make(num_classes, settings.sizes)
+        for num_classes in settings.classes or (80,)
+        for make in (_labels_case, _roi_heads_case, _model_case)
+    ]
+
+
+def _case(
+    name: str, num_classes: int, sizes: Sizes, build: Callable[[Settings], Comparison]
+) -> Case:
+    height, width = sizes.training_image
+    images, objects = sizes.training_images, sizes.objects
+    return Case(
+        name=f"{name}, {images} images {height}×{width}, {objects} objects each",
+        parameters={"images": images, "objects": objects, "classes": num_classes},
+        baseline="stock",
+        build=build,
+    )
+
+
+def random_ground_truth(
+    num_classes: int, sizes: Sizes, generator: torch.Generator
+) -> list[Instances]:
+    """Draw the ground truth of the images: an ellipse in each object's box."""
+    height, width = sizes.training_image
     rows = torch.arange(height)[:, None] + 0.5
     columns = torch.arange(width) + 0.5
-    found = []
-    for _ in range(NUM_IMAGES):
-        boxes = random_inputs.random_boxes(NUM_OBJECTS, IMAGE, generator)
+    ground_truth = []
+    for _ in range(sizes.training_images):
+        boxes = random_boxes(sizes.objects, sizes.training_image, generator)
         x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)  # (objects, 1, 1) each
         across = (2 * columns - x0 - x1) / (x1 - x0)
         down = (2 * rows - y0 - y1) / (y1 - y0)
-        image = Instances(IMAGE)
+        image = Instances(sizes.training_image)
         image.gt_boxes = Boxes(boxes)
-        image.gt_classes = torch.randint(num_classes, (NUM_OBJECTS,), generator=generator)
+        image.gt_classes = torch.randint(num_classes, (sizes.objects,), generator=generator)
         image.gt_masks = BitMasks(across**2 + down**2 < 1)
-        found.append(image)
-    return found
+        ground_truth.append(image)
+    return ground_truth
 
 
-def proposals(truth: Sequence[Instances], generator: torch.Generator) -> list[Instances]:
-    """Make up the proposals of the images, some of them near objects."""
-    proposed = []
-    for image in truth:
-        near = round(NUM_PROPOSALS * OVERLAPPING)
-        boxes = image.gt_boxes.tensor.repeat(-(-near // NUM_OBJECTS), 1)[:near]
+def random_proposals(
+    ground_truth: Sequence[Instances], sizes: Sizes, generator: torch.Generator
+) -> list[Instances]:
+    """Draw the proposals of the images, some of them near objects."""
+    image_size = sizes.training_image
+    proposals = []
+    for image in ground_truth:
+        near = round(sizes.proposals * OVERLAPPING)
+        boxes = image.gt_boxes.tensor.repeat(-(-near // sizes.objects), 1)[:near]
         sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
         boxes = boxes + 0.05 * sides * torch.randn(boxes.shape, generator=generator)
-        elsewhere = random_inputs.random_boxes(NUM_PROPOSALS - near, IMAGE, generator)
+        elsewhere = random_boxes(sizes.proposals - near, image_size, generator)
         both = Boxes(torch.cat((boxes, elsewhere)))
-        both.clip(IMAGE)
-        logits = torch.randn(NUM_PROPOSALS, generator=generator)
-        proposed.append(Instances(IMAGE, proposal_boxes=both, objectness_logits=logits))
-    return proposed
+        both.clip(image_size)
+        logits = torch.randn(sizes.proposals, generator=generator)
+        proposals.append(Instances(image_size, proposal_boxes=both, objectness_logits=logits))
+    return proposals
 
 
-def repeated(items: Sequence[Any], count: int) -> list[Any]:
-    """Return that many items, from the first again after the last."""
-    return list(islice(cycle(items), count))
-
-
-def to_device(instances: Sequence[Instances], settings: Settings) -> list[Instances]:
-    """Move the instances of all images."""
-    return [x.to(settings.device) for x in instances]
+def _random_targets(
+    num_classes: int, settings: Settings, generator: torch.Generator
+) -> tuple[list[Instances], list[Instances]]:
+    """Draw ground truth and proposals on the device of the settings."""
+    ground_truth = random_ground_truth(num_classes, settings.sizes, generator)
+    proposals = random_proposals(ground_truth, settings.sizes, generator)
+    device = settings.device
+    return [x.to(device) for x in ground_truth], [x.to(device) for x in proposals]
 
 
 def _configs(num_classes: int, settings: Settings) -> tuple[CfgNode, CfgNode]:
-    file = cases.POINTREND
-    return (
-        cases.instance_config(file, num_classes, [*ROI_HEADS, *settings.opts]),
-        cases.instance_config(file, num_classes, ROI_HEADS),
-    )
+    return instance_configs(POINTREND, num_classes, settings, ROI_HEADS)
 
 
 def _roi_heads_pair(cfgs: tuple[CfgNode, CfgNode], settings: Settings) -> tuple[Any, Any]:
     """Build our ROI heads and the stock project's, in training, with the same random weights."""
-    shapes = {
-        name: ShapeSpec(channels=random_inputs.PYRAMID_CHANNELS, stride=stride)
-        for name, stride in random_inputs.PYRAMID.items()
-    }
+    shapes = pyramid_shapes(settings)
     ours = build_roi_heads(cfgs[0], shapes)
     with stock_heads():
         stock = build_roi_heads(cfgs[1], shapes)
-    random_inputs.randomize(ours.mask_head, torch.Generator().manual_seed(settings.seed))
+    randomize(ours.mask_head, torch.Generator().manual_seed(settings.seed))
     ours.to(settings.device)
-    random_inputs.share_weights(ours, stock)
+    share_weights(ours, stock)
     return ours, stock.to(settings.device)
-
-
-# Labels
 
 
 def training_labels(
     roi_heads: Any,
-    proposed: list[Instances],
-    truth: list[Instances],
-    sample_point_labels: LabelSampler,
+    proposals: list[Instances],
+    ground_truth: list[Instances],
+    sample_labels: LabelSampler,
     cfg: CfgNode,
-    settings: Settings,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Do what a training step does with masks: choose proposals, and label cells and points.
+    """Sample proposals and label coarse cells and points, as a training step does.
 
     Returns:
         Labels of the coarse masks (N, S, S) and of random points (N, P).
     """
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     with EventStorage(), torch.no_grad():
-        sampled = roi_heads.label_and_sample_proposals(proposed, truth)
+        sampled = roi_heads.label_and_sample_proposals(proposals, ground_truth)
         foreground, _ = select_foreground_proposals(sampled, roi_heads.num_classes)
         boxes = [x.proposal_boxes.tensor for x in foreground]
         side = cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION
@@ -138,49 +161,44 @@ def training_labels(
         ]
         all_boxes = torch.cat(boxes)
         num_points = cfg.MODEL.POINT_HEAD.TRAIN_NUM_POINTS
-        coords = torch.rand(len(all_boxes), num_points, 2, device=all_boxes.device)
-        in_image = our_points.get_point_coords_wrt_image(all_boxes, coords)
-        return torch.cat(crops), sample_point_labels(foreground, in_image)
+        coords_box = torch.rand(len(all_boxes), num_points, 2, device=all_boxes.device)
+        coords_img = get_point_coords_wrt_image(all_boxes, coords_box)
+        return torch.cat(crops), sample_labels(foreground, coords_img)
 
 
 def training_label_agreement(
-    ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]
+    ours: tuple[Tensor, Tensor], baseline: tuple[Tensor, Tensor]
 ) -> Agreement:
-    """Compare labels of cells and points, all in one; each is decided above 0.5."""
-    all_ours, all_theirs = (
-        torch.cat([x.float().flatten() for x in side]) for side in (ours, theirs)
+    """Compare labels of cells and points together; each is decided at 0.5."""
+    our_labels, baseline_labels = (
+        torch.cat([x.float().flatten() for x in side]) for side in (ours, baseline)
     )
     return Agreement(
-        differing=((all_ours > 0.5) != (all_theirs > 0.5)).double().mean().item(),
-        largest=(all_ours - all_theirs).abs().max().item(),
+        differing=((our_labels > 0.5) != (baseline_labels > 0.5)).double().mean().item(),
+        largest=(our_labels - baseline_labels).abs().max().item(),
     )
 
 
-def _labels_case(num_classes: int) -> Case:
-    def build(settings: Settings) -> Contest:
-        stock_points = stock_module("point_features")
+def _labels_case(num_classes: int, sizes: Sizes) -> Case:
+    def build(settings: Settings) -> Comparison:
         generator = torch.Generator().manual_seed(settings.seed)
         cfgs = _configs(num_classes, settings)
         heads = _roi_heads_pair(cfgs, settings)
-        truth = targets(num_classes, generator)
-        proposed = to_device(proposals(truth, generator), settings)
-        truth = to_device(truth, settings)
+        ground_truth, proposals = _random_targets(num_classes, settings, generator)
+        stock_points = stock_module("point_features")
 
-        def run(side: int, sample_point_labels: LabelSampler) -> tuple[Tensor, Tensor]:
+        def run(side: int, sample_labels: LabelSampler) -> tuple[Tensor, Tensor]:
             return training_labels(
-                heads[side], proposed, truth, sample_point_labels, cfgs[side], settings
+                heads[side], proposals, ground_truth, sample_labels, cfgs[side], settings.seed
             )
 
-        return Contest(
-            lambda: run(0, point_labels.sample_point_labels),
+        return Comparison(
+            lambda: run(0, sample_point_labels),
             lambda: run(1, stock_points.sample_point_labels),
             training_label_agreement,
         )
 
-    return _case("labels", num_classes, build)
-
-
-# Steps
+    return _case("labels", num_classes, sizes, build)
 
 
 def training_step(
@@ -189,126 +207,110 @@ def training_step(
     inputs: Sequence[Tensor],
     settings: Settings,
 ) -> dict[str, Tensor]:
-    """Compute losses and their gradients, and drop these at the end, so that they count as memory.
+    """Compute losses and their gradients; the gradients count as memory and are dropped at the end.
 
     Args:
-        module: with parameters.
-        losses: returns losses by name.
-        inputs: tensors that get gradients, too.
-        settings: with the seed and the precision.
+        module: Module with parameters.
+        losses: Returns losses by name.
+        inputs: Tensors that get gradients, too.
+        settings: Settings with the seed and the precision.
 
     Returns:
         The losses, and the norm of each parameter's gradient.
     """
     torch.manual_seed(settings.seed)
     try:
-        with EventStorage(), settings.autocast():
+        with EventStorage(), autocast(settings):
             computed = losses()
         sum(computed.values(), torch.zeros(())).backward()
-        figures = {name: loss.detach() for name, loss in computed.items()}
+        values = {name: loss.detach() for name, loss in computed.items()}
         for name, parameter in module.named_parameters():
             if parameter.grad is not None:
-                figures[f"gradient of {name}"] = parameter.grad.norm()
-        return figures
-    finally:  # also for the next, smaller batch
+                values[f"gradient of {name}"] = parameter.grad.norm()
+        return values
+    finally:  # also before the next, smaller batch
         for tensor in (*module.parameters(), *inputs):
             tensor.grad = None
 
 
-def step_agreement(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Agreement:
+def step_agreement(ours: Mapping[str, Tensor], baseline: Mapping[str, Tensor]) -> Agreement:
     """Return the largest relative difference of a loss or of the norm of a gradient.
 
     Raises:
-        ValueError: if the sides have not the same losses and gradients.
+        ValueError: If the sides have different losses or gradients.
     """
-    if ours.keys() != theirs.keys():
+    if ours.keys() != baseline.keys():
         raise ValueError(
-            f"the sides differ in {sorted(ours.keys() ^ theirs.keys())}: expected the same losses "
-            "and gradients"
+            f"the sides differ in {sorted(ours.keys() ^ baseline.keys())}: expected the same "
+            "losses and gradients"
         )
     differences = [
         ((ours[name] - value).abs() / value.abs().clamp(min=1e-12)).item()
-        for name, value in theirs.items()
+        for name, value in baseline.items()
     ]
     return Agreement(largest=max(differences))
 
 
-def _roi_heads_case(num_classes: int) -> Case:
-    def build(settings: Settings) -> Contest:
+def _roi_heads_case(num_classes: int, sizes: Sizes) -> Case:
+    def build(settings: Settings) -> Comparison:
         generator = torch.Generator().manual_seed(settings.seed)
-        heads = _roi_heads_pair(_configs(num_classes, settings), settings)
-        truth = targets(num_classes, generator)
-        proposed = to_device(proposals(truth, generator), settings)
-        truth = to_device(truth, settings)
-        coarsest = max(random_inputs.PYRAMID.values())
-        height, width = (-(-side // coarsest) * coarsest for side in IMAGE)
-        features = random_inputs.pyramid((height, width), NUM_IMAGES, generator, settings)
+        ours, stock = _roi_heads_pair(_configs(num_classes, settings), settings)
+        ground_truth, proposals = _random_targets(num_classes, settings, generator)
+        image_size, num_images = sizes.training_image, sizes.training_images
+        coarsest = max(PYRAMID.values())
+        height, width = (-(-side // coarsest) * coarsest for side in image_size)
+        features = random_pyramid((height, width), num_images, generator, settings)
         for level in features.values():
             level.requires_grad_()
-        images = ImageList(torch.empty(0), [IMAGE] * NUM_IMAGES)
+        images = ImageList(torch.empty(0), [image_size] * num_images)
 
         def step(roi_heads: nn.Module) -> dict[str, Tensor]:
             def losses() -> dict[str, Tensor]:
-                return roi_heads(images, features, proposed, truth)[1]
+                return roi_heads(images, features, proposals, ground_truth)[1]
 
             return training_step(roi_heads, losses, list(features.values()), settings)
 
-        ours, stock = heads
-        return Contest(lambda: step(ours), lambda: step(stock), step_agreement, training=True)
+        return Comparison(lambda: step(ours), lambda: step(stock), step_agreement, training=True)
 
-    return _case("step of the ROI heads", num_classes, build)
+    return _case("step of the ROI heads", num_classes, sizes, build)
 
 
-def _model_case(num_classes: int) -> Case:
-    def build(settings: Settings) -> Contest:
+def _model_case(num_classes: int, sizes: Sizes) -> Case:
+    def build(settings: Settings) -> Comparison:
         generator = torch.Generator().manual_seed(settings.seed)
-        images = [random_inputs.random_image(IMAGE, generator) for _ in range(NUM_IMAGES)]
-        ours, stock = model_cases.model_pair(
+        num_images = sizes.training_images
+        images = [random_image(sizes.training_image, generator) for _ in range(num_images)]
+        ours, stock = model_pair(
             *_configs(num_classes, settings), "roi_heads.mask_head", images[0], settings
         )
-        truth = targets(num_classes, generator)
-        proposed = to_device(proposals(truth, generator), settings)
+        ground_truth, proposals = _random_targets(num_classes, settings, generator)
         samples = [
             {"image": image, "instances": instances}
-            for image, instances in zip(images, truth, strict=True)
+            for image, instances in zip(images, ground_truth, strict=True)
         ]
 
-        def plant(_: nn.Module, inputs: tuple) -> tuple:
+        def replace_proposals(_: nn.Module, inputs: tuple) -> tuple:
             padded_images, features, _, labels = inputs
-            return padded_images, features, repeated(proposed, len(padded_images)), labels
+            return padded_images, features, _repeated(proposals, len(padded_images)), labels
 
-        def step(model: nn.Module, num_images: int = NUM_IMAGES) -> dict[str, Tensor]:
-            batch = repeated(samples, num_images)
+        def step(model: nn.Module, count: int = num_images) -> dict[str, Tensor]:
+            batch = _repeated(samples, count)
             return training_step(model, lambda: model(batch), [], settings)
 
         for model in (ours, stock):
             model.train()
-            model.roi_heads.register_forward_pre_hook(plant)
-        return Contest(
+            model.roi_heads.register_forward_pre_hook(replace_proposals)
+        return Comparison(
             lambda: step(ours),
             lambda: step(stock),
             step_agreement,
             training=True,
-            of_images=(partial(step, ours), partial(step, stock)),
+            batch_steps=(partial(step, ours), partial(step, stock)),
         )
 
-    return _case("step of the R50-FPN model", num_classes, build)
+    return _case("step of the R50-FPN model", num_classes, sizes, build)
 
 
-def _case(name: str, num_classes: int, build: Callable[[Settings], Contest]) -> Case:
-    height, width = IMAGE
-    return Case(
-        name=f"{name}, {NUM_IMAGES} images {height}×{width}, {NUM_OBJECTS} objects each",
-        parameters={"images": NUM_IMAGES, "objects": NUM_OBJECTS, "classes": num_classes},
-        rival="stock",
-        build=build,
-    )
-
-
-def train_cases(settings: Settings) -> list[Case]:
-    """Labels of masks, a training step of the ROI heads, and one of the R50-FPN model."""
-    return [
-        make(num_classes)
-        for num_classes in settings.classes or (80,)
-        for make in (_labels_case, _roi_heads_case, _model_case)
-    ]
+def _repeated(items: Sequence[Any], count: int) -> list[Any]:
+    """Return that many items, starting again from the first after the last."""
+    return list(islice(cycle(items), count))

@@ -1,4 +1,4 @@
-"""tools/evaluate_with_stock.py on a tiny data set."""
+"""Evaluation of one checkpoint with our heads and the stock project's, on a tiny data set."""
 
 import json
 import math
@@ -12,16 +12,10 @@ from detectron2.modeling import build_model
 from pycocotools.mask import decode
 
 from point_rend import load_config
-from tests.tiny_datasets import (
-    CONFIGS,
-    POINTREND,
-    TINY_MODEL,
-    load_script,
-    process_state_restored,
-    write_coco,
-)
-
-tool = load_script("tools/evaluate_with_stock.py")
+from point_rend.cli import evaluate_with_stock
+from point_rend.engine.trainer import Trainer
+from point_rend.experiments.stock_evaluation import check_stock_config, compare_results
+from tests.tiny_datasets import CONFIGS, POINTREND, TINY_MODEL, process_state_restored, write_coco
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +27,7 @@ def _restore() -> Iterator[None]:
 @pytest.mark.parametrize(
     "config", [POINTREND, str(CONFIGS / "implicit_pointrend_R_50_FPN_1x_coco.yaml")]
 )
-def test_one_checkpoint_scores_the_same_through_both(
+def test_one_checkpoint_has_the_same_metrics_with_both(
     config: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -44,21 +38,21 @@ def test_one_checkpoint_scores_the_same_through_both(
     classes = ["MODEL.ROI_HEADS.NUM_CLASSES", "3"]
     model = build_model(load_config(config, [*TINY_MODEL, *classes]))
     for parameter in model.roi_heads.mask_head.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)  # or most masks were empty
+        torch.nn.init.normal_(parameter, std=0.1)  # otherwise most masks would be empty
     torch.save({"model": model.state_dict()}, weights)
 
     built = []
-    build = tool.train_net.Trainer.build_model
+    build = Trainer.build_model
 
-    def build_and_note(cfg: object) -> torch.nn.Module:
+    def build_and_record(cfg: object) -> torch.nn.Module:
         built.append(build(cfg))
         return built[-1]
 
-    monkeypatch.setattr(tool.train_net.Trainer, "build_model", build_and_note)
+    monkeypatch.setattr(Trainer, "build_model", build_and_record)
     names = ["DATASETS.TEST", "('tiny',)", "MODEL.WEIGHTS", str(weights)]
     output = ["OUTPUT_DIR", str(tmp_path / "output")]
     flags = ["--config-file", config, "--register-coco", "tiny", *written]
-    largest = tool.main([*flags, *TINY_MODEL, *names, *output])
+    largest = evaluate_with_stock.main([*flags, *TINY_MODEL, *names, *output])
 
     def pixels(heads: str) -> tuple[np.ndarray, float]:
         folder = tmp_path / "output" / heads / "inference" / "tiny"
@@ -79,7 +73,7 @@ def test_one_checkpoint_scores_the_same_through_both(
 def test_the_table_shows_every_metric_and_the_largest_difference() -> None:
     ours = {"a": {"segm": {"AP": 30.0, "APl": float("nan")}, "bbox": {"AP": 41.0}}}
     stock = {"a": {"segm": {"AP": 30.5, "APl": float("nan")}, "bbox": {"AP": 41.0}}}
-    table, largest = tool.compare(ours, stock)
+    table, largest = compare_results(ours, stock)
     assert largest == pytest.approx(0.5)
     assert "| a | segm | AP | 30.000 | 30.500 | -0.500 |" in table
     assert len(table.splitlines()) == 2 + 3
@@ -87,15 +81,13 @@ def test_the_table_shows_every_metric_and_the_largest_difference() -> None:
 
 def test_a_metric_that_only_one_side_has_is_a_difference() -> None:
     nan = float("nan")
-    assert tool.compare({"a": {"segm": {"AP": nan}}}, {"a": {"segm": {"AP": 1.0}}})[1] > 1e6
+    assert compare_results({"a": {"segm": {"AP": nan}}}, {"a": {"segm": {"AP": 1.0}}})[1] > 1e6
 
 
-def test_class_agnostic_masks_which_the_stock_head_has_not_are_refused_before_anything_runs() -> (
-    None
-):
+def test_class_agnostic_masks_are_refused_which_the_stock_head_does_not_support() -> None:
     agnostic = ["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True"]
     one, three = (["MODEL.ROI_HEADS.NUM_CLASSES", n] for n in ("1", "3"))
     with pytest.raises(ValueError, match=r"CLS_AGNOSTIC_MASK is True.* each of 3 classes"):
-        tool.check_stock_config(load_config(POINTREND, agnostic + three))
-    tool.check_stock_config(load_config(POINTREND, agnostic + one))
-    tool.check_stock_config(load_config(POINTREND, three))
+        check_stock_config(load_config(POINTREND, agnostic + three))
+    check_stock_config(load_config(POINTREND, agnostic + one))
+    check_stock_config(load_config(POINTREND, three))

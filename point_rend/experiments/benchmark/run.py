@@ -1,0 +1,98 @@
+"""Runs benchmark cases and reports what they measured."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from point_rend.experiments.benchmark.case import Case
+from point_rend.experiments.benchmark.instance_cases import (
+    POINTREND,
+    conv_cases,
+    implicit_cases,
+    instance_config,
+    masks_cases,
+)
+from point_rend.experiments.benchmark.measuring import Record, measure
+from point_rend.experiments.benchmark.model_cases import model_cases
+from point_rend.experiments.benchmark.report import (
+    describe_machine,
+    format_json,
+    format_markdown,
+    save_report,
+    table_row,
+)
+from point_rend.experiments.benchmark.semantic_cases import semantic_cases
+from point_rend.experiments.benchmark.settings import Settings
+from point_rend.experiments.benchmark.training_cases import train_cases
+from point_rend.utils.errors import user_errors
+
+CASES: dict[str, Callable[[Settings], list[Case]]] = {
+    "masks": masks_cases,
+    "implicit": implicit_cases,
+    "conv": conv_cases,
+    "semantic": semantic_cases,
+    "model": model_cases,
+    "train": train_cases,
+}
+
+
+def make_cases(names: Sequence[str], settings: Settings) -> list[Case]:
+    """Return the cases of several names, after a check of the settings.
+
+    Args:
+        names: Keys of ``CASES``.
+        settings: The settings.
+
+    Raises:
+        ValueError: If this machine or a config does not support the settings.
+    """
+    try:
+        kind = torch.device(settings.device).type
+    except RuntimeError as error:
+        message = str(error).splitlines()[0]
+        raise ValueError(f"--device {settings.device}: expected cpu or cuda ({message})") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {settings.device}: torch finds no GPU here")
+    instance_config(POINTREND, 1, settings.opts)
+    return [case for name in names for case in CASES[name](settings)]
+
+
+def run_cases(
+    cases: Sequence[Case], settings: Settings, folder: Path | None, stem: str
+) -> list[Record]:
+    """Measure cases, print a line for each and the table at the end, and save a report.
+
+    The cases that were measured are reported even if a later one fails.
+
+    Args:
+        cases: The cases.
+        settings: The settings.
+        folder: Folder of the report, if one is to be saved.
+        stem: Name of its files, without suffix.
+
+    Returns:
+        The measurements.
+
+    Raises:
+        SystemExit: With code 2 if an option changes the weights of our side.
+    """
+    records: list[Record] = []
+    try:
+        for case in cases:
+            torch.manual_seed(settings.seed)
+            with user_errors():  # options that change the weights of our side
+                comparison = case.build(settings)
+            records.append(measure(case, comparison, settings))
+            del comparison
+            print(" | ".join(table_row(records[-1])), file=sys.stderr, flush=True)
+    finally:
+        if records:
+            machine = describe_machine(settings.device)
+            table = format_markdown(records, machine, settings)
+            print(f"\n{table}")
+            if folder:
+                data = format_json(records, machine, settings)
+                save_report(folder, stem, records, table, data)
+    return records

@@ -1,0 +1,55 @@
+"""Settings of a benchmark: the device, the cases' parameters and the sizes of their inputs."""
+
+from dataclasses import dataclass, field
+
+AMP_TYPES = ("none", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the inputs; images are (height, width) in pixels.
+
+    Attributes:
+        instance_image: Padded image of the mask heads and the instance model.
+        semantic_image: Image of the semantic head and model, a multiple of the coarse strides.
+        training_image: Each image of the training cases.
+        training_images: Images per training batch.
+        objects: Objects per training image.
+        proposals: Proposals per training image, from which the ROI heads sample.
+        pyramid_channels: Channels of each feature level, where no backbone computes it.
+    """
+
+    instance_image: tuple[int, int] = (800, 1216)
+    semantic_image: tuple[int, int] = (1024, 2048)
+    training_image: tuple[int, int] = (800, 1333)
+    training_images: int = 2
+    objects: int = 20
+    proposals: int = 1000
+    pyramid_channels: int = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that all cases of a benchmark share.
+
+    Attributes:
+        device: Torch device.
+        repeat: Number of timed rounds.
+        seed: Seed of weights and inputs.
+        boxes: Numbers of boxes, in place of each case's own.
+        classes: Numbers of classes, in place of each case's own.
+        amp: One of ``AMP_TYPES``; both sides run under this autocast.
+        opts: Keys and values of the config, for our side only.
+        shared_opts: Keys and values of the config, for both sides.
+        sizes: Sizes of the inputs.
+    """
+
+    device: str = "cpu"
+    repeat: int = 5
+    seed: int = 0
+    boxes: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
+    amp: str = "none"
+    opts: tuple[str, ...] = ()
+    shared_opts: tuple[str, ...] = ()
+    sizes: Sizes = field(default_factory=Sizes)

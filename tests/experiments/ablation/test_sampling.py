@@ -1,0 +1,289 @@
+"""The ablation of Table 4: planted metrics, resumed commands, one tiny training."""
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import yaml
+
+from point_rend.cli import ablate
+from point_rend.engine.arguments import build_parser
+from point_rend.experiments.ablation import sampling
+from point_rend.experiments.ablation.sampling import (
+    TrainingRun,
+    final_metrics,
+    format_sampling,
+    plot_sampling,
+)
+from point_rend.experiments.ablation.settings import SAMPLING_SETTINGS, SamplingSetting
+from tests.experiments.ablation.tiny import refusal, semantic_options, training_options
+from tests.tiny_datasets import POINTREND
+
+METRICS = {
+    TrainingRun("uniform", 1): {"segm/AP": 30.0, "boundary/AP": 20.0},
+    TrainingRun("uniform", 2): {"segm/AP": 31.5, "boundary/AP": 20.5},
+    TrainingRun("uniform", 7): {"segm/AP": 33.0, "boundary/AP": 22.0},
+    TrainingRun("mild", 1): {"segm/AP": 40.0, "boundary/AP": 35.0},
+    TrainingRun("mild", 2): {"segm/AP": 41.0, "boundary/AP": 34.0},
+    TrainingRun("mild", 7): {"segm/AP": 39.5, "boundary/AP": 36.0},
+}
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    return training_options(tmp_path)
+
+
+class PlantedTrainings:
+    """Replaces `sampling.train`: records the trainings and writes planted metrics.
+
+    Args:
+        metric: Name of the metric; its value is the seed plus a tenth of k.
+        failing: Trainings, by number from 1, that end without metrics.
+    """
+
+    def __init__(self, metric: str = "segm/AP", failing: Sequence[int] = ()) -> None:
+        self.metric, self.failing = metric, failing
+        self.folders: list[str] = []
+
+    def __call__(self, options: Sequence[str]) -> None:
+        args = build_parser().parse_args(options)
+        values = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+        folder = Path(values["OUTPUT_DIR"])
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folders.append(folder.name)
+        if len(self.folders) in self.failing:
+            raise SystemExit(143)
+        value = int(values["SEED"]) + int(values["MODEL.POINT_HEAD.OVERSAMPLE_RATIO"]) / 10
+        lines = [
+            {"iteration": 0, "total_loss": 1.0},
+            {"iteration": int(values["SOLVER.MAX_ITER"]), self.metric: value},
+        ]
+        (folder / "metrics.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PlantedTrainings]:
+    def plant(**arguments: Any) -> PlantedTrainings:
+        trainings = PlantedTrainings(**arguments)
+        monkeypatch.setattr(sampling, "train", trainings)
+        return trainings
+
+    return plant
+
+
+def command(output: Path, options: list[str], *own: str) -> list[str]:
+    return ["sampling", "--output", str(output), *own, "--", *options]
+
+
+def test_the_settings_are_those_of_the_paper():
+    chosen = [(s.k, s.beta, s.on_regular_grid) for s in SAMPLING_SETTINGS.values()]
+    assert chosen == [(1, 0.0, True), (1, 0.0, False), (3, 0.75, False), (10, 0.75, False)]
+
+
+def test_the_options_of_a_setting_set_all_three_keys():
+    point = "MODEL.POINT_HEAD"
+    assert SamplingSetting("", k=5, beta=0.5).options == [
+        *(f"{point}.TRAIN_ON_REGULAR_GRID", "False", f"{point}.OVERSAMPLE_RATIO", "5"),
+        *(f"{point}.IMPORTANCE_SAMPLE_RATIO", "0.5"),
+    ]
+
+
+def test_the_table_has_mean_and_sample_deviation_over_the_seeds():
+    table = format_sampling(METRICS, ["uniform", "mild"], ["segm/AP", "boundary/AP"]).splitlines()
+    assert table[:2] == [
+        "| training points | segm/AP | boundary/AP | seeds |",
+        "|---|---:|---:|---:|",
+    ]
+    for line, setting in zip(table[2:], ("uniform", "mild"), strict=True):
+        cells = []
+        for metric in ("segm/AP", "boundary/AP"):
+            values = [v[metric] for run, v in METRICS.items() if run.setting == setting]
+            cells.append(f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}")
+        assert line == f"| {SAMPLING_SETTINGS[setting].title} | {cells[0]} | {cells[1]} | 3 |"
+    assert "| 31.50 ± 1.50 |" in table[2]
+
+
+def test_one_seed_has_no_deviation():
+    table = format_sampling({TrainingRun("mild", 1): {"segm/AP": 2.0}}, ["mild"], ["segm/AP"])
+    assert table.splitlines()[-1].endswith("| 2.00 | 1 |")
+
+
+def test_every_setting_is_trained_with_every_seed_and_shown(
+    tmp_path: Path,
+    options: list[str],
+    planted: Callable[..., PlantedTrainings],
+    capsys: pytest.CaptureFixture[str],
+):
+    trainings, output = planted(), tmp_path / "output"
+    ablate.main(command(output, options, "--settings", "uniform,heavy", "--seeds", "2,5"))
+    assert trainings.folders == ["uniform_seed2", "heavy_seed2", "uniform_seed5", "heavy_seed5"]
+    table = (output / "sampling.md").read_text()
+    deviation = f"{statistics.stdev([2, 5]):.2f}"
+    assert table.splitlines()[2:] == [
+        f"| uniform (k = 1, β = 0) | 3.60 ± {deviation} | 2 |",
+        f"| heavily biased (k = 10, β = 0.75) | 4.50 ± {deviation} | 2 |",
+    ]
+    assert table in capsys.readouterr().out
+    assert cv2.imread(str(output / "sampling.png")).shape == (480, 540, 3)
+
+    ablate.main(command(output, options, "--settings", "uniform,mild,heavy", "--seeds", "2,5"))
+    assert trainings.folders[4:] == ["mild_seed2", "mild_seed5"]
+
+
+def test_an_interrupted_training_is_continued_and_finished_ones_are_kept(
+    tmp_path: Path, options: list[str], planted: Callable[..., PlantedTrainings]
+):
+    argv = command(tmp_path / "output", options, "--settings", "uniform,mild", "--seeds", "1,2")
+    trainings = planted(failing=[3])
+    with pytest.raises(SystemExit) as ended:
+        ablate.main(argv)
+    assert ended.value.code == 143
+    ablate.main(argv)
+    assert trainings.folders[2:] == ["uniform_seed2", "uniform_seed2", "mild_seed2"]
+
+
+def test_an_unfinished_training_is_not_continued_with_other_options(
+    tmp_path: Path,
+    options: list[str],
+    planted: Callable[..., PlantedTrainings],
+    capsys: pytest.CaptureFixture[str],
+):
+    trainings = planted(failing=[1])
+    with pytest.raises(SystemExit):
+        ablate.main(command(tmp_path / "output", options))
+    other = [*options, "SOLVER.BASE_LR", "0.1"]
+    assert "measured with other options" in refusal(command(tmp_path / "output", other), capsys)
+    assert len(trainings.folders) == 1
+
+
+@pytest.mark.parametrize("changed", ["config", "annotations", "weights"])
+def test_neither_metrics_nor_an_unfinished_training_outlive_their_inputs(
+    tmp_path: Path,
+    options: list[str],
+    planted: Callable[..., PlantedTrainings],
+    capsys: pytest.CaptureFixture[str],
+    changed: str,
+):
+    config, weights, json_file = tmp_path / "a.yaml", tmp_path / "a.pth", Path(options[4])
+    config.write_text(yaml.safe_dump({"_BASE_": POINTREND}))
+    weights.write_bytes(b"first")
+    options = [*options, "MODEL.WEIGHTS", str(weights)]
+    options[options.index(POINTREND)] = str(config)
+    trainings = planted(failing=[2])
+    argv = command(tmp_path / "output", options, "--settings", "mild", "--seeds", "1,2")
+    with pytest.raises(SystemExit):
+        ablate.main(argv)
+    if changed == "config":
+        config.write_text(yaml.safe_dump({"_BASE_": POINTREND, "SOLVER": {"GAMMA": 0.3}}))
+        name = f"config {config}"
+    elif changed == "annotations":
+        json_file.write_text(f"{json_file.read_text()} ")
+        name = f"annotations {json_file} of tiny"
+    else:
+        weights.write_bytes(b"other")
+        name = f"MODEL.WEIGHTS {weights}"
+    message = refusal(argv, capsys)
+    assert f"mild_seed1.json was measured with other contents of {name}: expected" in message
+    (tmp_path / "output" / "mild_seed1.json").unlink()
+    assert f"mild_seed2.json was measured with other contents of {name}" in refusal(argv, capsys)
+    assert trainings.folders == ["mild_seed1", "mild_seed2"]
+
+
+def test_a_semantic_model_shows_its_own_metric(
+    tmp_path: Path, planted: Callable[..., PlantedTrainings]
+):
+    planted(metric="sem_seg/mIoU")
+    output, options = tmp_path / "output", semantic_options(tmp_path)
+    ablate.main(command(output, options, "--settings", "mild", "--seeds", "1"))
+    assert (output / "sampling.md").read_text().startswith("| training points | sem_seg/mIoU |")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ([], ["MODEL.POINT_HEAD.TRAIN_NUM_POINTS", "200"], "expected a square number"),
+        ([], ["MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", "False"], "expected a model that samples its"),
+        ([], ["DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
+        ([], ["MODEL.POINT_HEAD.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
+        (["--eval-only"], [], "--eval-only: expected options of a training"),
+    ],
+)
+def test_options_that_would_spoil_a_training_are_refused_before_the_first(
+    tmp_path: Path,
+    options: list[str],
+    planted: Callable[..., PlantedTrainings],
+    capsys: pytest.CaptureFixture[str],
+    before: list[str],
+    after: list[str],
+    message: str,
+):
+    trainings = planted()
+    argv = command(tmp_path / "output", [*before, *options, *after])
+    assert message in refusal(argv, capsys)
+    assert trainings.folders == []
+
+
+def test_a_training_without_an_evaluation_at_its_end_has_no_metrics(tmp_path: Path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 9, "total_loss": 1.0}\n')
+    with pytest.raises(ValueError, match="not an evaluation after 10 iterations"):
+        final_metrics(tmp_path, 10)
+
+
+def test_a_metric_without_objects_is_nan_and_leaves_the_plot_empty(tmp_path: Path):
+    results = {TrainingRun("mild", seed): {"segm/APl": math.nan} for seed in (1, 2)}
+    table = format_sampling(results, ["mild"], ["segm/APl"])
+    assert "| nan ± nan | 2 |" in table
+    plot_sampling(results, ["mild"], ["segm/APl"], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "can_continue"),
+    [
+        (["raise SystemExit(3)"], 3, False),
+        (["import os", "os.kill(os.getpid(), 9)"], 137, True),
+        (
+            [
+                "import os, signal",
+                "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])",
+                "os.kill(os.getppid(), signal.SIGTERM)",
+                "signal.sigwait([signal.SIGTERM])",
+                "raise SystemExit(143)",
+            ],
+            143,
+            True,
+        ),
+    ],
+    ids=["failed", "killed", "a signal to the command is passed on"],
+)
+def test_a_training_that_ends_early_ends_the_command_with_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lines: list[str],
+    code: int,
+    can_continue: bool,
+):
+    monkeypatch.setattr(sampling, "TRAIN", (sys.executable, "-c", "\n".join(lines)))
+    with pytest.raises(SystemExit) as ended:
+        sampling.train([])
+    assert ended.value.code == code
+    assert ("same command again to continue" in capsys.readouterr().err) == can_continue
+
+
+def test_a_tiny_model_is_trained_and_measured(tmp_path: Path, options: list[str]):
+    output = tmp_path / "output"
+    ablate.main(command(output, options, "--settings", "regular", "--seeds", "3"))
+    kept = json.loads((output / "regular_seed3.json").read_text())["figures"]
+    assert {"bbox/AP", "segm/AP", "segm/AP50"} < set(kept)
+    assert all(math.isnan(value) or value >= 0 for value in kept.values())
+    trained = yaml.safe_load((output / "regular_seed3" / "config.yaml").read_text())
+    assert trained["MODEL"]["POINT_HEAD"]["TRAIN_ON_REGULAR_GRID"] is True
+    assert trained["SEED"] == 3
+    assert f"| regular grid | {kept['segm/AP']:.2f} | 1 |" in (output / "sampling.md").read_text()

@@ -1,0 +1,56 @@
+"""Options of tiny ablations, and refused commands."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.modeling import build_model
+
+from point_rend import load_config
+from point_rend.cli import ablate
+from tests.tiny_datasets import POINTREND, TINY_MODEL, write_coco
+from tests.tiny_semantic import write_sem_seg
+
+
+def training_options(folder: Path) -> list[str]:
+    """Options of train_net.py for a tiny training."""
+    dataset = ["--register-coco", "tiny", *write_coco(folder / "tiny")]
+    names = ["DATASETS.TRAIN", "('tiny',)", "DATASETS.TEST", "('tiny',)", "SOLVER.MAX_ITER", "1"]
+    return ["--config-file", POINTREND, *dataset, *TINY_MODEL, *names]
+
+
+def evaluation_options(folder: Path) -> list[str]:
+    """Options of train_net.py for a tiny model with random weights, whose file comes last."""
+    torch.manual_seed(0)
+    weights = folder / "model.pth"
+    model = build_model(load_config(POINTREND, [*TINY_MODEL, "MODEL.ROI_HEADS.NUM_CLASSES", "3"]))
+    torch.save({"model": model.state_dict()}, weights)
+    dataset = ["--register-coco", "tiny", *write_coco(folder / "tiny")]
+    names = ["DATASETS.TEST", "('tiny',)", "MODEL.WEIGHTS", str(weights)]
+    return ["--config-file", POINTREND, *dataset, *TINY_MODEL, *names]
+
+
+def semantic_options(folder: Path) -> list[str]:
+    """Options of train_net.py for a tiny training of a semantic model."""
+    tree = {
+        "_BASE_": POINTREND,
+        "MODEL": {
+            "META_ARCHITECTURE": "PointRendSemanticSegmentor",
+            "MASK_ON": False,
+            "SEM_SEG_HEAD": {"NAME": "PointRendSemSegHead", "IN_FEATURES": ["p2", "p3"]},
+        },
+    }
+    config = folder / "semantic.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    dataset = ["--register-sem-seg", "tiny", *write_sem_seg(folder / "scenes")]
+    names = ["DATASETS.TRAIN", "('tiny',)", "DATASETS.TEST", "('tiny',)"]
+    return ["--config-file", str(config), *dataset, *TINY_MODEL, *names]
+
+
+def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The line in which `pointrend ablate` refuses a command."""
+    with pytest.raises(SystemExit) as ended:
+        ablate.main(argv)
+    assert ended.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
