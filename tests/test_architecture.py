@@ -439,10 +439,10 @@ for order in sys.argv[1:]:
     if not os.fork():
         try:
             exec(order, {})
-            from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+            import detectron2.modeling
             import point_rend
-            head = ROI_MASK_HEAD_REGISTRY.get("PointRendMaskHead")
-            assert head is point_rend.PointRendMaskHead, head
+            for registry, ours in point_rend.registration._OURS:
+                assert registry.get(ours.__name__) is ours, registry.get(ours.__name__)
             assert point_rend.registration._stock, "the stock project is not registered"
         except BaseException:
             traceback.print_exc()
