@@ -1,6 +1,7 @@
-"""What data sets may be made of at the edges: train_net.py trains, evaluates, or says why not.
+"""Unusual data sets: train_net.py trains on them and evaluates, or refuses them in one line.
 
-Each case is written twice, in COCO's format and as label maps, and goes through every model.
+Each case is written twice, in COCO's format for both mask heads and as label maps for the semantic
+head.
 """
 
 import math
@@ -22,6 +23,7 @@ from point_rend.data.datasets import coco
 from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.engine import arguments, run, setup
 from tests.memory import LargestTensor
+from tests.pairwise import pairwise_rows
 from tests.runs import instance_predictions, metrics, refusal, semantic_predictions
 from tests.tiny_datasets import (
     COLORS,
@@ -42,11 +44,11 @@ SMALL_SEMANTIC = [
 ]
 
 
-# The cases
+# --- cases --------------------------------------------------------------------------------------
 
 
 class Thing(NamedTuple):
-    """A rectangle of one kind, in pixels; of a crowd it is if nobody knows how many it shows."""
+    """A rectangle of one class, in pixels, or a crowd of objects."""
 
     kind: int
     x: float
@@ -63,11 +65,11 @@ class Picture(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A data set, and the words with which a training on it is refused, if it is."""
+    """A data set, and the message with which training on it is refused, if it is."""
 
     pictures: tuple[Picture, ...]
     kinds: int = 2
-    has_ground: bool = True  # whether what is not a thing is a semantic class of its own
+    has_ground: bool = True  # whether the background is a semantic class
     no_instances: str = ""
     no_semantics: str = ""
 
@@ -90,7 +92,7 @@ CASES = {
     "nothing but crowds": Case((picture(*CROWDS), picture(*CROWDS)), no_instances=NOTHING),
     "an image of specks": Case((picture(*THINGS), picture(*SPECKS))),
     "nothing but specks": Case((picture(*SPECKS), picture(*SPECKS))),
-    "objects beside the image": Case((picture(*THINGS), picture(*OUTSIDE))),
+    "objects outside the image": Case((picture(*THINGS), picture(*OUTSIDE))),
     "one class": Case((picture(*THINGS[:1]), picture(*THINGS[:1])), kinds=1),
     "one class, and nothing around it": Case(
         (picture(*THINGS[:1]), picture(*CROWDS[:1], THINGS[0])),
@@ -113,7 +115,7 @@ CASES = {
 
 
 class Written(NamedTuple):
-    """A case on the disk, in both formats."""
+    """A case on disk, in both formats."""
 
     coco: CocoSet
     sem_seg: SemSegSet
@@ -124,11 +126,11 @@ def category(kind: int) -> int:
 
 
 def annotation(thing: Thing, height: int, width: int, identity: int) -> dict[str, Any]:
-    """All of an annotation but its image; polygons and RLE take turns, and crowds are RLE."""
+    """Return an annotation without its image; polygons and RLE alternate, crowds are RLE."""
     kind, x, y, w, h, is_crowd = thing
     polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
     (rle,) = mask_util.frPyObjects([polygon], height, width)
-    has_pixels = mask_util.area(rle) > 0  # an RLE without any would be refused as what it is
+    has_pixels = mask_util.area(rle) > 0  # an empty RLE would be refused
     if is_crowd:
         mask = uncompressed(rle)
     elif has_pixels and identity % 2:
@@ -174,7 +176,7 @@ def write(folder: Path, case: Case) -> Written:
     return Written(coco, SemSegSet(str(images), str(labels), ",".join(classes)))
 
 
-# The models
+# --- models -------------------------------------------------------------------------------------
 
 
 class Model(NamedTuple):
@@ -184,21 +186,25 @@ class Model(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-def instance_model(config: str, mask_format: str, batch: int, *, leave_out: bool) -> Model:
-    """A model with its masks and whether images without objects are left out of the training."""
+def instance_model(config: str, mask_format: str, batch: int, filter_empty: bool) -> Model:
+    """Return a model; with ``filter_empty`` images without objects are not trained on."""
     coarse = "loss_l2" if config == IMPLICIT else "loss_mask"
     options = ("INPUT.MASK_FORMAT", mask_format)
-    options += ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", str(leave_out))
+    options += ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", str(filter_empty))
     return Model(config, frozenset({coarse, "loss_mask_point"}), batch, options)
 
 
 MODELS = {
-    "pointrend-bitmask": instance_model(POINTREND, "bitmask", 1, leave_out=False),
-    "pointrend-polygon": instance_model(POINTREND, "polygon", 2, leave_out=False),
-    "implicit-bitmask": instance_model(IMPLICIT, "bitmask", 2, leave_out=True),
-    "implicit-polygon": instance_model(IMPLICIT, "polygon", 1, leave_out=False),
+    "pointrend": instance_model(POINTREND, "bitmask", 1, filter_empty=False),
+    "implicit": instance_model(IMPLICIT, "polygon", 1, filter_empty=False),
     "semantic": Model(SEMANTIC, frozenset({"loss_sem_seg", "loss_sem_seg_point"}), 1),
 }
+# Every pair of a case, a mask head, a mask format, a batch size and a filter.
+INSTANCE_ROWS = pairwise_rows(
+    list(CASES), [POINTREND, IMPLICIT], ["bitmask", "polygon"], [1, 2], [False, True]
+)
+RUNS = [(case, instance_model(*model)) for case, *model in INSTANCE_ROWS]
+RUNS += [(case, MODELS["semantic"]) for case in CASES]
 
 
 @pytest.fixture(autouse=True)
@@ -209,7 +215,7 @@ def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def command(model: Model, written: Written, case: Case, output: Path, *flags: str) -> list[str]:
-    """A command line on which every image of a case is trained on and evaluated."""
+    """Return a command line that trains on every image of a case and evaluates them."""
     if model.config == SEMANTIC:
         data = ["--register-sem-seg", "tiny", *written.sem_seg]
         classes = written.sem_seg.classes.count(",") + 1
@@ -226,7 +232,7 @@ def command(model: Model, written: Written, case: Case, output: Path, *flags: st
 
 
 def check_predictions(model: Model, case: Case, output: Path) -> None:
-    """Masks and label maps are of their images, and of the classes that there are."""
+    """Check that masks and label maps have the sizes of their images and known classes."""
     sizes = [[height, width] for height, width, _ in case.pictures]
     if model.config == SEMANTIC:
         found = semantic_predictions(output, "tiny")
@@ -254,46 +260,53 @@ def check_predictions(model: Model, case: Case, output: Path) -> None:
             assert top + box_height <= height + 1e-3
 
 
-def check_figure(model: Model, case: Case, figures: dict[str, dict[str, float]]) -> None:
-    """There is a figure between 0 and 100, unless there is nothing that it could measure."""
+def check_metrics(model: Model, case: Case, measured: dict[str, dict[str, float]]) -> None:
+    """Check that metrics lie between 0 and 100, or are NaN if there is nothing to measure."""
     if model.config == SEMANTIC:
-        assert 0 <= figures["sem_seg"]["mIoU"] <= 100
+        assert 0 <= measured["sem_seg"]["mIoU"] <= 100
         return
     measurable = any(not thing.is_crowd for shown in case.pictures for thing in shown.things)
     for task in ("bbox", "segm"):
-        assert 0 <= figures[task]["AP"] <= 100 if measurable else math.isnan(figures[task]["AP"])
+        assert 0 <= measured[task]["AP"] <= 100 if measurable else math.isnan(measured[task]["AP"])
 
 
 def evaluate(argv: list[str]) -> dict[str, dict[str, float]]:
     return run.run(*setup.setup(arguments.build_parser().parse_args(argv)))
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("case", CASES)
+def name_of(value: str | Model) -> str:
+    if isinstance(value, str):
+        return value
+    return "-".join(
+        [Path(value.config).stem.split("_R_")[0], *value.options[1::2], str(value.batch)]
+    )
+
+
+@pytest.mark.parametrize(("name", "model"), RUNS, ids=name_of)
 def test_an_edge_case_is_trained_and_evaluated_or_refused_in_one_line_and_evaluated(
-    case: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given, chosen, output = CASES[case], MODELS[model], tmp_path / "output"
-    written = write(tmp_path / "tiny", given)
-    reason = given.no_semantics if chosen.config == SEMANTIC else given.no_instances
+    case, output = CASES[name], tmp_path / "output"
+    written = write(tmp_path / "tiny", case)
+    reason = case.no_semantics if model.config == SEMANTIC else case.no_instances
     if reason:
-        assert reason in refusal(command(chosen, written, given, output), capsys)
+        assert reason in refusal(command(model, written, case, output), capsys)
         assert not list(output.glob("*.pth"))
-        figures = evaluate(command(chosen, written, given, output, "--eval-only"))
+        measured = evaluate(command(model, written, case, output, "--eval-only"))
     else:
-        train.main(command(chosen, written, given, output))
+        train.main(command(model, written, case, output))
         training, evaluation = metrics(output)
-        assert chosen.losses <= training.keys()
-        assert all(math.isfinite(training[name]) for name in {*chosen.losses, "total_loss"})
-        figures = {}
-        for name, value in evaluation.items():
-            task, _, figure = name.rpartition("/")
-            figures.setdefault(task, {})[figure] = value
-    check_figure(chosen, given, figures)
-    check_predictions(chosen, given, output)
+        assert model.losses <= training.keys()
+        assert all(math.isfinite(training[loss]) for loss in {*model.losses, "total_loss"})
+        measured = {}
+        for key, value in evaluation.items():
+            task, _, metric = key.rpartition("/")
+            measured.setdefault(task, {})[metric] = value
+    check_metrics(model, case, measured)
+    check_predictions(model, case, output)
 
 
-@pytest.mark.parametrize("model", ["pointrend-bitmask", "semantic"])
+@pytest.mark.parametrize("model", ["pointrend", "semantic"])
 def test_an_image_that_pillow_finds_too_large_is_named_with_the_way_out(
     model: str,
     tmp_path: Path,
@@ -303,30 +316,22 @@ def test_an_image_that_pillow_finds_too_large_is_named_with_the_way_out(
     case = CASES["an image without objects"]
     argv = command(MODELS[model], write(tmp_path / "tiny", case), case, tmp_path / "output")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 96 // 2 - 1)  # it refuses twice as many
-    said = refusal(argv, capsys)
-    assert "000.png is too large: cut it into tiles" in said
+    assert "000.png is too large: cut it into tiles" in refusal(argv, capsys)
 
 
-# Large images
+# --- large images -------------------------------------------------------------------------------
 
-SIDE = 10_000
-LARGE = Case(
-    (
-        Picture(
-            SIDE,
-            SIDE,
-            (
-                Thing(0, 1000, 1000, 4000, 4000),
-                Thing(1, 6000, 2000, 3000, 5000),
-                Thing(1, 500.5, 8000.5, 900, 1000),
-            ),
-        ),
-    )
-)
+
+def large_case(side: int) -> Case:
+    """Return one square image with a large, a medium and a small object."""
+    boxes = ((0.1, 0.1, 0.4, 0.4), (0.6, 0.2, 0.3, 0.5), (0.05005, 0.80005, 0.09, 0.1))
+    things = (Thing(n % 2, *(side * x for x in box)) for n, box in enumerate(boxes))
+    return Case((Picture(side, side, tuple(things)),))
 
 
 def test_a_sample_of_a_large_image_is_as_small_as_that_of_a_small_one(tmp_path: Path) -> None:
-    written = write(tmp_path / "tiny", LARGE)
+    side = 4000
+    written = write(tmp_path / "tiny", large_case(side))
     coco.register_coco("tiny", *written.coco)
     (record,) = DatasetCatalog.get("tiny")
     mapper = NamingDatasetMapper(load_config(POINTREND, TINY_MODEL), is_train=True)
@@ -337,8 +342,8 @@ def test_a_sample_of_a_large_image_is_as_small_as_that_of_a_small_one(tmp_path: 
     tracemalloc.stop()
     assert sample["image"].shape == (3, 64, 64)
     assert len(sample["instances"]) == 3
-    assert largest.bytes <= 8 * 3 * 64 * 64  # whatever is a tensor has been resized before
-    assert most < 2.5 * 3 * SIDE**2  # the image, a copy of it, and one mask that is given as RLE
+    assert largest.bytes <= 8 * 3 * 64 * 64  # tensors are made after resizing only
+    assert most < 2.5 * 3 * side**2  # the image, a copy of it, and one mask given as RLE
     assert len(pickle.dumps(sample["instances"])) < 5_000
     shares = sample["instances"].gt_masks.tensor.float().mean(dim=(1, 2))
     expected = torch.tensor([0.16, 0.15, 0.009])
@@ -346,11 +351,10 @@ def test_a_sample_of_a_large_image_is_as_small_as_that_of_a_small_one(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["pointrend-bitmask", "implicit-polygon", "semantic"])
-def test_a_large_image_is_trained_and_evaluated(model: str, tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    chosen = MODELS[model]
-    train.main(command(chosen, write(tmp_path / "tiny", LARGE), LARGE, output))
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_a_large_image_is_trained_and_evaluated(model: Model, tmp_path: Path) -> None:
+    output, case = tmp_path / "output", large_case(10_000)
+    train.main(command(model, write(tmp_path / "tiny", case), case, output))
     training, _ = metrics(output)
-    assert all(math.isfinite(training[name]) for name in {*chosen.losses, "total_loss"})
-    check_predictions(chosen, LARGE, output)
+    assert all(math.isfinite(training[name]) for name in {*model.losses, "total_loss"})
+    check_predictions(model, case, output)
