@@ -1,8 +1,9 @@
-"""Small random inputs for heads: features, boxes, ground truth. All of it from a seed."""
+"""Small seeded random inputs for heads: features, boxes, ground truth; and small heads."""
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_mask_head
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from point_rend import get_config_file, load_config
@@ -47,7 +48,7 @@ def random_boxes(num_boxes: int, generator: torch.Generator) -> Boxes:
 def random_proposals(
     boxes_per_image: list[int], num_classes: int = 5, seed: int = 1
 ) -> list[Instances]:
-    """Return foreground proposals with classes and blob-like masks, as a training step has them."""
+    """Return the foreground proposals of a training step, with classes and round masks."""
     generator = torch.Generator().manual_seed(seed)
     height, width = IMAGE_SIZE
     ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -79,10 +80,21 @@ def as_detections(proposals: list[Instances]) -> list[Instances]:
 
 
 def randomize(module: torch.nn.Module, seed: int = 2, scale: float = 0.5) -> None:
-    """Give every parameter values large enough that masks have boundaries and classes differ."""
+    """Draw parameters large enough that masks have boundaries and classes differ."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
             fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(noise * scale * 2 / fan_in**0.5)
+
+
+def random_mask_head(
+    *opts: object, implicit: bool = False, num_classes: int = 5
+) -> torch.nn.Module:
+    """Return the mask head of :func:`small_head_config` with random weights."""
+    torch.manual_seed(0)  # the implicit head draws its frequencies
+    cfg = small_head_config(*opts, implicit=implicit, num_classes=num_classes)
+    head = build_mask_head(cfg, SHAPES)
+    randomize(head, scale=0.2 if implicit else 0.5)  # the implicit head multiplies predictions
+    return head

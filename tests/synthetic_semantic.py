@@ -1,12 +1,21 @@
-"""Small random inputs for the semantic head. All of it from a seed."""
+"""Small seeded random inputs for the semantic head, and a small head."""
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from torch import nn
 
-from point_rend import add_pointrend_config
-from tests.synthetic import IMAGE_SIZE, SHAPES
+from point_rend import PointRendSemSegHead, PointSampler, StandardPointHead, add_pointrend_config
+from tests.synthetic import CHANNELS, IMAGE_SIZE, SHAPES, randomize
 
-__all__ = ["IGNORE", "SHAPES", "random_labels", "small_semantic_config"]
+__all__ = [
+    "IGNORE",
+    "SHAPES",
+    "PointwiseCoarseHead",
+    "pointwise_head",
+    "random_labels",
+    "small_semantic_config",
+]
 
 IGNORE = 255
 
@@ -34,3 +43,37 @@ def random_labels(num_images: int, num_classes: int, seed: int = 5) -> torch.Ten
     blocks = torch.randint(num_classes + 1, (num_images, rows, columns), generator=generator)
     blocks[blocks == num_classes] = IGNORE
     return blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+
+class PointwiseCoarseHead(nn.Module):
+    """A user's coarse head, one 1×1 convolution: cells do not see each other or the padding."""
+
+    def __init__(self, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
+        super().__init__()
+        self.common_stride = 4
+        self.conv = nn.Conv2d(input_shape["p2"].channels, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 1)
+
+    def layers(self, features):
+        return self.conv(features["p2"])
+
+    def losses(self, predictions, targets):
+        upsampled = nn.functional.interpolate(predictions, scale_factor=4, mode="bilinear")
+        return {
+            "loss_sem_seg": nn.functional.cross_entropy(upsampled, targets, ignore_index=IGNORE)
+        }
+
+
+def pointwise_head() -> PointRendSemSegHead:
+    """Return a head built without a config, in which only rendering could mix cells or images."""
+    torch.manual_seed(0)
+    head = PointRendSemSegHead(
+        coarse_sem_seg_head=PointwiseCoarseHead(small_semantic_config(), SHAPES),
+        point_head=StandardPointHead(in_channels=CHANNELS, coarse_channels=6, num_classes=6),
+        in_features={"p2": 4},
+        sampler=PointSampler(num_points=40),
+        steps=2,
+        points_per_step=150,
+        ignore_value=IGNORE,
+    )
+    randomize(head)
+    return head

@@ -1,23 +1,23 @@
-"""Tracing: one trace serves any number of boxes, also none, and whole models."""
+"""Tracing: one trace serves any number of boxes, including none; whole models are traced."""
 
 import pytest
 import torch
 from detectron2.export import TracingAdapter
-from detectron2.modeling import build_mask_head, build_model
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from tests.synthetic import (
     IMAGE_SIZE,
-    SHAPES,
     random_boxes,
     random_features,
+    random_mask_head,
     randomize,
     small_head_config,
 )
 
-# torch says of every trace that sizes which Python computes with become constants, and that
-# constants are registered; that they do not matter here is what these tests show.
+# torch warns in every trace that sizes used in Python become constants, and that constants are
+# registered; these tests show that this does no harm here.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning"),
@@ -57,9 +57,7 @@ VARIANTS = {
 def test_a_trace_with_three_boxes_serves_any_number(variant):
     implicit, opts = VARIANTS[variant]
     steps = ("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 2 if implicit else 4)
-    head = build_mask_head(small_head_config(*opts, *steps, implicit=implicit), SHAPES).eval()
-    randomize(head, scale=0.2 if implicit else 0.5)
-    model = TensorsIn(head).eval()
+    model = TensorsIn(random_mask_head(*opts, *steps, implicit=implicit)).eval()
     with torch.no_grad():
         traced = torch.jit.trace(model, inputs_of(3), check_trace=False)
         side = 7 if variant == "coarse-only" else 112

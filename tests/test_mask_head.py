@@ -1,4 +1,4 @@
-"""The registered mask heads: the defects of the stock project are absent; laws of whole heads."""
+"""The registered mask heads: absence of the stock project's defects, and laws of whole heads."""
 
 import logging
 
@@ -33,18 +33,12 @@ from tests.synthetic import (
     SHAPES,
     as_detections,
     random_features,
+    random_mask_head,
     random_proposals,
-    randomize,
     small_head_config,
 )
 
 BOTH = pytest.mark.parametrize("implicit", [False, True], ids=["standard", "implicit"])
-
-
-def build(*opts, implicit: bool = False, **changes) -> nn.Module:
-    head = build_mask_head(small_head_config(*opts, implicit=implicit, **changes), SHAPES)
-    randomize(head, scale=0.2 if implicit else 0.5)
-    return head
 
 
 def train(head, boxes_per_image: list[int], proposals=None) -> tuple[dict, dict]:
@@ -78,7 +72,7 @@ def assert_probabilities(masks, boxes_per_image, side):
 @BOTH
 @pytest.mark.parametrize("images", [1, 2])
 def test_defect_2_a_batch_without_foreground_has_zero_losses_with_a_graph(implicit, images):
-    head = build(implicit=implicit)
+    head = random_mask_head(implicit=implicit)
     losses, logged = train(head, [0] * images)
     expected = {"loss_mask_point", "loss_l2" if implicit else "loss_mask"}
     assert losses.keys() == expected
@@ -92,7 +86,7 @@ def test_defect_2_a_batch_without_foreground_has_zero_losses_with_a_graph(implic
 @BOTH
 def test_defect_2_images_without_foreground_change_nothing_for_the_others(implicit):
     """The same boxes with the same points, alone and between empty images."""
-    head = build(implicit=implicit).train()
+    head = random_mask_head(implicit=implicit).train()
     features, proposals, (empty,) = random_features(1), random_proposals([4]), random_proposals([0])
     torch.manual_seed(0)
     with EventStorage():
@@ -110,13 +104,13 @@ def test_defect_2_images_without_foreground_change_nothing_for_the_others(implic
 def test_defect_2_empty_images_need_no_ground_truth_masks(implicit):
     proposals = random_proposals([0, 2])
     proposals[0].remove("gt_masks")
-    losses, _ = train(build(implicit=implicit), [], proposals)
+    losses, _ = train(random_mask_head(implicit=implicit), [], proposals)
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
 
 
 def test_defect_3_without_point_head_the_coarse_head_trains_and_infers(caplog):
     with caplog.at_level(logging.WARNING):
-        head = build("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", False)
+        head = random_mask_head("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", False)
     assert "POINT_HEAD_ON" in caplog.text
     assert not any(name.startswith("point_head") for name in head.state_dict())
     losses, _ = train(head, [3, 0, 2])
@@ -135,14 +129,15 @@ def test_defect_3_without_point_head_the_coarse_head_trains_and_infers(caplog):
 
 def test_with_the_point_head_there_is_no_warning(caplog):
     with caplog.at_level(logging.WARNING):
-        build()
+        random_mask_head()
     assert "POINT_HEAD_ON" not in caplog.text
 
 
-@pytest.mark.parametrize(("steps", "side"), [(0, 7), (1, 14), (2, 28), (3, 56)])
-@pytest.mark.parametrize("points", [784, 10_000])
-def test_defect_4_few_steps_with_many_points_render_the_side_they_say(steps, side, points):
-    head = build(
+@pytest.mark.parametrize(
+    ("steps", "side", "points"), [(0, 7, 784), (1, 14, 784), (2, 28, 784), (3, 56, 10_000)]
+)
+def test_defect_4_few_steps_with_many_points_render_the_side_of_the_steps(steps, side, points):
+    head = random_mask_head(
         *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", steps),
         *("MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", points),
     )
@@ -152,16 +147,18 @@ def test_defect_4_few_steps_with_many_points_render_the_side_they_say(steps, sid
 @BOTH
 @pytest.mark.parametrize("images", [1, 3])
 def test_defect_5_without_detections_masks_have_their_full_side(implicit, images):
-    assert_probabilities(infer(build(implicit=implicit), [0] * images), [0] * images, 224)
+    assert_probabilities(
+        infer(random_mask_head(implicit=implicit), [0] * images), [0] * images, 224
+    )
 
 
 def test_defect_5_without_detections_the_coarse_head_alone_has_its_side():
-    head = build("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", False)
+    head = random_mask_head("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", False)
     assert_probabilities(infer(head, [0, 0]), [0, 0], 7)
 
 
 def labels_with_ignored(monkeypatch, ignored):
-    """Let the head see -1 as label of every point for which ``ignored`` (P,) is True."""
+    """Give the head the label -1 at every point for which ``ignored`` (P,) is True."""
     original = mask_head._label_points
 
     def label(instances, coords_box):
@@ -184,7 +181,7 @@ def test_defect_6_ignored_points_do_not_count(implicit, monkeypatch):
     labels_with_ignored(monkeypatch, torch.arange(196) >= 50)
     proposals = random_proposals([3])
     with EventStorage():
-        losses = build(implicit=implicit).train()(random_features(1), proposals)
+        losses = random_mask_head(implicit=implicit).train()(random_features(1), proposals)
     chosen = torch.stack([x[c] for x, c in zip(seen[0], proposals[0].gt_classes, strict=True)])
     assert chosen.shape == labels[0].shape == (3, 196)
     expected = F.binary_cross_entropy_with_logits(chosen[:, :50], labels[0][:, :50])
@@ -197,7 +194,7 @@ def test_defect_6_ignored_points_do_not_count(implicit, monkeypatch):
 @BOTH
 def test_defect_6_where_all_points_are_ignored_the_loss_is_zero_with_a_graph(implicit, monkeypatch):
     labels_with_ignored(monkeypatch, torch.ones(196, dtype=torch.bool))
-    head = build(implicit=implicit)
+    head = random_mask_head(implicit=implicit)
     losses, _ = train(head, [3])
     assert losses["loss_mask_point"].item() == 0
     for name, parameter in head.point_head.named_parameters():
@@ -205,7 +202,7 @@ def test_defect_6_where_all_points_are_ignored_the_loss_is_zero_with_a_graph(imp
 
 
 class FixedHead(nn.Module):
-    """Says foreground everywhere."""
+    """Predicts foreground everywhere."""
 
     def forward(self, features, coarse):
         return torch.ones_like(coarse) + 0 * features.sum()
@@ -218,14 +215,14 @@ def test_defect_7_the_logged_accuracy_thresholds_soft_labels(monkeypatch):
         "_label_points",
         lambda _instances, coords: soft.repeat(coords.shape[0], coords.shape[1] // 4),
     )
-    head = build()
+    head = random_mask_head()
     head.point_head = FixedHead()
     _, logged = train(head, [3])
     assert logged["point/accuracy"] == 0.5  # 0.9 and 0.6 are foreground
 
 
 class ShapeRecorder(TorchDispatchMode):
-    """Notes the shape of every tensor that is computed."""
+    """Records the shape of every tensor that is computed."""
 
     def __init__(self):
         super().__init__()
@@ -242,7 +239,7 @@ class ShapeRecorder(TorchDispatchMode):
 @BOTH
 def test_defect_13_inference_carries_one_channel_however_many_classes_there_are(implicit):
     num_classes, regions = 80, 3
-    head = build(implicit=implicit, num_classes=num_classes).eval()
+    head = random_mask_head(implicit=implicit, num_classes=num_classes).eval()
     detections = as_detections(random_proposals([2, 1], num_classes))
     with ShapeRecorder() as recorder, torch.no_grad():
         head(random_features(2), detections)
@@ -269,20 +266,28 @@ def test_the_class_count_is_inherited(implicit):
 
 @BOTH
 def test_an_equal_explicit_class_count_builds_the_same_head(implicit):
-    explicit = build("MODEL.POINT_HEAD.NUM_CLASSES", 5, implicit=implicit).state_dict()
-    inherited = build(implicit=implicit).state_dict()
+    explicit = random_mask_head("MODEL.POINT_HEAD.NUM_CLASSES", 5, implicit=implicit).state_dict()
+    inherited = random_mask_head(implicit=implicit).state_dict()
     assert {k: v.shape for k, v in explicit.items()} == {k: v.shape for k, v in inherited.items()}
 
 
 @BOTH
 def test_contradicting_class_counts_are_refused_with_both_keys_and_values(implicit):
     with pytest.raises(ValueError, match="NUM_CLASSES") as error:
-        build("MODEL.POINT_HEAD.NUM_CLASSES", 80, implicit=implicit)
+        random_mask_head("MODEL.POINT_HEAD.NUM_CLASSES", 80, implicit=implicit)
     for part in ("MODEL.POINT_HEAD.NUM_CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES", "80", "5"):
         assert part in str(error.value)
 
 
 # --- class-agnostic masks -----------------------------------------------------------------------
+
+
+@torch.no_grad()
+def masks_of_class(head, class_id: int) -> torch.Tensor:
+    (detections,) = as_detections(random_proposals([3]))
+    detections.pred_classes = torch.full((3,), class_id)
+    return head.eval()(random_features(1), [detections])[0].pred_masks
+
 
 COARSE_AGNOSTIC = ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True)
 POINT_AGNOSTIC = ("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", True)
@@ -298,7 +303,7 @@ POINT_AGNOSTIC = ("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", True)
     ids=["coarse", "point", "both"],
 )
 def test_class_agnostic_heads_train_and_infer(opts, coarse_channels, point_channels):
-    head = build(*opts)
+    head = random_mask_head(*opts)
     assert head.coarse_head.output_shape == (coarse_channels, 7, 7)
     assert head.point_head.predictor.out_channels == point_channels
     losses, logged = train(head, [3, 0, 2])
@@ -314,38 +319,26 @@ def test_class_agnostic_heads_train_and_infer(opts, coarse_channels, point_chann
     ids=["standard", "implicit"],
 )
 def test_class_agnostic_masks_do_not_depend_on_the_class(opts, implicit):
-    head = build(*opts, implicit=implicit).eval()
-    masks = []
-    for class_id in (0, 4):
-        detections = as_detections(random_proposals([3]))
-        detections[0].pred_classes = torch.full((3,), class_id)
-        with torch.no_grad():
-            masks.append(head(random_features(1), detections)[0].pred_masks)
-    assert torch.equal(*masks)
+    head = random_mask_head(*opts, implicit=implicit)
+    assert torch.equal(masks_of_class(head, 0), masks_of_class(head, 4))
 
 
 def test_class_agnostic_implicit_heads_train():
-    losses, _ = train(build(*POINT_AGNOSTIC, implicit=True), [3, 0])
+    losses, _ = train(random_mask_head(*POINT_AGNOSTIC, implicit=True), [3, 0])
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
 
 
 @BOTH
 def test_masks_depend_on_the_class_otherwise(implicit):
-    head = build(implicit=implicit).eval()
-    masks = []
-    for class_id in (0, 4):
-        detections = as_detections(random_proposals([3]))
-        detections[0].pred_classes = torch.full((3,), class_id)
-        with torch.no_grad():
-            masks.append(head(random_features(1), detections)[0].pred_masks)
-    assert not torch.allclose(*masks)
+    head = random_mask_head(implicit=implicit)
+    assert not torch.allclose(masks_of_class(head, 0), masks_of_class(head, 4))
 
 
-# --- point heads of others ----------------------------------------------------------------------
+# --- third-party point heads --------------------------------------------------------------------
 
 
 class AllChannelsHead(nn.Module):
-    """A point head as third parties write it, without ``bind``."""
+    """A third-party point head, without ``bind``."""
 
     def __init__(self, cfg, input_shape):
         super().__init__()
@@ -363,17 +356,17 @@ def third_party():
     POINT_HEAD_REGISTRY._obj_map.pop("AllChannelsHead")
 
 
-def test_a_third_partys_point_head_trains_and_renders_the_class_asked_for(third_party):
-    head = build("MODEL.POINT_HEAD.NAME", third_party)
+def test_a_third_party_point_head_trains_and_renders_the_requested_class(third_party):
+    head = random_mask_head("MODEL.POINT_HEAD.NAME", third_party)
     losses, _ = train(head, [2, 1])
     assert losses["loss_mask_point"] > 0
     masks = torch.cat(infer(head, [2, 1]))
     assert_probabilities([masks], [3], 224)
 
 
-def test_a_third_partys_point_head_is_not_put_over_other_coarse_channels_than_it_knows(third_party):
+def test_a_third_party_point_head_with_unexpected_coarse_channels_is_refused(third_party):
     with pytest.raises(ValueError, match="CLS_AGNOSTIC_MASK"):
-        build("MODEL.POINT_HEAD.NAME", third_party, *COARSE_AGNOSTIC)
+        random_mask_head("MODEL.POINT_HEAD.NAME", third_party, *COARSE_AGNOSTIC)
 
 
 # --- settings that cannot work ------------------------------------------------------------------
@@ -406,7 +399,7 @@ def test_a_third_partys_point_head_is_not_put_over_other_coarse_channels_than_it
 )
 def test_settings_that_cannot_work_are_refused_with_their_key(implicit, opts, keys):
     with pytest.raises(ValueError, match=keys):
-        build(*opts, implicit=implicit)
+        random_mask_head(*opts, implicit=implicit)
 
 
 @BOTH
@@ -450,7 +443,7 @@ def test_heads_are_built_from_a_config_of_the_stock_project(implicit):
 
 @BOTH
 def test_masks_of_an_image_do_not_depend_on_its_batch(implicit):
-    head = build(implicit=implicit).eval()
+    head = random_mask_head(implicit=implicit).eval()
     features, proposals = random_features(3), random_proposals([2, 3, 1])
     with torch.no_grad():
         together = head(features, as_detections(proposals))
@@ -465,7 +458,7 @@ def test_masks_of_an_image_do_not_depend_on_its_batch(implicit):
 
 @BOTH
 def test_training_leaves_nothing_behind_and_inference_draws_nothing(implicit):
-    head = build(implicit=implicit)
+    head = random_mask_head(implicit=implicit)
     state = {name: value.clone() for name, value in head.state_dict().items()}
     before = infer(head, [2, 1])
     train(head, [2, 1])
@@ -483,7 +476,7 @@ def test_the_same_seed_gives_the_same_losses(implicit):
     losses = []
     for _ in range(2):
         torch.manual_seed(11)
-        losses.append(train(build(implicit=implicit), [3, 1])[0])
+        losses.append(train(random_mask_head(implicit=implicit), [3, 1])[0])
     for name in losses[0]:
         assert torch.equal(losses[0][name], losses[1][name])
 
@@ -492,7 +485,7 @@ def test_the_same_seed_gives_the_same_losses(implicit):
 def test_every_parameter_and_every_level_that_is_read_learns(implicit):
     levels = "('p2', 'p3')"
     keys = ("MODEL.POINT_HEAD.IN_FEATURES", levels, "MODEL.ROI_MASK_HEAD.IN_FEATURES", levels)
-    head = build(*keys, implicit=implicit).train()
+    head = random_mask_head(*keys, implicit=implicit).train()
     features = {name: f.requires_grad_() for name, f in random_features(2).items()}
     with EventStorage():
         losses = head(features, random_proposals([3, 2]))
@@ -503,35 +496,24 @@ def test_every_parameter_and_every_level_that_is_read_learns(implicit):
 
 
 @BOTH
-def test_mixed_precision_trains_and_renders_nearly_the_same(implicit):
-    head = build(implicit=implicit)
+def test_mixed_precision_gives_nearly_the_same_losses_and_masks_in_float32(implicit):
+    head = random_mask_head(implicit=implicit)
     exact = torch.cat(infer(head, [2, 1]))
     torch.manual_seed(0)
     exact_losses, _ = train(head, [2, 1])
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
-        masks = torch.cat(infer(head, [2, 1]))
-        losses, _ = train(head, [2, 1])
-    assert masks.shape == exact.shape
-    assert ((masks > 0.5) != (exact > 0.5)).float().mean() < 0.03
-    for name, loss in losses.items():
-        torch.testing.assert_close(loss.float(), exact_losses[name], rtol=0.05, atol=1e-3)
-
-
-@BOTH
-def test_losses_and_masks_are_float32_under_mixed_precision(implicit):
-    head = build(implicit=implicit)
-    with torch.autocast("cpu", torch.bfloat16):
         masks = infer(head, [2, 1])
         losses, _ = train(head, [2, 1])
     assert_probabilities(masks, [2, 1], 224)
-    assert {name: loss.dtype for name, loss in losses.items()} == dict.fromkeys(
-        losses, torch.float32
-    )
+    assert ((torch.cat(masks) > 0.5) != (exact > 0.5)).float().mean() < 0.03
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32, name
+        torch.testing.assert_close(loss, exact_losses[name], rtol=0.05, atol=1e-3)
 
 
 def test_the_regular_grid_is_a_setting_of_training():
-    head = build("MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID", True)
+    head = random_mask_head("MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID", True)
     losses = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -540,7 +522,7 @@ def test_the_regular_grid_is_a_setting_of_training():
 
 
 class PlantedDisc(nn.Module):
-    """Answers with a disc in the image: the features are the pixel coordinates themselves."""
+    """Predicts a disc in the image: the features are the pixel coordinates themselves."""
 
     def forward(self, features, coarse):
         distance = ((features[:, :1] - 40) ** 2 + (features[:, 1:] - 30) ** 2).sqrt()
@@ -554,7 +536,7 @@ def coordinate_features() -> dict[str, torch.Tensor]:
 
 
 def planted_head(train_points: int = 16) -> PointRendMaskHead:
-    """Built from keyword arguments, without any config."""
+    """Return a head built from keyword arguments, without a config."""
     reader = BoxFeatureReader(names=("p2",), scales=(0.25,), channels=2)
     coarse_head = CoarseMaskHead(
         input_shape=ShapeSpec(channels=2, height=4, width=4),
@@ -636,7 +618,7 @@ def test_a_point_head_without_its_companions_is_refused():
 
 
 def test_the_implicit_regularizer_is_the_weighted_mean_square_of_the_parameters():
-    head = build("MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER", 0.5, implicit=True)
+    head = random_mask_head("MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER", 0.5, implicit=True)
     seen = []
     head.parameter_head.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
     losses, _ = train(head, [3])

@@ -1,4 +1,4 @@
-"""Laws of the semantic head: what it takes, what padding may do, what it refuses."""
+"""The semantic head: coarse heads, independence of padding, refused settings."""
 
 import pytest
 import torch
@@ -8,13 +8,16 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_sem_seg_head
 from detectron2.projects.deeplab import add_deeplab_config
 from torch import nn
 
-from point_rend import PointRendSemSegHead, PointSampler, StandardPointHead
-from point_rend.ground_truth.losses import semantic_point_loss
-from point_rend.ground_truth.point_labels import sample_semantic_labels
-from point_rend.rendering.uncertainty import top2_margin_uncertainty
+from point_rend import PointRendSemSegHead, PointSampler
 from point_rend.semantic_seg import CoarseSemSegHead, coarse_logits
 from tests.synthetic import CHANNELS, IMAGE_SIZE, SHAPES, random_features, randomize
-from tests.synthetic_semantic import IGNORE, random_labels, small_semantic_config
+from tests.synthetic_semantic import (
+    IGNORE,
+    PointwiseCoarseHead,
+    pointwise_head,
+    random_labels,
+    small_semantic_config,
+)
 
 
 def build(*opts: object) -> PointRendSemSegHead:
@@ -33,46 +36,7 @@ def logits_of(head, features, image_sizes=None):
     return head.eval()(features, None, image_sizes)[0]
 
 
-# --- uncertainty, labels, loss ------------------------------------------------------------------
-
-
-def test_the_margin_is_the_second_largest_logit_minus_the_largest():
-    logits = torch.tensor([[[3.0, -1.0], [5.0, -1.0], [-2.0, -4.0]]])  # (1, 3 classes, 2 points)
-    assert top2_margin_uncertainty(logits).tolist() == [[[-2.0, 0.0]]]
-
-
-def test_one_class_is_rated_as_a_binary_prediction():  # defect 10
-    logits = torch.tensor([[[3.0, -1.0, 0.0]]])
-    assert top2_margin_uncertainty(logits).tolist() == [[[-3.0, -1.0, 0.0]]]
-
-
-def test_the_label_of_a_point_is_that_of_the_pixel_in_which_it_lies():
-    labels = random_labels(2, 6)
-    height, width = IMAGE_SIZE
-    coords = torch.rand(2, 300, 2, generator=torch.Generator().manual_seed(0))
-    found = sample_semantic_labels(labels, coords)
-    assert found.dtype == torch.int64
-    for image in range(2):
-        for point, label in zip(coords[image], found[image], strict=True):
-            column, row = int(point[0] * width), int(point[1] * height)
-            assert label == labels[image, row, column]
-
-
-def test_ignored_points_do_not_count_in_the_loss():
-    logits = torch.randn(2, 4, 10, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(20).reshape(2, 10) % 4
-    labels[0, 3:] = IGNORE
-    terms = [
-        -logits[n, :, p].log_softmax(0)[labels[n, p]]
-        for n in range(2)
-        for p in range(10)
-        if labels[n, p] != IGNORE
-    ]
-    loss = semantic_point_loss(logits, labels, IGNORE)
-    torch.testing.assert_close(loss, torch.stack(terms).mean())
-
-
-# --- what the head takes ------------------------------------------------------------------------
+# --- inputs and settings ------------------------------------------------------------------------
 
 
 def test_fine_grained_features_come_from_several_levels():  # defect 1
@@ -128,7 +92,7 @@ def test_deeplab_heads_are_coarse_heads(name):  # defect 11
     losses = losses_of(head, features, random_labels(2, 6))
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
     assert logits_of(head, features).shape == (2, 6, *IMAGE_SIZE)
-    # upsampled, the coarse logits are what the head predicts by itself
+    # Upsampled, the coarse logits equal the predictions of the head alone.
     alone = head.coarse_sem_seg_head.eval()
     with torch.no_grad():
         expected = alone(features)[0]
@@ -148,29 +112,11 @@ def test_images_over_which_deeplab_cannot_average_are_refused_by_the_keys(name):
     logits_of(build_sem_seg_head(cfg, SHAPES), features)
     cfg.INPUT.CROP.SIZE = [2 * height, width]
     head = build_sem_seg_head(cfg, SHAPES)
-    said = rf"{name} averages over windows of \({height // 4}, {width // 8}\) .*INPUT.CROP.SIZE"
-    with pytest.raises(ValueError, match=said):
+    message = rf"{name} averages over windows of \({height // 4}, {width // 8}\) .*INPUT.CROP.SIZE"
+    with pytest.raises(ValueError, match=message):
         logits_of(head, features)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         losses_of(head, features, random_labels(1, 6))
-
-
-class OwnHead(nn.Module):
-    """A user's coarse head: one 1×1 convolution."""
-
-    def __init__(self, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
-        super().__init__()
-        self.common_stride = 4
-        self.conv = nn.Conv2d(input_shape["p2"].channels, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 1)
-
-    def layers(self, features):
-        return self.conv(features["p2"])
-
-    def losses(self, predictions, targets):
-        upsampled = nn.functional.interpolate(predictions, scale_factor=4, mode="bilinear")
-        return {
-            "loss_sem_seg": nn.functional.cross_entropy(upsampled, targets, ignore_index=IGNORE)
-        }
 
 
 class NoHead(nn.Module):
@@ -180,14 +126,14 @@ class NoHead(nn.Module):
         super().__init__()
 
 
-@pytest.fixture(params=[OwnHead, NoHead])
+@pytest.fixture(params=[PointwiseCoarseHead, NoHead])
 def registered(request):
     SEM_SEG_HEADS_REGISTRY.register(request.param)
     yield request.param.__name__
     del SEM_SEG_HEADS_REGISTRY._obj_map[request.param.__name__]
 
 
-def test_a_head_of_ones_own_needs_the_members_of_the_protocol(registered):
+def test_a_users_coarse_head_needs_the_members_of_the_protocol(registered):
     opts = ("MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME", registered)
     if registered == "NoHead":
         with pytest.raises(ValueError, match="common_stride and no losses and no layers"):
@@ -200,17 +146,7 @@ def test_a_head_of_ones_own_needs_the_members_of_the_protocol(registered):
 
 
 def test_a_head_is_built_without_a_config():
-    coarse = OwnHead(small_semantic_config(), SHAPES)
-    head = PointRendSemSegHead(
-        coarse_sem_seg_head=coarse,
-        point_head=StandardPointHead(in_channels=CHANNELS, coarse_channels=6, num_classes=6),
-        in_features={"p2": 4},
-        sampler=PointSampler(num_points=20),
-        steps=2,
-        points_per_step=100,
-        ignore_value=IGNORE,
-    )
-    assert logits_of(head, random_features(2)).shape == (2, 6, *IMAGE_SIZE)
+    assert logits_of(pointwise_head(), random_features(2)).shape == (2, 6, *IMAGE_SIZE)
 
 
 def test_a_second_node_describes_the_semantic_point_head_of_a_panoptic_model():
@@ -225,7 +161,7 @@ def test_a_second_node_describes_the_semantic_point_head_of_a_panoptic_model():
     assert cfg.MODEL.POINT_HEAD.FC_DIM == 16
 
 
-# --- nothing to learn from ----------------------------------------------------------------------
+# --- ignored labels -----------------------------------------------------------------------------
 
 
 def test_labels_that_are_all_ignored_give_losses_of_0_with_a_graph():
@@ -245,7 +181,7 @@ def test_labels_that_are_all_ignored_give_losses_of_0_with_a_graph():
 
 
 def padded(features: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
-    """Put more rows and columns of noise behind every map, as a larger image in the batch does."""
+    """Append rows and columns of noise to every map, like a larger image in the batch."""
     generator = torch.Generator().manual_seed(seed)
     larger = {}
     for name, level in features.items():
@@ -255,27 +191,6 @@ def padded(features: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tens
         larger[name] = 3 * torch.randn(shape, generator=generator)
         larger[name][..., :height, :width] = level
     return larger
-
-
-class PointwiseHead(OwnHead):
-    """A coarse head that sees nothing beside a cell, so that only rendering could mix images."""
-
-
-def pointwise_head() -> PointRendSemSegHead:
-    torch.manual_seed(0)
-    coarse = PointwiseHead(small_semantic_config(), SHAPES)
-    point_head = StandardPointHead(in_channels=CHANNELS, coarse_channels=6, num_classes=6)
-    head = PointRendSemSegHead(
-        coarse_sem_seg_head=coarse,
-        point_head=point_head,
-        in_features={"p2": 4},
-        sampler=PointSampler(num_points=40),
-        steps=2,
-        points_per_step=150,
-        ignore_value=IGNORE,
-    )
-    randomize(head)
-    return head
 
 
 @pytest.mark.parametrize("size", [IMAGE_SIZE, (57, 90), (64, 93)])
@@ -290,7 +205,7 @@ def test_logits_in_the_image_do_not_depend_on_padding(size):  # defect 12
             torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
-def test_without_image_sizes_padding_takes_points_away():  # so the law above is not empty
+def test_without_image_sizes_padding_takes_points_away():  # so the test above is not vacuous
     head = pointwise_head()
     features = random_features(1)
     height, width = IMAGE_SIZE

@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from point_rend.ground_truth.losses import IGNORED_LABEL, binary_point_accuracy, binary_point_loss
+from point_rend.ground_truth.losses import (
+    IGNORED_LABEL,
+    binary_point_accuracy,
+    binary_point_loss,
+    semantic_point_loss,
+)
 
 
 def one_loss(logit: float, label: float) -> float:
@@ -97,3 +102,17 @@ def test_accuracy_is_zero_where_no_point_counts(shape):
 def test_accuracy_needs_no_graph():
     logits = torch.randn(2, 3, requires_grad=True)
     assert not binary_point_accuracy(logits, torch.ones(2, 3)).requires_grad
+
+
+def test_ignored_points_do_not_count_in_the_semantic_loss():
+    logits = torch.randn(2, 4, 10, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20).reshape(2, 10) % 4
+    labels[0, 3:] = 255
+    terms = [
+        -logits[n, :, p].log_softmax(0)[labels[n, p]]
+        for n in range(2)
+        for p in range(10)
+        if labels[n, p] != 255
+    ]
+    loss = semantic_point_loss(logits, labels, 255)
+    torch.testing.assert_close(loss, torch.stack(terms).mean())

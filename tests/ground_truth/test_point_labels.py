@@ -1,4 +1,4 @@
-"""Point labels, against loops over pixels and edges, planted masks and COCO's rasteriser."""
+"""Point labels, against loops over pixels and edges, planted masks and COCO's rasterizer."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import BitMasks, Instances, PolygonMasks, polygons_to_bitmask
 
-from point_rend.ground_truth import point_labels as targets
-from point_rend.ground_truth.point_labels import sample_point_labels
+from point_rend.ground_truth import point_labels
+from point_rend.ground_truth.point_labels import sample_point_labels, sample_semantic_labels
 from point_rend.ground_truth.shared_masks import SharedMasks
 from tests.memory import LargestTensor
 from tests.rendering.test_sampling import slow_bilinear
@@ -103,6 +103,16 @@ def test_other_masks_are_a_clear_error():
         sample_point_labels([other], torch.zeros(1, 3, 2))
 
 
+def test_the_semantic_label_of_a_point_is_that_of_the_pixel_that_contains_it():
+    labels = torch.randint(256, (2, *SIZE), generator=torch.Generator().manual_seed(3))
+    coords = torch.rand(2, 300, 2, generator=torch.Generator().manual_seed(0))
+    found = sample_semantic_labels(labels, coords)
+    assert found.dtype == torch.int64
+    for image in range(2):
+        for (x, y), label in zip(coords[image].tolist(), found[image], strict=True):
+            assert label == labels[image, int(y * SIZE[0]), int(x * SIZE[1])]
+
+
 # --- polygons -----------------------------------------------------------------------------------
 
 CONVEX = [3.0, 2.5, 17.25, 4.0, 12.0, 11.0, 2.0, 9.0]
@@ -155,7 +165,7 @@ def slow_inside(parts: list[list[float]], x: float, y: float) -> bool:
 
 @pytest.mark.parametrize("at_once", [1, 1000, 2**17])
 def test_labels_of_polygons_equal_a_slow_loop_over_edges(at_once, monkeypatch):
-    monkeypatch.setattr(targets, "PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(point_labels, "PAIRS_AT_ONCE", at_once)
     coords = random_coords(len(OBJECTS), points=90)
     labels = polygon_labels(list(OBJECTS.values()), coords)
     assert labels.dtype == torch.float32
@@ -174,14 +184,14 @@ def test_the_memory_for_polygons_does_not_grow_with_regions_times_edges():
     coords = random_coords(100, points=20)
     with LargestTensor() as largest:
         labels = sample_point_labels([Instances(SIZE, gt_masks=masks[index])], coords)
-    assert largest.bytes <= 8 * targets.PAIRS_AT_ONCE  # of 10 million pairs in all
+    assert largest.bytes <= 8 * point_labels.PAIRS_AT_ONCE  # of 10 million pairs in all
     distance = (coords - torch.tensor([10.0, 6.0])).norm(dim=2)
     clear = (distance - 5).abs() > 0.01
     assert torch.equal(labels[clear], (distance < 5).float()[clear])
 
 
 @pytest.mark.parametrize("name", OBJECTS)
-def test_labels_of_polygons_are_those_of_cocos_rasteriser_on_a_fine_grid(name):
+def test_labels_of_polygons_are_those_of_cocos_rasterizer_on_a_fine_grid(name):
     """COCO draws 16 times as large; only points next to its outline may differ."""
     fine = 16
     enlarged = [np.array(part) * fine for part in OBJECTS[name]]

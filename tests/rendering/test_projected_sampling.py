@@ -15,6 +15,7 @@ from point_rend.rendering.projected_sampling import (
     linear_at_points,
 )
 from point_rend.rendering.sampling import point_sample
+from tests.pairwise import pairwise_rows
 
 MAPS, CHANNELS, OUTPUTS, POINTS = 2, 5, 3, 40
 SIZES = [(7, 7), (4, 9), (2, 2), (1, 1), (1, 6), (6, 1)]
@@ -73,9 +74,10 @@ def expected(maps: torch.Tensor, layer: Affine, coords: torch.Tensor) -> torch.T
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("kind", ["shared", "biased", "per-map", "identity", "several"])
-@ORDERS
+@pytest.mark.parametrize(
+    ("size", "kind", "num_points"),
+    pairwise_rows(SIZES, ["shared", "biased", "per-map", "identity", "several"], [FEW, MANY]),
+)
 def test_both_orders_equal_sampling_followed_by_the_layer(size, kind, num_points):
     maps, coords, layers = random_map(size), coordinates(), layers_of(kind)
     outputs = list(linear_at_points(maps, layers, num_points)(coords)(slice(None)))
@@ -154,9 +156,14 @@ def test_the_order_depends_on_the_number_of_points_per_position(layer, points_pe
     assert isinstance(linear_at_points(maps, [layer], enough), ProjectThenSample)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("kind", ["shared", "identity", "several"])
-@ORDERS
+@pytest.mark.parametrize(
+    ("kind", "num_points", "layout"),
+    pairwise_rows(
+        ["shared", "identity", "several"],
+        [FEW, MANY],
+        [torch.contiguous_format, torch.channels_last],
+    ),
+)
 def test_maps_of_any_layout_are_read_and_not_modified(kind, num_points, layout):
     maps, coords, layers = random_map((5, 7)), coordinates(), layers_of(kind)
     wider = torch.cat((maps, maps), dim=3).contiguous(memory_format=layout)

@@ -1,4 +1,4 @@
-"""What a head did while it rendered.
+"""Recordings of renderings, against the rendered masks.
 
 Shapes: N regions, P points, H and W rows and columns of a grid.
 """
@@ -8,7 +8,6 @@ import math
 
 import pytest
 import torch
-from detectron2.modeling import build_mask_head
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -19,29 +18,26 @@ from tests.synthetic import (
     SHAPES,
     as_detections,
     random_features,
+    random_mask_head,
     random_proposals,
     randomize,
     small_head_config,
 )
-from tests.synthetic_semantic import random_labels, small_semantic_config
-from tests.test_semantic_seg import pointwise_head
+from tests.synthetic_semantic import pointwise_head, random_labels, small_semantic_config
 
 MASK_HEADS = {False: PointRendMaskHead, True: ImplicitPointRendMaskHead}
 CHUNKS = ("MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK", 2)
 
 
 def mask_head(*opts: object, implicit: bool = False) -> nn.Module:
-    cfg = small_head_config(*opts, implicit=implicit)
-    head = build_mask_head(cfg, SHAPES).eval()
-    randomize(head)
-    return head
+    return random_mask_head(*opts, implicit=implicit).eval()
 
 
 @torch.no_grad()
 def rendered_and_repeated(
     head: nn.Module, boxes_per_image: list[int]
 ) -> tuple[torch.Tensor, list[list[Step]]]:
-    """Masks (N, 1, S, S) that a head gives while it is listened to, and the steps of each chunk."""
+    """Return the masks (N, 1, S, S) of a head that is recorded, and the steps of each chunk."""
     detections = as_detections(random_proposals(boxes_per_image))
     features = random_features(len(boxes_per_image))
     plain = head(features, copy.deepcopy(detections))
@@ -54,7 +50,7 @@ def rendered_and_repeated(
 
 @pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize("opts", [(), CHUNKS])
-def test_the_last_step_of_a_mask_is_what_was_rendered_to_the_last_bit(implicit, opts):
+def test_the_last_step_of_a_mask_equals_the_rendered_one_bit_for_bit(implicit, opts):
     masks, steps = rendered_and_repeated(mask_head(*opts, implicit=implicit), [3, 0, 2])
     last = torch.cat([x[-1].logits for x in steps])
     assert last.shape == masks.shape == (5, 1, 224, 224)
@@ -81,7 +77,7 @@ def test_the_points_of_a_step_are_the_most_uncertain_cells_of_its_map():
 
 
 @torch.no_grad()
-def test_the_last_step_of_an_image_is_what_was_rendered_to_the_last_bit():
+def test_the_last_step_of_an_image_equals_the_rendered_one_bit_for_bit():
     head = pointwise_head().eval()
     randomize(head)
     features = random_features(2)
@@ -171,7 +167,7 @@ def test_an_implicit_head_has_no_coarse_logits():
     assert renderings[0].coarse_logits is None
 
 
-def test_a_head_is_as_before_after_listening_even_after_an_error():
+def test_a_head_is_as_before_after_recording_even_after_an_error():
     head = mask_head()
     point_head, names = head.point_head, list(head.state_dict())
     with pytest.raises(KeyError), recorded_renderings(head):

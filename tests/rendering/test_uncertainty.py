@@ -82,3 +82,8 @@ def test_a_label_is_the_first_class_of_the_largest_logit(inner):
     assert labels.dtype == torch.int64
     assert labels.shape == inner
     assert torch.equal(labels, logits.argmax(dim=0))
+
+
+def test_one_class_is_rated_as_a_binary_prediction():  # defect 10
+    logits = torch.tensor([[[3.0, -1.0, 0.0]]])
+    assert top2_margin_uncertainty(logits).tolist() == [[[-3.0, -1.0, 0.0]]]
