@@ -1,4 +1,4 @@
-"""What several tests do with a command line or a trained step, written once."""
+"""Helpers for tests that run a command line or a training step."""
 
 import contextlib
 import json
@@ -11,13 +11,24 @@ import pytest
 import torch
 from torch import nn
 
-from point_rend.cli import train as train_net
+from point_rend.cli import train
+from point_rend.engine import arguments, run, setup
+
+
+def set_up(argv: Sequence[str]) -> setup.Run:
+    """Check a command line of train_net.py and build its config."""
+    return setup.setup(arguments.build_parser().parse_args(argv))
+
+
+def evaluate(argv: Sequence[str]) -> dict[str, Any]:
+    """Run an evaluation in this process; return its results."""
+    return run.run(*set_up(argv))
 
 
 def refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line in which train_net.py refuses a command."""
+    """Return the one line with which train_net.py refuses a command."""
     with pytest.raises(SystemExit) as ended:
-        train_net.main(argv)
+        train.main(argv)
     assert ended.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("train_net.py: error: ")
@@ -25,13 +36,13 @@ def refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def metrics(output: Path) -> list[dict[str, float]]:
-    """What a training in this folder has logged, an entry per line."""
+    """Read the log of a training, one entry per line."""
     return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
 
 
 @contextlib.contextmanager
 def files_limited_to(size: int) -> Iterator[None]:
-    """Let writes of this process and its children fail beyond a size, as on a full disk.
+    """Make writes beyond a file size fail in this process and its children, as on a full disk.
 
     Shared memory counts as a file.
     """
@@ -44,12 +55,12 @@ def files_limited_to(size: int) -> Iterator[None]:
 
 
 def instance_predictions(output: Path, name: str) -> list[dict[str, Any]]:
-    """What an evaluation in this folder has found in a COCO set, an object per entry."""
+    """Read the predictions of an evaluation on a COCO set, one object per entry."""
     return _predictions(output, name, "coco_instances_results.json")
 
 
 def semantic_predictions(output: Path, name: str) -> list[dict[str, Any]]:
-    """What an evaluation in this folder has made of label maps, a class of an image per entry."""
+    """Read the predictions of a semantic evaluation, one class of one image per entry."""
     return _predictions(output, name, "sem_seg_predictions.json")
 
 
@@ -58,7 +69,7 @@ def _predictions(output: Path, name: str, file: str) -> list[dict[str, Any]]:
 
 
 def without_finite_gradient(model: nn.Module) -> list[str]:
-    """Names of the parameters that a backward pass should have reached, and did not."""
+    """Return the names of trainable parameters without a finite gradient."""
     return [
         name
         for name, parameter in model.named_parameters()

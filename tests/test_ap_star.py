@@ -1,4 +1,4 @@
-"""AP and AP* of COCO's val2017 in one pass, from the command line to the results."""
+"""AP and AP* of COCO's val2017 with shared inference, from the command line to the results."""
 
 import json
 from collections.abc import Iterator
@@ -14,16 +14,17 @@ from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 
 from point_rend.cli import prepare_cocofied_lvis
 from point_rend.data.datasets.cocofied_lvis import COCO_CLASSES
-from tests.tiny_datasets import POINTREND, TINY_MODEL, load_script, process_state_restored
+from point_rend.engine.trainer import Trainer
+from tests import runs
+from tests.tiny_datasets import POINTREND, TINY_MODEL, process_state_restored
 from tests.tiny_lvis import HEIGHT, WIDTH, write_lvis_v1
 
-train_net = load_script("train_net.py")
 COCO, LVIS = "coco_2017_val", "lvis_v1_val_cocofied"
 
 
 @pytest.fixture(autouse=True)
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with COCO's val2017 in 3 images, of which LVIS has 2, under the usual names."""
+    """Register a val2017 of 3 images under COCO's name; LVIS annotates 2 of them."""
     monkeypatch.setattr("sys.argv", ["train_net.py"])
     root = tmp_path / "datasets"
     images, annotations = root / "coco" / "val2017", root / "coco" / "instances.json"
@@ -58,33 +59,31 @@ def evaluate(output: Path, names: str) -> dict[str, Any]:
     options = [*TINY_MODEL, "DATASETS.TRAIN", f"('{COCO}',)", "DATASETS.TEST", names]
     options += ["TEST.BOUNDARY_METRICS", "True", "OUTPUT_DIR", str(output)]
     command = ["--config-file", POINTREND, "--eval-only", *options]
-    return train_net.run(*train_net.setup(train_net.build_parser().parse_args(command)))
+    return runs.evaluate(command)
 
 
 def predictions(output: Path, name: str, file: str) -> list[dict[str, Any]]:
     return json.loads((output / "inference" / name / file).read_text())
 
 
-def test_one_pass_gives_ap_and_ap_star_as_two_passes_do(
+def test_shared_inference_gives_the_ap_and_ap_star_of_separate_evaluations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = {name: evaluate(tmp_path / "alone", f"('{name}',)") for name in (COCO, LVIS)}
-    passes = []
-    build = train_net.Trainer.build_test_loader
+    loaded = []
+    build = Trainer.build_test_loader
     monkeypatch.setattr(
-        train_net.Trainer,
-        "build_test_loader",
-        lambda cfg, name: passes.append(name) or build(cfg, name),
+        Trainer, "build_test_loader", lambda cfg, name: loaded.append(name) or build(cfg, name)
     )
     together = evaluate(tmp_path / "together", f"('{COCO}', '{LVIS}')")
-    assert passes == [COCO]
+    assert loaded == [COCO]
     assert list(together) == [COCO, LVIS]
     for name, results in alone.items():
         assert list(together[name]) == list(results) == ["bbox", "segm", "boundary"]
-        for task, figures in results.items():
-            assert together[name][task] == pytest.approx(figures, nan_ok=True)
+        for task, metrics in results.items():
+            assert together[name][task] == pytest.approx(metrics, nan_ok=True)
     files = {COCO: "coco_instances_results.json", LVIS: "lvis_instances_results.json"}
     for name, file in files.items():
-        found = predictions(tmp_path / "together", name, file)
-        assert found == predictions(tmp_path / "alone", name, file)
-        assert {x["image_id"] for x in found} == ({7, 9, 11} if name == COCO else {7, 9})
+        written = predictions(tmp_path / "together", name, file)
+        assert written == predictions(tmp_path / "alone", name, file)
+        assert {x["image_id"] for x in written} == ({7, 9, 11} if name == COCO else {7, 9})

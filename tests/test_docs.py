@@ -19,7 +19,7 @@ from point_rend import (
 from point_rend.evaluation import boundary_iou as boundaries
 from point_rend.evaluation import cityscapes_ap as cityscapes_scores
 from point_rend.evaluation.boundary_iou import inner_band
-from point_rend.evaluation.semantic_iou import SemanticScores
+from point_rend.evaluation.semantic_iou import SemanticIoU
 from point_rend.experiments.costs import analyze
 from point_rend.rendering.bound_head import _BoundForward, bind_point_head
 from point_rend.rendering.uncertainty import top2_margin_uncertainty
@@ -213,7 +213,7 @@ def test_the_example_of_a_point_head_starts_from_the_coarse_mask(capsys):
 
 
 def boundary_iou(logits: torch.Tensor, masks: torch.Tensor) -> float:
-    scores = SemanticScores(2)
+    scores = SemanticIoU(2)
     for found, truth in zip(logits[:, 0] > 0, masks[:, 0] > 0, strict=True):
         scores.add(found.numpy(), truth.numpy())
     return scores.means()["boundary mIoU"]

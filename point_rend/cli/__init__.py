@@ -4,13 +4,12 @@ A sub-command is imported only when it runs; `pointrend --help` needs the standa
 """
 
 import importlib
-import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
 from point_rend import __version__
-from point_rend.utils.errors import USER_ERROR, did_you_mean, say_error
+from point_rend.utils.errors import INTERRUPTED, USER_ERROR, did_you_mean, say_error
 from point_rend.utils.imports import NO_DETECTRON2, lacks_detectron2
 from point_rend.utils.program import program
 from point_rend.utils.third_party import hide_third_party_warnings
@@ -84,7 +83,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> None:
         raise SystemExit(USER_ERROR) from error
     except KeyboardInterrupt as error:
         print(f"{program()}: interrupted", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from error
+        raise SystemExit(INTERRUPTED) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

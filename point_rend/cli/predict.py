@@ -39,9 +39,6 @@ from point_rend.inference.outputs import FORMATS, Results, VideoFile, Window
 from point_rend.inference.predictor import Predictor
 from point_rend.utils import errors
 
-UNREADABLE = 1  # exit code if files could not be read
-INTERRUPTED = 130
-
 
 # The command
 def check_formats(formats: Sequence[str], outputs: frozenset[str]) -> None:
@@ -117,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for failure in failures:
         print(f"{parser.prog}: cannot be read: {failure}", file=sys.stderr)
     if was_interrupted or failures:
-        raise SystemExit(INTERRUPTED if was_interrupted else UNREADABLE)
+        raise SystemExit(errors.INTERRUPTED if was_interrupted else errors.FAILED)
 
 
 def _open(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.utils.errors import user_errors
+from point_rend.utils.errors import FAILED, user_errors
 from point_rend.utils.program import program
 
 
@@ -62,4 +62,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in missing:
         print(f"missing: {line}", file=sys.stderr)
     if missing:
-        raise SystemExit(1)
+        raise SystemExit(FAILED)

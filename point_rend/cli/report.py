@@ -1,33 +1,27 @@
 """Show an evaluation on one HTML page: tables, curves, and a gallery of masks side by side.
 
-    python tools/report.py --annotations output/demo/shapes/annotations/instances_val.json \
+    pointrend report --annotations output/demo/shapes/annotations/instances_val.json \
         --image-root output/demo/shapes/val --output output/report.html \
         --results coarse=output/demo/coarse/inference/shapes_val/coco_instances_results.json \
         --results PointRend=output/demo/pointrend/inference/shapes_val/coco_instances_results.json \
         --run PointRend=output/demo/pointrend
 
-Of two results the first is the baseline, over which the other one gains. One result alone is
-compared with the truth. The page is one file that any browser opens; it needs no network. No model
-is run.
+Of two results, the first is the baseline. A single result is compared with the ground truth. The
+page is one file that any browser opens without a network. No model is run.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.evaluation.report.page import report
-from point_rend.utils.arguments import named_file
+from point_rend.evaluation.report.page import build_report
+from point_rend.utils.arguments import check_names, named_file
+from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output, write_bytes
 
-# So that the folder of tools can be imported from a script that lies in it.
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line.
-
-    Raises:
-        SystemExit: With code 2 if a file cannot be used.
-    """
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(description="Show an evaluation on one HTML page.")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO annotations")
     parser.add_argument("--image-root", type=Path, required=True, help="folder of the images")
@@ -49,23 +43,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="the page, an HTML file")
     parser.add_argument(
-        "--items", type=int, default=48, help="so many objects are shown at most (48)"
+        "--items", type=int, default=48, help="maximum number of objects in the gallery (48)"
     )
     parser.add_argument(
-        "--min-score", type=float, default=0.5, help="of the results in the gallery (0.5)"
+        "--min-score", type=float, default=0.5, help="minimum score of results in the gallery (0.5)"
     )
     parser.add_argument(
         "--without-photographs",
         action="store_true",
-        help="show plain gray, for photographs that must not be passed on",
+        help="show plain gray, for photographs that must not be shared",
     )
-    args = parser.parse_args(argv)
-    try:
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        SystemExit: With code 2 if a file cannot be used.
+    """
+    args = build_parser().parse_args(argv)
+    with user_errors():
         if args.items < 1:
             raise ValueError(f"--items: expected 1 or more, got {args.items}")
+        if len(args.results) > 2:
+            raise ValueError(f"--results: expected one or two, got {len(args.results)}")
+        check_names("--results", args.results)
+        check_names("--run", args.run)
         check_output(args.output)
-        text = report(args)
-        write_bytes(args.output, text.encode("utf-8", errors="replace"))
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        page = build_report(
+            args.annotations,
+            args.image_root,
+            results=dict(args.results),
+            runs=dict(args.run),
+            num_items=args.items,
+            min_score=args.min_score,
+            without_photographs=args.without_photographs,
+        )
+        write_bytes(args.output, page.encode("utf-8", errors="replace"))
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB. Any browser opens it.")

@@ -8,12 +8,12 @@ import argparse
 from point_rend.config.files import config_file_option
 from point_rend.utils.program import program
 
-AUTO = "auto"  # a meeting point of processes that is known on this machine only
+AUTO = "auto"  # a rendezvous that only this machine knows
 DESCRIPTION = "Train a model, or evaluate one with --eval-only."
 
 
-def number_of_processes(text: str) -> int:
-    """Read `--num-gpus`; 0 means 1, this process, as in Detectron2."""
+def process_count(text: str) -> int:
+    """Parse `--num-gpus`; 0 means 1, as in Detectron2."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number, 0 or more, got {text}")
     return max(1, int(text))
@@ -47,12 +47,11 @@ def build_parser(description: str = DESCRIPTION) -> argparse.ArgumentParser:
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
     parser.add_argument(
         "--num-gpus",
-        type=number_of_processes,
+        type=process_count,
         default=1,
         metavar="N",
-        help="number of processes on each machine, one per GPU; with MODEL.DEVICE cpu that many "
-        "processes without a GPU. 0 means 1. Leave it out under torchrun and srun, which start "
-        "the processes",
+        help="number of processes per machine, one per GPU; with MODEL.DEVICE cpu, processes "
+        "without a GPU. 0 means 1. Leave it out under torchrun and srun, which start the processes",
     )
     parser.add_argument(
         "--num-machines",
@@ -86,13 +85,13 @@ def build_parser(description: str = DESCRIPTION) -> argparse.ArgumentParser:
         default=[],
         metavar=("NAME", "IMAGES", "LABELS", "CLASSES"),
         help="register a folder of images and one of label maps (grayscale PNG files of the same "
-        "names; 255 does not count) under NAME; CLASSES is a file with one class name per line, or "
-        "the names with commas between them; may be repeated",
+        "names; 255 is ignored) under NAME; CLASSES is a file with one class name per line, or "
+        "the names separated by commas; may be repeated",
     )
     parser.add_argument(
         "--allow-unsafe-checkpoint",
         action="store_true",
-        help="load a checkpoint even if that runs code out of the file; only for files you trust",
+        help="load a checkpoint even if it can run code; only for files you trust",
     )
     parser.add_argument(
         "opts",

@@ -1,4 +1,4 @@
-"""Training hooks: seeding, interruption, repeatable PreciseBN."""
+"""Training hooks: seeding, stopping on signals, interruptible evaluation, repeatable PreciseBN."""
 
 from typing import Any
 
@@ -10,32 +10,34 @@ from point_rend.utils.errors import TrainingStop
 from point_rend.utils.seeding import seed_all
 
 
-class RandomNumbersOfIteration(HookBase):
+class SeedEachIteration(HookBase):
     """Makes the random numbers of an iteration a function of seed, iteration and rank."""
 
     def before_step(self) -> None:
-        """Seed everything."""
+        """Seed all generators."""
         seed_all(self.trainer.data_loader.seed, self.trainer.iter, comm.get_rank())
 
 
-class StopBetweenIterations(HookBase):
-    """Ends a training after an iteration in which any process has got a signal."""
+class StopOnSignal(HookBase):
+    """Ends the training after an iteration in which any process received a signal."""
 
     def __init__(self, signals: StopSignals) -> None:
         self.signals = signals
 
     def after_step(self) -> None:
-        """Note that the iteration is whole, and look for signals."""
-        self.trainer.finished = self.trainer.iter
+        """Record that the iteration is complete, then check for signals."""
+        self.trainer.last_complete_iter = self.trainer.iter
         self.signals.check()
 
 
 class InterruptibleEvaluation(hooks.EvalHook):
-    """Detectron2's evaluation, which a signal ends at once, and which follows no broken training.
+    """Detectron2's evaluation hook; a signal ends the evaluation at once.
+
+    The evaluation after the training is left out if the training stopped early.
 
     Args:
         signals: The signals.
-        period: Iterations from one evaluation to the next; 0 for the one after the training only.
+        period: Iterations between evaluations; 0 means one evaluation, after the training.
         evaluate: Evaluates the model.
     """
 
@@ -48,13 +50,13 @@ class InterruptibleEvaluation(hooks.EvalHook):
             super()._do_eval()
 
     def after_train(self) -> None:
-        """Evaluate, if the last iteration has been finished."""
+        """Evaluate, if the last iteration was completed."""
         if self.trainer.iter >= self.trainer.max_iter:
             super().after_train()
 
 
 class RepeatablePreciseBN(hooks.PreciseBN):
-    """Detectron2's statistics of normalization, each time over the first images of the order."""
+    """Detectron2's precise batch statistics, always over the same first images of the order."""
 
     def update_stats(self) -> None:
         """Update the statistics of the model."""
@@ -64,5 +66,6 @@ class RepeatablePreciseBN(hooks.PreciseBN):
         try:
             super().update_stats()
         except TrainingStop as stop:
-            stop.saves = False  # the weights are those of this iteration, all else of the last one
+            # The weights are already updated, but the rest of the state is not.
+            stop.saves = False
             raise

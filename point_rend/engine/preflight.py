@@ -1,4 +1,4 @@
-"""Checks of machine, weights and output folder before a run."""
+"""Checks of the machine, the weights and the output folder before a run."""
 
 import argparse
 import os
@@ -12,9 +12,11 @@ from point_rend.checkpoint import zoo
 from point_rend.checkpoint.sealed_file import without_query
 from point_rend.utils.files import check_writable
 
+GPU_NORMS = ("SyncBN", "nnSyncBN")
+
 
 def check_machine(cfg: CfgNode, num_gpus: int) -> None:
-    """Refuse a device that is not there.
+    """Refuse a device that does not exist.
 
     Raises:
         ValueError: If MODEL.DEVICE or the number of GPUs does not fit this machine.
@@ -37,10 +39,10 @@ def check_machine(cfg: CfgNode, num_gpus: int) -> None:
 
 
 def check_weights(cfg: CfgNode, args: argparse.Namespace) -> bool:
-    """Refuse weights that are not there.
+    """Refuse weights that do not exist.
 
     Returns:
-        Whether there are any: a model starts from them, or from the checkpoint that is resumed.
+        Whether the model starts from weights or resumes from a checkpoint.
 
     Raises:
         FileNotFoundError: If MODEL.WEIGHTS names a file or a published model that does not exist.
@@ -55,11 +57,12 @@ def check_weights(cfg: CfgNode, args: argparse.Namespace) -> bool:
     return bool(weights)
 
 
-def check_shares(cfg: CfgNode, num_processes: int) -> None:
-    """Refuse a training that cannot be shared out to its processes.
+def check_distribution(cfg: CfgNode, num_processes: int) -> None:
+    """Refuse a training that cannot be distributed over its processes.
 
     Raises:
-        ValueError: If the batch cannot be divided, or layers of the model talk over GPUs alone.
+        ValueError: If the batch cannot be divided evenly, or if the model has SyncBN layers and
+            runs on CPUs.
     """
     images, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
     if images % (reference or num_processes):
@@ -68,7 +71,7 @@ def check_shares(cfg: CfgNode, num_processes: int) -> None:
             f"SOLVER.IMS_PER_BATCH is {images}: expected a multiple of {source}, which is "
             f"{reference or num_processes}"
         )
-    synchronized = [key for key, norm in norms(cfg.MODEL, "MODEL") if norm in GPU_NORMS]
+    synchronized = [key for key, norm in norm_keys(cfg.MODEL, "MODEL") if norm in GPU_NORMS]
     if synchronized and num_processes > 1 and not cfg.MODEL.DEVICE.startswith("cuda"):
         raise ValueError(
             f"SyncBN works on GPUs only, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: set "
@@ -76,23 +79,20 @@ def check_shares(cfg: CfgNode, num_processes: int) -> None:
         )
 
 
-GPU_NORMS = ("SyncBN", "nnSyncBN")
-
-
-def norms(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
-    """List all keys NORM below a node of the config with their values."""
+def norm_keys(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    """Yield all NORM keys below a node of the config, with their values."""
     for name, value in node.items():
         if isinstance(value, Mapping):
-            yield from norms(value, f"{path}.{name}")
+            yield from norm_keys(value, f"{path}.{name}")
         elif name == "NORM":
             yield f"{path}.{name}", value
 
 
 def check_output_dir(output_dir: str) -> None:
-    """Create the output directory and make sure that files can be written there.
+    """Create the output directory and make sure that it is writable.
 
     Raises:
-        ValueError: If they cannot.
+        ValueError: If it is not.
     """
     try:
         os.makedirs(output_dir, exist_ok=True)

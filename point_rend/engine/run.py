@@ -1,4 +1,4 @@
-"""A run: training or evaluation as every process executes it."""
+"""A run: training or evaluation, as every process executes it."""
 
 import argparse
 import contextlib
@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.data.checks.annotations import leave_out_impossible_annotations
 from point_rend.engine.arguments import AUTO
-from point_rend.engine.launch import join, launch, leave, place_by_launcher
+from point_rend.engine.launch import join, launch, leave, rank_from_launcher
 from point_rend.engine.preflight import check_machine
 from point_rend.engine.setup import (
     read_config,
@@ -51,15 +51,15 @@ def start(args: argparse.Namespace) -> None:
                 f"--num-machines is {args.num_machines}: expected --dist-url "
                 "tcp://<address of machine 0>:<a free port there>, the same on all machines"
             )
-        asked = args.num_gpus * args.num_machines
-        place = place_by_launcher(os.environ, asked=asked)
-        if place is None:
+        requested = args.num_gpus * args.num_machines
+        rank_info = rank_from_launcher(os.environ, requested=requested)
+        if rank_info is None:
             job = setup(args)
         else:
             cfg = read_config(args)
             check_machine(cfg, 1)
-            join(place, cfg.MODEL.DEVICE)
-    if place is not None:
+            join(rank_info, cfg.MODEL.DEVICE)
+    if rank_info is not None:
         run(*set_up_together(args))
         leave()
         return
@@ -74,35 +74,44 @@ def start(args: argparse.Namespace) -> None:
     )
 
 
-def run(args: argparse.Namespace, cfg: CfgNode, unclean_datasets: Sequence[str]) -> Any:
-    """Train or evaluate; every process of a run executes this.
+def run(args: argparse.Namespace, cfg: CfgNode, datasets_to_clean: Sequence[str]) -> Any:
+    """Train or evaluate; every process of a run executes this function.
 
     Args:
         args: The parsed command line.
-        cfg: The finished config, frozen.
-        unclean_datasets: Training sets with annotations that have to be left out.
+        cfg: The finished, frozen config.
+        datasets_to_clean: Training sets that contain annotations to leave out.
 
     Returns:
-        The results of the evaluation by data set, or of the only one; after a training None.
+        The results of an evaluation by data set, or of the only one; None after a training.
     """
     register_datasets(args)
-    for name in unclean_datasets:
+    for name in datasets_to_clean:
         leave_out_impossible_annotations(name, masks=cfg.MODEL.MASK_ON)
     if args.eval_only:
-        with config_of_training_kept(cfg.OUTPUT_DIR, always=True), user_errors():
-            default_setup(cfg, args)
-            set_up_logger(cfg)
-            model = Trainer.build_model(cfg)
-            checkpointer: DetectionCheckpointer = SafeDetectionCheckpointer(
-                model, cfg.OUTPUT_DIR, allow_unsafe=args.allow_unsafe_checkpoint
-            )
-            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
+        return evaluate(args, cfg)
+    return train(args, cfg)
 
-    with config_of_training_kept(cfg.OUTPUT_DIR, always=False), user_errors():
+
+def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
+    """Evaluate a checkpoint on DATASETS.TEST."""
+    with keep_training_config(cfg.OUTPUT_DIR, on_success=True), user_errors():
+        default_setup(cfg, args)
+        set_up_logger(cfg)
+        model = Trainer.build_model(cfg)
+        checkpointer: DetectionCheckpointer = SafeDetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, allow_unsafe=args.allow_unsafe_checkpoint
+        )
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def train(args: argparse.Namespace, cfg: CfgNode) -> Any:
+    """Train a model, from the start or from the last checkpoint."""
+    with keep_training_config(cfg.OUTPUT_DIR, on_success=False), user_errors():
         default_setup(cfg, args)
         set_up_logger(cfg)
         trainer = Trainer(cfg, allow_unsafe_checkpoint=args.allow_unsafe_checkpoint)
@@ -111,19 +120,19 @@ def run(args: argparse.Namespace, cfg: CfgNode, unclean_datasets: Sequence[str])
 
 
 @contextlib.contextmanager
-def config_of_training_kept(output_dir: str, *, always: bool) -> Iterator[None]:
-    """Put back the ``config.yaml`` of a training over which Detectron2 writes that of any command.
+def keep_training_config(output_dir: str, *, on_success: bool) -> Iterator[None]:
+    """Restore the ``config.yaml`` of a training, which any command of Detectron2 overwrites.
 
     Args:
         output_dir: OUTPUT_DIR.
-        always: Whether to put it back even if what follows does not fail.
+        on_success: Whether to restore it also if the block succeeds.
     """
     path = Path(output_dir, "config.yaml")
-    kept = path.read_bytes() if comm.is_main_process() and path.is_file() else None
+    saved = path.read_bytes() if comm.is_main_process() and path.is_file() else None
     succeeded = False
     try:
         yield
         succeeded = True
     finally:
-        if kept is not None and (always or not succeeded):
-            write_bytes(path, kept)
+        if saved is not None and (on_success or not succeeded):
+            write_bytes(path, saved)

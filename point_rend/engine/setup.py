@@ -14,30 +14,38 @@ from point_rend.config.loading import load_config
 from point_rend.config.tasks import model_outputs
 from point_rend.data.checks.annotations import check_datasets
 from point_rend.data.checks.label_maps import check_semantic_datasets
-from point_rend.data.datasets.classes import (
-    CLASS_COUNTS,
-    fill_class_count,
-)
+from point_rend.data.datasets.classes import CLASS_COUNTS, fill_class_count
 from point_rend.data.datasets.coco import register_coco
 from point_rend.data.datasets.cocofied_lvis import register_cocofied_lvis
 from point_rend.data.datasets.label_maps import register_sem_seg
-from point_rend.engine.preflight import check_machine, check_output_dir, check_shares, check_weights
+from point_rend.engine.preflight import (
+    check_distribution,
+    check_machine,
+    check_output_dir,
+    check_weights,
+)
 from point_rend.evaluation.build import check_evaluators
 from point_rend.utils.errors import USER_ERROR, user_errors
 
-logger = logging.getLogger("point_rend.train_net")
+logger = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
-    """All that a process needs to take part in a run."""
+    """Everything a process needs to take part in a run.
+
+    Attributes:
+        args: The parsed command line.
+        cfg: The finished, frozen config.
+        datasets_to_clean: Training sets that contain annotations to leave out.
+    """
 
     args: argparse.Namespace
     cfg: CfgNode
-    unclean_datasets: tuple[str, ...]
+    datasets_to_clean: tuple[str, ...]
 
 
 def setup(args: argparse.Namespace) -> Run:
-    """Build the config and refuse whatever would stop the run later.
+    """Build the config and refuse anything that would stop the run later.
 
     Args:
         args: The parsed command line.
@@ -57,44 +65,44 @@ def setup(args: argparse.Namespace) -> Run:
         raise ValueError(f"DATASETS.{'TRAIN' if training else 'TEST'} is empty")
 
     outputs = model_outputs(cfg)
-    filled = []
+    filled_keys = []
     for count in CLASS_COUNTS:
         if count.output in outputs and fill_class_count(
             cfg, count, [*train, *test], args.config_file, args.opts
         ):
-            filled.append(count.key)
+            filled_keys.append(count.key)
     check_config(cfg, training=training)
     check_test_time_augmentation(cfg)
     check_machine(cfg, args.num_gpus)
     has_weights = check_weights(cfg, args)
     if training:
-        check_shares(cfg, max(comm.get_world_size(), args.num_gpus * args.num_machines))
+        check_distribution(cfg, max(comm.get_world_size(), args.num_gpus * args.num_machines))
     check_evaluators(train, test, outputs=outputs)
     check_output_dir(cfg.OUTPUT_DIR)
     cfg.freeze()
 
     set_up_logger(cfg)
-    for key in filled:
-        logger.info("%s is %d, as the data sets have", key, value_of(cfg, key))
+    for key in filled_keys:
+        logger.info("%s is %d, the class count of the data sets", key, value_of(cfg, key))
     if args.eval_only and not has_weights:
-        logger.warning("MODEL.WEIGHTS is empty: what is evaluated is a model of random weights")
-    unclean: tuple[str, ...] = ()
+        logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
+    datasets_to_clean: tuple[str, ...] = ()
     skips = cfg.DATALOADER.ON_CORRUPT_IMAGE == "skip"
     if "instances" in outputs:
         masks = cfg.MODEL.MASK_ON
-        unclean = check_datasets(train, test, masks=masks, skip_broken_images=skips)
+        datasets_to_clean = check_datasets(train, test, masks=masks, skip_broken_images=skips)
     if "sem_seg" in outputs:
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         check_semantic_datasets(train, test, ignore_value=ignore_value, skip_broken_images=skips)
-    return Run(args, cfg, unclean)
+    return Run(args, cfg, datasets_to_clean)
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
-    """Read the config file and the options that overrule it.
+    """Read the config file and the options that override it.
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If none is named, or one does not fit.
+        ValueError: If no file is given, or the file or an option is invalid.
     """
     if not args.config_file:
         raise ValueError("--config-file is missing; the published configs are below configs/")
@@ -102,7 +110,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 
 
 def register_datasets(args: argparse.Namespace) -> None:
-    """Make the data sets of the command line known, and the built-in one that Detectron2 lacks."""
+    """Register the data sets of the command line, and the built-in ones that Detectron2 lacks."""
     register_cocofied_lvis()
     for dataset in args.register_coco:
         register_coco(*dataset)
@@ -111,12 +119,12 @@ def register_datasets(args: argparse.Namespace) -> None:
 
 
 def set_up_logger(cfg: CfgNode) -> None:
-    """Let this package's messages take the way of Detectron2's: console and log file."""
+    """Send this package's messages to the console and the log file, as Detectron2 does."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="point_rend")
 
 
 def set_up_together(args: argparse.Namespace) -> Run:
-    """Do :func:`setup` in one process of every machine; an error there ends all processes."""
+    """Run :func:`setup` in one process of each machine; an error there ends all processes."""
     outcome: Run | int | None = None
     if comm.get_local_rank() == 0:
         try:

@@ -1,4 +1,4 @@
-"""Ending a training on purpose: on a signal, or because it cannot go on, with nothing lost."""
+"""Stopping a training on SIGTERM and SIGINT without losing work."""
 
 import contextlib
 import os
@@ -13,38 +13,36 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from point_rend.utils.errors import TrainingStop
+from point_rend.utils.errors import TrainingStop, signal_exit_code
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-
-# A terminal and a launcher may both pass the same request on: within these seconds it is one.
+# A terminal and a launcher may both forward a request: signals within so many seconds are one.
 SAME_REQUEST = 1.0
-
 
 # Processes wait this long for the main one to save; torchrun kills the whole node after 30 s.
 GRACE = timedelta(seconds=20)
 
 
 class StopSignals:
-    """Waits for SIGTERM and SIGINT; several processes end after the same iteration.
+    """Handles SIGTERM and SIGINT; all processes of a run stop after the same iteration.
 
-    The first signal is only noted; :meth:`check` raises. Within :meth:`at_once` it raises by
-    itself. A second signal has the effect that it has by default.
+    The first signal is only recorded, and :meth:`check` raises. Inside :meth:`at_once` the signal
+    itself raises. A second signal has its default effect.
     """
 
     def __init__(self) -> None:
-        self._process = os.getpid()  # in a fork of this process signals mean nothing
+        self._process = os.getpid()  # forks of this process ignore signals
         self._number = 0
         self._time = 0.0
         self._at_once = False
-        # Not over NCCL: a flag on a GPU would make the process wait for the GPU in each iteration.
+        # Not NCCL: a flag on a GPU would make the process wait for the GPU in each iteration.
         several = comm.get_world_size() > 1
         self._group: Any = dist.new_group(backend="gloo") if several else None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Note signals within a block of the main thread."""
+        """Record signals inside a block of the main thread."""
         former = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
@@ -53,10 +51,10 @@ class StopSignals:
                 signal.signal(number, handler)
 
     def check(self) -> None:
-        """Find out whether any process has got a signal; all of them have to call this.
+        """Check whether any process received a signal; all processes must call this.
 
         Raises:
-            TrainingStop: In all processes, if one has.
+            TrainingStop: In all processes, if one of them received a signal.
         """
         number = self._number
         if self._group is not None:
@@ -68,10 +66,10 @@ class StopSignals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Let a signal end a block in the middle, in this process.
+        """Let a signal interrupt a block of this process at once.
 
         Raises:
-            TrainingStop: When there is a signal, or has been one.
+            TrainingStop: When a signal arrives, or at the start if one has arrived before.
         """
         self._at_once = True
         try:
@@ -82,12 +80,12 @@ class StopSignals:
             self._at_once = False
 
     def wait_for_all(self) -> None:
-        """Wait until all processes have come here, but not long.
+        """Wait a limited time until all processes get here.
 
-        A launcher ends the others as soon as one has ended, and the main one has to save.
+        A launcher ends the others as soon as one has ended, and the main one still has to save.
         """
         if self._group is not None:
-            with contextlib.suppress(RuntimeError):  # one of them has ended, or does not listen
+            with contextlib.suppress(RuntimeError):  # a process has ended or does not respond
                 dist.monitored_barrier(self._group, timeout=GRACE)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -97,9 +95,9 @@ class StopSignals:
         if not self._number:
             self._number, self._time = number, now
             if comm.is_main_process():
-                # Not by print, which may be what the signal interrupts. Ctrl-C ends tee, too.
+                # Not print: the signal may have interrupted one. Ctrl-C ends a `tee` as well.
                 with contextlib.suppress(BrokenPipeError):
-                    os.write(2, b"ending after this iteration; a second signal ends it at once\n")
+                    os.write(2, b"stopping after this iteration; a second signal ends it at once\n")
         elif now - self._time > SAME_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -110,4 +108,4 @@ class StopSignals:
 
 def _stop(number: int) -> TrainingStop:
     name = signal.Signals(number).name
-    return TrainingStop(f"stopped by {name}", exit_code=128 + number, together=True)
+    return TrainingStop(f"stopped by {name}", exit_code=signal_exit_code(number), together=True)

@@ -1,4 +1,4 @@
-"""The training step: mixed precision on any device, and nothing updated that is not finite."""
+"""The training step: mixed precision on any device, and no update from non-finite values."""
 
 import math
 import time
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-NAMED_PARAMETERS = 3  # of those whose gradient is not finite
+NUM_NAMED_PARAMETERS = 3  # named in the report of a non-finite gradient
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or a gradient is infinite or NaN; the step that found it has changed no weight."""
+    """A loss or a gradient is infinite or NaN; the step has not changed any weight."""
 
 
-def build_step(
+def build_train_step(
     cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], optimizer: torch.optim.Optimizer
 ) -> "CheckedTrainer":
     """Build the training step with the precision of ``SOLVER.AMP``."""
@@ -32,22 +32,22 @@ def build_step(
 
 
 class CheckedTrainer(SimpleTrainer):
-    """Detectron2's step on any device and in any precision, which ends at what is not finite.
+    """Detectron2's training step, on any device, in any precision, with checks for finite values.
 
-    Losses and gradients are looked at before the optimizer uses them, on all ranks together, so
-    that all end in the same step: the weights stay as they were, and so do the floating-point
-    buffers, in which a batch normalization keeps its averages. The look costs one norm over all
-    gradients, and of the host it asks no more than logging does: one synchronization.
+    Losses and gradients are checked before the optimizer uses them, on all ranks together, so that
+    all ranks stop in the same step. The weights stay unchanged, and so do the floating-point
+    buffers, such as the running statistics of batch normalization. The check costs one norm over
+    all gradients and the one synchronization with the device that logging needs anyway.
 
-    In float16 the loss is scaled, and a gradient that overflows is no error as long as a smaller
-    scale is left: the step is skipped and the scale halved.
+    In float16 the loss is scaled. A gradient that overflows is not an error as long as the scale
+    can shrink: the step is skipped and the scale halved.
 
     Args:
-        model: maps a batch to losses by name; on one device, and possibly in a
+        model: Maps a batch to losses by name; on one device, possibly wrapped in
             :class:`DistributedDataParallel`.
-        data_loader: yields batches.
-        optimizer: of the model's parameters.
-        precision: the type in which autocast computes; float32 switches it off.
+        data_loader: Yields batches.
+        optimizer: Optimizer of the model's parameters.
+        precision: Data type of autocast; float32 disables it.
     """
 
     def __init__(
@@ -71,106 +71,103 @@ class CheckedTrainer(SimpleTrainer):
             for name, buffer in module.named_buffers(recurse=False)
             if buffer.is_floating_point()
         ]
-        self._kept_buffers = [x.clone() for x in self._buffers()]
+        self._saved_buffers = [x.clone() for x in self._buffers()]
 
     def run_step(self) -> None:
         """Take one step.
 
         Raises:
-            NonFiniteError: if a loss or a gradient of any rank is not finite; on all ranks.
+            NonFiniteError: On all ranks, if a loss or a gradient of any rank is not finite.
         """
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
-        _copy(self._buffers(), self._kept_buffers)
+        _copy(self._buffers(), self._saved_buffers)
         with (
             torch.autocast(
                 self.device.type, self.precision, enabled=self.precision != torch.float32
             ),
-            _divergence_as_nan(self.model) as complaints,
+            _divergence_as_nan(self.model) as messages,
         ):
             losses = self.model(batch)
         self.optimizer.zero_grad()
         self.grad_scaler.scale(sum(losses.values())).backward()
         self.after_backward()
 
-        findings = self._look_at(losses)
-        if not findings.losses_are_finite or not (
-            findings.gradient_is_finite or self._can_scale_down()
-        ):
-            _copy(self._kept_buffers, self._buffers())
-            raise NonFiniteError(self._report(findings, complaints, batch))
-        # On the host they cost the writing no further synchronization.
-        on_host = {name: torch.tensor(value) for name, value in findings.losses.items()}
+        check = self._check_finite(losses)
+        if not check.losses_are_finite or not (check.gradient_is_finite or self._can_scale_down()):
+            _copy(self._saved_buffers, self._buffers())
+            raise NonFiniteError(self._report(check, messages, batch))
+        # The values are on the host already, so logging needs no further synchronization.
+        on_host = {name: torch.tensor(value) for name, value in check.losses.items()}
         self._write_metrics(on_host, data_time)
 
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
     def _buffers(self) -> list[Tensor]:
-        """Return the floating-point buffers, which hooks such as PreciseBN may have replaced."""
+        """Return the current floating-point buffers; hooks such as PreciseBN may replace them."""
         return [getattr(module, name) for module, name in self._buffer_names]
 
-    def _look_at(self, losses: Mapping[str, Tensor]) -> "_Findings":
-        """Find out what is finite on every rank; the only place that waits for the device."""
+    def _check_finite(self, losses: Mapping[str, Tensor]) -> "_FiniteCheck":
+        """Check all values on all ranks; the only place that waits for the device."""
         own = torch.stack([loss.detach().float() for loss in losses.values()])
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        # The norm by squares is the one that is fast everywhere. It is infinite from 1e19 on, too.
+        # The 2-norm is fast everywhere. It overflows from 1e19 on, which counts as infinite, too.
         norm = get_total_norm(gradients).to(own)
         is_bad = torch.stack([~own.isfinite().all(), ~norm.isfinite()]).float()
         if comm.get_world_size() > 1:
             dist.all_reduce(is_bad, dist.ReduceOp.MAX)
         *values, loss_is_bad, gradient_is_bad = torch.cat([own, is_bad]).tolist()
-        return _Findings(
+        return _FiniteCheck(
             losses=dict(zip(losses, values, strict=True)),
             losses_are_finite=not loss_is_bad,
             gradient_is_finite=not gradient_is_bad,
         )
 
     def _can_scale_down(self) -> bool:
-        """Tell whether an overflow may be due to the scale of the loss alone."""
+        """Return whether an overflow may be due to the loss scale alone."""
         return self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() > 1
 
     def _report(
-        self, findings: "_Findings", complaints: Sequence[str], batch: Sequence[Mapping[str, Any]]
+        self, check: "_FiniteCheck", messages: Sequence[str], batch: Sequence[Mapping[str, Any]]
     ) -> str:
-        """Say what is not finite, with the losses and the images of every rank."""
-        if findings.losses_are_finite:
+        """Describe the non-finite values, with the losses and the images of every rank."""
+        if check.losses_are_finite:
             names = [
                 name
                 for name, parameter in _without_ddp(self.model).named_parameters()
                 if parameter.grad is not None and not parameter.grad.norm().isfinite()
             ]
-            more = f" and {len(names) - NAMED_PARAMETERS} more" * (len(names) > NAMED_PARAMETERS)
-            what = f"the gradient of {', '.join(names[:NAMED_PARAMETERS])}{more}"
+            num_others = len(names) - NUM_NAMED_PARAMETERS
+            others = f" and {num_others} more" if num_others > 0 else ""
+            culprit = f"the gradient of {', '.join(names[:NUM_NAMED_PARAMETERS])}{others}"
         else:
-            what = "the loss"
-        losses = [f"{name} {value:.4g}" for name, value in findings.losses.items()]
+            culprit = "the loss"
+        losses = [f"{name} {value:.4g}" for name, value in check.losses.items()]
         images = [f"{x.get('image_id')!r} ({x.get('file_name')})" for x in batch]
-        own = "; ".join([*complaints, ", ".join(losses), f"images {', '.join(images)}"])
+        own = "; ".join([*messages, ", ".join(losses), f"images {', '.join(images)}"])
         lines = [f"  rank {rank}: {line}" for rank, line in enumerate(comm.all_gather(own))]
-        head = (
-            f"{what} is infinite or NaN in iteration {self.iter}; no weight has been changed by it"
-        )
+        head = f"{culprit} is infinite or NaN in iteration {self.iter}; the weights are unchanged"
         return "\n".join([head, *lines])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, with that of the loss scale in float16."""
+        """Return the state, including the loss scale in float16."""
         state = super().state_dict()
         if self.grad_scaler.is_enabled():
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take a state over, whatever the precision of the training that it is from."""
+        """Restore a state, whatever the precision of the training that saved it."""
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
-class _Findings(NamedTuple):
-    """The losses of this rank, and what holds for all ranks."""
+class _FiniteCheck(NamedTuple):
+    """The losses of this rank, and whether the values of all ranks are finite."""
 
     losses: dict[str, float]
     losses_are_finite: bool
@@ -188,28 +185,28 @@ def _without_ddp(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _divergence_as_nan(model: nn.Module) -> Iterator[list[str]]:
-    """Let a model that breaks off at values that are not finite end with a loss of NaN instead.
+    """Turn a FloatingPointError of a model into a loss of NaN.
 
-    Detectron2's proposal generator raises FloatingPointError. On one rank of several that would
-    leave the others waiting for its gradients; a loss of NaN reaches all of them.
+    Detectron2's proposal generator raises this error. On one rank of several it would leave the
+    others waiting for gradients; a loss of NaN reaches all of them.
 
     Yields:
-        What the model said when it broke off, once it has.
+        The messages of the errors, filled when one occurs.
     """
     inner = _without_ddp(model)
     forward = inner.forward
-    complaints: list[str] = []
+    messages: list[str] = []
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
             return forward(*args, **kwargs)
         except FloatingPointError as error:
-            complaints.append(" ".join(str(error).split()))
+            messages.append(" ".join(str(error).split()))
             touched = [p.sum() for p in inner.parameters() if p.requires_grad]
             return {"loss": torch.stack(touched).sum() * math.nan}
 
     inner.forward = guarded
     try:
-        yield complaints
+        yield messages
     finally:
         del inner.forward

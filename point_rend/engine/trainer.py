@@ -1,4 +1,4 @@
-"""A trainer whose trainings can be ended at any moment and go on as if they had not been."""
+"""The trainer: Detectron2's, safe to interrupt at any moment and exact when it resumes."""
 
 import contextlib
 import errno
@@ -14,11 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import (
-    DefaultTrainer,
-    HookBase,
-    hooks,
-)
+from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import LRScheduler
 from detectron2.utils import comm
@@ -36,56 +32,100 @@ from point_rend.data.loader.loaders import (
 from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.engine.hooks import (
     InterruptibleEvaluation,
-    RandomNumbersOfIteration,
     RepeatablePreciseBN,
-    StopBetweenIterations,
+    SeedEachIteration,
+    StopOnSignal,
 )
 from point_rend.engine.launch import distribute
 from point_rend.engine.signals import StopSignals
-from point_rend.engine.train_step import NonFiniteError, build_step
+from point_rend.engine.train_step import NonFiniteError, build_train_step
 from point_rend.evaluation.build import build_evaluator
-from point_rend.evaluation.shared_inference import evaluate_together
-from point_rend.evaluation.tta import InMixedPrecision, build_test_time_augmentation
+from point_rend.evaluation.shared_inference import evaluate_with_shared_inference
+from point_rend.evaluation.tta import AutocastModel, build_test_time_augmentation
 from point_rend.solver import build_lr_scheduler
-from point_rend.utils.errors import USER_ERROR, TrainingStop
+from point_rend.utils.errors import DIVERGED, USER_ERROR, TrainingStop
 from point_rend.utils.files import NotSavedError
 from point_rend.utils.program import command_words, is_executable, program
 
 logger = logging.getLogger(__name__)
 
 
-# What a full disk, a quota, a limit of file sizes and a read-only disk raise.
+# Raised by a full disk, a quota, a file size limit and a read-only disk.
 OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
-class ResumableTrainer(DefaultTrainer):
-    """Detectron2's trainer, safe from signals, kills and full disks, and exact when it resumes.
+class Trainer(DefaultTrainer):
+    """Detectron2's trainer with our loaders, evaluators, checkpointer and training step.
 
-    - SIGTERM and SIGINT end the iteration, or an evaluation at once; a checkpoint is saved, and one
-      line says how to resume. The exit code is 128 and the number of the signal.
-    - A training that is resumed goes on exactly: its data follow from the seed and the batches
-      seen, its random numbers from the seed, the iteration and the rank. A seed that was drawn for
-      want of a SEED is part of the checkpoint.
-    - A disk that cannot be written to and an image that cannot be read end it with one line.
+    - SIGTERM and SIGINT end the training after the current iteration, or an evaluation at once. A
+      checkpoint is saved, and one line gives the command that resumes. The exit code is 128 plus
+      the number of the signal.
+    - Resuming is exact: the data follow from the seed and the number of batches consumed, the
+      random numbers from the seed, the iteration and the rank. A seed drawn because SEED is not set
+      is part of the checkpoint.
+    - A disk that cannot be written and an image that cannot be read end the training with one line.
 
-    `build_train_loader` must return a :class:`TrainLoader`.
+    Args:
+        cfg: The finished config.
+        allow_unsafe_checkpoint: Whether to load a checkpoint that may run code.
     """
 
     data_loader: TrainLoader
 
-    def build_hooks(self) -> list[HookBase | None]:
-        """Build the hooks of Detectron2, with ours between them."""
+    def __init__(self, cfg: CfgNode, *, allow_unsafe_checkpoint: bool = False) -> None:
+        # DefaultTrainer.__init__ hard-codes the classes of its parts and requires GPUs for several
+        # processes, so its parent's __init__ is called instead.
+        super(DefaultTrainer, self).__init__()
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        self._trainer = build_train_step(cfg, distribute(model), loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = SafeDetectionCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            trainer=weakref.proxy(self),
+            allow_unsafe=allow_unsafe_checkpoint,
+            strict_shapes=False,  # a training may start from a model with other classes
+            metadata=known_of_classes(cfg),
+        )
         self.signals = StopSignals()
-        self.finished = -1  # the last iteration whose state is whole
+        self.last_complete_iter = -1
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """Build the training loader."""
+        return build_train_loader(cfg, NamingDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
+        """Build the loader of a test set."""
+        return build_test_loader(cfg, dataset_name, NamingDatasetMapper(cfg, is_train=False))
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        """Build the learning rate schedule, including those of DeepLab and mmsegmentation."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Build the evaluator of a data set."""
+        return build_evaluator(cfg, dataset_name)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Build Detectron2's hooks together with ours, in the order in which they run."""
         is_main = comm.is_main_process()
         period = self.cfg.SOLVER.CHECKPOINT_PERIOD
         return [
             hooks.IterationTimer(),
-            RandomNumbersOfIteration(),
+            SeedEachIteration(),
             hooks.LRScheduler(),
             self._build_precise_bn(self.cfg.clone()),
             hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
-            StopBetweenIterations(self.signals),
+            StopOnSignal(self.signals),
             InterruptibleEvaluation(self.signals, self.cfg.TEST.EVAL_PERIOD, self._evaluate),
             hooks.PeriodicWriter(self.build_writers()) if is_main else None,
         ]
@@ -104,181 +144,137 @@ class ResumableTrainer(DefaultTrainer):
         return self._last_eval_results
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, with that of the data."""
+        """Return the state of the training, including that of the data."""
         return super().state_dict() | {"data": self.data_loader.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state; Detectron2's has nothing of the data, which then follow this seed."""
-        asked = self.scheduler.base_lrs
+        """Restore a state; if it lacks the data, as Detectron2's does, they follow this seed."""
+        configured = self.scheduler.base_lrs
         super().load_state_dict(state_dict)
-        if self.scheduler.base_lrs != asked:
+        if self.scheduler.base_lrs != configured:
             logger.warning(
                 "A resumed training keeps the learning rates of its checkpoint, %s, not those of "
-                "this config, %s; for others start anew with MODEL.WEIGHTS a checkpoint",
-                *(sorted(set(rates)) for rates in (self.scheduler.base_lrs, asked)),
+                "this config, %s. To change them, start a new training with MODEL.WEIGHTS set to "
+                "a checkpoint",
+                *(sorted(set(rates)) for rates in (self.scheduler.base_lrs, configured)),
             )
-        here = self.data_loader.state_dict() | {"batches": self.iter + 1}
-        self.data_loader.load_state_dict(state_dict.get("data", here))
+        fallback = self.data_loader.state_dict() | {"batches": self.iter + 1}
+        self.data_loader.load_state_dict(state_dict.get("data", fallback))
 
     def train(self) -> Any:
-        """Train until the end, or until a reason to stop.
+        """Train until the last iteration, or until there is a reason to stop.
 
         Returns:
-            What Detectron2's trainer returns.
+            The results of the last evaluation, as Detectron2's trainer returns them.
 
         Raises:
-            SystemExit: If the training is stopped; the last line on stderr says why.
+            SystemExit: If the training stops early; the last line on stderr gives the reason.
         """
         with self.signals.listening():
             try:
                 return super().train()
             except TrainingStop as stop:
-                self._end(stop)
+                self._exit(stop)
             except Exception:
-                if self.finished == self.iter:  # in an evaluation: nothing of the training is lost
+                if self.last_complete_iter == self.iter:  # an evaluation failed
                     self._save()
                 raise
 
+    def run_step(self) -> None:
+        """Take one step; a non-finite loss or gradient ends the training before the update."""
+        try:
+            super().run_step()
+        except NonFiniteError as error:
+            self.data_loader.batches -= 1  # the step was not taken
+            logger.error("%s", error)
+            message = (
+                f"{str(error).splitlines()[0]}; the log lists the losses and images. A resumed "
+                "training will fail in the same way unless the cause is removed. For a smaller "
+                "SOLVER.BASE_LR start a new training, in another OUTPUT_DIR, with MODEL.WEIGHTS "
+                "set to a checkpoint"
+            )
+            raise TrainingStop(message, exit_code=DIVERGED, together=True) from error
+
     def after_step(self) -> None:
         """Call the hooks."""
-        with self._errors_of_output_explained():
+        with self._explaining_output_errors():
             super().after_step()
 
     def after_train(self) -> None:
         """Call the hooks."""
-        with self._errors_of_output_explained():
+        with self._explaining_output_errors():
             super().after_train()
 
     @contextlib.contextmanager
-    def _errors_of_output_explained(self) -> Iterator[None]:
+    def _explaining_output_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if isinstance(error, NotSavedError):
                 reason = str(error)
             elif error.errno in OUTPUT_ERRORS:
-                where = error.filename or self.cfg.OUTPUT_DIR
-                reason = f"{where} cannot be written: {error.strerror}; make room there"
+                path = error.filename or self.cfg.OUTPUT_DIR
+                reason = f"{path} cannot be written: {error.strerror}; free some space there"
             else:
                 raise
             raise TrainingStop(reason, exit_code=USER_ERROR, saves=False) from error
 
     def _save(self) -> None:
-        """Save the last iteration that is whole; that of a whole training has been saved."""
-        if self.start_iter <= self.finished < self.max_iter - 1:
-            self.iter = self.finished
-            self.checkpointer.save(f"model_{self.finished:07d}", iteration=self.finished)
+        """Save the last complete iteration, unless it is the last of all, which is saved anyway."""
+        if self.start_iter <= self.last_complete_iter < self.max_iter - 1:
+            self.iter = self.last_complete_iter
+            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
 
-    def _end(self, stop: TrainingStop) -> NoReturn:
-        said = [stop.reason]
+    def _exit(self, stop: TrainingStop) -> NoReturn:
+        """Save if possible, print one line that gives the reason and how to resume, and exit."""
+        message = [stop.reason]
         if stop.saves:
             try:
                 self._save()
             except NotSavedError as error:
-                said.append(str(error))
+                message.append(str(error))
         if comm.is_main_process() or not stop.together:
             if self.checkpointer.has_checkpoint():
-                said.append(f"the last checkpoint is {self.checkpointer.get_checkpoint_file()}")
-            said.append(f"resume with: {resuming_command()}")
-            kind = "error: " if stop.exit_code < 128 else ""
-            line = " ".join("; ".join(said).split())
-            with contextlib.suppress(BrokenPipeError):  # the reader may have got the signal, too
-                print(f"{program()}: {kind}{line}", file=sys.stderr, flush=True)
+                message.append(f"the last checkpoint is {self.checkpointer.get_checkpoint_file()}")
+            message.append(f"resume with: {resume_command()}")
+            prefix = "error: " if stop.exit_code in (USER_ERROR, DIVERGED) else ""
+            line = " ".join("; ".join(message).split())
+            with contextlib.suppress(BrokenPipeError):  # the signal may have ended the reader too
+                print(f"{program()}: {prefix}{line}", file=sys.stderr, flush=True)
         if stop.together:
             self.signals.wait_for_all()
         raise SystemExit(stop.exit_code) from stop
 
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+        """Evaluate a model, with TEST.AUG and TEST.MIXED_PRECISION.
 
-def resuming_command() -> str:
-    """Return the command line that continues the run of this process."""
+        Data sets that share images share the inference on them.
+
+        Returns:
+            The results by data set, or those of the only one.
+        """
+        if cfg.TEST.AUG.ENABLED:
+            model = build_test_time_augmentation(cfg, model)
+        if cfg.TEST.MIXED_PRECISION:
+            model = AutocastModel(model, getattr(torch, cfg.SOLVER.AMP.DTYPE))
+        names = cfg.DATASETS.TEST
+        if evaluators is not None or len(names) < 2 or cfg.MODEL.LOAD_PROPOSALS:
+            return super().test(cfg, model, evaluators)
+        build_loader = functools.partial(cls.build_test_loader, cfg)
+        return evaluate_with_shared_inference(
+            model, names, build_loader, functools.partial(cls.build_evaluator, cfg)
+        )
+
+
+def resume_command() -> str:
+    """Return the command line that resumes the training of this process."""
     start, options = command_words()
     options = [word for word in options if word != "--resume"]
     command = shlex.join([*start, "--resume", *options])
     interpreter = "" if is_executable() else f"{shlex.quote(sys.executable)} "
     if comm.get_world_size() > 1 and multiprocessing.parent_process() is None:
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun names no interpreter
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun takes no interpreter
             return f"torchrun <with the same options> {command}"
         return f"<the same launcher> {interpreter}{command}"
     return f"{interpreter}{command}"
-
-
-logger = logging.getLogger("point_rend.train_net")
-DIVERGED = 3  # exit code of a training that ends at a loss or a gradient that is not finite
-
-
-class Trainer(ResumableTrainer):
-    """Our trainer with our step, checkpointer, mapper and evaluators."""
-
-    def __init__(self, cfg: CfgNode, *, allow_unsafe_checkpoint: bool = False) -> None:
-        # DefaultTrainer.__init__ names the classes of its parts outright, and wants several
-        # processes to have GPUs; its own parent has no such wishes.
-        super(DefaultTrainer, self).__init__()
-        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        loader = self.build_train_loader(cfg)
-        self._trainer = build_step(cfg, distribute(model), loader, optimizer)
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = SafeDetectionCheckpointer(
-            model,
-            cfg.OUTPUT_DIR,
-            trainer=weakref.proxy(self),
-            allow_unsafe=allow_unsafe_checkpoint,
-            strict_shapes=False,  # a training may start from a model of other classes
-            metadata=known_of_classes(cfg),
-        )
-        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        self.register_hooks(self.build_hooks())
-
-    def run_step(self) -> None:
-        """Take one step; a loss or gradient that is not finite ends the training before it."""
-        try:
-            super().run_step()
-        except NonFiniteError as error:
-            self.data_loader.batches -= 1  # the step has not been taken
-            logger.error("%s", error)
-            message = (
-                f"{str(error).splitlines()[0]}; the losses and images are in the log; unless their "
-                "cause is gone, a resumed training meets it again, at the same SOLVER.BASE_LR: for "
-                "a smaller one start anew, in another OUTPUT_DIR, with MODEL.WEIGHTS a checkpoint"
-            )
-            raise TrainingStop(message, exit_code=DIVERGED, together=True) from error
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        """Build our loader with our mapper."""
-        return build_train_loader(cfg, NamingDatasetMapper(cfg, is_train=True))
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
-        """Build our loader with our mapper."""
-        return build_test_loader(cfg, dataset_name, NamingDatasetMapper(cfg, is_train=False))
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
-        """Build the schedule of the learning rate, DeepLab's and mmsegmentation's included."""
-        return build_lr_scheduler(cfg, optimizer)
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Build the evaluator of a data set."""
-        return build_evaluator(cfg, dataset_name)
-
-    @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
-        """Evaluate a model, with the variants of each image if TEST.AUG.ENABLED asks for them.
-
-        TEST.MIXED_PRECISION computes in a shorter type. Data sets that share their images share the
-        inference.
-        """
-        if cfg.TEST.AUG.ENABLED:
-            model = build_test_time_augmentation(cfg, model)
-        if cfg.TEST.MIXED_PRECISION:
-            model = InMixedPrecision(model, getattr(torch, cfg.SOLVER.AMP.DTYPE))
-        names = cfg.DATASETS.TEST
-        if evaluators is not None or len(names) < 2 or cfg.MODEL.LOAD_PROPOSALS:
-            return super().test(cfg, model, evaluators)
-        build_loader = functools.partial(cls.build_test_loader, cfg)
-        return evaluate_together(
-            model, names, build_loader, functools.partial(cls.build_evaluator, cfg)
-        )

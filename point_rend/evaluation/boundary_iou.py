@@ -1,15 +1,16 @@
-"""Inner bands along the boundaries of masks, and the IoU of masks that looks at them, too.
+"""Boundary IoU: the IoU of the bands along the boundaries of masks.
 
-The **inner band** of a mask are its pixels within Chebyshev distance d of a pixel outside it: the
-mask less its erosion, d times, by 3×3. d is a share of the image's diagonal, rounded, at least 1.
+The **inner band** of a mask is the set of its pixels within Chebyshev distance d of a pixel outside
+it: the mask minus its erosion by a 3×3 kernel, iterated d times. d is a fixed fraction of the image
+diagonal, rounded, at least 1.
 
-Convention: what lies beyond the image is outside every mask, so a mask that reaches the border of
-the image has a boundary there.
+Convention: everything beyond the image is outside every mask, so a mask that touches the image
+border has a boundary there.
 
 Source: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", with
 the conventions of the authors' code.
 
-Shape letters: H and W the image sides in pixels; D results, G objects of the truth.
+Shape letters: H and W image height and width in pixels; D detections, G ground-truth objects.
 """
 
 import math
@@ -20,30 +21,30 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
-# Width of the band along a mask's boundary over the image's diagonal.
+# Width of the band along a mask's boundary, as a fraction of the image diagonal.
 BAND_RATIO = 0.02
 
 KERNEL = np.ones((3, 3), np.uint8)
 
 
 def band_width(size: tuple[int, int], ratio: float = BAND_RATIO) -> int:
-    """Return the width in pixels of the bands in images of this height and width."""
+    """Return the width of the bands in pixels, for an image of this height and width."""
     return max(1, round(ratio * math.hypot(*size)))
 
 
 def inner_band(mask: np.ndarray, width: int) -> np.ndarray:
-    """Return the pixels of a mask that lie near its boundary.
+    """Return the pixels of a mask near its boundary.
 
     Args:
         mask: (H, W) bool.
-        width: of the band in pixels, at least 1.
+        width: Width of the band in pixels, at least 1.
 
     Returns:
         (H, W) bool.
     """
     band = np.array(mask, order="C")
     x, y, columns, rows = cv2.boundingRect(band.view(np.uint8))
-    # All is 0 around the box of the mask, as beyond the border in the erosion.
+    # Everything around the box of the mask is 0, like the border value of the erosion.
     box = np.s_[y : y + rows, x : x + columns]
     if columns:
         core = cv2.erode(
@@ -61,14 +62,14 @@ def band_of_rle(rle: dict[str, Any], ratio: float = BAND_RATIO) -> dict[str, Any
     """Return the inner band of a mask.
 
     Args:
-        rle: The mask, in COCO's compressed encoding.
-        ratio: Width of the band over the image's diagonal.
+        rle: The mask, as compressed RLE.
+        ratio: Width of the band as a fraction of the image diagonal.
 
     Returns:
-        The band, encoded likewise.
+        The band, as compressed RLE.
     """
     height, width = rle["size"]
-    # COCO's arrays are stored by column, OpenCV's by row; a band does not mind the transposition.
+    # COCO's arrays are column-major, OpenCV's row-major; the band of a transposed mask is the same.
     columns = mask_util.decode(rle).T.view(bool)
     band = inner_band(columns, band_width((height, width), ratio))
     return mask_util.encode(band.T.view(np.uint8))
@@ -76,25 +77,25 @@ def band_of_rle(rle: dict[str, Any], ratio: float = BAND_RATIO) -> dict[str, Any
 
 def lower_to_boundary_iou(
     ious: np.ndarray,
-    found: Sequence[MutableMapping[str, Any]],
-    truth: Sequence[MutableMapping[str, Any]],
+    detections: Sequence[MutableMapping[str, Any]],
+    ground_truth: Sequence[MutableMapping[str, Any]],
 ) -> np.ndarray:
-    """Take the lesser of mask IoU and Boundary IoU; crowds of the truth keep the first.
+    """Return the smaller of mask IoU and Boundary IoU; ground-truth crowds keep the mask IoU.
 
-    A band is computed once and stays under "boundary" in the record of its mask.
+    Each band is computed once and cached as "boundary" in the record of its mask.
 
     Args:
         ious: (D, G) IoUs of the masks.
-        found: D results with "segmentation", in compressed encoding.
-        truth: G objects, likewise; those with "iscrowd" are crowds.
+        detections: D results with "segmentation" as compressed RLE.
+        ground_truth: G objects with the same field; those with "iscrowd" are crowds.
 
     Returns:
         (D, G) IoUs.
     """
-    for record in (*found, *truth):
+    for record in (*detections, *ground_truth):
         if "boundary" not in record:
             record["boundary"] = band_of_rle(record["segmentation"])
-    crowds = np.array([bool(record.get("iscrowd", 0)) for record in truth])
-    bands = ([record["boundary"] for record in records] for records in (found, truth))
-    boundary_ious = mask_util.iou(*bands, [0] * len(truth))
+    crowds = np.array([bool(record.get("iscrowd", 0)) for record in ground_truth])
+    bands = ([record["boundary"] for record in records] for records in (detections, ground_truth))
+    boundary_ious = mask_util.iou(*bands, [0] * len(ground_truth))
     return np.where(crowds, ious, np.minimum(ious, boundary_ious))

@@ -1,4 +1,4 @@
-"""The evaluator that belongs to a data set."""
+"""The choice of the evaluator for a data set."""
 
 import importlib.util
 import logging
@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation needs.
+    """Requirements of an evaluation.
 
     Attributes:
-        outputs: Fields of the model's results.
-        packages: Packages beyond the requirements of this one, for loader and evaluator.
+        outputs: Fields that the model must return.
+        packages: Optional packages that the loader and the evaluator need.
     """
 
     outputs: frozenset[str]
@@ -54,34 +54,35 @@ EVALUATIONS = {  # by the `evaluator_type` of a data set
 def check_evaluators(
     train: Sequence[str], test: Sequence[str], *, outputs: Collection[str] = PANOPTIC
 ) -> None:
-    """Refuse data sets that nobody here can load or evaluate: before a training, not after it.
+    """Refuse data sets that cannot be loaded or evaluated: before a training, not after it.
 
     Args:
         train: Names of the training sets.
-        test: Names of the sets that are evaluated.
-        outputs: Fields of the model's results: of instances, sem_seg, panoptic_seg.
+        test: Names of the test sets.
+        outputs: Fields that the model returns: a subset of instances, sem_seg, panoptic_seg.
 
     Raises:
-        ValueError: If no evaluator is known for a test set, if it needs what the model has not, or
-            if a package is missing.
+        ValueError: If no evaluator is known for a test set, if it needs a field that the model does
+            not return, or if a package is missing.
     """
     for name in test:
-        if _kind(name) not in EVALUATIONS:
+        if _evaluator_type(name) not in EVALUATIONS:
             raise ValueError(_unknown(name))
-        lacking = sorted(EVALUATIONS[_kind(name)].outputs - {*outputs})
+        lacking = sorted(EVALUATIONS[_evaluator_type(name)].outputs - {*outputs})
         if lacking:
             raise ValueError(
-                f"cannot evaluate on {name}: its evaluator_type {_kind(name)!r} needs "
+                f"cannot evaluate on {name}: its evaluator_type {_evaluator_type(name)!r} needs "
                 f"{', '.join(lacking)}, the results of the model are {', '.join(sorted(outputs))}"
             )
     for name in [*train, *test]:
-        for package in EVALUATIONS[_kind(name)].packages if _kind(name) in EVALUATIONS else ():
+        evaluation = EVALUATIONS.get(_evaluator_type(name))
+        for package in evaluation.packages if evaluation else ():
             if importlib.util.find_spec(package) is None:
                 raise ValueError(f"{name} needs the package {package}: pip install {package}")
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """Build the evaluator that a data set's `evaluator_type` asks for.
+    """Build the evaluator for the `evaluator_type` of a data set.
 
     Args:
         cfg: The config.
@@ -91,31 +92,31 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         The evaluator; it writes predictions to OUTPUT_DIR/inference/DATASET_NAME.
 
     Raises:
-        ValueError: If the data set is of an unknown type.
+        ValueError: If the `evaluator_type` is unknown.
     """
     folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-    # Left to guess, Detectron2 forgets the masks of a model that finds nothing.
+    # Detectron2 infers the tasks from the results, and leaves out masks if there are no detections.
     tasks = ["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"]
     boundaries = cfg.TEST.BOUNDARY_METRICS
     if boundaries and cfg.MODEL.MASK_ON:
         tasks.append(BOUNDARY)
     evaluators: list[DatasetEvaluator] = []
-    kind = _kind(dataset_name)
-    if kind in EVALUATIONS and "sem_seg" in EVALUATIONS[kind].outputs:
+    evaluator_type = _evaluator_type(dataset_name)
+    if evaluator_type in EVALUATIONS and "sem_seg" in EVALUATIONS[evaluator_type].outputs:
         metadata = MetadataCatalog.get(dataset_name)
-        if metadata.get("ignore_label") is None:  # what Detectron2's evaluator cannot do without
+        if metadata.get("ignore_label") is None:  # Detectron2's evaluator requires it
             metadata.set(ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
 
-    of_instances = partial(
+    build_instance_evaluator = partial(
         InstanceEvaluator,
         dataset_name,
         [*tasks, KEYPOINTS] if cfg.MODEL.KEYPOINT_ON else tasks,
         output_dir=folder,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
     )
-    match kind:
+    match evaluator_type:
         case "coco":
-            evaluators = [of_instances()]
+            evaluators = [build_instance_evaluator()]
         case "lvis":
             evaluators = [LvisInstanceEvaluator(dataset_name, tasks, output_dir=folder)]
         case "cityscapes_instance":
@@ -129,29 +130,29 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         case "coco_panoptic_seg":
             evaluators = [
                 LabelMapEvaluator(dataset_name, output_dir=folder),
-                of_instances(),
+                build_instance_evaluator(),
             ]
             if importlib.util.find_spec("panopticapi") is None:
                 logger.warning(
-                    "%s: mIoU and AP, but no panoptic quality, which needs panopticapi "
-                    "(pip install git+https://github.com/cocodataset/panopticapi.git)",
+                    "%s: mIoU and AP are computed, but panoptic quality is not; it needs "
+                    "panopticapi (pip install git+https://github.com/cocodataset/panopticapi.git)",
                     dataset_name,
                 )
             else:
                 evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
         case _:
             raise ValueError(_unknown(dataset_name))
-    if boundaries and "sem_seg" in EVALUATIONS[kind].outputs:
+    if boundaries and "sem_seg" in EVALUATIONS[evaluator_type].outputs:
         evaluators.append(BoundaryIoUEvaluator(dataset_name))
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
-def _kind(dataset_name: str) -> str:
+def _evaluator_type(dataset_name: str) -> str:
     return MetadataCatalog.get(dataset_name).get("evaluator_type", "")
 
 
 def _unknown(dataset_name: str) -> str:
     return (
-        f"cannot evaluate on {dataset_name}: its evaluator_type is {_kind(dataset_name)!r}, "
-        f"expected one of {', '.join(EVALUATIONS)}"
+        f"cannot evaluate on {dataset_name}: its evaluator_type is "
+        f"{_evaluator_type(dataset_name)!r}, expected one of {', '.join(EVALUATIONS)}"
     )

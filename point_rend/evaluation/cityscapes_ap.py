@@ -1,17 +1,18 @@
-"""AP and boundary AP of Cityscapes instances, by the rule of Cityscapes' own scripts.
+"""AP and boundary AP of instances as Cityscapes' own scripts define them.
 
-The matching differs from COCO's: a prediction matches what it overlaps by more than a threshold; a
-prediction of which more than this lies in ignored regions (void labels, groups, objects of less
-than 100 pixels) does not count; the precision-recall curve is integrated without interpolation.
+The matching differs from COCO's. A prediction matches every object whose IoU with it exceeds the
+threshold. A prediction does not count if a larger share of it lies in ignored regions (void labels,
+groups, objects of less than 100 pixels). The precision-recall curve is integrated without
+interpolation.
 
-**Boundary AP** takes the lesser of mask IoU and Boundary IoU (see `boundaries.py`). Its bands are
-0.5 % of the image's diagonal wide, as in its authors' code for Cityscapes, whose images are large.
+**Boundary AP** uses the smaller of mask IoU and Boundary IoU (see `boundary_iou.py`). Its bands are
+0.5 % of the image diagonal wide, as in the authors' code for Cityscapes, whose images are large.
 
 Sources: cityscapesscripts, evalInstanceLevelSemanticLabeling; Cheng et al., "Boundary IoU:
 Improving Object-Centric Image Segmentation Evaluation".
 
-Shape letters: H and W the image sides in pixels; P predictions and G objects of the truth, both of
-one class in one image.
+Shape letters: H and W image height and width in pixels; P predictions and G ground-truth objects,
+both of one class in one image.
 """
 
 import math
@@ -32,8 +33,8 @@ class Prediction(NamedTuple):
     """One predicted instance.
 
     Attributes:
-        label: Id of its class, as in the label maps.
-        score: The higher the surer.
+        label: Label id of its class.
+        score: Confidence.
         mask: (H, W) bool.
     """
 
@@ -43,13 +44,13 @@ class Prediction(NamedTuple):
 
 
 class Overlaps(NamedTuple):
-    """What the predictions of a class in an image have in common with the truth.
+    """Overlaps of the predictions of one class in one image with the ground truth.
 
     Attributes:
-        scores: (P,).
+        scores: (P,) confidences.
         ious: (P, G).
-        counted: (G,) bool, whether an object has to be found.
-        ignored: (P,) shares of the predictions in ignored regions.
+        counted: (G,) bool; false for objects that need not be found.
+        ignored: (P,) share of each prediction in ignored regions.
     """
 
     scores: np.ndarray
@@ -58,13 +59,13 @@ class Overlaps(NamedTuple):
     ignored: np.ndarray
 
 
-class CityscapesScores:
+class CityscapesAP:
     """AP of instances over images that are added one by one.
 
     Args:
-        names: Classes by the ids of their labels.
-        void: Ids of the labels that do not count.
-        boundaries: Whether the matching looks at boundaries, too.
+        names: Class names by label id.
+        void: Ids of ignored labels.
+        boundaries: Whether the matching also compares boundaries.
     """
 
     def __init__(self, names: Mapping[int, str], void: Iterable[int], *, boundaries: bool) -> None:
@@ -74,19 +75,19 @@ class CityscapesScores:
         self._overlaps: dict[int, list[Overlaps]] = {label: [] for label in names}
 
     def add(self, predictions: Sequence[Prediction], instance_ids: np.ndarray) -> None:
-        """Count one image.
+        """Add one image.
 
         Args:
-            predictions: Of any class; those without a pixel are left out.
+            predictions: Predictions of any class; empty ones are skipped.
             instance_ids: (H, W) integers, as in the files `…_instanceIds.png`.
 
         Raises:
-            ValueError: If a mask is not of the size of the truth.
+            ValueError: If the size of a mask differs from that of the ground truth.
         """
         for prediction in predictions:
             if prediction.mask.shape != instance_ids.shape:
                 raise ValueError(
-                    f"expected masks of the size of the truth, {instance_ids.shape}, got one of "
+                    f"expected masks of the size of the ground truth, {instance_ids.shape}, got "
                     f"{prediction.mask.shape}"
                 )
         ids, pixels = np.unique(instance_ids, return_counts=True)
@@ -99,95 +100,97 @@ class CityscapesScores:
         void = np.isin(ids, self.void)
 
         for label, overlaps in self._overlaps.items():
-            found = [p for p in predictions if p.label == label and p.mask.any()]
+            own_predictions = [p for p in predictions if p.label == label and p.mask.any()]
             own = labels == label
-            # Pixels in common with every region of the image (P, all regions).
-            common = _counts([instance_ids[p.mask] for p in found], ids)
-            areas = np.array([np.count_nonzero(p.mask) for p in found])[:, None]
+            # Intersections with all regions of the image: (P, regions).
+            common = _counts([instance_ids[p.mask] for p in own_predictions], ids)
+            areas = np.array([np.count_nonzero(p.mask) for p in own_predictions])[:, None]
             ious = common[:, own] / (areas + pixels[own] - common[:, own])
-            met = common[:, own]
+            touched = common[:, own]
             if self.boundaries:
-                bands = [inner_band(p.mask, width) for p in found]
+                bands = [inner_band(p.mask, width) for p in own_predictions]
                 common_band = _counts([band_ids[band] for band in bands], ids[own])
                 band_pixels = _counts([band_ids[band_ids >= 0]], ids[own])
                 band_areas = np.array([np.count_nonzero(band) for band in bands])[:, None]
                 ious = np.minimum(ious, common_band / (band_areas + band_pixels - common_band))
-                met = np.where(common_band > 0, met, 0)  # so the authors' code
+                touched = np.where(common_band > 0, touched, 0)  # as in the authors' code
             group, small = ids[own] < FIRST_OBJECT, pixels[own] < MIN_PIXELS
-            ignored = common[:, void].sum(1) + met[:, group].sum(1) + met[:, small].sum(1)
+            ignored = common[:, void].sum(1) + touched[:, group].sum(1) + touched[:, small].sum(1)
             overlaps.append(
                 Overlaps(
-                    scores=np.array([p.score for p in found]),
+                    scores=np.array([p.score for p in own_predictions]),
                     ious=ious,
                     counted=~(group | small),
                     ignored=ignored / areas[:, 0],
                 )
             )
 
-    def update(self, other: "CityscapesScores") -> None:
-        """Count the images that another one has counted."""
+    def update(self, other: "CityscapesAP") -> None:
+        """Add the images of another object."""
         for label, overlaps in self._overlaps.items():
             overlaps += other._overlaps[label]
 
-    def figures(self) -> dict[str, float]:
-        """Return AP, AP50 and "AP-<class>" in percent; NaN where there is no object to find."""
+    def metrics(self) -> dict[str, float]:
+        """Return AP, AP50 and "AP-<class>" in percent; NaN if there is no object to find."""
         by_class = np.array(
             [
                 [_class_ap(overlaps, threshold) for threshold in THRESHOLDS]
                 for overlaps in self._overlaps.values()
             ]
         )
-        there = by_class[~np.isnan(by_class[:, 0])]
-        figures = {"AP": there, "AP50": there[:, :1]} | {
+        defined = by_class[~np.isnan(by_class[:, 0])]
+        metrics = {"AP": defined, "AP50": defined[:, :1]} | {
             f"AP-{name}": aps for name, aps in zip(self.names.values(), by_class, strict=True)
         }
         return {
-            name: 100 * float(aps.mean()) if aps.size else math.nan for name, aps in figures.items()
+            name: 100 * float(aps.mean()) if aps.size else math.nan for name, aps in metrics.items()
         }
 
 
 def _counts(regions: Sequence[np.ndarray], ids: np.ndarray) -> np.ndarray:
-    """Count in each of N regions, the ids of their pixels, how often each id occurs: (N, ids)."""
+    """Count how often each id occurs in each of N regions, given as ids of pixels: (N, ids)."""
     counts = np.zeros((len(regions), len(ids)), dtype=np.int64)
     for row, region in zip(counts, regions, strict=True):
-        there, number = np.unique(region, return_counts=True)
-        known = np.isin(there, ids)
-        row[np.searchsorted(ids, there[known])] = number[known]
+        present, number = np.unique(region, return_counts=True)
+        known = np.isin(present, ids)
+        row[np.searchsorted(ids, present[known])] = number[known]
     return counts
 
 
 def _class_ap(images: Sequence[Overlaps], threshold: float) -> float:
-    """Compute the AP of a class at a threshold; NaN if it has no object."""
-    right: list[float] = []
-    wrong: list[float] = []
+    """Compute the AP of a class at a threshold; NaN if the class has no object."""
+    true_positives: list[float] = []
+    false_positives: list[float] = []
     missed = 0
     for scores, ious, counted, ignored in images:
         matches = ious > threshold
         for column in matches[:, counted].T:
             matching = np.sort(scores[column])
-            right += [*matching[-1:]]
-            wrong += [*matching[:-1]]
+            true_positives += [*matching[-1:]]
+            false_positives += [*matching[:-1]]
             missed += not matching.size
-        wrong += [*scores[~matches.any(axis=1) & (ignored <= threshold)]]
-    if not right and not missed:
+        false_positives += [*scores[~matches.any(axis=1) & (ignored <= threshold)]]
+    if not true_positives and not missed:
         return math.nan
-    return _area_under_curve(np.array(right), np.array(wrong), missed)
+    return _area_under_curve(np.array(true_positives), np.array(false_positives), missed)
 
 
-def _area_under_curve(right: np.ndarray, wrong: np.ndarray, missed: int) -> float:
-    """Integrate precision over recall, with the rule of the scripts.
+def _area_under_curve(
+    true_positives: np.ndarray, false_positives: np.ndarray, missed: int
+) -> float:
+    """Integrate precision over recall as the scripts do.
 
     Args:
-        right: Scores of the predictions that are right.
-        wrong: Scores of the others.
+        true_positives: Scores of matched predictions.
+        false_positives: Scores of the other predictions.
         missed: Number of objects that were not found.
     """
-    if not right.size:
+    if not true_positives.size:
         return 0.0
-    thresholds = np.unique(np.concatenate([right, wrong]))
-    true = (right >= thresholds[:, None]).sum(1)
-    false = (wrong >= thresholds[:, None]).sum(1)
-    precision = np.append(true / (true + false), 1.0)
-    recall = np.append(true / (right.size + missed), 0.0)
+    thresholds = np.unique(np.concatenate([true_positives, false_positives]))
+    num_true = (true_positives >= thresholds[:, None]).sum(1)
+    num_false = (false_positives >= thresholds[:, None]).sum(1)
+    precision = np.append(num_true / (num_true + num_false), 1.0)
+    recall = np.append(num_true / (true_positives.size + missed), 0.0)
     around = np.concatenate([recall[:1], recall, [0.0]])
     return float(precision @ (around[:-2] - around[2:])) / 2

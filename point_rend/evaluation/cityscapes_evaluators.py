@@ -1,4 +1,4 @@
-"""Cityscapes evaluators that leave no files behind, and boundary AP in their terms."""
+"""Cityscapes evaluators that leave no files behind, and boundary AP on Cityscapes."""
 
 import contextlib
 import os
@@ -16,16 +16,17 @@ from detectron2.evaluation.cityscapes_evaluation import CityscapesEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from point_rend.evaluation.cityscapes_ap import CityscapesScores, Prediction
-from point_rend.evaluation.evaluators import BOUNDARY, Records, log_figures, read_labels
+from point_rend.evaluation.cityscapes_ap import CityscapesAP, Prediction
+from point_rend.evaluation.evaluators import BOUNDARY, Records, log_metrics, read_labels
 
-PNG_OF_IMAGE = ("_leftImg8bit.png", "_gtFine_instanceIds.png")  # ends of Cityscapes' file names
+# Endings of Cityscapes' file names: of an image, and of its instance ids.
+IMAGE_TO_INSTANCE_IDS = ("_leftImg8bit.png", "_gtFine_instanceIds.png")
 
 
 class TidyCityscapesEvaluator(CityscapesEvaluator):
-    """An evaluator of Cityscapes that leaves no file behind.
+    """A Cityscapes evaluator that leaves no files behind.
 
-    The scripts that Detectron2 calls write into the current directory, whatever that is.
+    The scripts that Detectron2 calls write into the current directory; here it is a temporary one.
     """
 
     def __init__(self, dataset_name: str) -> None:
@@ -35,28 +36,28 @@ class TidyCityscapesEvaluator(CityscapesEvaluator):
         self._metadata = Metadata(**metadata.as_dict() | {"gt_dir": gt_dir})
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Score what `process` was given.
+        """Evaluate the processed images.
 
         Returns:
-            Figures by name under the name of the task; None in processes other than the first.
+            Metrics by task; None in all processes but the first.
         """
         with contextlib.chdir(self._temp_dir):
             return super().evaluate()
 
 
 class TidyCityscapesInstanceEvaluator(TidyCityscapesEvaluator, CityscapesInstanceEvaluator):
-    """Detectron2's evaluator of instances, which leaves no file behind."""
+    """Detectron2's instance evaluator; leaves no files behind."""
 
 
 class TidyCityscapesSemSegEvaluator(TidyCityscapesEvaluator, CityscapesSemSegEvaluator):
-    """Detectron2's evaluator of label maps, which leaves no file behind."""
+    """Detectron2's label map evaluator; leaves no files behind."""
 
 
 class CityscapesBoundaryEvaluator(DatasetEvaluator):
     """Boundary AP of Cityscapes instances.
 
     Args:
-        dataset_name: A registered name, with the folder "gt_dir" in its metadata.
+        dataset_name: A registered name; its metadata must have the folder "gt_dir".
     """
 
     def __init__(self, dataset_name: str) -> None:
@@ -73,10 +74,10 @@ class CityscapesBoundaryEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget all images."""
-        self._scores = CityscapesScores(self._names, self._void, boundaries=True)
+        self._ap = CityscapesAP(self._names, self._void, boundaries=True)
 
     def process(self, inputs: Records, outputs: Records) -> None:
-        """Count images.
+        """Add images.
 
         Args:
             inputs: Records with "file_name".
@@ -84,31 +85,31 @@ class CityscapesBoundaryEvaluator(DatasetEvaluator):
         """
         for record, output in zip(inputs, outputs, strict=True):
             image = Path(record["file_name"])
-            file = self._gt_dir / image.parent.name / image.name.replace(*PNG_OF_IMAGE)
-            found = output["instances"].to("cpu")
+            file = self._gt_dir / image.parent.name / image.name.replace(*IMAGE_TO_INSTANCE_IDS)
+            instances = output["instances"].to("cpu")
             predictions = [
                 Prediction(self._labels[k], score, mask.numpy().astype(bool))
                 for k, score, mask in zip(
-                    found.pred_classes.tolist(),
-                    found.scores.tolist(),
-                    found.pred_masks,
+                    instances.pred_classes.tolist(),
+                    instances.scores.tolist(),
+                    instances.pred_masks,
                     strict=True,
                 )
             ]
-            self._scores.add(predictions, read_labels(str(file), np.int64))
+            self._ap.add(predictions, read_labels(str(file), np.int64))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Score the images of all processes.
+        """Evaluate the images of all processes.
 
         Returns:
-            AP, AP50 and "AP-<class>" in percent under "boundary"; None in processes other than the
+            AP, AP50 and "AP-<class>" in percent under "boundary"; None in all processes but the
             first.
         """
-        first, *others = comm.gather(self._scores) or [None]
-        if first is None:
+        total, *others = comm.gather(self._ap) or [None]
+        if total is None:
             return None
-        for scores in others:
-            first.update(scores)
-        figures = first.figures()
-        log_figures(BOUNDARY, self._name, figures)
-        return {BOUNDARY: figures}
+        for other in others:
+            total.update(other)
+        metrics = total.metrics()
+        log_metrics(BOUNDARY, self._name, metrics)
+        return {BOUNDARY: metrics}

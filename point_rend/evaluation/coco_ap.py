@@ -1,18 +1,19 @@
-"""AP of instances by COCO's rule: of boxes, of masks, and of masks and their boundaries.
+"""AP of instances as COCO defines it: box AP, mask AP and boundary AP.
 
-**Boundary AP** is mask AP whose matching takes the lesser of mask IoU and Boundary IoU (see
-`boundaries.py`).
+**Boundary AP** is mask AP whose matching uses the smaller of mask IoU and Boundary IoU (see
+`boundary_iou.py`).
 
-faster-coco-eval computes; where it is not installed pycocotools does, to the same figures.
+faster-coco-eval computes the metrics if it is installed; otherwise pycocotools does, with the same
+results.
 
 Conventions:
-    * Figures are in percent. NaN: no class has an object of the size (or the class has none).
-    * At most 100 results of an image and a class count, those of the highest scores.
-    * The size of an object is its "area" in the truth, that of a result the area of its mask, or of
-      its box for AP of boxes.
+    * Metrics are in percent. NaN: no class has an object of this size (or the class has none).
+    * Per image and class, the 100 results with the highest scores count.
+    * The size of an object is its "area" in the ground truth. The size of a result is the area of
+      its mask or, for box AP, of its box.
 
-Shape letters: T IoU thresholds, 0.50 to 0.95; R recalls, 0 to 1; K classes; A ranges of area: all,
-small (to 32² pixels), medium (to 96²) and large.
+Shape letters: T IoU thresholds, 0.50 to 0.95; R recalls, 0 to 1; K classes; A area ranges: all,
+small (up to 32² pixels), medium (up to 96²) and large.
 """
 
 import contextlib
@@ -32,12 +33,12 @@ from point_rend.data.checks.rle import Record, compressed_rle
 from point_rend.evaluation.boundary_iou import lower_to_boundary_iou
 
 logger = logging.getLogger(__name__)
-KINDS = ("bbox", "segm", "boundary")
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+TASKS = ("bbox", "segm", "boundary")
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-class InstanceScores:
-    """AP of any number of results on one data set; what belongs to the truth is computed once.
+class CocoAP:
+    """AP of any number of result lists on one data set, whose annotations are prepared once.
 
     Args:
         content: An annotation file in COCO's instances format, as `read_coco` returns it.
@@ -45,13 +46,13 @@ class InstanceScores:
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         self.categories = sorted(content["categories"], key=lambda category: category["id"])
-        # Ids may be anything; the evaluations want numbers of a few digits, and go by their order.
+        # Ids may be anything, but the packages expect small numbers and rely on their order.
         images = sorted(content["images"], key=lambda x: (isinstance(x["id"], str), x["id"]))
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in images}
         self._numbers = {id_: number for number, id_ in enumerate(self._sizes, start=1)}
-        self._truth = list(map(dict, content["annotations"]))
-        for number, annotation in enumerate(self._truth, start=1):
-            annotation["id"] = number  # 0 means "not matched" to the evaluations
+        self._ground_truth = list(map(dict, content["annotations"]))
+        for number, annotation in enumerate(self._ground_truth, start=1):
+            annotation["id"] = number  # an id of 0 means "not matched" in the packages
             annotation.setdefault("iscrowd", 0)
             has_mask = bool(annotation.get("segmentation"))
             if has_mask:
@@ -60,41 +61,41 @@ class InstanceScores:
                 annotation["area"] = area_of(annotation, masks=has_mask)
             annotation["image_id"] = self._numbers[annotation["image_id"]]
 
-    def figures(self, results: Iterable[Mapping[str, Any]], kind: str) -> dict[str, float]:
-        """Score results.
+    def metrics(self, results: Iterable[Mapping[str, Any]], task: str) -> dict[str, float]:
+        """Evaluate results.
 
         Args:
             results: Records in COCO's result format.
-            kind: bbox, segm or boundary.
+            task: bbox, segm or boundary.
 
         Returns:
-            AP, AP50, AP75, APs, APm and APl, and "AP-<class>" of every class if there are several.
+            AP, AP50, AP75, APs, APm and APl, and "AP-<class>" for each class if there are several.
         """
         names = [category["name"] for category in self.categories]
-        return summary(self.precision(results, kind), names)
+        return summary(self.precision(results, task), names)
 
-    def precision(self, results: Iterable[Mapping[str, Any]], kind: str) -> np.ndarray:
+    def precision(self, results: Iterable[Mapping[str, Any]], task: str) -> np.ndarray:
         """Compute the interpolated precision of results.
 
         Args:
             results: Records in COCO's result format.
-            kind: bbox, segm or boundary.
+            task: bbox, segm or boundary.
 
         Returns:
-            (T, R, K, A) in 0..1; -1 where a class has no object of a size.
+            (T, R, K, A) in 0..1; -1 if a class has no object of this size.
         """
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        masks = kind != "bbox"
-        found = [
+        if task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+        masks = task != "bbox"
+        detections = [
             self._prepared(result, number, masks=masks)
             for number, result in enumerate(results, start=1)
         ]
         evaluate = evaluate_faster if has_faster_coco_eval() else evaluate_with_pycocotools
-        return evaluate(self._dataset(self._truth), self._dataset(found), kind)
+        return evaluate(self._dataset(self._ground_truth), self._dataset(detections), task)
 
     def _prepared(self, result: Mapping[str, Any], number: int, *, masks: bool) -> Record:
-        """Complete a record by what the evaluations read."""
+        """Return a result with all the fields that the packages read."""
         record = {key: result[key] for key in ("category_id", "score")}
         record |= {"image_id": self._numbers[result["image_id"]], "id": number, "iscrowd": 0}
         record |= {"bbox": result.get("bbox", ())}
@@ -119,28 +120,28 @@ class InstanceScores:
 
 
 def area_of(record: Mapping[str, Any], *, masks: bool) -> float:
-    """Return the area of a record's mask, in compressed encoding, or else of its box."""
+    """Return the area of a record's mask (compressed RLE) or of its box."""
     if masks:
         return float(mask_util.area(record["segmentation"]))
     return record["bbox"][2] * record["bbox"][3]
 
 
 def has_faster_coco_eval() -> bool:
-    """Tell whether faster-coco-eval is installed."""
+    """Return whether faster-coco-eval is installed."""
     return importlib.util.find_spec("faster_coco_eval") is not None
 
 
 def evaluate_faster(
-    truth: dict[str, list[Record]], found: dict[str, list[Record]], kind: str
+    ground_truth: dict[str, list[Record]], detections: dict[str, list[Record]], task: str
 ) -> np.ndarray:
     """Compute the precision (T, R, K, A) with faster-coco-eval."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    evaluation_class = with_boundaries(COCOeval_faster) if kind == "boundary" else COCOeval_faster
+    evaluation_class = with_boundaries(COCOeval_faster) if task == "boundary" else COCOeval_faster
     evaluation = evaluation_class(
-        COCO(truth),
-        COCO(found),
-        "bbox" if kind == "bbox" else "segm",
+        COCO(ground_truth),
+        COCO(detections),
+        "bbox" if task == "bbox" else "segm",
         print_function=logger.debug,
     )
     evaluation.evaluate()
@@ -149,62 +150,65 @@ def evaluate_faster(
 
 
 def evaluate_with_pycocotools(
-    truth: dict[str, list[Record]], found: dict[str, list[Record]], kind: str
+    ground_truth: dict[str, list[Record]], detections: dict[str, list[Record]], task: str
 ) -> np.ndarray:
     """Compute the precision (T, R, K, A) with pycocotools."""
-    evaluation_class = with_boundaries(COCOeval) if kind == "boundary" else COCOeval
+    evaluation_class = with_boundaries(COCOeval) if task == "boundary" else COCOeval
     indices = [COCO(), COCO()]
     with contextlib.redirect_stdout(io.StringIO()):
-        for index, dataset in zip(indices, (truth, found), strict=True):
+        for index, dataset in zip(indices, (ground_truth, detections), strict=True):
             index.dataset = dataset
             index.createIndex()
-        evaluation = evaluation_class(*indices, "bbox" if kind == "bbox" else "segm")
+        evaluation = evaluation_class(*indices, "bbox" if task == "bbox" else "segm")
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"][..., -1]
 
 
 def with_boundaries(base: Any) -> Any:
-    """Derive an evaluation of masks whose matching looks at boundaries, too.
+    """Derive an evaluation of masks whose matching also compares boundaries.
 
     Args:
-        base: COCOeval of pycocotools, or what faster-coco-eval has in its place.
+        base: COCOeval of pycocotools, or its counterpart in faster-coco-eval.
     """
 
     class BoundaryEvaluation(base):
         def computeIoU(self, imgId: int, catId: int) -> Any:  # noqa: N802, N803
             ious = super().computeIoU(imgId, catId)
-            found, truth = (
+            detections, ground_truth = (
                 [x for x in index.imgToAnns[imgId] if x["category_id"] == catId]
                 for index in (self.cocoDt, self.cocoGt)
             )
-            if not (found and truth):
+            if not (detections and ground_truth):
                 return ious
-            found.sort(key=lambda result: -result["score"])
-            return lower_to_boundary_iou(ious, found[: len(ious)], truth)
+            detections.sort(key=lambda result: -result["score"])
+            return lower_to_boundary_iou(ious, detections[: len(ious)], ground_truth)
 
     return BoundaryEvaluation
 
 
 def summary(precision: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """Draw the usual figures from precisions.
+    """Derive the usual metrics from precisions.
 
     Args:
         precision: (T, R, K, A) in 0..1; -1 where there is nothing to find.
-        names: Of the K classes.
+        names: Names of the K classes.
 
     Returns:
         AP, AP50, AP75, APs, APm and APl in percent, and "AP-<class>" if there are several classes.
     """
-    every = precision[..., 0]
-    parts = [every, every[0], every[5], *(precision[..., size] for size in (1, 2, 3))]
-    figures = dict(zip(FIGURES, map(mean_in_percent, parts), strict=True))
+    all_areas = precision[..., 0]
+    by_area = [precision[..., area] for area in (1, 2, 3)]
+    parts = [all_areas, all_areas[0], all_areas[5], *by_area]
+    metrics = dict(zip(METRICS, map(mean_in_percent, parts), strict=True))
     if len(names) > 1:
-        figures |= {f"AP-{name}": mean_in_percent(every[:, :, k]) for k, name in enumerate(names)}
-    return figures
+        metrics |= {
+            f"AP-{name}": mean_in_percent(all_areas[:, :, k]) for k, name in enumerate(names)
+        }
+    return metrics
 
 
 def mean_in_percent(precision: np.ndarray) -> float:
-    """Return the mean of the precisions that are there, or NaN."""
-    known = precision[precision > -1]
-    return 100 * float(known.mean()) if known.size else math.nan
+    """Return the mean of the precisions that are defined, or NaN if none is."""
+    defined = precision[precision > -1]
+    return 100 * float(defined.mean()) if defined.size else math.nan

@@ -1,4 +1,4 @@
-"""Scores of result files, computed after the fact, and the table that shows scores."""
+"""COCO result files: reading, checking and evaluating them, and printing tables of metrics."""
 
 import json
 import math
@@ -8,47 +8,49 @@ from typing import Any
 
 from point_rend.data.checks.rle import rle_fault
 from point_rend.data.datasets.coco import read_coco
-from point_rend.evaluation.coco_ap import InstanceScores
+from point_rend.evaluation.coco_ap import CocoAP
+
+TASK_NAMES = {"bbox": "box AP", "segm": "AP", "boundary": "boundary AP"}  # titles of table rows
 
 
 def average_precision(json_file: Path, results_file: Path) -> dict[str, float]:
-    """Compute the mask AP of a result file in percent.
+    """Compute mask AP and boundary AP of a result file.
 
     Args:
         json_file: COCO annotations.
-        results_file: COCO results with masks, as ``coco_instances_results.json``.
+        results_file: COCO results with masks, such as ``coco_instances_results.json``.
 
     Returns:
-        AP, AP50, AP75 and boundary AP; 0 without any detection.
+        AP, AP50, AP75 and boundary AP in percent; 0 if there are no detections.
 
     Raises:
-        ValueError: As `read_results`, or if results or annotations have no masks.
+        ValueError: As in `read_results`, or if results or annotations have no masks.
     """
     content = read_coco(str(json_file))
-    check_true_masks(json_file, content)
+    check_ground_truth_masks(json_file, content)
     results = read_results(results_file, content)
     if not has_masks(results, results_file):
         raise ValueError(f"{results_file}: result 0 has no 'segmentation'")
-    scores = InstanceScores(content)
-    figures = scores.figures(results, "segm")
-    named = {name: figures[name] for name in ("AP", "AP50", "AP75")}
-    return named | {"boundary AP": scores.figures(results, "boundary")["AP"]}
+    evaluation = CocoAP(content)
+    metrics = evaluation.metrics(results, "segm")
+    selected = {name: metrics[name] for name in ("AP", "AP50", "AP75")}
+    return selected | {"boundary AP": evaluation.metrics(results, "boundary")["AP"]}
 
 
 def read_results(results_file: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Read a file in COCO's result format, sure that it fits a data set.
+    """Read a file in COCO's result format and check it against a data set.
 
     Args:
-        results_file: The file, by whatever framework.
+        results_file: The file, written by any framework.
         content: The annotations of the data set, as `read_coco` returns them.
 
     Returns:
-        The results. The segmentations are polygons or RLE, and of the size of their images.
+        The results. Segmentations are polygons or RLE of the size of their image.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not JSON or no list of results, or if a result is about an image or a
-            category that the data set has not, or has an impossible score, box or mask.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not JSON or not a list of results, or if a result refers to an unknown
+            image or category or has an invalid score, box or mask.
     """
     try:
         results = json.loads(results_file.read_text(encoding="utf-8"))
@@ -71,10 +73,10 @@ def read_results(results_file: Path, content: Mapping[str, Any]) -> list[dict[st
 
 
 def has_masks(results: list[dict[str, Any]], results_file: Path) -> bool:
-    """Tell whether results have masks.
+    """Return whether results have masks.
 
     Raises:
-        ValueError: If some have and others have not.
+        ValueError: If only some of them do.
     """
     without = [number for number, result in enumerate(results) if "segmentation" not in result]
     if without and len(without) < len(results):
@@ -85,12 +87,12 @@ def has_masks(results: list[dict[str, Any]], results_file: Path) -> bool:
     return not without
 
 
-def check_true_masks(json_file: Path, content: Mapping[str, Any]) -> None:
-    """Refuse annotations to which masks cannot be compared.
+def check_ground_truth_masks(json_file: Path, content: Mapping[str, Any]) -> None:
+    """Refuse annotations without valid masks.
 
     Args:
-        json_file: The annotations.
-        content: As `read_coco` returns them.
+        json_file: The annotation file, for the message.
+        content: Its content, as `read_coco` returns it.
 
     Raises:
         ValueError: If an annotation has no mask, or one that does not fit its image.
@@ -104,18 +106,18 @@ def check_true_masks(json_file: Path, content: Mapping[str, Any]) -> None:
         if fault:
             raise ValueError(
                 f"{json_file}: annotation {annotation['id']!r} of image {annotation['image_id']!r} "
-                f"has {fault}: expected a mask, to which those of results can be compared"
+                f"has {fault}: expected a mask to compare the results with"
             )
 
 
 def _run_length_fault(mask: Mapping[str, Any], size: tuple[int, int]) -> str | None:
-    """Say what keeps a run-length encoding from being decoded; a mask may be empty."""
+    """Describe why a run-length encoding cannot be decoded; an empty mask is valid."""
     reason = rle_fault(mask, *size)
     return reason.text if reason and reason.fatal else None
 
 
 def _fault(result: Any, sizes: Mapping[int | str, list[int]], categories: set[int]) -> str | None:
-    """Say what is wrong with a result."""
+    """Describe what is wrong with a result."""
     if not isinstance(result, dict):
         return f"is not an object: {result!r:.80}"
     for key in ("image_id", "category_id", "score"):
@@ -140,20 +142,20 @@ def _fault(result: Any, sizes: Mapping[int | str, list[int]], categories: set[in
 
 def _mask_fault(mask: Any, size: list[int]) -> str | None:
     if isinstance(mask, list):
-        sound = mask and all(
+        is_valid = mask and all(
             isinstance(polygon, list)
             and len(polygon) >= 6
             and len(polygon) % 2 == 0
             and all(map(_is_number, polygon))
             for polygon in mask
         )
-        return None if sound else f"has the polygons {mask!r:.80}, expected lists of x and y"
+        return None if is_valid else f"has the polygons {mask!r:.80}, expected lists of x and y"
     if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str | list):
         return f"has the segmentation {mask!r:.80}, expected polygons or an RLE"
     if mask.get("size") != size:
         return (
-            f"has a mask of (height, width) {mask.get('size')}, but its image is {size}: masks "
-            "have to be of the size of the image"
+            f"has a mask of (height, width) {mask.get('size')}, but its image is {size}: expected "
+            "a mask of the size of the image"
         )
     counts = mask["counts"]
     if isinstance(counts, list) and not all(isinstance(count, int) for count in counts):
@@ -172,13 +174,10 @@ def _few(ids: set[int]) -> str:
 
 
 def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Lay out one line of figures per name, all with the same columns."""
+    """Format metrics as a table with one row per name; all rows have the same columns."""
     columns = list(next(iter(rows.values())))
     width = max(map(len, rows))
     lines = [" " * width + "".join(f"{column:>14}" for column in columns)]
-    for name, scores in rows.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{scores[column]:14.1f}" for column in columns))
+    for name, metrics in rows.items():
+        lines.append(f"{name:<{width}}" + "".join(f"{metrics[column]:14.1f}" for column in columns))
     return "\n".join(lines)
-
-
-NAMES = {"bbox": "box AP", "segm": "AP", "boundary": "boundary AP"}

@@ -1,4 +1,4 @@
-"""Evaluators for Detectron2's loop, which measure boundaries beside the usual figures."""
+"""Evaluators for Detectron2's evaluation loop, extended by boundary metrics."""
 
 import itertools
 import json
@@ -23,25 +23,25 @@ from PIL import Image
 from pycocotools.cocoeval import COCOeval
 
 from point_rend.data.datasets.label_maps import IGNORE_LABEL
-from point_rend.evaluation.coco_ap import FIGURES, InstanceScores
-from point_rend.evaluation.semantic_iou import SemanticScores
+from point_rend.evaluation.coco_ap import METRICS, CocoAP
+from point_rend.evaluation.semantic_iou import SemanticIoU
 from point_rend.rendering.uncertainty import label_map
 from point_rend.utils.files import write_text
 
 logger = logging.getLogger(__name__)
-BOUNDARY = "boundary"  # the task of boundary AP
-KEYPOINTS = "keypoints"  # the task of keypoint AP
+BOUNDARY = "boundary"  # task name of boundary AP
+KEYPOINTS = "keypoints"  # task name of keypoint AP
 Records = Sequence[Mapping[str, Any]]
 
 
 class InstanceEvaluator(COCOEvaluator):
-    """Detectron2's evaluator of instances by COCO's rule, with other engines and with boundary AP.
+    """Detectron2's COCO evaluator, with boundary AP and faster-coco-eval.
 
     Args:
         dataset_name: A registered name.
-        tasks: Of bbox, segm, boundary and keypoints.
+        tasks: A subset of bbox, segm, boundary and keypoints.
         output_dir: Folder for the predictions.
-        kpt_oks_sigmas: Of the keypoints; those of COCO if empty.
+        kpt_oks_sigmas: Sigmas of the keypoints; those of COCO if empty.
     """
 
     def __init__(
@@ -59,55 +59,55 @@ class InstanceEvaluator(COCOEvaluator):
             use_fast_impl=False,
             kpt_oks_sigmas=kpt_oks_sigmas,
         )
-        self._scores: InstanceScores | None = None
+        self._coco_ap: CocoAP | None = None
 
     def _eval_predictions(
         self, predictions: Iterable[Mapping[str, Any]], img_ids: Sequence[Any] | None = None
     ) -> None:
         if img_ids is not None:
             raise NotImplementedError("img_ids: register the images as a data set of their own")
-        found = [result for image in predictions for result in image["instances"]]
+        results = [result for image in predictions for result in image["instances"]]
         to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if to_contiguous is not None:
-            ids = {contiguous: own for own, contiguous in to_contiguous.items()}
-            for result in found:
-                result["category_id"] = ids[result["category_id"]]
+            dataset_ids = {contiguous: own for own, contiguous in to_contiguous.items()}
+            for result in results:
+                result["category_id"] = dataset_ids[result["category_id"]]
         path = os.path.join(self._output_dir, "coco_instances_results.json")
-        write_text(path, json.dumps(found))
+        write_text(path, json.dumps(results))
         if not self._do_evaluation:
-            logger.info("%s: %s has no annotations to score it on", path, self._metadata.name)
+            logger.info("%s: not evaluated, %s has no annotations", path, self._metadata.name)
             return
 
-        if self._scores is None:
-            self._scores = InstanceScores(self._coco_api.dataset)
+        if self._coco_ap is None:
+            self._coco_ap = CocoAP(self._coco_api.dataset)
         for task in self._tasks:
-            if task == KEYPOINTS:  # which Detectron2 scores, and logs
-                self._results[task] = self._keypoint_figures(found)
+            if task == KEYPOINTS:  # Detectron2 computes and logs these
+                self._results[task] = self._keypoint_metrics(results)
                 continue
-            if found:
-                figures = self._scores.figures(found, task)
-            else:  # as Detectron2 has it
-                figures = dict.fromkeys(FIGURES, float("nan"))
-            self._results[task] = figures
-            log_figures(task, self._metadata.name, figures)
+            if results:
+                metrics = self._coco_ap.metrics(results, task)
+            else:  # as in Detectron2
+                metrics = dict.fromkeys(METRICS, float("nan"))
+            self._results[task] = metrics
+            log_metrics(task, self._metadata.name, metrics)
 
-    def _keypoint_figures(self, found: list[dict[str, Any]]) -> dict[str, float]:
-        scored = None
-        if found:
-            scored = _evaluate_predictions_on_coco(
-                self._coco_api, found, KEYPOINTS, self._kpt_oks_sigmas, COCOeval
+    def _keypoint_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
+        evaluation = None
+        if results:
+            evaluation = _evaluate_predictions_on_coco(
+                self._coco_api, results, KEYPOINTS, self._kpt_oks_sigmas, COCOeval
             )
         return self._derive_coco_results(
-            scored, KEYPOINTS, class_names=self._metadata.get("thing_classes")
+            evaluation, KEYPOINTS, class_names=self._metadata.get("thing_classes")
         )
 
 
 class LvisInstanceEvaluator(LVISEvaluator):
-    """Detectron2's evaluator of instances by LVIS's rule, with boundary AP.
+    """Detectron2's LVIS evaluator, with boundary AP.
 
     Args:
         dataset_name: A registered name.
-        tasks: Of bbox, segm and boundary.
+        tasks: A subset of bbox, segm and boundary.
         output_dir: Folder for the predictions.
     """
 
@@ -117,24 +117,23 @@ class LvisInstanceEvaluator(LVISEvaluator):
         super().__init__(dataset_name, tasks, output_dir=output_dir)
 
     def _eval_predictions(self, predictions: Iterable[Mapping[str, Any]]) -> None:
-        from point_rend.evaluation.lvis_ap import (
-            lvis_figures,  # importing it lets lvis run on any NumPy
-        )
+        # This import also makes lvis work with any NumPy.
+        from point_rend.evaluation.lvis_ap import lvis_metrics
 
         predictions = list(predictions)
-        super()._eval_predictions(predictions)  # which turns the categories into those of the file
+        super()._eval_predictions(predictions)  # replaces category ids by those of the data set
         if self._wants_boundaries and self._do_evaluation:
-            found = itertools.chain.from_iterable(image["instances"] for image in predictions)
-            figures = lvis_figures(self._lvis_api, found, BOUNDARY)
-            self._results[BOUNDARY] = figures
-            log_figures(BOUNDARY, self._metadata.name, figures)
+            results = itertools.chain.from_iterable(image["instances"] for image in predictions)
+            metrics = lvis_metrics(self._lvis_api, results, BOUNDARY)
+            self._results[BOUNDARY] = metrics
+            log_metrics(BOUNDARY, self._metadata.name, metrics)
 
 
 class LabelMapEvaluator(SemSegEvaluator):
-    """Detectron2's mIoU, which reads label maps under any NumPy.
+    """Detectron2's mIoU evaluator, made to read label maps with any NumPy.
 
-    Its "BoundaryIoU" is left out: that is another quantity than the one published under the name,
-    which `BoundaryIoUEvaluator` gives.
+    Its "BoundaryIoU" is disabled: it differs from the published quantity of this name, which
+    `BoundaryIoUEvaluator` computes.
     """
 
     def __init__(self, dataset_name: str, *, output_dir: str) -> None:
@@ -143,10 +142,10 @@ class LabelMapEvaluator(SemSegEvaluator):
 
 
 class BoundaryIoUEvaluator(DatasetEvaluator):
-    """Boundary IoU of label maps, by class and as a mean.
+    """Boundary IoU of label maps, per class and averaged.
 
     Args:
-        dataset_name: A registered name; its records have "sem_seg_file_name".
+        dataset_name: A registered name; its records must have "sem_seg_file_name".
     """
 
     def __init__(self, dataset_name: str) -> None:
@@ -162,10 +161,10 @@ class BoundaryIoUEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget all images."""
-        self._scores = SemanticScores(len(self._classes), ignore_value=self._ignore_value)
+        self._iou = SemanticIoU(len(self._classes), ignore_value=self._ignore_value)
 
     def process(self, inputs: Records, outputs: Records) -> None:
-        """Count images.
+        """Add images.
 
         Args:
             inputs: Records with "file_name".
@@ -173,26 +172,26 @@ class BoundaryIoUEvaluator(DatasetEvaluator):
         """
         for record, output in zip(inputs, outputs, strict=True):
             labels = read_labels(self._files[record["file_name"]], np.int64)
-            self._scores.add(label_map(output["sem_seg"]).cpu().numpy(), labels)
+            self._iou.add(label_map(output["sem_seg"]).cpu().numpy(), labels)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Score the images of all processes.
+        """Evaluate the images of all processes.
 
         Returns:
-            "mIoU" and "IoU-<class>" in percent under "boundary_sem_seg"; None in processes other
-            than the first.
+            "mIoU" and "IoU-<class>" in percent under "boundary_sem_seg"; None in all processes but
+            the first.
         """
-        first, *others = comm.gather(self._scores) or [None]
-        if first is None:
+        total, *others = comm.gather(self._iou) or [None]
+        if total is None:
             return None
-        for scores in others:
-            first.update(scores)
-        figures = {"mIoU": first.means()["boundary mIoU"]} | {
+        for other in others:
+            total.update(other)
+        metrics = {"mIoU": total.means()["boundary mIoU"]} | {
             f"IoU-{name}": 100 * float(iou)
-            for name, iou in zip(self._classes, first.boundary_iou, strict=True)
+            for name, iou in zip(self._classes, total.boundary_iou, strict=True)
         }
-        log_figures("boundary_sem_seg", self._name, figures)
-        return {"boundary_sem_seg": figures}
+        log_metrics("boundary_sem_seg", self._name, metrics)
+        return {"boundary_sem_seg": metrics}
 
 
 def read_labels(file_name: str, dtype: Any) -> np.ndarray:
@@ -201,10 +200,10 @@ def read_labels(file_name: str, dtype: Any) -> np.ndarray:
         return np.array(labels, dtype=dtype)
 
 
-def log_figures(task: str, dataset_name: str, figures: Mapping[str, float]) -> None:
-    """Log the figures of a task, those of single classes below the others."""
-    overall = {name: figure for name, figure in figures.items() if "-" not in name}
+def log_metrics(task: str, dataset_name: str, metrics: Mapping[str, float]) -> None:
+    """Log the metrics of a task, followed by those of single classes."""
+    overall = {name: value for name, value in metrics.items() if "-" not in name}
     logger.info("%s of %s:\n%s", task, dataset_name, create_small_table(overall))
-    by_class = [f"{name} {figure:.1f}" for name, figure in figures.items() if name not in overall]
+    by_class = [f"{name} {value:.1f}" for name, value in metrics.items() if name not in overall]
     if by_class:
         logger.info("%s of %s by class: %s", task, dataset_name, ", ".join(by_class))

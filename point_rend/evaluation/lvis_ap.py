@@ -1,11 +1,11 @@
-"""AP of instances by LVIS's rule, with its own package: of boxes, masks, and masks with boundaries.
+"""AP of instances as LVIS defines it, computed by its own package: boxes, masks and boundaries.
 
 Importing this module needs the package lvis.
 
-Conventions: figures are in percent; NaN means that no class has an object of the size, or that
-there are no results at all. At most 300 results of an image count.
+Conventions: metrics are in percent. NaN means that no class has an object of this size, or that
+there are no results at all. At most 300 results per image count.
 
-Shape letters: T IoU thresholds, R recalls, K classes, A ranges of area, as in `instance_scores.py`.
+Shape letters: T IoU thresholds, R recalls, K classes, A area ranges, as in `coco_ap.py`.
 """
 
 import types
@@ -18,64 +18,66 @@ from lvis import LVIS, LVISEval, LVISResults
 
 from point_rend.data.checks.rle import compressed_rle
 from point_rend.evaluation.boundary_iou import lower_to_boundary_iou
-from point_rend.evaluation.coco_ap import FIGURES, mean_in_percent, summary
+from point_rend.evaluation.coco_ap import METRICS, mean_in_percent, summary
 
 FREQUENCIES = ("APr", "APc", "APf")
 
-# Its newest version, 0.5.3, uses a name that NumPy has dropped in 1.24: give it back, to it alone.
+# lvis 0.5.3, the newest version, uses `np.float`, which NumPy 1.24 removed: restore it for lvis.
 lvis.eval.np = types.SimpleNamespace(**vars(np) | {"float": float})
 
 
 class BoundaryEvaluation(LVISEval):
-    """LVIS's evaluation of masks, whose matching takes the lesser of mask IoU and Boundary IoU."""
+    """LVIS's evaluation of masks, whose matching uses the smaller of mask IoU and Boundary IoU."""
 
     def compute_iou(self, img_id: int, cat_id: int) -> Any:
-        """Compute the IoUs of one class in one image; results by falling score."""
+        """Compute the IoUs of one class in one image, with results in order of falling score."""
         ious = super().compute_iou(img_id, cat_id)
-        truth, found = self._get_gt_dt(img_id, cat_id)
-        if not (truth and found):
+        ground_truth, detections = self._get_gt_dt(img_id, cat_id)
+        if not (ground_truth and detections):
             return ious
-        found = sorted(found, key=lambda result: -result["score"])
-        return lower_to_boundary_iou(np.asarray(ious), found, truth)
+        detections = sorted(detections, key=lambda result: -result["score"])
+        return lower_to_boundary_iou(np.asarray(ious), detections, ground_truth)
 
 
-def lvis_figures(truth: LVIS, results: Iterable[Mapping[str, Any]], kind: str) -> dict[str, float]:
-    """Score results on LVIS annotations.
+def lvis_metrics(
+    ground_truth: LVIS, results: Iterable[Mapping[str, Any]], task: str
+) -> dict[str, float]:
+    """Evaluate results on LVIS annotations.
 
     Args:
-        truth: The annotations. What is computed of their masks stays in them.
+        ground_truth: The annotations. Boundaries of their masks are cached in them.
         results: Records in COCO's result format with the images and categories of the annotations.
-        kind: bbox, segm or boundary.
+        task: bbox, segm or boundary.
 
     Returns:
         AP, AP50, AP75, APs, APm, APl, by frequency APr, APc, APf, and "AP-<class>" of each class.
     """
-    # With boxes among them LVIS would take the areas of boxes for those of masks.
-    wanted = "bbox" if kind == "bbox" else "segmentation"
+    # If results had boxes, LVIS would use their areas instead of those of the masks.
+    field = "bbox" if task == "bbox" else "segmentation"
     records = [
-        {key: result[key] for key in ("image_id", "category_id", "score", wanted)}
+        {key: result[key] for key in ("image_id", "category_id", "score", field)}
         for result in results
     ]
     if not records:
-        return dict.fromkeys((*FIGURES, *FREQUENCIES), float("nan"))
-    if kind != "bbox":
+        return dict.fromkeys((*METRICS, *FREQUENCIES), float("nan"))
+    if task != "bbox":
         for record in records:
-            image = truth.imgs[record["image_id"]]
+            image = ground_truth.imgs[record["image_id"]]
             record["segmentation"] = compressed_rle(
                 record["segmentation"], image["height"], image["width"]
             )
-    evaluation_class = BoundaryEvaluation if kind == "boundary" else LVISEval
+    evaluation_class = BoundaryEvaluation if task == "boundary" else LVISEval
     evaluation = evaluation_class(
-        truth, LVISResults(truth, records), "bbox" if kind == "bbox" else "segm"
+        ground_truth, LVISResults(ground_truth, records), "bbox" if task == "bbox" else "segm"
     )
     evaluation.evaluate()
     evaluation.accumulate()
     precision = evaluation.eval["precision"]
-    names = [truth.cats[category]["name"] for category in evaluation.params.cat_ids]
-    figures = summary(precision, names)
+    names = [ground_truth.cats[category]["name"] for category in evaluation.params.cat_ids]
+    metrics = summary(precision, names)
     by_frequency = {
-        figure: mean_in_percent(precision[:, :, group, 0])
-        for figure, group in zip(FREQUENCIES, evaluation.freq_groups, strict=True)
+        name: mean_in_percent(precision[:, :, group, 0])
+        for name, group in zip(FREQUENCIES, evaluation.freq_groups, strict=True)
     }
-    usual = {figure: figures.pop(figure) for figure in FIGURES}
-    return usual | by_frequency | figures
+    overall = {name: metrics.pop(name) for name in METRICS}
+    return overall | by_frequency | metrics

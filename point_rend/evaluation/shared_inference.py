@@ -1,7 +1,7 @@
-"""Evaluating data sets that share images in one pass over these images.
+"""Shared inference: one pass over the images evaluates all data sets that contain them.
 
-AP and AP* of a model, for instance, are measured on the same images with different annotations: the
-model need not see them twice.
+For example, AP and AP* are measured on the same images with different annotations, so the model
+needs to see each image only once.
 """
 
 import logging
@@ -14,24 +14,24 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_
 from detectron2.utils import comm
 from torch import nn
 
-Key = tuple[str, Any]
+ImageKey = tuple[str, Any]  # absolute path, image id
 Results = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
 
 class SharedEvaluator(DatasetEvaluator):
-    """Evaluators of several data sets, each of which is given the images of its own set.
+    """Evaluators of several data sets, each of which gets the images of its own set.
 
     Args:
-        evaluators: By the names of the data sets.
-        file_names: Of each set its images, and how the set itself writes the names of their files.
+        evaluators: Evaluators by data set.
+        file_names: For each data set, the file names of its images as the set itself writes them.
     """
 
     def __init__(
         self,
         evaluators: Mapping[str, DatasetEvaluator],
-        file_names: Mapping[str, Mapping[Key, str]],
+        file_names: Mapping[str, Mapping[ImageKey, str]],
     ) -> None:
         self._evaluators = evaluators
         self._file_names = file_names
@@ -42,7 +42,7 @@ class SharedEvaluator(DatasetEvaluator):
             evaluator.reset()
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
-        """Hand inputs and outputs of a model on."""
+        """Pass inputs and outputs of the model to the evaluators of their data sets."""
         keys = list(map(image_key, inputs))
         for name, evaluator in self._evaluators.items():
             file_names = self._file_names[name]
@@ -57,19 +57,19 @@ class SharedEvaluator(DatasetEvaluator):
         return {name: evaluator.evaluate() for name, evaluator in self._evaluators.items()}
 
 
-def image_key(record: Mapping[str, Any]) -> Key:
-    """Tell an image from the others of its set, before and after the set's loader has read it."""
+def image_key(record: Mapping[str, Any]) -> ImageKey:
+    """Return a key of an image that is the same before and after the loader has read it."""
     return os.path.abspath(record["file_name"]), record.get("image_id")
 
 
 def group_by_images(images: Mapping[str, frozenset[Any]]) -> list[list[str]]:
-    """Group data sets whose images are among those of another.
+    """Group each data set with one that contains all of its images.
 
     Args:
-        images: Of each set, with all that a model's result depends on.
+        images: For each data set, its images with everything a model's result depends on.
 
     Returns:
-        Groups of names; the first of a group has all images of the others.
+        Groups of names; the first data set of a group contains the images of the others.
     """
     groups: list[list[str]] = []
     for name in sorted(images, key=lambda name: -len(images[name])):
@@ -81,38 +81,37 @@ def group_by_images(images: Mapping[str, frozenset[Any]]) -> list[list[str]]:
     return groups
 
 
-def evaluate_together(
+def evaluate_with_shared_inference(
     model: nn.Module,
     names: Sequence[str],
     build_loader: Callable[[str], Any],
     build_evaluator: Callable[[str], DatasetEvaluator],
 ) -> Results:
-    """Evaluate a model on data sets; those that share images share a pass over them.
+    """Evaluate a model on data sets; those that share images share the inference.
 
     Args:
         model: The model.
         names: Registered names of the data sets.
-        build_loader: Makes the loader of a data set.
-        build_evaluator: Makes the evaluator of a data set.
+        build_loader: Builds the loader of a data set.
+        build_evaluator: Builds the evaluator of a data set.
 
     Returns:
-        The results by data set, in the order of the names; in processes other than the first they
-        are empty.
+        The results by data set, in the order of the names; empty in all processes but the first.
     """
     images, file_names = {}, {}
     for name in names:
         records = DatasetCatalog.get(name)
-        # Sets that do not say the sizes get them from their loaders.
+        # Data sets without sizes get them from their loaders.
         images[name] = frozenset((image_key(x), x.get("height"), x.get("width")) for x in records)
         file_names[name] = {image_key(x): x["file_name"] for x in records}
-    found: Results = {}
+    evaluated: Results = {}
     for group in group_by_images(images):
         if len(group) > 1:
-            logger.info("One pass over the images of %s evaluates %s", group[0], ", ".join(group))
+            logger.info("Inference on the images of %s is shared by %s", group[0], ", ".join(group))
         evaluators = {name: build_evaluator(name) for name in group}
         shared = SharedEvaluator(evaluators, file_names)
-        found |= inference_on_dataset(model, build_loader(group[0]), shared)
-    results = {name: found[name] or {} for name in names}
+        evaluated |= inference_on_dataset(model, build_loader(group[0]), shared)
+    results = {name: evaluated[name] or {} for name in names}
     for name in names if comm.is_main_process() else ():
         logger.info("Results of %s in csv format:", name)
         print_csv_format(results[name])

@@ -1,6 +1,6 @@
-"""What is done around a model at test time: multi-scale and flip, mixed precision.
+"""Test-time augmentation (scales and flips) and mixed precision, as wrappers of a model.
 
-Shapes: K classes; H and W rows and columns of the output.
+Shape letters: K classes; H and W output height and width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from point_rend.config.tasks import SEM_SEG, model_outputs
 
-ROWS = 64  # of a map that are turned into probabilities at once
+ROWS = 64  # number of rows that are turned into probabilities at once
 
 
 def build_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Wrap a model so that it sees each image in all variants of TEST.AUG.
+    """Wrap a model so that it averages over the variants of each image that TEST.AUG defines.
 
     Args:
         cfg: The config, with TEST.AUG.ENABLED True.
@@ -40,19 +40,19 @@ def build_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
 
 
 class MultiScaleSegmentor(nn.Module):
-    """A semantic model whose probabilities are means over several scales, with and without flip.
+    """A semantic model whose probabilities are averaged over several scales and flips.
 
-    The model sees one variant of one image at a time. Beside its result for this variant there is
-    one buffer of the size of the output.
+    The model sees one variant of one image at a time. Memory holds its result for this variant and
+    one buffer of the output size.
 
     Args:
         model: Maps a list of one input to a list of one result with `sem_seg`, (K, H, W) logits.
-        min_sizes: Short sides to which an image is resized, in pixels.
-        max_size: Bound of the long side, in pixels.
-        flip: Whether each resized image is also seen flipped horizontally.
+        min_sizes: Lengths in pixels to which the short side of an image is resized.
+        max_size: Upper bound of the long side in pixels.
+        flip: Whether each resized image is also flipped horizontally.
 
     Raises:
-        ValueError: If there is no short side.
+        ValueError: If `min_sizes` is empty.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class MultiScaleSegmentor(nn.Module):
         """Segment images.
 
         Args:
-            batched_inputs: Per image "image", (C, h, w) uint8, and optionally "height" and "width"
-                of the output.
+            batched_inputs: For each image, "image", (C, h, w) uint8, and optionally the output
+                "height" and "width".
 
         Returns:
-            Per image "sem_seg", (K, H, W) float32 probabilities in place of logits.
+            For each image, "sem_seg", (K, H, W) float32 probabilities instead of logits.
         """
         return [{"sem_seg": self._mean_probabilities(image)} for image in batched_inputs]
 
@@ -86,7 +86,7 @@ class MultiScaleSegmentor(nn.Module):
         total: Tensor | None = None
         count = 0
         for image, flipped in self._variants(inputs["image"]):
-            # Results are held by nobody but the callee, and are gone before the next ones come.
+            # No variable holds the result here, so it is freed before the next one is computed.
             total = _add_probabilities(
                 total, self.model([{"image": image, **size}])[0].pop("sem_seg"), flipped
             )
@@ -95,7 +95,7 @@ class MultiScaleSegmentor(nn.Module):
         return total.div_(count)
 
     def _variants(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        """Yield resized images (C, h, w), and whether they are flipped."""
+        """Yield resized images (C, h, w), each with a flag that is true if it is flipped."""
         pixels = image.permute(1, 2, 0).numpy()
         height, width = pixels.shape[:2]
         for side in self.min_sizes:
@@ -109,21 +109,21 @@ class MultiScaleSegmentor(nn.Module):
 
 
 def _add_probabilities(total: Tensor | None, logits: Tensor, flipped: bool) -> Tensor:
-    """Add the softmax of (K, H, W) logits to a sum, a few rows at a time."""
+    """Add the softmax of (K, H, W) logits to the total, a few rows at a time."""
     if total is None:
         total = torch.zeros_like(logits, dtype=torch.float32)
-    for some, rows in zip(total.split(ROWS, dim=1), logits.split(ROWS, dim=1), strict=True):
+    for sums, rows in zip(total.split(ROWS, dim=1), logits.split(ROWS, dim=1), strict=True):
         probabilities = rows.float().softmax(dim=0)
-        some += probabilities.flip(-1) if flipped else probabilities
+        sums += probabilities.flip(-1) if flipped else probabilities
     return total
 
 
-class InMixedPrecision(nn.Module):
+class AutocastModel(nn.Module):
     """A model whose inference runs under autocast.
 
     Args:
-        model: maps a batch to results.
-        dtype: in which matrix products are computed.
+        model: Maps a batch to results.
+        dtype: Data type of autocast.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
@@ -132,7 +132,7 @@ class InMixedPrecision(nn.Module):
         self.dtype = dtype
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
-        """Return the model's results for a batch."""
+        """Run the model on a batch under autocast."""
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, dtype=self.dtype):
             return self.model(batched_inputs)

@@ -2,10 +2,24 @@
 
 import contextlib
 import difflib
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 
 from point_rend.utils.program import program
+
+# Exit codes of all commands.
+FAILED = 1  # the work is incomplete
+USER_ERROR = 2  # as of argparse
+DIVERGED = 3  # a training met a loss or a gradient that is not finite
+
+
+def signal_exit_code(number: int) -> int:
+    """Return the exit code of a process that a signal has ended, as shells have it."""
+    return 128 + number
+
+
+INTERRUPTED = signal_exit_code(signal.SIGINT)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -17,17 +31,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "; did you mean " + " or ".join(by_upper[match] for match in nearest) + "?"
 
 
-USER_ERROR = 2  # exit code, as of argparse
-
-
 class TrainingStop(BaseException):
-    """Ends a training; no error, so that nothing on the way logs a traceback or swallows it.
+    """Ends a training. It is not an Exception, so that no handler logs or swallows it.
 
     Args:
         reason: One line for the user.
         exit_code: Exit code of the process.
-        saves: Whether to save the last iteration before.
-        together: Whether the other processes of the run are about to end, too.
+        saves: Whether to save the last iteration first.
+        together: Whether all processes of the run are stopping.
     """
 
     def __init__(
@@ -42,7 +53,7 @@ class TrainingStop(BaseException):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn errors that the user can put right into one line; bugs keep their traceback."""
+    """Report errors that the user can correct in one line; bugs keep their traceback."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -51,6 +62,6 @@ def user_errors() -> Iterator[None]:
 
 
 def say_error(error: object) -> None:
-    """Print one line that says why the program ends."""
+    """Print the reason why the program ends, in one line."""
     message = " ".join(str(error).split())
     print(f"{program()}: error: {message}", file=sys.stderr, flush=True)

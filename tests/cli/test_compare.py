@@ -1,4 +1,4 @@
-"""The tool that compares results: what it asks of them, and their names."""
+"""`pointrend compare`: boxes of masks, names, and bad input."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from point_rend.cli import compare as compare_results
-from point_rend.evaluation import coco_results
+from point_rend.cli import compare
+from point_rend.evaluation.comparison import box_corners
 from tests.evaluation.oracles import encoded
 from tests.planted_report import NAMES, SIDE, Planted
 
@@ -25,13 +25,13 @@ def command(planted: Planted, output: str, *results: str) -> list[str]:
 
 def pictures(planted: Planted, output: str, *results: str) -> dict[str, bytes]:
     """Compare results; return the pictures."""
-    compare_results.main(command(planted, output, *results))
+    compare.main(command(planted, output, *results))
     return {file.name: file.read_bytes() for file in (planted.folder / output).iterdir()}
 
 
 def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stop:
-        compare_results.main(argv)
+        compare.main(argv)
     assert stop.value.code == 2
     return capsys.readouterr().err.splitlines()[-1]
 
@@ -55,9 +55,9 @@ def test_a_mask_of_any_kind_has_the_box_around_it() -> None:
     runs.append(SIDE**2 - sum(runs))
     polygon = [[10, 20, 40, 20, 40, 50, 10, 50]]
     masks = [encoded(mask), {"size": [SIDE, SIDE], "counts": runs}, polygon]
-    boxes = compare_results.corners([{"segmentation": x} for x in masks], SIDE, SIDE)
+    boxes = box_corners([{"segmentation": x} for x in masks], SIDE, SIDE)
     assert boxes.tolist() == [[10, 20, 40, 50]] * 3
-    assert compare_results.corners([], SIDE, SIDE).shape == (0, 4)
+    assert box_corners([], SIDE, SIDE).shape == (0, 4)
 
 
 def test_two_results_of_one_name_are_refused(
@@ -86,7 +86,7 @@ def test_a_file_that_is_not_there_is_named(
 def test_an_output_that_is_a_file_is_named_before_the_work(
     planted: Planted, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coco_results, "average_precision", None)
+    monkeypatch.setattr(compare, "average_precision", None)
     file = planted.folder / f"{NAMES[0]}.json"
     said = refusal(command(planted, file.name, str(file)), capsys)
     assert f"--output {file} cannot be written: {file} is not a folder" in said

@@ -1,4 +1,4 @@
-"""The tool that compares semantic results: planted truths, and errors."""
+"""`pointrend compare-semantic`: planted ground truth, and bad input."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from point_rend.cli import compare_semantic as compare_label_maps
-from point_rend.evaluation import semantic_iou
+from point_rend.cli import compare_semantic
+from point_rend.evaluation import semantic_comparison
 
 
 def predictions(folder: Path, images: Path, maps: dict[str, np.ndarray], name: str) -> Path:
@@ -48,15 +48,15 @@ def arguments(tmp_path: Path) -> list[str]:
     ]
 
 
-def figures(table: str) -> dict[str, list[float]]:
+def metrics(table: str) -> dict[str, list[float]]:
     rows = [line.split() for line in table.splitlines()]
     return {row[0]: [float(x) for x in row[1:]] for row in rows if row and row[0] != "mIoU"}
 
 
 def test_the_truth_scores_100_and_a_shift_costs_boundaries_most(arguments, capsys):
-    compare_label_maps.main(arguments)
+    compare_semantic.main(arguments)
     table = capsys.readouterr().out.split("Pictures")[0]
-    rows = figures(table)
+    rows = metrics(table)
     assert rows["perfect"] == [100, 100]
     # 2 + 2 of 60 columns change sides; the bands, one pixel wide, hardly meet
     assert 80 < rows["shifted"][0] < 95
@@ -70,7 +70,7 @@ def test_the_truth_scores_100_and_a_shift_costs_boundaries_most(arguments, capsy
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Compare, and return the one line that says why it ends."""
     with pytest.raises(SystemExit) as stop:
-        compare_label_maps.main(arguments)
+        compare_semantic.main(arguments)
     assert stop.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -93,7 +93,7 @@ def test_a_missing_label_map_is_named_before_the_work(arguments, tmp_path, capsy
 def test_a_label_map_and_a_photograph_that_are_no_images_are_named(arguments, tmp_path, capsys):
     for file in (tmp_path / "images" / "1.jpg", tmp_path / "labels" / "0.png"):
         file.write_bytes(b"text")
-        assert f"{file} is not there or not an image" in refusal(arguments, capsys)
+        assert f"{file} does not exist or is not an image" in refusal(arguments, capsys)
 
 
 def test_predictions_without_a_label_map_of_their_size_are_named(arguments, tmp_path, capsys):
@@ -128,7 +128,7 @@ def test_a_file_that_is_broken_or_empty_is_named(arguments, tmp_path, capsys, te
         ({"category_id": -1}, "is of class -1, expected 0 to 1"),
         (
             {"file_name": "/elsewhere/0.jpg"},
-            "is about /elsewhere/0.jpg, which does not lie in --im",
+            "is about /elsewhere/0.jpg, which is not in --images",
         ),
         ({"segmentation": {"size": [40, 59], "counts": "0"}}, "has an RLE of size (40, 59), the"),
         ({"segmentation": {"size": [40, 60], "counts": "0"}}, "has an RLE of 0 pixels"),
@@ -147,7 +147,7 @@ def test_results_of_different_images_are_refused(arguments, tmp_path, capsys):
     records = [x for x in json.loads(file.read_text()) if not x["file_name"].endswith("2.jpg")]
     file.write_text(json.dumps(records))
     said = refusal(arguments, capsys)
-    assert "expected the same images in all, but 'perfect' has 2.jpg and 'shifted' has not" in said
+    assert "expected the same images in all, but 2.jpg is in 'perfect' and not in 'shifted'" in said
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_results_of_different_images_are_refused(arguments, tmp_path, capsys):
     [
         ("--images", "nowhere", "--images: there is no folder nowhere"),
         ("--labels", "nowhere", "--labels: there is no folder nowhere"),
-        ("--images", "labels", "which does not lie in --images labels"),
+        ("--images", "labels", "which is not in --images labels"),
         ("--classes", "nowhere.txt", "the file of the class names does not exist: nowhere.txt"),
         ("--classes", "one", "is of class 1, expected 0 to 0, since --classes has 1"),
         ("--output", "perfect.json", "--output perfect.json cannot be written: perfect.json is no"),
@@ -166,7 +166,7 @@ def test_an_option_that_cannot_be_is_named_before_the_work(
     arguments, tmp_path, capsys, monkeypatch, flag, value, message
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(semantic_iou, "SemanticScores", None)
+    monkeypatch.setattr(semantic_comparison, "SemanticIoU", None)
     assert message in refusal(changed(arguments, flag, value), capsys)
     assert not (tmp_path / "pictures").exists()
 

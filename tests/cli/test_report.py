@@ -1,4 +1,4 @@
-"""The page of an evaluation: its figures, its parts, and what it refuses."""
+"""The report page: its metrics, its parts, and the input that it refuses."""
 
 import contextlib
 import io
@@ -13,10 +13,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from point_rend.evaluation.coco_ap import FIGURES, InstanceScores
+from point_rend.cli import report
+from point_rend.evaluation.coco_ap import METRICS, CocoAP
 from point_rend.evaluation.report import gallery as report_gallery
 from point_rend.evaluation.report import matched_items, tables, training_curves
-from point_rend.evaluation.report import page as report_page
 from point_rend.evaluation.report.elements import NONE, nice_ticks
 from point_rend.evaluation.report.outlines import outline_path
 from tests.evaluation.oracles import blob
@@ -83,7 +83,7 @@ def parsed(page: Path) -> Parsed:
     return Parsed(page)
 
 
-def coco_figures(planted: Planted, which: int, category: int | None = None) -> list[float]:
+def coco_metrics(planted: Planted, which: int, category: int | None = None) -> list[float]:
     """AP, AP50, AP75, APs, APm and APl by pycocotools."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(planted.annotations))
@@ -102,9 +102,9 @@ def written(values: list[float]) -> list[str]:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_the_table_of_ap_is_what_pycocotools_says(planted: Planted, parsed: Parsed, which: int):
+def test_the_table_of_ap_is_that_of_pycocotools(planted: Planted, parsed: Parsed, which: int):
     rows = {row[0]: row[1:] for row in parsed.tables["AP in percent"]}
-    assert rows[NAMES[which]] == written(coco_figures(planted, which))
+    assert rows[NAMES[which]] == written(coco_metrics(planted, which))
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -112,12 +112,12 @@ def test_the_table_of_boundary_ap_is_that_of_the_evaluation(
     planted: Planted, parsed: Parsed, which: int
 ):
     rows = {row[0]: row[1:] for row in parsed.tables["boundary AP in percent"]}
-    figures = InstanceScores(planted.content).figures(planted.results[which], "boundary")
-    assert rows[NAMES[which]] == written([figures[name] for name in FIGURES])
+    metrics = CocoAP(planted.content).metrics(planted.results[which], "boundary")
+    assert rows[NAMES[which]] == written([metrics[name] for name in METRICS])
 
 
-def test_the_difference_is_of_the_unrounded_figures(planted: Planted, parsed: Parsed):
-    first, last = (coco_figures(planted, which) for which in (0, 1))
+def test_the_difference_is_of_the_unrounded_metrics(planted: Planted, parsed: Parsed):
+    first, last = (coco_metrics(planted, which) for which in (0, 1))
     row = parsed.tables["AP in percent"][-1]
     expected = [
         MISSING if np.isnan(b - a) else f"{b - a:+.1f}" for a, b in zip(first, last, strict=True)
@@ -131,7 +131,7 @@ def test_a_class_has_the_ap_that_pycocotools_gives_it_alone(planted: Planted, pa
     assert [row[0] for row in rows] == ["star", "key", EVIL]
     assert [row[1] for row in rows] == ["3", "2", "1"]
     for category, row in enumerate(rows, start=1):
-        expected = [coco_figures(planted, which, category)[0] for which in (0, 1)]
+        expected = [coco_metrics(planted, which, category)[0] for which in (0, 1)]
         assert row[2:4] == written(expected)
 
 
@@ -146,7 +146,7 @@ def test_means_are_over_the_objects_that_both_have(parsed: Parsed):
 def test_a_card_tells_the_ious_that_were_planted(parsed: Parsed):
     for number, (image, category, *smaller) in enumerate(OBJECTS, start=1):
         name = {1: "star", 2: "key", 3: EVIL}[category]
-        rows = parsed.tables[f"figures of {name} in {FILES[image]}, object {number}"]
+        rows = parsed.tables[f"metrics of {name} in {FILES[image]}, object {number}"]
         for which, row in enumerate(rows[1:3]):
             found = smaller[which] is not None
             assert row[0] == NAMES[which] + ("" if found else ": no match")
@@ -161,18 +161,18 @@ def test_a_card_tells_the_ious_that_were_planted(parsed: Parsed):
 def numbers_in_order(planted: Planted, title: str) -> list[int]:
     """Numbers of the objects that an order ranks, in its order."""
     pairs = [
-        report_page.read_result(
+        matched_items.read_result(
             name,
             "style-0",
             planted.folder / f"{name}.json",
             planted.content,
-            InstanceScores(planted.content),
+            CocoAP(planted.content),
             0.5,
         )
         for name in NAMES
     ]
-    items = matched_items.items_of(report_page.objects_of(planted.content), pairs)
-    (ranking,) = [x.ranking for x in matched_items.orders_of(items, NAMES) if x.title == title]
+    items = matched_items.match_items(matched_items.ground_truth_objects(planted.content), pairs)
+    (ranking,) = [x.ranking for x in matched_items.gallery_orders(items, NAMES) if x.title == title]
     return [items[k].annotation["id"] for k in ranking]
 
 
@@ -186,8 +186,8 @@ def test_the_gallery_is_sorted_by_gain_by_loss_and_by_failure(planted: Planted):
 
 
 def test_curves_of_precision_have_ap_as_their_mean(planted: Planted):
-    precision = InstanceScores(planted.content).precision(planted.results[1], "segm")
-    _, ap50, ap75, *_ = coco_figures(planted, 1)
+    precision = CocoAP(planted.content).precision(planted.results[1], "segm")
+    _, ap50, ap75, *_ = coco_metrics(planted, 1)
     for threshold, expected in ((0, ap50), (5, ap75)):
         recalls, heights = zip(*tables.mean_curve(precision, threshold), strict=True)
         np.testing.assert_allclose(recalls, np.linspace(0, 1, 101))
@@ -224,9 +224,9 @@ def test_so_many_objects_are_shown_and_the_page_says_how_many_are_left_out(plant
 
 
 def test_the_first_of_every_order_are_chosen_in_turn():
-    assert matched_items.chosen([[4, 1, 2], [3, 4, 0], [4]], 3) == {4, 3, 1}
-    assert matched_items.chosen([[4, 1, 2], []], 10) == {1, 2, 4}
-    assert matched_items.chosen([], 3) == set()
+    assert matched_items.select_items([[4, 1, 2], [3, 4, 0], [4]], 3) == {4, 3, 1}
+    assert matched_items.select_items([[4, 1, 2], []], 10) == {1, 2, 4}
+    assert matched_items.select_items([], 3) == set()
 
 
 def test_one_result_is_compared_with_the_truth(planted: Planted):
@@ -234,7 +234,7 @@ def test_one_result_is_compared_with_the_truth(planted: Planted):
     assert [row[0] for row in parsed.tables["AP in percent"]] == ["", "PointRend"]
     assert len(parsed.tables["AP by class in percent"][0]) == 4
     selected = [a["value"] for tag, a in parsed.elements if tag == "option" and "selected" in a]
-    assert selected[-2:] == ["0", "truth"]
+    assert selected[-2:] == ["0", "ground-truth"]
     assert len(parsed.with_class("card")) == len(OBJECTS)
 
 
@@ -319,7 +319,7 @@ def test_long_curves_become_means_of_equally_many(count: int):
     assert short[0] == tuple(np.mean(points[:length], axis=0))
 
 
-# What is refused
+# Bad input
 
 
 def refusal(planted: Planted, capsys: pytest.CaptureFixture, *options: str, **changes) -> str:
@@ -327,7 +327,7 @@ def refusal(planted: Planted, capsys: pytest.CaptureFixture, *options: str, **ch
         planted.page(*options, **changes)
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    assert ": error: " in error
     assert error.count("\n") == 1
     return error
 
@@ -384,7 +384,7 @@ def test_a_missing_image_and_one_of_another_size_are_named(planted, capsys, tmp_
     for name in FILES.values():
         cv2.imwrite(str(tmp_path / name), np.zeros((50, 100, 3), np.uint8))
     options = ("--image-root", str(tmp_path))
-    expected = r"is of \(height, width\) \(50, 100\), but the annotations say \(100, 100\)"
+    expected = r"is of \(height, width\) \(50, 100\), expected \(100, 100\) as in the annotations"
     assert re.search(expected, refusal(planted, capsys, *options))
     for file in tmp_path.iterdir():
         file.unlink()
@@ -394,7 +394,7 @@ def test_a_missing_image_and_one_of_another_size_are_named(planted, capsys, tmp_
 def test_metrics_that_are_broken_in_the_middle_are_named(planted, capsys, tmp_path):
     (tmp_path / "metrics.json").write_text('{"iteration": 0}\nnonsense\n{"iteration": 1}\n')
     error = refusal(planted, capsys, "--run", str(tmp_path))
-    assert "metrics.json: line 2 is no JSON object with an iteration: nonsense" in error
+    assert "metrics.json: line 2 is not a JSON object with an iteration: nonsense" in error
 
 
 def test_nothing_is_left_behind_after_an_error(planted, capsys, tmp_path):
@@ -404,7 +404,7 @@ def test_nothing_is_left_behind_after_an_error(planted, capsys, tmp_path):
 
 
 def test_an_output_that_is_a_folder_is_named_before_the_work(planted, capsys, monkeypatch):
-    monkeypatch.setattr(page, "report", None)
+    monkeypatch.setattr(report, "build_report", None)
     error = refusal(planted, capsys, "--output", str(planted.images))
     expected = f"--output {planted.images} cannot be written: it is a folder, expected a file"
     assert expected in error

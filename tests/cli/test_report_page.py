@@ -214,21 +214,21 @@ def test_a_zoom_enlarges_a_piece_of_the_boundary_and_whole_shows_all_again(brows
     np.testing.assert_array_equal(stage_pixels(browser), before)
 
 
-def test_either_side_shows_any_model_or_the_truth(browser: Browser):
-    choose(browser, "right", "truth")
+def test_either_side_shows_any_model_or_the_ground_truth(browser: Browser):
+    choose(browser, "right", "ground-truth")
     layers = """return Object.fromEntries([...document.querySelectorAll(
         ".card:first-child .layer")].map((layer) => [layer.dataset.layer,
         getComputedStyle(layer).display === "none" ? "none"
         : (layer.getAttribute("clip-path") ?? "whole").replace(/url\\(#|-\\d+\\)/g, "")]))"""
-    assert browser.run(layers) == {"0": "left", "1": "none", "truth": "right"}
+    assert browser.run(layers) == {"0": "left", "1": "none", "ground-truth": "right"}
     right = 'return document.querySelector(".side.right").innerText'
     assert browser.run(right) == "ground truth"
-    choose(browser, "left", "truth")
-    assert browser.run(layers) == {"0": "none", "1": "none", "truth": "whole"}
+    choose(browser, "left", "ground-truth")
+    assert browser.run(layers) == {"0": "none", "1": "none", "ground-truth": "whole"}
 
 
-def test_the_outline_of_the_truth_can_be_hidden(browser: Browser):
-    shown = 'return document.querySelector(".truth-outline").getClientRects().length'
+def test_the_outline_of_the_ground_truth_can_be_hidden(browser: Browser):
+    shown = 'return document.querySelector(".ground-truth-outline").getClientRects().length'
     assert browser.run(shown) == 1
     browser.run('document.getElementById("outline").click()')
     assert browser.run(shown) == 0
@@ -330,7 +330,7 @@ def test_nothing_moves_by_itself(browser: Browser):
     assert moving == 0
 
 
-def test_one_result_alone_is_compared_with_the_truth(browser: Browser, tmp_path: Path):
+def test_one_result_alone_is_compared_with_the_ground_truth(browser: Browser, tmp_path: Path):
     browser.open(Planted(tmp_path).page(results=NAMES[1:]))
     sides = browser.run(
         'return [...document.querySelectorAll(".card:first-child .side")].map((x) => x.innerText)'

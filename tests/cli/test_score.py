@@ -1,4 +1,4 @@
-"""The tool that scores result files."""
+"""`pointrend score`: metrics of result files, and bad input."""
 
 import json
 import re
@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from point_rend.cli import score as evaluate_json
+from point_rend.cli import score
 from point_rend.data.datasets.cocofied_lvis import COCO_CLASSES, cocofy
-from point_rend.evaluation import coco_ap
-from point_rend.evaluation.coco_ap import FIGURES, InstanceScores
+from point_rend.evaluation.coco_ap import METRICS, CocoAP
 from point_rend.utils import arguments
 from tests.evaluation.oracles import decode, encoded
 from tests.tiny_lvis import HEIGHT, WIDTH, write_lvis_v1
@@ -73,7 +72,7 @@ def run(files: Files, *options: str, **results: Any) -> dict[str, Any]:
     output = files.folder / "scores.json"
     flags = [word for name in named for word in ("--results", name)]
     command = ["--annotations", str(files.coco), *flags, "--output", str(output), *options]
-    evaluate_json.main(command)
+    score.main(command)
     return json.loads(output.read_text())
 
 
@@ -82,7 +81,7 @@ def refusal(files: Files, capsys: pytest.CaptureFixture, *options: str, **result
         run(files, *options, **results)
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    assert ": error: " in error
     assert error.count("\n") == 1
     return error
 
@@ -101,16 +100,18 @@ def test_ap_ap_star_and_their_boundary_twins_are_measured(
     assert moved[3] < moved[2] < 100
     output = capsys.readouterr().out
     assert "moved: 4 results" in output
-    for name in FIGURES:
+    for name in METRICS:
         assert name in output
 
 
-def test_figures_are_those_of_the_evaluation(files: Files) -> None:
+def test_metrics_are_those_of_the_evaluation(files: Files) -> None:
     results = files.results(shift=2)
     scores = run(files, moved=results)["moved"]
-    truth = InstanceScores(files.content)
-    assert scores["AP"] == pytest.approx(truth.figures(results, "segm"), nan_ok=True)
-    assert scores["boundary AP"] == pytest.approx(truth.figures(results, "boundary"), nan_ok=True)
+    evaluation = CocoAP(files.content)
+    assert scores["AP"] == pytest.approx(evaluation.metrics(results, "segm"), nan_ok=True)
+    assert scores["boundary AP"] == pytest.approx(
+        evaluation.metrics(results, "boundary"), nan_ok=True
+    )
 
 
 def test_images_that_lvis_has_not_do_not_count_for_ap_star(files: Files) -> None:
@@ -191,7 +192,7 @@ def test_a_file_needs_no_name(files: Files) -> None:
     path = files.write("mine.json", files.results())
     output = files.folder / "scores.json"
     command = ["--annotations", files.coco, "--results", path, "--output", output]
-    evaluate_json.main([*map(str, command)])
+    score.main([*map(str, command)])
     assert list(json.loads(output.read_text())) == [str(path)]
 
 
@@ -276,12 +277,10 @@ def test_a_file_that_is_no_list_of_results_is_named(
     assert "result 0 is not an object: 5" in refusal(files, capsys, bad=[5])
     (files.folder / "cut.json").write_text("[{")
     with pytest.raises(SystemExit):
-        evaluate_json.main(
-            ["--annotations", str(files.coco), "--results", str(files.folder / "cut.json")]
-        )
+        score.main(["--annotations", str(files.coco), "--results", str(files.folder / "cut.json")])
     assert "cut.json is truncated or not JSON" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        evaluate_json.main(["--annotations", str(files.coco), "--results", "nowhere.json"])
+        score.main(["--annotations", str(files.coco), "--results", "nowhere.json"])
     assert "result file nowhere.json does not exist" in capsys.readouterr().err
 
 
@@ -290,7 +289,7 @@ def test_lvis_annotations_of_other_classes_are_refused(
 ) -> None:
     whole = str(files.folder / "lvis_v1_val.json")
     error = refusal(files, capsys, "--lvis-annotations", whole, exact=files.results())
-    assert "prepare_cocofied_lvis.py makes a file of COCO's classes" in error
+    assert "prepare-cocofied-lvis` makes a file of COCO's classes" in error
 
 
 def test_a_missing_lvis_is_named(
@@ -307,7 +306,7 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(
 ) -> None:
     (files.folder / "file").touch()
     (files.folder / "folder").mkdir()
-    monkeypatch.setattr(coco_ap, "InstanceScores", None)
+    monkeypatch.setattr(score, "CocoAP", None)
     output = str(files.folder / name)
     error = refusal(files, capsys, "--output", output, exact=files.results())
     assert f"--output {output} cannot be written: " in error

@@ -88,19 +88,19 @@ class Run:
                 process.returncode = 0  # it is waited for below
                 self.pid = process.pid
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_bytes()[self.start :].decode()
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
         """Wait for something that this run does; an end of the run comes too early."""
         deadline = time.monotonic() + PATIENCE
         while not happened():
-            assert time.monotonic() < deadline, self.said()
-            assert os.waitid(os.P_PID, self.pid, WITHOUT_REAPING) is None, self.said()
+            assert time.monotonic() < deadline, self.output()
+            assert os.waitid(os.P_PID, self.pid, WITHOUT_REAPING) is None, self.output()
             time.sleep(0.005)
 
-    def wait_to_say(self, words: str) -> None:
-        self.wait_until(lambda: words in self.said())
+    def wait_for_output(self, words: str) -> None:
+        self.wait_until(lambda: words in self.output())
 
     def kill(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -138,15 +138,15 @@ def fork(argv: Sequence[str], output: int) -> int:
 
 
 @contextlib.contextmanager
-def signalling_itself(number: int, *, iteration: int, rank: int = 0) -> Iterator[None]:
+def signaling_itself(number: int, *, iteration: int, rank: int = 0) -> Iterator[None]:
     """Runs that are forked within get a signal in the middle of an iteration, on one rank."""
 
     def run_step(trainer: trainer.Trainer) -> None:
-        whole_step(trainer)
+        original_step(trainer)
         if (trainer.iter, comm.get_rank()) == (iteration, rank):
             os.kill(os.getpid(), number)
 
-    whole_step = trainer.Trainer.run_step
+    original_step = trainer.Trainer.run_step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.Trainer, "run_step", run_step)
         yield

@@ -13,7 +13,7 @@ from tests.engine.killing import (
     assert_identical,
     command,
     final,
-    signalling_itself,
+    signaling_itself,
     tagged_iteration,
     write_mixed,
 )
@@ -40,16 +40,16 @@ def test_a_training_that_is_stopped_and_killed_ends_with_the_same_state_for_any_
     undisturbed = Run(command(mixed, whole, *schedule), tmp_path / "whole.txt", forked=True)
     argv = command(mixed, parts, *schedule, "DATALOADER.NUM_WORKERS", "2")
 
-    with signalling_itself(signal.SIGTERM, iteration=2):
+    with signaling_itself(signal.SIGTERM, iteration=2):
         stopped = Run(argv, log, forked=True)
     assert stopped.end() == 128 + signal.SIGTERM
     assert tagged_iteration(parts) == 2
 
-    with signalling_itself(signal.SIGKILL, iteration=6):
+    with signaling_itself(signal.SIGKILL, iteration=6):
         killed = Run(argv, log, forked=True)
     assert killed.end() == -signal.SIGKILL
     assert tagged_iteration(parts) == 5
-    assert "Starting training from iteration 3\n" in killed.said()
+    assert "Starting training from iteration 3\n" in killed.output()
 
     assert Run(argv, log, forked=True).end() == 0
     assert undisturbed.end() == 0
@@ -69,12 +69,12 @@ def test_ten_kills_at_random_moments_change_nothing(
     reached = -1
     for number in signals:
         run = Run(argv, log, forked=False)
-        run.wait_to_say("Starting training")
+        run.wait_for_output("Starting training")
         time.sleep(moments.uniform(0, 2))
         run.kill(number)
         code = -number if number == signal.SIGKILL else 128 + number
-        assert run.end() == code, run.said()
-        assert f"Starting training from iteration {reached + 1}\n" in run.said()
+        assert run.end() == code, run.output()
+        assert f"Starting training from iteration {reached + 1}\n" in run.output()
         assert tagged_iteration(parts) >= reached
         reached = tagged_iteration(parts)
     assert Run(argv, log, forked=False).end() == 0

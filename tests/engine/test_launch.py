@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 
-from point_rend.engine.launch import Place, launch, place_by_launcher
+from point_rend.engine.launch import RankInfo, launch, rank_from_launcher
 from tests.engine.killing import PATIENCE
 from tests.engine.ranks import DETERMINISTIC, findings_of_rank, gradients, shares, stumble, tiny_cfg
 
@@ -36,7 +36,7 @@ SRUN = {
 
 
 def test_the_place_is_read_as_torchrun_gives_it() -> None:
-    assert place_by_launcher(TORCHRUN) == Place(5, 8, 1, "env://")
+    assert rank_from_launcher(TORCHRUN) == RankInfo(5, 8, 1, "env://")
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_the_place_is_read_as_torchrun_gives_it() -> None:
     ],
 )
 def test_under_srun_the_processes_meet_on_the_first_machine(nodes: str, host: str) -> None:
-    place = place_by_launcher(SRUN | {"SLURM_STEP_NODELIST": nodes})
-    assert place == Place(5, 8, 1, f"tcp://{host}:23456")
+    info = rank_from_launcher(SRUN | {"SLURM_STEP_NODELIST": nodes})
+    assert info == RankInfo(5, 8, 1, f"tcp://{host}:23456")
 
 
 def test_under_srun_a_given_meeting_point_is_taken() -> None:
     given = {"MASTER_ADDR": "10.0.0.9", "MASTER_PORT": "1234"}
-    assert place_by_launcher(SRUN | given) == Place(5, 8, 1, "tcp://10.0.0.9:1234")
+    assert rank_from_launcher(SRUN | given) == RankInfo(5, 8, 1, "tcp://10.0.0.9:1234")
 
 
 @pytest.mark.parametrize(
@@ -70,25 +70,25 @@ def test_under_srun_a_given_meeting_point_is_taken() -> None:
     ],
 )
 def test_without_several_processes_there_is_no_place(environ: dict[str, str]) -> None:
-    assert place_by_launcher(environ) is None
+    assert rank_from_launcher(environ) is None
 
 
 def test_the_command_line_overrules_srun_and_contradicts_torchrun() -> None:
-    assert place_by_launcher(SRUN, asked=16) is None
+    assert rank_from_launcher(SRUN, requested=16) is None
     with pytest.raises(ValueError, match="leave out --num-gpus"):
-        place_by_launcher(TORCHRUN, asked=16)
+        rank_from_launcher(TORCHRUN, requested=16)
 
 
 @pytest.mark.parametrize("name", ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
 def test_a_variable_that_a_launcher_has_left_out_is_named(name: str) -> None:
     environ = {key: value for key, value in TORCHRUN.items() if key != name}
     with pytest.raises(ValueError, match=f"but not {name}:"):
-        place_by_launcher(environ)
+        rank_from_launcher(environ)
 
 
 def test_a_variable_that_is_no_number_is_named() -> None:
     with pytest.raises(ValueError, match="RANK: expected a number, got 'first'"):
-        place_by_launcher(TORCHRUN | {"RANK": "first"})
+        rank_from_launcher(TORCHRUN | {"RANK": "first"})
 
 
 # One process

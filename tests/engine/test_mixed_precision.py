@@ -1,4 +1,4 @@
-"""Models in mixed precision beside the same in float32."""
+"""Models in mixed precision compared with the same models in float32."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +11,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 from point_rend.data.shapes.coco import generate
+from point_rend.engine.trainer import Trainer
 from tests.config.test_semantic_configs import PANOPTIC, SMALL, load, sample
-from tests.runs import without_finite_gradient
-from tests.tiny_datasets import CONFIGS, TINY_MODEL, load_script, process_state_restored
-
-train_net = load_script("train_net.py")
+from tests.runs import set_up, without_finite_gradient
+from tests.tiny_datasets import CONFIGS, TINY_MODEL, process_state_restored
 
 ITERATIONS, WINDOW = 24, 8
 LARGER_SAMPLES = [  # whose losses are less noisy
@@ -38,9 +37,9 @@ def curve(config: str, output: Path, *more: str) -> np.ndarray:
     argv += ["--register-coco", "shapes", str(split.json_file), str(split.image_root)]
     argv += [*TINY_MODEL, "DATASETS.TRAIN", "('shapes',)", "DATASETS.TEST", "()"]
     argv += [*LARGER_SAMPLES, "SOLVER.MAX_ITER", str(ITERATIONS), "OUTPUT_DIR", str(output)]
-    job = train_net.setup(train_net.build_parser().parse_args([*argv, *more]))
-    seed_all_rng(job.cfg.SEED)  # of the weights, which other tests must not decide
-    trainer = train_net.Trainer(job.cfg)
+    cfg = set_up([*argv, *more]).cfg
+    seed_all_rng(cfg.SEED)  # the initial weights must not depend on other tests
+    trainer = Trainer(cfg)
     trainer.train()
     losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
     return np.reshape(losses, (ITERATIONS // WINDOW, WINDOW)).mean(axis=1)

@@ -14,10 +14,10 @@ import yaml
 from detectron2.modeling import build_model
 
 from point_rend.cli import train
-from point_rend.engine import arguments, run, setup
+from point_rend.engine import run
 from tests.engine.killing import PATIENCE
 from tests.engine.test_train_net_semantic import HEADS, SEMANTIC
-from tests.runs import metrics
+from tests.runs import metrics, set_up
 from tests.tiny_datasets import (
     POINTREND,
     REPOSITORY,
@@ -91,7 +91,7 @@ def test_evaluation_in_two_processes_gives_the_results_of_one(
     one, two, weights = (tmp_path / name for name in ("one", "two", "model.pth"))
     argv = ["--eval-only", "MODEL.WEIGHTS", str(weights)]
     weights.touch()  # where there is nothing, nothing begins
-    job = setup.setup(arguments.build_parser().parse_args(command(tiny, one, *argv)))
+    job = set_up(command(tiny, one, *argv))
     torch.manual_seed(0)
     torch.save({"model": build_model(job.cfg).state_dict()}, weights)
     results = run.run(*job)
@@ -119,7 +119,7 @@ def test_label_maps_are_evaluated_in_two_processes_as_in_one(tmp_path: Path) -> 
     options = [*TINY_MODEL, *HEADS["PointRendSemSegHead"], "MODEL.WEIGHTS", str(weights)]
     options += ["DATASETS.TRAIN", "('tiny',)", "DATASETS.TEST", "('tiny',)", "OUTPUT_DIR"]
     weights.touch()
-    job = setup.setup(arguments.build_parser().parse_args([*argv, *options, str(tmp_path / "one")]))
+    job = set_up([*argv, *options, str(tmp_path / "one")])
     torch.save({"model": build_model(job.cfg).state_dict()}, weights)
     results = run.run(*job)["sem_seg"]
     assert results["mIoU"] > 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from point_rend.engine import signals as stopping
+from point_rend.engine import signals as signals_module
 from point_rend.engine.signals import SIGNALS, StopSignals
 from point_rend.utils.errors import TrainingStop
 
@@ -77,7 +77,7 @@ def twice(number: int) -> None:
 def test_a_second_signal_ends_the_process_at_once(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stopping, "SAME_REQUEST", -1.0)
+    monkeypatch.setattr(signals_module, "SAME_REQUEST", -1.0)
     assert exit_code_of(lambda: twice(number)) == -number
 
 
@@ -85,5 +85,5 @@ def test_a_second_signal_ends_the_process_at_once(
 def test_a_request_that_comes_twice_within_a_moment_is_one(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stopping, "SAME_REQUEST", float("inf"))
+    monkeypatch.setattr(signals_module, "SAME_REQUEST", float("inf"))
     assert exit_code_of(lambda: twice(number)) == 0

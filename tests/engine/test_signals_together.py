@@ -18,7 +18,7 @@ from tests.engine.killing import (
     assert_identical,
     command,
     final,
-    signalling_itself,
+    signaling_itself,
     tagged_iteration,
     write_mixed,
 )
@@ -56,13 +56,13 @@ def test_a_signal_to_one_rank_ends_both_after_the_same_iteration_and_loses_nothi
     mixed: CocoSet, tmp_path: Path
 ) -> None:
     more = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "9"]
-    with signalling_itself(signal.SIGTERM, iteration=4, rank=1):
+    with signaling_itself(signal.SIGTERM, iteration=4, rank=1):
         runs = start_two(tmp_path, command(mixed, tmp_path / "parts", *more))
-    assert [run.end() for run in runs] == [143, 143], runs[0].said()
-    last = runs[0].said().splitlines()[-1]
+    assert [run.end() for run in runs] == [143, 143], runs[0].output()
+    last = runs[0].output().splitlines()[-1]
     assert "train_net.py: stopped by SIGTERM" in last
     assert "resume with: <the same launcher> " in last
-    assert "stopped by" not in runs[1].said()
+    assert "stopped by" not in runs[1].output()
     assert tagged_iteration(tmp_path / "parts") == 4
 
     for output in (tmp_path / "parts", tmp_path / "whole"):
@@ -78,16 +78,16 @@ def test_an_image_that_one_rank_cannot_read_ends_both_with_its_name_and_loses_no
         read_before.append(record)
         if comm.get_rank() == 1 and len(read_before) > 4:
             raise ValueError("file 007.png cannot be used")
-        return whole_read(mapper, record)
+        return original_read(mapper, record)
 
     read_before: list[dict[str, Any]] = []
-    whole_read = NamingDatasetMapper.__call__
+    original_read = NamingDatasetMapper.__call__
     monkeypatch.setattr(NamingDatasetMapper, "__call__", read)
     more = ["DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", "2"]
     runs = start_two(tmp_path, command(mixed, tmp_path / "output", *ENDLESS, *more))
-    assert [run.end() for run in runs] == [2, 2], runs[0].said()
-    assert "train_net.py: error: file 007.png cannot be used; " in runs[0].said().splitlines()[-1]
-    assert "file 007.png" not in runs[1].said()
+    assert [run.end() for run in runs] == [2, 2], runs[0].output()
+    assert "train_net.py: error: file 007.png cannot be used; " in runs[0].output().splitlines()[-1]
+    assert "file 007.png" not in runs[1].output()
     iteration = tagged_iteration(tmp_path / "output")
     assert iteration >= 1
     saved = torch.load(tmp_path / "output" / f"model_{iteration:07d}.pth", weights_only=True)
@@ -104,6 +104,6 @@ def test_signals_to_all_ranks_end_an_evaluation_and_the_main_one_saves(
     monkeypatch.setattr(train_net.Trainer, "test", test)
     argv = command(mixed, tmp_path / "output", *ENDLESS, "TEST.EVAL_PERIOD", "2")
     runs = start_two(tmp_path, argv)
-    assert [run.end() for run in runs] == [143, 143], runs[0].said()
-    assert not any("the evaluation goes on" in run.said() for run in runs)
+    assert [run.end() for run in runs] == [143, 143], runs[0].output()
+    assert not any("the evaluation goes on" in run.output() for run in runs)
     assert tagged_iteration(tmp_path / "output") == 1

@@ -16,7 +16,10 @@ from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 
 from point_rend.checkpoint.class_metadata import read_metadata
-from tests.runs import metrics, refusal
+from point_rend.cli import train
+from point_rend.engine import run
+from point_rend.engine.trainer import Trainer
+from tests.runs import evaluate, metrics, refusal, set_up
 from tests.tiny_datasets import (
     BASELINE,
     CONFIGS,
@@ -24,13 +27,10 @@ from tests.tiny_datasets import (
     POINTREND,
     TINY_MODEL,
     CocoSet,
-    load_script,
     process_state_restored,
     write_cityscapes,
     write_coco,
 )
-
-train_net = load_script("train_net.py")
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +61,8 @@ def predictions(output: Path, name: str = "tiny") -> list[dict[str, Any]]:
 
 def random_weights(argv: list[str], path: Path) -> list[str]:
     """Write a checkpoint of an untrained model; return the words that choose it."""
-    cfg = train_net.setup(train_net.build_parser().parse_args(argv)).cfg
-    torch.save({"model": train_net.Trainer.build_model(cfg).state_dict()}, path)
+    cfg = set_up(argv).cfg
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, path)
     return ["MODEL.WEIGHTS", str(path)]
 
 
@@ -80,7 +80,7 @@ def test_training_evaluates_at_its_end_and_evaluating_the_checkpoint_gives_the_s
     config: str, tiny: CocoSet, tmp_path: Path
 ) -> None:
     trained, evaluated = tmp_path / "trained", tmp_path / "evaluated"
-    train_net.main(command(tiny, trained, config=config))
+    train.main(command(tiny, trained, config=config))
     training, evaluation = metrics(trained)
     assert training["loss_mask"] > 0
     assert ("loss_mask_point" in training) == (config == POINTREND)
@@ -91,8 +91,7 @@ def test_training_evaluates_at_its_end_and_evaluating_the_checkpoint_gives_the_s
 
     weights = str(trained / "model_final.pth")
     argv = command(tiny, evaluated, "--eval-only", "MODEL.WEIGHTS", weights, config=config)
-    job = train_net.setup(train_net.build_parser().parse_args(argv))
-    results = train_net.run(*job)
+    results = evaluate(argv)
     assert predictions(evaluated) == predictions(trained)
     assert results["segm"]["AP"] == pytest.approx(evaluation["segm/AP"])
     assert not (evaluated / "model_final.pth").exists()
@@ -102,17 +101,17 @@ def test_no_gpu_means_a_training_in_this_process(
     tiny: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     callers = []
-    monkeypatch.setattr(train_net, "run", lambda *_: callers.append(os.getpid()))
-    train_net.main(command(tiny, tmp_path / "output", "--num-gpus=0"))
+    monkeypatch.setattr(run, "run", lambda *_: callers.append(os.getpid()))
+    train.main(command(tiny, tmp_path / "output", "--num-gpus=0"))
     assert callers == [os.getpid()]
 
 
 def test_a_training_is_taken_up_where_it_ended(tiny: CocoSet, tmp_path: Path) -> None:
     output = tmp_path / "output"
-    train_net.main(command(tiny, output, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "2"))
+    train.main(command(tiny, output, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "2"))
     before = saved_optimizer(output)
     argv = ["--resume", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "3"]
-    train_net.main(command(tiny, output, *argv))
+    train.main(command(tiny, output, *argv))
     after = saved_optimizer(output)
     assert before.keys() == after.keys() != set()
     assert "Starting training from iteration 2" in (output / "log.txt").read_text()
@@ -123,12 +122,12 @@ def test_a_resumed_training_says_that_it_keeps_its_learning_rate(
 ) -> None:
     output = tmp_path / "output"
     more = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER"]
-    train_net.main(command(tiny, output, *more, "1"))
-    train_net.main(command(tiny, output, "--resume", *more, "2"))
+    train.main(command(tiny, output, *more, "1"))
+    train.main(command(tiny, output, "--resume", *more, "2"))
     said = "keeps the learning rates of its checkpoint, [0.0005], not those of this config, [0.001]"
     log = output / "log.txt"
     assert "keeps the learning rates" not in log.read_text()
-    train_net.main(command(tiny, output, "--resume", *more, "3", "SOLVER.BASE_LR", "0.001"))
+    train.main(command(tiny, output, "--resume", *more, "3", "SOLVER.BASE_LR", "0.001"))
     assert said in log.read_text()
 
 
@@ -136,7 +135,7 @@ def test_nothing_to_resume_is_said_and_the_training_starts_afresh(
     tiny: CocoSet, tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
-    train_net.main(command(tiny, output, "--resume", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"))
+    train.main(command(tiny, output, "--resume", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"))
     log = (output / "log.txt").read_text()
     assert "Nothing to resume" in log
     assert "Starting training from iteration 0" in log
@@ -149,7 +148,7 @@ def test_several_test_sets_are_evaluated_each_by_itself(tiny: CocoSet, tmp_path:
     weights = random_weights(command(tiny, output), tmp_path / "weights.pth")
     argv = command(tiny, output, "--eval-only", *weights, "DATASETS.TEST", "('tiny', 'other')")
     argv = ["--register-coco", "other", *other, *argv]
-    results = train_net.run(*train_net.setup(train_net.build_parser().parse_args(argv)))
+    results = evaluate(argv)
     assert list(results) == ["tiny", "other"]
     assert {found["image_id"] for found in predictions(output, "tiny")} == {1, 2}
     assert {found["image_id"] for found in predictions(output, "other")} == {1}
@@ -166,7 +165,7 @@ def test_cityscapes_is_trained_and_evaluated(tmp_path: Path) -> None:
     output = tmp_path / "output"
     config = str(CONFIGS / "pointrend_rcnn_R_50_FPN_1x_cityscapes.yaml")
     names = ["DATASETS.TRAIN", "('city',)", "DATASETS.TEST", "('city',)"]
-    train_net.main(["--config-file", config, *TINY_MODEL, *names, "OUTPUT_DIR", str(output)])
+    train.main(["--config-file", config, *TINY_MODEL, *names, "OUTPUT_DIR", str(output)])
     assert "segm/AP50" in metrics(output)[-1]
 
 
@@ -177,7 +176,7 @@ def test_impossible_annotations_are_named_in_the_log_and_left_out(
     content["annotations"][0]["segmentation"] = [[float("nan")] * 6]
     tiny.rewrite(content)
     output = tmp_path / "output"
-    train_net.main(command(tiny, output, "DATASETS.TEST", "()"))
+    train.main(command(tiny, output, "DATASETS.TEST", "()"))
     log = (output / "log.txt").read_text()
     assert "1 annotations are impossible and are left out" in log
     assert "annotation 1 of image 1" in log
@@ -186,11 +185,11 @@ def test_impossible_annotations_are_named_in_the_log_and_left_out(
 
 def test_a_training_may_start_from_a_model_of_other_classes(tiny: CocoSet, tmp_path: Path) -> None:
     pair = write_coco(tmp_path / "pair", categories=(1, 2))
-    train_net.main(command(tiny, tmp_path / "three", "DATASETS.TEST", "()"))
+    train.main(command(tiny, tmp_path / "three", "DATASETS.TEST", "()"))
     weights = ["MODEL.WEIGHTS", str(tmp_path / "three" / "model_final.pth")]
     argv = command(pair, tmp_path / "two", "DATASETS.TEST", "('pair',)", *weights)
     argv = [word.replace("tiny", "pair") if "/" not in word else word for word in argv]
-    train_net.main(argv)
+    train.main(argv)
     assert predictions(tmp_path / "two", "pair")
     told = [read_metadata(str(tmp_path / x / "model_final.pth")) for x in ("three", "two")]
     assert [x["thing_classes"] for x in told] == [list(KINDS), list(KINDS[:2])]
@@ -204,7 +203,7 @@ def test_a_set_of_polygons_and_rle_trains_in_polygon_format(
 ) -> None:
     output = tmp_path / "output"
     more = ["DATASETS.TEST", "()", "INPUT.MASK_FORMAT", "polygon", "SOLVER.MAX_ITER", "1"]
-    train_net.main(command(tiny, output, *more, config=config))
+    train.main(command(tiny, output, *more, config=config))
     (training,) = metrics(output)
     assert training["loss_mask"] > 0
     assert ("loss_mask_point" in training) == (config == POINTREND)
@@ -215,14 +214,14 @@ def test_a_set_of_polygons_and_rle_trains_in_polygon_format(
 
 def test_the_class_count_follows_from_the_data(tiny: CocoSet, tmp_path: Path) -> None:
     argv = command(tiny, tmp_path / "output")
-    job = train_net.setup(train_net.build_parser().parse_args(argv))
+    job = set_up(argv)
     assert job.cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
 
 
 def test_a_class_count_that_agrees_may_be_said(tiny: CocoSet, tmp_path: Path) -> None:
     counts = ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.POINT_HEAD.NUM_CLASSES", "3"]
     argv = command(tiny, tmp_path / "output", *counts)
-    job = train_net.setup(train_net.build_parser().parse_args(argv))
+    job = set_up(argv)
     assert job.cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
 
 
@@ -257,7 +256,7 @@ def test_only_the_sets_of_the_run_are_asked_for_their_classes(
     output = tmp_path / "output"
     weights = random_weights(command(tiny, output), tmp_path / "weights.pth")
     argv = command(tiny, output, "--eval-only", *weights, "DATASETS.TRAIN", "('not_here',)")
-    job = train_net.setup(train_net.build_parser().parse_args(argv))
+    job = set_up(argv)
     assert job.cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
 
 
@@ -277,20 +276,20 @@ def test_a_command_that_fails_leaves_the_config_of_the_training(
     tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output"
-    train_net.main(command(tiny, output, "SOLVER.MAX_ITER", "1"))
+    train.main(command(tiny, output, "SOLVER.MAX_ITER", "1"))
     written = (output / "config.yaml").read_bytes()
     final = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
     narrow = ["MODEL.ROI_MASK_HEAD.CONV_DIM", "8"]
     gone = ["MODEL.WEIGHTS", str(output / "gone.pth")]
     assert "there is no checkpoint" in refusal(command(tiny, output, "--eval-only", *gone), capsys)
     assert "shape" in refusal(command(tiny, output, "--eval-only", *final, *narrow), capsys)
-    train_net.main(command(tiny, output, "--eval-only", *final, "TEST.DETECTIONS_PER_IMAGE", "7"))
+    train.main(command(tiny, output, "--eval-only", *final, "TEST.DETECTIONS_PER_IMAGE", "7"))
     assert (output / "config.yaml").read_bytes() == written
 
 
 def test_a_failure_or_an_evaluation_puts_the_config_of_the_training_back(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    for always, fails, expected in (
+    for on_success, fails, expected in (
         (False, True, "of the training"),
         (True, False, "of the training"),
         (False, False, "new"),
@@ -298,7 +297,7 @@ def test_a_failure_or_an_evaluation_puts_the_config_of_the_training_back(tmp_pat
         config.write_text("of the training")
         with (
             contextlib.suppress(KeyError),
-            train_net.config_of_training_kept(str(tmp_path), always=always),
+            run.keep_training_config(str(tmp_path), on_success=on_success),
         ):
             config.write_text("new")
             if fails:
@@ -318,7 +317,7 @@ def test_an_evaluation_of_random_weights_says_so(
     ):
         capsys.readouterr()
         argv = command(tiny, output, "--eval-only", *more, *weights)
-        train_net.setup(train_net.build_parser().parse_args(argv))
+        set_up(argv)
         assert ("MODEL.WEIGHTS is empty" in capsys.readouterr().out) == expected
 
 
@@ -440,7 +439,7 @@ def test_a_hostile_checkpoint_is_refused_unless_it_is_allowed(
     torch.save({"model": bias, "path": tmp_path}, weights)  # a path is an object like any other
     more = ["--eval-only", "MODEL.WEIGHTS", str(weights)]
     assert str(weights) in refusal(command(tiny, tmp_path / "output", *more), capsys)
-    train_net.main(command(tiny, tmp_path / "output", "--allow-unsafe-checkpoint", *more))
+    train.main(command(tiny, tmp_path / "output", "--allow-unsafe-checkpoint", *more))
 
 
 def test_a_bug_keeps_its_traceback(
@@ -449,13 +448,13 @@ def test_a_bug_keeps_its_traceback(
     def stumble(*_: object) -> None:
         raise ValueError("a bug in the middle of a training")
 
-    monkeypatch.setattr(train_net.Trainer, "run_step", stumble)
+    monkeypatch.setattr(Trainer, "run_step", stumble)
     with pytest.raises(ValueError, match="a bug in the middle"):
-        train_net.main(command(tiny, tmp_path / "output"))
+        train.main(command(tiny, tmp_path / "output"))
 
 
 def test_warnings_of_the_package_reach_the_log(tiny: CocoSet, tmp_path: Path) -> None:
     argv = command(tiny, tmp_path / "output")
-    train_net.setup(train_net.build_parser().parse_args(argv))
+    set_up(argv)
     logging.getLogger("point_rend.any_module").warning("look here")
     assert "look here" in (tmp_path / "output" / "log.txt").read_text()

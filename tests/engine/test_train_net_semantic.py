@@ -1,6 +1,6 @@
 """train_net.py with semantic models, from its command line to its results, on tiny data sets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 
 from point_rend import get_config_file
 from point_rend.checkpoint.class_metadata import read_metadata
+from point_rend.cli import train
 from point_rend.data.datasets.coco import register_coco
-from tests.runs import metrics, refusal
+from point_rend.engine import trainer
+from tests.runs import evaluate, metrics, refusal, set_up
 from tests.tiny_datasets import (
     POINTREND,
     TINY_MODEL,
     CocoSet,
-    load_script,
     process_state_restored,
     write_cityscapes,
     write_coco,
@@ -33,8 +34,6 @@ from tests.tiny_semantic import (
     write_sem_seg,
     write_train_ids,
 )
-
-train_net = load_script("train_net.py")
 
 PANOPTIC = get_config_file("PanopticSegmentation/pointrend_panoptic_R_50_FPN_1x_coco.yaml")
 SEMANTIC = {
@@ -90,11 +89,6 @@ def command(config: str, written: SemSegSet, output: Path, *more: str) -> list[s
     return [*flags, *TINY_MODEL, *names, "OUTPUT_DIR", str(output), *more]
 
 
-def results_of(argv: Sequence[str]) -> dict[str, Any]:
-    """Run an evaluation."""
-    return train_net.run(*train_net.setup(train_net.build_parser().parse_args(argv)))
-
-
 # Runs
 
 
@@ -103,14 +97,14 @@ def test_training_evaluates_at_its_end_and_evaluating_the_checkpoint_gives_the_s
     head: str, config: str, tiny: SemSegSet, tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
-    train_net.main(command(config, tiny, output, *HEADS[head]))
+    train.main(command(config, tiny, output, *HEADS[head]))
     training, evaluation = metrics(output)
     assert training["total_loss"] > 0  # which is all that Detectron2 writes of a single loss
     assert ("loss_sem_seg_point" in training) == (head == "PointRendSemSegHead")
     assert 0 <= evaluation["sem_seg/mIoU"] <= 100
     assert {f"sem_seg/IoU-{name}" for name in CLASSES} <= evaluation.keys()
     assert read_metadata(str(output / "model_final.pth")) == {"stuff_classes": list(CLASSES)}
-    # Detectron2's figure of this name is not the published one.
+    # Detectron2's metric of this name differs from the published one.
     assert not [key for key in evaluation if "boundary" in key.lower() or "B-Iou" in key]
     settings = yaml.safe_load((output / "config.yaml").read_text())
     assert settings["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] == len(CLASSES)
@@ -118,7 +112,7 @@ def test_training_evaluates_at_its_end_and_evaluating_the_checkpoint_gives_the_s
 
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
     argv = command(config, tiny, tmp_path / "again", "--eval-only", *weights, *HEADS[head])
-    results = results_of(argv)
+    results = evaluate(argv)
     assert results["sem_seg"]["mIoU"] == pytest.approx(evaluation["sem_seg/mIoU"])
 
 
@@ -128,7 +122,7 @@ def test_images_of_several_sizes_and_one_without_labels_are_trained_and_evaluate
 ) -> None:
     written = write_sem_seg(tmp_path / "mixed", scales=(1, 0.6, 1.3, 1))
     write_label(written.label(0), np.full_like(label_map(0), IGNORED))
-    train_net.main(command(config, written, tmp_path / "output", *HEADS[head]))
+    train.main(command(config, written, tmp_path / "output", *HEADS[head]))
     training, evaluation = metrics(tmp_path / "output")
     assert np.isfinite(training["total_loss"])
     assert np.isfinite(evaluation["sem_seg/mIoU"])
@@ -140,18 +134,18 @@ def test_multi_scale_and_flip_need_no_more_than_their_key(
 ) -> None:
     sizes = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(32, 64, 112)"]
     seen = []
-    resize = train_net.build_test_time_augmentation
+    build = trainer.build_test_time_augmentation
 
     def watch(*args: Any) -> Any:
-        wrapped = resize(*args)
+        wrapped = build(*args)
         wrapped.model.register_forward_pre_hook(
             lambda _, inputs: seen.append(tuple(inputs[0][0]["image"].shape[-2:]))
         )
         return wrapped
 
-    monkeypatch.setattr(train_net, "build_test_time_augmentation", watch)
+    monkeypatch.setattr(trainer, "build_test_time_augmentation", watch)
     argv = command(config, tiny, tmp_path / "output", "--eval-only", *sizes, *HEADS[head])
-    results = results_of(argv)
+    results = evaluate(argv)
     assert 0 <= results["sem_seg"]["mIoU"] <= 100
     assert seen == [size for size in ((32, 48), (64, 96), (112, 168)) for _ in range(2)] * 2
 
@@ -173,7 +167,7 @@ def test_cityscapes_is_trained_and_evaluated_by_its_own_scripts_and_leaves_no_fi
     monkeypatch.chdir(here)
     output = tmp_path / "output"
     names = ["DATASETS.TRAIN", "('city',)", "DATASETS.TEST", "('city',)"]
-    train_net.main(["--config-file", config, *TINY_MODEL, *names, "OUTPUT_DIR", str(output)])
+    train.main(["--config-file", config, *TINY_MODEL, *names, "OUTPUT_DIR", str(output)])
     assert {"sem_seg/IoU", "sem_seg/iIoU", "sem_seg/IoU_sup"} <= metrics(output)[-1].keys()
     settings = yaml.safe_load((output / "config.yaml").read_text())
     assert settings["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] == 19
@@ -188,7 +182,7 @@ def test_a_class_count_that_agrees_may_be_said(
 ) -> None:
     counts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "MODEL.POINT_HEAD.NUM_CLASSES", "4"]
     argv = command(config, tiny, tmp_path / "output", *counts)
-    job = train_net.setup(train_net.build_parser().parse_args(argv))
+    job = set_up(argv)
     assert job.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 4
 
 
@@ -322,7 +316,7 @@ def test_a_panoptic_model_is_trained_and_evaluated_on_both_kinds_of_labels(
     names = ["DATASETS.TRAIN", "('both',)", "DATASETS.TEST", "('both',)"]
     small = ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.SEM_SEG_HEAD.POINT_HEAD.FC_DIM", "16"]
     counts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "OUTPUT_DIR", str(tmp_path / "output")]
-    train_net.main(["--config-file", PANOPTIC, *TINY_MODEL, *names, *small, *counts])
+    train.main(["--config-file", PANOPTIC, *TINY_MODEL, *names, *small, *counts])
     training, evaluation = metrics(tmp_path / "output")
     assert {"loss_mask_point", "loss_sem_seg_point"} <= training.keys()
     assert {"sem_seg/mIoU", "bbox/AP", "segm/AP"} <= evaluation.keys()

@@ -16,18 +16,18 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 
 from point_rend.cli import train
-from point_rend.engine import arguments, run, setup, trainer
-from point_rend.engine.trainer import resuming_command
+from point_rend.engine import run, trainer
+from point_rend.engine.trainer import resume_command
 from point_rend.utils.errors import TrainingStop
 from tests.engine.killing import (
     Run,
     command,
     fork,
-    signalling_itself,
+    signaling_itself,
     tagged_iteration,
     write_mixed,
 )
-from tests.runs import files_limited_to
+from tests.runs import files_limited_to, set_up
 from tests.tiny_datasets import CocoSet, process_state_restored
 
 ENDLESS = ["SOLVER.MAX_ITER", "1000000", "SOLVER.CHECKPOINT_PERIOD", "1000000"]
@@ -45,7 +45,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> CocoSet:
 
 
 def last_line(run: Run) -> str:
-    line = run.said().splitlines()[-1]
+    line = run.output().splitlines()[-1]
     assert line.startswith("train_net.py: ")
     return line
 
@@ -70,10 +70,10 @@ def test_a_signal_in_an_iteration_saves_it_and_says_exactly_how_to_resume(
 ) -> None:
     argv = command(mixed, tmp_path / "output", *ENDLESS)
     run = Run(argv, tmp_path / "log.txt", forked=True)
-    run.wait_to_say("Starting training")
+    run.wait_for_output("Starting training")
     run.kill(signal.SIGINT)
     assert run.end() == 128 + signal.SIGINT
-    assert "Traceback" not in run.said()
+    assert "Traceback" not in run.output()
     saved = tagged_iteration(tmp_path / "output")
     line = last_line(run)
     assert line.startswith("train_net.py: stopped by SIGINT; the last checkpoint is ")
@@ -88,7 +88,7 @@ def test_a_signal_saves_an_iteration_even_if_nobody_reads_what_the_run_says_any_
 ) -> None:
     reader, writer = os.pipe()
     os.close(reader)  # as of a tee that Ctrl-C has ended, too
-    with signalling_itself(signal.SIGINT, iteration=1):
+    with signaling_itself(signal.SIGINT, iteration=1):
         pid = fork(command(mixed, tmp_path / "output", *ENDLESS), writer)
     os.close(writer)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGINT
@@ -109,7 +109,7 @@ def test_a_signal_in_an_evaluation_ends_it_at_once_and_the_iteration_before_it_i
     argv = command(mixed, tmp_path / "output", *schedule)
     run = Run(argv, tmp_path / "log.txt", forked=True)
     assert run.end() == 128 + signal.SIGTERM
-    assert "the evaluation goes on" not in run.said()
+    assert "the evaluation goes on" not in run.output()
     assert "stopped by SIGTERM" in last_line(run)
     assert tagged_iteration(tmp_path / "output") == 1
     assert len(list((tmp_path / "output").glob("*.pth"))) == 1
@@ -120,9 +120,9 @@ def test_a_signal_while_saving_lets_the_file_become_whole(
 ) -> None:
     def save(*arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        whole_save(*arguments)
+        original_save(*arguments)
 
-    whole_save = torch.save
+    original_save = torch.save
     monkeypatch.setattr(torch, "save", save)
     argv = command(mixed, tmp_path / "output", *ENDLESS, "SOLVER.CHECKPOINT_PERIOD", "2")
     run = Run(argv, tmp_path / "log.txt", forked=True)
@@ -152,7 +152,7 @@ def test_a_full_disk_ends_a_training_with_one_line_that_names_the_file(
     with files_limited_to(1_000_000):
         run = Run(argv, tmp_path / "log.txt", forked=True)
     assert run.end() == 2
-    assert "Traceback" not in run.said()
+    assert "Traceback" not in run.output()
     line = last_line(run)
     assert line.startswith(
         f"train_net.py: error: {output / 'model_0000001.pth'} could not be saved"
@@ -166,7 +166,7 @@ def train_with_a_broken_image(tmp_path: Path, *more: str) -> str:
     """Train on a set of which an image breaks after the start; return its name."""
     written = write_mixed(tmp_path / "broken")
     argv = command(written, tmp_path / "output", *more)
-    job = setup.setup(arguments.build_parser().parse_args(argv))
+    job = set_up(argv)
     path = Path(written.image_root) / "003.png"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.MonkeyPatch.context() as patch:
@@ -220,14 +220,14 @@ def test_a_broken_image_may_be_skipped(tmp_path: Path) -> None:
 def test_resuming_under_torchrun_names_no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", "a b.yaml"])
     words = "train_net.py --resume --config-file 'a b.yaml'"
-    assert resuming_command() == f"{shlex.quote(sys.executable)} {words}"
+    assert resume_command() == f"{shlex.quote(sys.executable)} {words}"
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    assert resuming_command() == f"<the same launcher> {shlex.quote(sys.executable)} {words}"
+    assert resume_command() == f"<the same launcher> {shlex.quote(sys.executable)} {words}"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert resuming_command() == f"torchrun <with the same options> {words}"
+    assert resume_command() == f"torchrun <with the same options> {words}"
 
 
 def test_an_unknown_reaction_to_broken_images_is_refused(mixed: CocoSet, tmp_path: Path) -> None:
     argv = command(mixed, tmp_path / "output", "DATALOADER.ON_CORRUPT_IMAGE", "ignore")
     with pytest.raises(ValueError, match="ON_CORRUPT_IMAGE must be stop or skip, got 'ignore'"):
-        setup.setup(arguments.build_parser().parse_args(argv))
+        set_up(argv)

@@ -90,7 +90,7 @@ class SlowAP:
     def _boundary_iou(self, result: int, annotation: int) -> float:
         return boundary_iou(self.results[result]["mask"], self.truth[annotation]["mask"])
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         found = {
             (category, size, threshold): self.class_ap(category, SIZES[size], threshold)
             for category in self.names
@@ -108,10 +108,10 @@ class SlowAP:
             ]
             return 100 * float(np.mean([ap for ap in aps if ap is not None] or [np.nan]))
 
-        figures = {size: mean(size=size) for size in SIZES}
-        figures["AP50"] = mean(size="AP", threshold=THRESHOLDS[0])
-        figures["AP75"] = mean(size="AP", threshold=THRESHOLDS[5])
-        return figures | {
+        metrics = {size: mean(size=size) for size in SIZES}
+        metrics["AP50"] = mean(size="AP", threshold=THRESHOLDS[0])
+        metrics["AP75"] = mean(size="AP", threshold=THRESHOLDS[5])
+        return metrics | {
             f"AP-{name}": mean(size="AP", category=category)
             for category, name in self.names.items()
         }

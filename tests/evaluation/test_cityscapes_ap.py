@@ -11,7 +11,7 @@ from cityscapesscripts.evaluation.instances2dict import instances2dict
 from cityscapesscripts.helpers.labels import labels, name2label
 from PIL import Image
 
-from point_rend.evaluation.cityscapes_ap import CityscapesScores, Prediction
+from point_rend.evaluation.cityscapes_ap import CityscapesAP, Prediction
 from tests.evaluation.oracles import blob, boundary_iou, worse
 
 VOID = [label.id for label in labels if label.ignoreInEval]
@@ -49,11 +49,11 @@ def scene(seed: int, *, only_objects: bool = False) -> Scene:
     return ids, found
 
 
-def figures(scenes: list[Scene], *, boundaries: bool) -> dict[str, float]:
-    scores = CityscapesScores(NAMES, VOID, boundaries=boundaries)
+def metrics(scenes: list[Scene], *, boundaries: bool) -> dict[str, float]:
+    evaluation = CityscapesAP(NAMES, VOID, boundaries=boundaries)
     for ids, found in scenes:
-        scores.add(found, ids)
-    return scores.figures()
+        evaluation.add(found, ids)
+    return evaluation.metrics()
 
 
 def official_matches(scenes: list[Scene], folder: Path) -> tuple[dict[str, Any], Any]:
@@ -89,7 +89,7 @@ def official_figures(matches: dict[str, Any], args: Any) -> dict[str, float]:
 def test_mask_ap_is_that_of_the_published_scripts(seed: int, tmp_path: Path) -> None:
     scenes = [scene(10 * seed + number) for number in range(3)]
     expected = official_figures(*official_matches(scenes, tmp_path))
-    result = figures(scenes, boundaries=False)
+    result = metrics(scenes, boundaries=False)
     assert result == pytest.approx(expected, rel=1e-12)
     assert 5 < result["AP"] < 90
 
@@ -118,9 +118,9 @@ def test_boundary_ap_is_that_of_the_scripts_if_overlaps_are_the_lesser_ious(
                 for prediction in truth["matchedPred"]:
                     mask = counted[prediction["predID"]].mask
                     lower(truth, prediction, boundary_iou(mask, ids == truth["instID"], 0.005))
-    result = figures(scenes, boundaries=True)
+    result = metrics(scenes, boundaries=True)
     assert result == pytest.approx(official_figures(matches, args), rel=1e-9)
-    assert result["AP"] < figures(scenes, boundaries=False)["AP"]
+    assert result["AP"] < metrics(scenes, boundaries=False)["AP"]
 
 
 def test_the_objects_themselves_score_100_and_a_class_without_objects_nothing() -> None:
@@ -129,30 +129,32 @@ def test_the_objects_themselves_score_100_and_a_class_without_objects_nothing() 
     ids[60:90, 80:140] = 1000 * name2label["person"].id + 1
     found = [Prediction(int(x) // 1000, 0.9, ids == x) for x in np.unique(ids) if x >= 1000]
     for boundaries in (False, True):
-        result = figures([(ids, found)], boundaries=boundaries)
+        result = metrics([(ids, found)], boundaries=boundaries)
         expected = {"AP": 100, "AP50": 100, "AP-car": 100, "AP-person": 100, "AP-rider": math.nan}
         assert result == pytest.approx(expected, nan_ok=True)
 
 
 def test_without_predictions_nothing_is_found() -> None:
     ids, _ = scene(0)
-    assert figures([(ids, [])], boundaries=True)["AP"] == 0
+    assert metrics([(ids, [])], boundaries=True)["AP"] == 0
 
 
 def test_without_images_nothing_is_a_number() -> None:
-    assert all(math.isnan(figure) for figure in figures([], boundaries=True).values())
+    assert all(math.isnan(figure) for figure in metrics([], boundaries=True).values())
 
 
 def test_images_may_be_counted_in_several_places() -> None:
     scenes = [scene(number) for number in range(3)]
-    first, second = (CityscapesScores(NAMES, VOID, boundaries=True) for _ in range(2))
+    first, second = (CityscapesAP(NAMES, VOID, boundaries=True) for _ in range(2))
     for number, (ids, found) in enumerate(scenes):
         (first if number else second).add(found, ids)
     first.update(second)
-    assert first.figures() == pytest.approx(figures(scenes, boundaries=True))
+    assert first.metrics() == pytest.approx(metrics(scenes, boundaries=True))
 
 
 def test_masks_of_another_size_are_refused() -> None:
-    scores = CityscapesScores(NAMES, VOID, boundaries=False)
-    with pytest.raises(ValueError, match=r"\(120, 160\), got one of \(60, 80\)"):
-        scores.add([Prediction(26, 0.5, np.ones((60, 80), dtype=bool))], np.zeros(SIZE, dtype=int))
+    evaluation = CityscapesAP(NAMES, VOID, boundaries=False)
+    with pytest.raises(ValueError, match=r"\(120, 160\), got \(60, 80\)"):
+        evaluation.add(
+            [Prediction(26, 0.5, np.ones((60, 80), dtype=bool))], np.zeros(SIZE, dtype=int)
+        )

@@ -1,4 +1,4 @@
-"""Scores of result files, and the tool that compares several of them."""
+"""Metrics of result files, and `pointrend compare`."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from point_rend.cli import compare as compare_results
+from point_rend.cli import compare
 from point_rend.data.shapes.coco import Split, generate
 from point_rend.evaluation.coco_results import average_precision
+from point_rend.evaluation.comparison import PANEL_HEIGHT
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 
 def results_of(split: Split, path: Path, *, thicker: int = 0) -> Path:
-    """Detections that are the truth itself, or the truth with some pixels added all around."""
+    """Write the ground truth as results, optionally with some pixels added all around."""
     content = json.loads(split.json_file.read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     results = []
@@ -37,7 +38,7 @@ def results_of(split: Split, path: Path, *, thicker: int = 0) -> Path:
     return path
 
 
-def test_the_truth_has_an_ap_of_100_and_nothing_has_0(split: Split, tmp_path: Path) -> None:
+def test_the_ground_truth_has_an_ap_of_100_and_nothing_has_0(split: Split, tmp_path: Path) -> None:
     perfect = average_precision(split.json_file, results_of(split, tmp_path / "perfect.json"))
     assert perfect == pytest.approx({"AP": 100, "AP50": 100, "AP75": 100, "boundary AP": 100})
     (tmp_path / "empty.json").write_text("[]")
@@ -56,7 +57,7 @@ def test_results_are_compared_in_a_table_and_in_one_picture_per_image(
 ) -> None:
     perfect = results_of(split, tmp_path / "perfect.json")
     thick = results_of(split, tmp_path / "thick.json", thicker=1)
-    compare_results.main(
+    compare.main(
         [
             *("--annotations", str(split.json_file), "--image-root", str(split.image_root)),
             *("--results", f"thick={thick}", "--results", f"perfect={perfect}"),
@@ -68,7 +69,7 @@ def test_results_are_compared_in_a_table_and_in_one_picture_per_image(
     files = sorted((tmp_path / "pictures").iterdir())
     assert [file.name for file in files] == ["01.jpg", "02.jpg"]
     picture = cv2.imread(str(files[0]))
-    panels = np.array_split(picture[-compare_results.PANEL_HEIGHT :], 4, axis=1)
+    panels = np.array_split(picture[-PANEL_HEIGHT:], 4, axis=1)
     error = [np.abs(panel[:, 20:-20].astype(int) - panels[3][:, 20:-20]).mean() for panel in panels]
     # JPEG and the gap between panels cost a little; a mask one pixel thicker costs more.
     assert error[2] < error[1] < error[0]
@@ -77,7 +78,7 @@ def test_results_are_compared_in_a_table_and_in_one_picture_per_image(
 def test_a_result_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "none.json"
     with pytest.raises(SystemExit) as stop:
-        compare_results.main(["--results", f"a={missing}"])
+        compare.main(["--results", f"a={missing}"])
     assert stop.value.code == 2
 
 
@@ -88,12 +89,12 @@ def test_annotations_and_images_that_cannot_be_used_are_named(
     (tmp_path / "cut.json").write_text("{")
     cases = [
         (tmp_path / "cut.json", split.image_root, "cut.json is truncated or not JSON"),
-        (split.json_file, tmp_path, "is not there or not an image"),
+        (split.json_file, tmp_path, "does not exist or is not an image"),
     ]
     for annotations, images, message in cases:
         command = ["--annotations", annotations, "--image-root", images]
         command += ["--results", f"a={results}", "--output", tmp_path / "out"]
         with pytest.raises(SystemExit) as stop:
-            compare_results.main(list(map(str, command)))
+            compare.main(list(map(str, command)))
         assert stop.value.code == 2
         assert message in capsys.readouterr().err.splitlines()[-1]

@@ -167,14 +167,14 @@ BY_FREQUENCY = ("APr", "APc", "APf")
 
 
 @pytest.mark.parametrize(
-    ("kind", "figures"),
+    ("kind", "metrics"),
     [
         ("coco", [*BY_SIZE, "AP-disc", "AP-box", "AP-triangle"]),
         ("lvis", [*BY_SIZE, *BY_FREQUENCY, *(f"AP-name_{number}" for number in range(1, 5))]),
     ],
 )
 def test_boundaries_are_measured_if_the_config_asks_for_it(
-    kind: str, figures: list[str], cfg: CfgNode, tmp_path: Path
+    kind: str, metrics: list[str], cfg: CfgNode, tmp_path: Path
 ) -> None:
     name = register(kind, tmp_path)
     plain = evaluate(cfg, name, shifted=1)
@@ -182,7 +182,7 @@ def test_boundaries_are_measured_if_the_config_asks_for_it(
     results = evaluate(with_boundaries(cfg), name, shifted=1)
     assert list(results) == ["bbox", "segm", "boundary"]
     assert results["segm"] == pytest.approx(plain["segm"], nan_ok=True)
-    assert list(results["boundary"]) == figures
+    assert list(results["boundary"]) == metrics
     assert 0 < results["boundary"]["AP"] < results["segm"]["AP"] < 100
     assert evaluate(with_boundaries(cfg), name)["boundary"]["AP"] == pytest.approx(100)
 
@@ -198,9 +198,9 @@ def test_figures_of_coco_are_those_of_detectron2(cfg: CfgNode, tmp_path: Path) -
         stock.process([record], [{"instances": found}])
     theirs = stock.evaluate()
     assert list(theirs) == list(ours)
-    for task, figures in theirs.items():
-        assert list(ours[task]) == list(figures)
-        assert ours[task] == pytest.approx(figures, abs=1e-6, nan_ok=True)
+    for task, metrics in theirs.items():
+        assert list(ours[task]) == list(metrics)
+        assert ours[task] == pytest.approx(metrics, abs=1e-6, nan_ok=True)
     written = Path(cfg.OUTPUT_DIR) / "inference" / name / "coco_instances_results.json"
     assert written.read_text() == (tmp_path / "coco_instances_results.json").read_text()
 

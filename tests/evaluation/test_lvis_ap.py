@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from lvis import LVIS, LVISEval
 
-from point_rend.evaluation.coco_ap import FIGURES
-from point_rend.evaluation.lvis_ap import FREQUENCIES, lvis_figures
+from point_rend.evaluation.coco_ap import METRICS
+from point_rend.evaluation.lvis_ap import FREQUENCIES, lvis_metrics
 from tests.evaluation.oracles import SlowAP, random_set
 
 Records = list[dict[str, Any]]
@@ -41,50 +41,50 @@ def load(content: dict[str, Any], folder: Path) -> LVIS:
     return LVIS(str(path))
 
 
-@pytest.mark.parametrize("kind", ["segm", "boundary"])
+@pytest.mark.parametrize("task", ["segm", "boundary"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_figures_are_those_of_the_definition(kind: str, seed: int, tmp_path: Path) -> None:
+def test_figures_are_those_of_the_definition(task: str, seed: int, tmp_path: Path) -> None:
     content, results = federated_set(seed)
-    slow = SlowAP(content, results, boundaries=kind == "boundary", federated=True).figures()
-    figures = lvis_figures(load(content, tmp_path), results, kind)
-    assert list(figures)[:9] == [*FIGURES, *FREQUENCIES]
+    slow = SlowAP(content, results, boundaries=task == "boundary", federated=True).metrics()
+    metrics = lvis_metrics(load(content, tmp_path), results, task)
+    assert list(metrics)[:9] == [*METRICS, *FREQUENCIES]
     by_frequency = {
         "APr": slow["AP-class 1"],
         "APc": slow["AP-class 2"],
         "APf": np.nanmean([slow["AP-class 3"], slow["AP-class 4"]]),
     }
-    assert figures == pytest.approx(slow | by_frequency, abs=1e-9, nan_ok=True)
-    assert 5 < figures["AP"] < 50
+    assert metrics == pytest.approx(slow | by_frequency, abs=1e-9, nan_ok=True)
+    assert 5 < metrics["AP"] < 50
 
 
-@pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_figures_are_those_of_lvis_itself(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_figures_are_those_of_lvis_itself(task: str, tmp_path: Path) -> None:
     content, results = federated_set(3)
-    figures = lvis_figures(load(content, tmp_path), results, kind)
-    if kind == "segm":
+    metrics = lvis_metrics(load(content, tmp_path), results, task)
+    if task == "segm":
         results = [{key: x[key] for key in x if key != "bbox"} for x in results]
-    official = LVISEval(load(content, tmp_path), results, kind)
+    official = LVISEval(load(content, tmp_path), results, task)
     official.run()
     expected = official.get_results()
-    for name in (*FIGURES, *FREQUENCIES):
-        assert figures[name] == pytest.approx(100 * expected[name])
+    for name in (*METRICS, *FREQUENCIES):
+        assert metrics[name] == pytest.approx(100 * expected[name])
 
 
 def test_results_are_not_changed(tmp_path: Path) -> None:
     content, results = federated_set(1)
     before = repr(results)
-    lvis_figures(load(content, tmp_path), results, "boundary")
+    lvis_metrics(load(content, tmp_path), results, "boundary")
     assert repr(results) == before
 
 
 def test_a_second_evaluation_on_the_same_annotations_gives_the_same(tmp_path: Path) -> None:
     content, results = federated_set(1)
     truth = load(content, tmp_path)
-    first = lvis_figures(truth, results, "boundary")
-    assert lvis_figures(truth, results, "boundary") == pytest.approx(first, nan_ok=True)
+    first = lvis_metrics(truth, results, "boundary")
+    assert lvis_metrics(truth, results, "boundary") == pytest.approx(first, nan_ok=True)
 
 
 def test_without_results_nothing_is_a_number(tmp_path: Path) -> None:
-    figures = lvis_figures(load(federated_set(1)[0], tmp_path), [], "segm")
-    assert list(figures) == [*FIGURES, *FREQUENCIES]
-    assert all(math.isnan(figure) for figure in figures.values())
+    metrics = lvis_metrics(load(federated_set(1)[0], tmp_path), [], "segm")
+    assert list(metrics) == [*METRICS, *FREQUENCIES]
+    assert all(math.isnan(figure) for figure in metrics.values())

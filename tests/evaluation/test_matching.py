@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from point_rend.evaluation.matching import MIN_IOU, match_objects, pairs
+from point_rend.evaluation.matching import MIN_IOU, greedy_pairs, match_objects
 from tests.evaluation.oracles import band, blob, encoded, iou
 
 
@@ -14,17 +14,17 @@ def record(mask: np.ndarray, image: int = 1, category: int = 1) -> dict:
 def test_the_best_pair_comes_first_and_takes_its_row_and_column():
     ious = np.array([[0.8, 0.9], [0.3, 0.85], [0.2, 0.05]])
     before = ious.copy()
-    assert pairs(ious) == [(0, 1), (1, 0)]
+    assert greedy_pairs(ious) == [(0, 1), (1, 0)]
     np.testing.assert_array_equal(ious, before)
 
 
 def test_what_hardly_overlaps_makes_no_pair():
-    assert pairs(np.array([[MIN_IOU, 0.0], [0.0, MIN_IOU - 1e-6]])) == [(0, 0)]
+    assert greedy_pairs(np.array([[MIN_IOU, 0.0], [0.0, MIN_IOU - 1e-6]])) == [(0, 0)]
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)])
 def test_without_rows_or_columns_there_is_no_pair(shape):
-    assert pairs(np.zeros(shape)) == []
+    assert greedy_pairs(np.zeros(shape)) == []
 
 
 def test_a_match_has_the_ious_of_the_masks_and_of_their_bands():

@@ -20,7 +20,7 @@ from point_rend.data.datasets.coco import register_coco
 from point_rend.data.datasets.label_maps import register_sem_seg
 from point_rend.evaluation.build import build_evaluator, check_evaluators
 from point_rend.evaluation.evaluators import BoundaryIoUEvaluator
-from point_rend.evaluation.semantic_iou import SemanticScores
+from point_rend.evaluation.semantic_iou import SemanticIoU
 from tests.tiny_datasets import (
     HEIGHT,
     POINTREND,
@@ -91,7 +91,7 @@ def test_boundaries_are_measured_if_the_config_asks_for_it(cfg: CfgNode, tmp_pat
     cfg.TEST.BOUNDARY_METRICS = True
     evaluator = build_evaluator(cfg, "tiny")
     evaluator.reset()
-    expected = SemanticScores(len(CLASSES), ignore_value=IGNORED)
+    expected = SemanticIoU(len(CLASSES), ignore_value=IGNORED)
     for number, record in enumerate(DatasetCatalog.get("tiny")):
         found = np.roll(label_map(number), 3, axis=1)
         expected.add(np.where(found == IGNORED, 0, found), label_map(number))
@@ -118,10 +118,10 @@ def test_boundaries_are_measured_over_all_processes(
         for evaluator in (whole, parts[number % 2]):
             evaluator.process([record], [{"sem_seg": found}])
     expected = whole.evaluate()
-    counted = [part._scores for part in parts]
-    monkeypatch.setattr("detectron2.utils.comm.gather", lambda _scores: counted)
+    counted = [part._iou for part in parts]
+    monkeypatch.setattr("detectron2.utils.comm.gather", lambda _: counted)
     assert parts[0].evaluate() == expected
-    monkeypatch.setattr("detectron2.utils.comm.gather", lambda _scores: [])
+    monkeypatch.setattr("detectron2.utils.comm.gather", lambda _: [])
     assert parts[1].evaluate() is None
 
 

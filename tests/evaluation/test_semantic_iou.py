@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from point_rend.evaluation.boundary_iou import band_width
-from point_rend.evaluation.semantic_iou import SemanticScores
+from point_rend.evaluation.semantic_iou import SemanticIoU
 
 IGNORE = 255
 
@@ -59,7 +59,7 @@ def test_scores_equal_those_of_sets_of_pixels(size):
         prediction = np.where(rng.random(size) < 0.1, rng.integers(0, 5, size), np.roll(label, 1))
         label[blobs(rng, size, 5) == 0] = IGNORE
         pairs.append((prediction, label))
-    scores = SemanticScores(6)
+    scores = SemanticIoU(6)
     for prediction, label in pairs:
         scores.add(prediction, label)
     iou, boundary_iou = slow_scores(pairs, 6, band_width(size))
@@ -74,14 +74,14 @@ def test_scores_equal_those_of_sets_of_pixels(size):
 def test_the_truth_scores_100():
     label = blobs(np.random.default_rng(0), (30, 40), 3)
     label[:5] = IGNORE
-    scores = SemanticScores(3)
+    scores = SemanticIoU(3)
     scores.add(np.where(label == IGNORE, 1, label), label)
     assert scores.means() == {"mIoU": 100, "boundary mIoU": 100}
 
 
 def test_a_shifted_edge_costs_the_boundary_more_than_the_area():
     """In 20×40 pixels the bands have width 1: the frame of each part."""
-    scores = SemanticScores(2)
+    scores = SemanticIoU(2)
     scores.add(split_at(23), split_at(20))
     np.testing.assert_allclose(scores.iou, [20 / 23, 17 / 20])
     # Class 0: frames of 20×20 (76 pixels) and 20×23 (82); in common 2 × 20 of the long sides and 18
@@ -96,14 +96,14 @@ def test_what_is_predicted_on_ignored_pixels_does_not_matter():
     results = []
     for _ in range(2):
         prediction = np.where(label == IGNORE, rng.integers(0, 200, label.shape), label)
-        scores = SemanticScores(3)
+        scores = SemanticIoU(3)
         scores.add(prediction, label)
         results.append(scores.means())
     assert results[0] == results[1] == {"mIoU": 100, "boundary mIoU": 100}
 
 
 def test_counts_are_summed_over_images_before_they_are_divided():
-    scores = SemanticScores(2)
+    scores = SemanticIoU(2)
     scores.add(split_at(40), split_at(40))  # class 0 only, right everywhere
     scores.add(split_at(0), split_at(10))  # class 1 only, where class 0 has 10 of 40 columns
     np.testing.assert_allclose(scores.iou, [40 / 50, 30 / 40])
@@ -111,7 +111,7 @@ def test_counts_are_summed_over_images_before_they_are_divided():
 
 def test_images_may_be_counted_in_several_places():
     rng = np.random.default_rng(2)
-    whole, first, second = (SemanticScores(3) for _ in range(3))
+    whole, first, second = (SemanticIoU(3) for _ in range(3))
     for part in (first, second):
         label = blobs(rng, (20, 30), 3)
         for scores in (whole, part):
@@ -122,7 +122,7 @@ def test_images_may_be_counted_in_several_places():
 
 
 def test_a_class_that_is_predicted_without_being_there_counts_as_0():
-    scores = SemanticScores(3)
+    scores = SemanticIoU(3)
     label = np.zeros((8, 8), dtype=np.uint8)
     prediction = label.copy()
     prediction[0, 0] = 2
@@ -132,7 +132,7 @@ def test_a_class_that_is_predicted_without_being_there_counts_as_0():
 
 
 def test_nothing_counted_is_not_a_number():
-    scores = SemanticScores(2)
+    scores = SemanticIoU(2)
     scores.add(np.zeros((4, 4), dtype=int), np.full((4, 4), IGNORE))
     assert all(math.isnan(value) for value in scores.means().values())
 
@@ -148,4 +148,4 @@ def test_nothing_counted_is_not_a_number():
 )
 def test_maps_that_do_not_fit_are_refused(prediction, label, message):
     with pytest.raises(ValueError, match=message):
-        SemanticScores(3).add(prediction, label)
+        SemanticIoU(3).add(prediction, label)

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
-from point_rend.evaluation.shared_inference import evaluate_together, group_by_images
+from point_rend.evaluation.shared_inference import evaluate_with_shared_inference, group_by_images
 from tests.tiny_datasets import process_state_restored
 
 
@@ -62,7 +62,7 @@ def run(**sets: list[dict[str, Any]]) -> tuple[dict[str, Any], list[int]]:
         return [sets[name][start : start + 2] for start in range(0, len(sets[name]), 2)]
 
     # Detectron2's loop warms up for some batches and asks for the length.
-    results = evaluate_together(model, list(sets), loader, lambda _name: Noting())
+    results = evaluate_with_shared_inference(model, list(sets), loader, lambda _name: Noting())
     return results, model.seen
 
 
@@ -114,7 +114,7 @@ def test_sets_that_do_not_say_their_sizes_are_evaluated_on_all_their_images(shar
         return [[entry | {"height": 40, "width": 60} for entry in sets[name]]]
 
     model = Doubling()
-    results = evaluate_together(model, list(sets), loader, evaluators.__getitem__)
+    results = evaluate_with_shared_inference(model, list(sets), loader, evaluators.__getitem__)
     assert results == {"first": expected(1, 2), "second": expected(*((2,) if shared else (3,)))}
     assert model.seen == ([1, 2] if shared else [1, 2, 3])
     for name, records in sets.items():  # under the names that the sets themselves use
@@ -135,6 +135,8 @@ def test_the_model_is_evaluated_without_gradients_and_in_its_own_mode_afterwards
         lambda module, _args: flags.append((module.training, torch.is_grad_enabled()))
     )
     DatasetCatalog.register("one", lambda: [record(1)])
-    evaluate_together(model, ["one"], lambda _name: [[record(1)]], lambda _name: Noting())
+    evaluate_with_shared_inference(
+        model, ["one"], lambda _name: [[record(1)]], lambda _name: Noting()
+    )
     assert flags == [(False, False)]
     assert model.training

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from point_rend import load_config
 from point_rend.config.checks import check_test_time_augmentation
 from point_rend.evaluation.tta import (
-    InMixedPrecision,
+    AutocastModel,
     MultiScaleSegmentor,
     build_test_time_augmentation,
 )
@@ -210,7 +210,7 @@ def test_mixed_precision_is_that_of_the_products_and_ends_with_the_model(dtype):
     model = Segmentor()
     image = {"image": picture(), "height": 40, "width": 70}
     (exact,) = model([image])
-    (result,) = InMixedPrecision(model, dtype)([image])
+    (result,) = AutocastModel(model, dtype)([image])
     assert result["sem_seg"].dtype == dtype  # as the convolution computes it
     assert not torch.equal(result["sem_seg"].float(), exact["sem_seg"])
     error = (result["sem_seg"].float() - exact["sem_seg"]).abs().max()

@@ -78,7 +78,7 @@ def test_a_cell_that_does_not_run_leaves_the_file_as_it_was(
         (["list.ipynb"], "list.ipynb is not a notebook"),
         (["notebook.ipynb", "--set", "SIDE"], "expected NAME=VALUE, got 'SIDE'"),
         (["notebook.ipynb", "--output", "."], "--output . cannot be written: it is a folder"),
-        (["notebook.ipynb", "--output", "list.ipynb/a"], "written: list.ipynb is no folder"),
+        (["notebook.ipynb", "--output", "list.ipynb/a"], "written: list.ipynb is not a folder"),
     ],
 )
 def test_what_the_user_gets_wrong_is_one_line(

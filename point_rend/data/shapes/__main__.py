@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from point_rend.data.shapes.coco import generate
+from point_rend.utils.errors import user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,21 +36,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         "image_size": (args.size[0], args.size[-1]),
         "seed": args.seed,
     }
-    try:
+    with user_errors():
         if args.layout == "coco":
             lines = [
                 f"{name}: {split.json_file} (images in {split.image_root})"
                 for name, split in generate(args.output, **numbers).items()
             ]
         else:
-            from point_rend.data.shapes.cityscapes import generate_cityscapes
+            try:
+                from point_rend.data.shapes.cityscapes import generate_cityscapes
+            except ModuleNotFoundError as error:
+                raise ValueError(f"--layout cityscapes needs the package {error.name}") from error
 
             lines = [
                 f"{name}: {split.gt_dir} (images in {split.image_dir})"
                 for name, split in generate_cityscapes(args.output, **numbers).items()
             ]
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        parser.exit(2, f"error: {error}\n")
     print("\n".join(lines))
 
 

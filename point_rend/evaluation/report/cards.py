@@ -1,4 +1,4 @@
-"""Cards of the gallery: one object with the masks of every model."""
+"""Cards of the gallery: one object with the masks of each model."""
 
 import base64
 import math
@@ -12,16 +12,21 @@ import pycocotools.mask as mask_util
 
 from point_rend.evaluation.boundary_iou import band_width, inner_band
 from point_rend.evaluation.report.elements import NONE, element, table
-from point_rend.evaluation.report.matched_items import TRUTH, TRUTH_STYLE, Item, Result
+from point_rend.evaluation.report.matched_items import (
+    GROUND_TRUTH,
+    GROUND_TRUTH_STYLE,
+    Item,
+    Result,
+)
 from point_rend.evaluation.report.outlines import outline_path
 from point_rend.visualization.drawing import places_of_difference
 
-PHOTOGRAPH_SIDE = 640  # pixels; larger parts of images are reduced
-MARGIN = 0.15  # around an object, over its longer side
-MIN_SIDE = 24  # pixels of an image that a card shows at least
+PHOTOGRAPH_SIDE = 640  # pixels; larger crops are reduced
+MARGIN = 0.15  # around an object, as a fraction of its longer side
+MIN_SIDE = 24  # pixels; minimum side of a crop
 ZOOM = 4
-NUM_WINDOWS = 3  # that a card offers to enlarge
-MIDDLE = "50"
+NUM_WINDOWS = 3  # zoom windows of a card
+MIDDLE = "50"  # initial position of the slider
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels of the image
 
 
@@ -29,8 +34,8 @@ class Layer(NamedTuple):
     """A mask that a card can show.
 
     Attributes:
-        key: The number of a result, or `TRUTH`.
-        style: Class of its color and dashes.
+        key: The number of a result, or `GROUND_TRUTH`.
+        style: CSS class of its color and dashes.
         mask: (H, W) bool.
     """
 
@@ -39,23 +44,23 @@ class Layer(NamedTuple):
     mask: np.ndarray
 
 
-def square_around(boxes: Sequence[Box], margin: float = 0.0, least: float = 0.0) -> Box:
-    """Return the square around the middle of boxes that holds them and a margin."""
+def square_around(boxes: Sequence[Box], margin: float = 0.0, min_side: float = 0.0) -> Box:
+    """Return the square, centered at boxes, that contains them and a margin."""
     x0, y0 = (min(box[k] for box in boxes) for k in (0, 1))
     x1, y1 = (max(box[k] + box[k + 2] for box in boxes) for k in (0, 1))
-    side = max(least, math.ceil((1 + 2 * margin) * max(x1 - x0, y1 - y0)))
+    side = max(min_side, math.ceil((1 + 2 * margin) * max(x1 - x0, y1 - y0)))
     return (math.floor((x0 + x1 - side) / 2), math.floor((y0 + y1 - side) / 2), side, side)
 
 
-def windows_of(masks: Sequence[np.ndarray], view: Box) -> list[Box]:
-    """Find the squares in a view that are worth enlarging: where the last two masks differ most.
+def zoom_windows(masks: Sequence[np.ndarray], view: Box) -> list[Box]:
+    """Find the squares of a view in which the first two masks differ most.
 
     Args:
-        masks: (H, W) bool of the results, if any, and then of the truth.
-        view: What is shown of the image.
+        masks: (H, W) bool; masks of the results, if any, followed by the ground truth.
+        view: Visible part of the image.
 
     Returns:
-        Squares; where masks do not differ, they lie on the boundary of the truth.
+        Squares. If the masks do not differ, they lie on the boundary of the ground truth.
     """
     x, y = (max(0, int(v)) for v in view[:2])
     right, bottom = (int(view[k] + view[k + 2]) for k in (0, 1))
@@ -68,11 +73,11 @@ def windows_of(masks: Sequence[np.ndarray], view: Box) -> list[Box]:
         one, other = band, np.zeros_like(band)
     places = places_of_difference(one, other, side=side, count=NUM_WINDOWS)
     boxes = [(x + x0, y + y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in places]
-    return [square_around([box], least=side) for box in boxes]
+    return [square_around([box], min_side=side) for box in boxes]
 
 
 def photograph(image: np.ndarray, view: Box) -> Element:
-    """Return the part of an image (H, W, 3) uint8 that lies in a view, as an element of an SVG."""
+    """Return the part of an image (H, W, 3) uint8 inside a view, as an SVG element."""
     height, width = image.shape[:2]
     x0, y0 = (max(0, int(v)) for v in view[:2])
     x1, y1 = min(width, int(view[0] + view[2])), min(height, int(view[1] + view[3]))
@@ -90,12 +95,12 @@ def photograph(image: np.ndarray, view: Box) -> Element:
 
 
 def box_text(box: Box) -> str:
-    """Write a box as the viewBox of an SVG."""
+    """Format a box as an SVG viewBox."""
     return " ".join(f"{v:g}" for v in box)
 
 
 def outline(number: int, layer: str) -> Element:
-    """Draw the outline of a mask that is defined on a card: a dark rim below its own line."""
+    """Draw the outline of a mask defined on the card: a dark rim below a colored line."""
     link = {"href": f"#mask-{number}-{layer}"}
     return element(
         "g",
@@ -106,28 +111,28 @@ def outline(number: int, layer: str) -> Element:
 
 
 def stage(number: int, image: np.ndarray, masks: Sequence[Layer], view: Box, name: str) -> Element:
-    """Draw the masks of a card over the photograph; page.js moves what clips them.
+    """Draw the masks of a card over the photograph; page.js moves the clip paths.
 
     Args:
-        number: Of the card, for ids.
+        number: Number of the card, for ids.
         image: (H, W, 3) uint8.
-        masks: Of the results and, last, of the truth.
-        view: What is shown.
-        name: What is to be seen.
+        masks: Masks of the results, followed by the ground truth.
+        view: Visible part of the image.
+        name: Accessible name of the picture.
     """
     x, y, side, _ = view
     half = side / 2
-    rooms = {"left": x, "right": x + half}
+    halves = {"left": x, "right": x + half}
     clips = [
         element(
             "clipPath",
-            {"id": f"{room}-{number}"},
+            {"id": f"{name_of_half}-{number}"},
             element(
                 "rect",
                 {"x": f"{start:g}", "y": f"{y:g}", "width": f"{half:g}", "height": f"{side:g}"},
             ),
         )
-        for room, start in rooms.items()
+        for name_of_half, start in halves.items()
     ]
     paths = [
         element(
@@ -135,7 +140,7 @@ def stage(number: int, image: np.ndarray, masks: Sequence[Layer], view: Box, nam
             {
                 "id": f"mask-{number}-{layer.key}",
                 "d": outline_path(layer.mask),
-                # Rules for a path do not reach its copies by `use`, attributes do.
+                # CSS rules for a path do not apply to its copies by `use`; attributes do.
                 "vector-effect": "non-scaling-stroke",
             },
         )
@@ -150,7 +155,7 @@ def stage(number: int, image: np.ndarray, masks: Sequence[Layer], view: Box, nam
         )
         for layer in masks
     ]
-    windows = windows_of([layer.mask for layer in masks], view)
+    windows = zoom_windows([layer.mask for layer in masks], view)
     marks = []
     for k, (left, top, width, height) in enumerate(windows, start=1):
         place = {"x": f"{left:g}", "y": f"{top:g}", "width": f"{width:g}", "height": f"{height:g}"}
@@ -176,7 +181,11 @@ def stage(number: int, image: np.ndarray, masks: Sequence[Layer], view: Box, nam
                 element("defs", {}, *clips, *paths),
                 photograph(image, view),
                 *layers,
-                element("g", {"class": f"truth-outline {TRUTH_STYLE}"}, outline(number, TRUTH)),
+                element(
+                    "g",
+                    {"class": f"ground-truth-outline {GROUND_TRUTH_STYLE}"},
+                    outline(number, GROUND_TRUTH),
+                ),
                 element("g", {"class": "marks", "aria-hidden": "true"}, *marks),
                 element("line", divider | {"class": "divider"}),
             ),
@@ -203,7 +212,7 @@ def stage(number: int, image: np.ndarray, masks: Sequence[Layer], view: Box, nam
 
 
 def card_table(item: Item, results: Sequence[Result], caption: str) -> Element:
-    """Show the figures of an object."""
+    """Build the table of an object's IoUs."""
     rows = []
     for result, match in zip(results, item.matches, strict=True):
         texts = [NONE] * 3
@@ -218,24 +227,24 @@ def card_table(item: Item, results: Sequence[Result], caption: str) -> Element:
     return table(caption, ("", "score", "mask IoU", "Boundary IoU"), rows)
 
 
-def layers_of(item: Item, results: Sequence[Result]) -> list[Layer]:
-    """Return the masks of an object: of the results that have it, and of the truth."""
+def item_layers(item: Item, results: Sequence[Result]) -> list[Layer]:
+    """Return the masks of an object: those of the matching results and the ground truth."""
     pairs = zip(results, item.matches, strict=True)
     layers = [
-        Layer(str(k), result.style, decoded(result.records[match.result]))
+        Layer(str(k), result.style, decode_mask(result.records[match.result]))
         for k, (result, match) in enumerate(pairs)
         if match
     ]
-    return [*layers, Layer(TRUTH, TRUTH_STYLE, decoded(item.annotation))]
+    return [*layers, Layer(GROUND_TRUTH, GROUND_TRUTH_STYLE, decode_mask(item.annotation))]
 
 
-def decoded(record: Mapping[str, Any]) -> np.ndarray:
+def decode_mask(record: Mapping[str, Any]) -> np.ndarray:
     """Return the mask (H, W) bool of a record."""
     return mask_util.decode(record["segmentation"]).astype(bool)
 
 
-def bounds(mask: np.ndarray) -> Box:
-    """Return the box of a mask (H, W) bool."""
+def bounding_box(mask: np.ndarray) -> Box:
+    """Return the bounding box of a mask (H, W) bool."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     return x, y, width, height
 
@@ -249,20 +258,20 @@ def card(
     file_name: str,
     image: np.ndarray,
 ) -> Element:
-    """Show one object: its masks, a slider between them, places to enlarge, and figures.
+    """Build the card of one object: masks with a slider between them, zoom windows, and IoUs.
 
     Args:
-        number: Of the card.
+        number: Number of the card.
         item: The object.
-        ranks: Its place in each order.
-        results: Of the models.
-        names: Of the classes, by id.
-        file_name: Of the image.
+        ranks: Its rank in each order.
+        results: Results of the models.
+        names: Class names by id.
+        file_name: File name of the image.
         image: (H, W, 3) uint8.
     """
     annotation = item.annotation
-    layers = layers_of(item, results)
-    view = square_around([bounds(layer.mask) for layer in layers], MARGIN, MIN_SIDE)
+    layers = item_layers(item, results)
+    view = square_around([bounding_box(layer.mask) for layer in layers], MARGIN, MIN_SIDE)
     name = f"{names[annotation['category_id']]} in {file_name}, object {annotation['id']}"
     return element(
         "li",
@@ -279,5 +288,5 @@ def card(
             element("small", {}, f"{file_name}, object {annotation['id']}"),
         ),
         stage(number, image, layers, view, name),
-        card_table(item, results, f"figures of {name}"),
+        card_table(item, results, f"metrics of {name}"),
     )

@@ -1,7 +1,6 @@
-"""What the page of `report.py` is made of: elements, tables, charts and outlines of masks.
+"""Building blocks of the page: elements, tables, legends and charts.
 
-All text of a page goes through `element`, which keeps it text: nothing in a name of a class or of a
-file becomes markup.
+All text passes through `element`, which escapes it: class and file names cannot become markup.
 """
 
 import math
@@ -11,10 +10,10 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-# Of a chart, in its own units: the room of the curves, and what axes and their numbers need.
+# Layout of a chart in its own units: the plot area, and margins for axes and tick labels.
 WIDTH, HEIGHT = 250, 150
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 8, 36
-NONE = "–"  # in place of a figure
+NONE = "–"  # in place of a missing value
 Child = Element | str
 
 
@@ -22,9 +21,9 @@ class Line(NamedTuple):
     """A curve of a chart.
 
     Attributes:
-        name: What it shows.
-        style: Class of its color and dashes.
-        points: x and y of each, in the order of x.
+        name: Name of the curve.
+        style: CSS class of its color and dashes.
+        points: x and y, in the order of x.
     """
 
     name: str
@@ -33,11 +32,11 @@ class Line(NamedTuple):
 
 
 def element(tag: str, attributes: Mapping[str, str] | None = None, *children: Child) -> Element:
-    """Make an element of HTML or SVG.
+    """Build an element of HTML or SVG.
 
     Args:
-        tag: Its name.
-        attributes: Of the element.
+        tag: Name of the element.
+        attributes: Its attributes.
         children: Elements and texts.
     """
     made = Element(tag, dict(attributes or {}))
@@ -54,12 +53,12 @@ def element(tag: str, attributes: Mapping[str, str] | None = None, *children: Ch
 def table(
     caption: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]
 ) -> Element:
-    """Make a table.
+    """Build a table.
 
     Args:
-        caption: What it shows.
-        columns: Heads of all columns, that of the names first.
-        rows: A name and a text for each of the other columns.
+        caption: Caption of the table.
+        columns: Column headers, including that of the row names.
+        rows: Row names, and a text for each of the other columns.
     """
     head = element("tr", {}, *(element("th", {"scope": "col"}, name) for name in columns))
     body = [
@@ -81,17 +80,17 @@ def table(
 
 
 def scrolling(content: Element, label: str) -> Element:
-    """Put something into a box of its own, which scrolls where there is no room for it."""
+    """Wrap an element in a box that scrolls if the page is too narrow."""
     attributes = {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": label}
     return element("div", attributes, content)
 
 
 def legend(names: Mapping[str, str], place: str = "lines") -> Element:
-    """Explain lines.
+    """Build a legend.
 
     Args:
-        names: Of the lines, with the classes of their colors and dashes.
-        place: "lines" of charts, or "keys" of masks over a photograph.
+        names: CSS classes of the lines, by name.
+        place: "lines" for charts, or "keys" for masks over a photograph.
     """
     entries = []
     for name, style in names.items():
@@ -104,16 +103,16 @@ def legend(names: Mapping[str, str], place: str = "lines") -> Element:
 def line_chart(
     title: str, lines: Sequence[Line], *, labels: tuple[str, str], top: float | None = None
 ) -> Element:
-    """Draw curves over axes that begin at 0; the x axis ends with the curves.
+    """Draw curves over axes that start at 0; the x axis ends with the curves.
 
     Args:
-        title: What stands above.
-        lines: At least one, with at least one point.
-        labels: What x and y are.
-        top: Where the y axis ends; if not given, above the largest value.
+        title: Title above the chart.
+        lines: One or more curves of one or more points.
+        labels: Labels of the x and y axes.
+        top: End of the y axis; by default above the largest value.
 
     Returns:
-        A figure with an SVG, whose colors are those of the page.
+        A figure with an SVG, in the colors of the page.
     """
     xs, ys = np.concatenate([np.asarray(line.points, dtype=float) for line in lines]).T
     right = float(xs.max())
@@ -161,7 +160,7 @@ def line_chart(
 
 
 def nice_ticks(end: float) -> list[float]:
-    """Return 0 and a few round numbers at equal distances, the last of them `end` or above."""
+    """Return 0 and a few equally spaced round numbers, the last one at or above `end`."""
     if not end > 0:
         return [0.0, 1.0]
     rough = end / 4
@@ -171,5 +170,5 @@ def nice_ticks(end: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """Write a number of an axis."""
+    """Format a tick label."""
     return f"{value / 1000:g}k" if value >= 10_000 else f"{value:.6g}"

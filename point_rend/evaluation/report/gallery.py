@@ -1,4 +1,4 @@
-"""The gallery of `report.py`: which objects it shows, in which orders, and how."""
+"""The gallery: selection of objects, its controls and its cards."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,31 +13,31 @@ from point_rend.evaluation.matching import MIN_IOU
 from point_rend.evaluation.report.cards import card
 from point_rend.evaluation.report.elements import element, legend
 from point_rend.evaluation.report.matched_items import (
-    TRUTH,
-    TRUTH_STYLE,
+    GROUND_TRUTH,
+    GROUND_TRUTH_STYLE,
     Item,
     Order,
     Result,
-    chosen,
-    orders_of,
+    gallery_orders,
+    select_items,
 )
 
-MATCHING = (
-    "Objects and results of one class, with a score of {min_score:g} or more, are paired one to "
-    "one, the best mask IoU first, from {min_iou:g} on. Boundary IoU is the IoU of the inner bands "
-    "along the boundaries. What has no match counts as a failure of IoU 0, and not as a gain or a "
-    "loss."
+MATCHING_NOTE = (
+    "Objects are matched one to one with results of the same class and a score of at least "
+    "{min_score:g}, in order of falling mask IoU, down to an IoU of {min_iou:g}. Boundary IoU is "
+    "the IoU of the inner bands along the boundaries. An object without a match counts as a "
+    "failure of IoU 0, but not as a gain or a loss."
 )
 
 
-def picker(label: str, name: str, options: Mapping[str, str], selected: str = "") -> Element:
-    """Make a labeled list of choices.
+def select_box(label: str, name: str, options: Mapping[str, str], selected: str = "") -> Element:
+    """Build a labeled list of options.
 
     Args:
-        label: What is chosen.
+        label: Label of the list.
         name: Id of the list.
-        options: Their texts by their values.
-        selected: Value of the one that is chosen first.
+        options: Texts by value.
+        selected: Value of the option that is selected at first.
     """
     entries = [
         element("option", {"value": value} | ({"selected": ""} if value == selected else {}), text)
@@ -57,7 +57,7 @@ def controls(
     results: Sequence[Result],
     names: Mapping[int, str],
 ) -> Element:
-    """Make what sorts and filters the gallery and chooses what its cards compare."""
+    """Build the form that filters and sorts the gallery and selects the masks to compare."""
     counts = Counter(item.annotation["category_id"] for item in shown)
     classes = {str(key): f"{names[key]} ({counts[key]})" for key in names if key in counts}
     if len(results) > 1:
@@ -65,19 +65,20 @@ def controls(
         matched = {"11": "both", "10": f"{first} only", "01": f"{last} only", "00": "neither"}
     else:
         matched = {"1": results[0].name, "0": "nothing"}
-    layers = {str(k): result.name for k, result in enumerate(results)} | {TRUTH: "ground truth"}
+    layers = {str(k): result.name for k, result in enumerate(results)}
+    layers[GROUND_TRUTH] = "ground truth"
     left, right = list(layers)[:2]
     sorts = {str(k): order.title for k, order in enumerate(orders)}
     box = {"type": "checkbox", "id": "outline", "checked": "", "autocomplete": "off"}
     return element(
         "form",
         {"class": "controls", "aria-label": "gallery"},
-        picker("Class", "class", {"": "all"} | classes),
-        picker("Matched by", "matched", {"": "any"} | matched),
-        picker("Sort", "sort", sorts, "0"),
-        picker("Left", "left", layers, left),
-        picker("Right", "right", layers, right),
-        element("label", {"class": "check"}, element("input", box), "outline of the truth"),
+        select_box("Class", "class", {"": "all"} | classes),
+        select_box("Matched by", "matched", {"": "any"} | matched),
+        select_box("Sort", "sort", sorts, "0"),
+        select_box("Left", "left", layers, left),
+        select_box("Right", "right", layers, right),
+        element("label", {"class": "check"}, element("input", box), "ground-truth outline"),
     )
 
 
@@ -91,59 +92,61 @@ def gallery(
     min_score: float,
     without_photographs: bool = False,
 ) -> list[Element]:
-    """Show the objects that matter most.
+    """Build the gallery of the objects that rank first in the orders.
 
     Args:
         content: The annotations.
         items: All objects.
-        results: Of the models.
+        results: Results of the models.
         image_root: Folder of the images.
-        count: So many objects are shown at most.
-        min_score: Of the results' records.
+        count: Maximum number of objects to show.
+        min_score: Minimum score of the results' records, for the note.
         without_photographs: Show plain gray in place of the images.
 
     Raises:
         OSError: If an image is missing or cannot be read.
-        ValueError: If an image has not the size that the annotations say.
+        ValueError: If the size of an image differs from its annotation.
     """
     names = {category["id"]: category["name"] for category in content["categories"]}
     images = {image["id"]: image for image in content["images"]}
-    orders = orders_of(items, [result.name for result in results])
-    picked = chosen([order.ranking for order in orders], count)
-    places = [{item: rank for rank, item in enumerate(order.ranking)} for order in orders]
-    ranks = {item: [place.get(item, len(items)) for place in places] for item in picked}
+    orders = gallery_orders(items, [result.name for result in results])
+    selected = select_items([order.ranking for order in orders], count)
+    positions = [{item: rank for rank, item in enumerate(order.ranking)} for order in orders]
+    ranks = {item: [position.get(item, len(items)) for position in positions] for item in selected}
     cards = []
-    for number, index in enumerate(sorted(picked, key=ranks.__getitem__)):
+    for number, index in enumerate(sorted(selected, key=ranks.__getitem__)):
         record = images[items[index].annotation["image_id"]]
         if without_photographs:
             image = np.full((record["height"], record["width"], 3), 80, np.uint8)
         else:
             image = read_photograph(image_root / record["file_name"], record)
-        words = names, record["file_name"], image
-        cards.append(card(number, items[index], ranks[index], results, *words))
-    lines = {result.name: result.style for result in results} | {"ground truth": TRUTH_STYLE}
+        cards.append(
+            card(number, items[index], ranks[index], results, names, record["file_name"], image)
+        )
+    lines = {result.name: result.style for result in results} | {"ground truth": GROUND_TRUTH_STYLE}
     left_out = len(items) - len(cards)
     note = f"{len(cards)} of {len(items)} objects are on this page"
     if left_out:
         note += (
-            f", the first of every order in turn: at least the first {count // len(orders)} of "
-            f"each; {left_out} are left out (--items)"
+            f": at least the first {count // len(orders)} of each order; {left_out} are left out "
+            "(--items)"
         )
+    matching_note = MATCHING_NOTE.format(min_score=min_score, min_iou=MIN_IOU)
     return [
-        element("p", {}, f"{note}. ", MATCHING.format(min_score=min_score, min_iou=MIN_IOU)),
+        element("p", {}, f"{note}. ", matching_note),
         legend(lines, "keys"),
-        controls([items[index] for index in picked], orders, results, names),
+        controls([items[index] for index in selected], orders, results, names),
         element("p", {"id": "status", "role": "status"}),
         element("ol", {"id": "cards", "class": "cards"}, *cards),
     ]
 
 
 def read_photograph(file: Path, record: Mapping[str, Any]) -> np.ndarray:
-    """Read an image (H, W, 3) uint8, BGR, of the size that its record says.
+    """Read an image (H, W, 3) uint8, BGR, and check its size.
 
     Raises:
         OSError: If it is missing or cannot be read.
-        ValueError: If it has another size.
+        ValueError: If its size differs from that of its record.
     """
     if not file.exists():
         raise FileNotFoundError(f"image {file} does not exist")
@@ -151,7 +154,7 @@ def read_photograph(file: Path, record: Mapping[str, Any]) -> np.ndarray:
     expected = (record["height"], record["width"])
     if image.shape[:2] != expected:
         raise ValueError(
-            f"image {file} is of (height, width) {image.shape[:2]}, but the annotations say "
-            f"{expected}"
+            f"image {file} is of (height, width) {image.shape[:2]}, expected {expected} as in the "
+            "annotations"
         )
     return image

@@ -1,25 +1,30 @@
-"""Objects matched with the results of every model, and the orders of the gallery."""
+"""Results of the models, their matches with the objects, and the orders of the gallery."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
 
+from point_rend.data.checks.rle import compressed_rle
+from point_rend.evaluation.coco_ap import CocoAP
+from point_rend.evaluation.coco_results import has_masks, read_results
 from point_rend.evaluation.matching import Match, match_objects
 
-TRUTH = "truth"
-TRUTH_STYLE = "style-truth"
+TASKS = ("segm", "boundary")
+GROUND_TRUTH = "ground-truth"
+GROUND_TRUTH_STYLE = "style-ground-truth"
 
 
 class Result(NamedTuple):
-    """What one model has found, and how it scores.
+    """The results of one model.
 
     Attributes:
-        name: Of the model.
-        style: Class of its color and dashes.
-        precision: For each of `KINDS`, (T, R, K, A) as `InstanceScores.precision` returns it.
-        records: The results that the gallery looks at, masks in compressed encoding.
+        name: Name of the model.
+        style: CSS class of its color and dashes.
+        precision: For each of `TASKS`, (T, R, K, A) as `CocoAP.precision` returns it.
+        records: Results above the minimum score of the gallery, with masks as compressed RLE.
     """
 
     name: str
@@ -29,10 +34,10 @@ class Result(NamedTuple):
 
 
 class Item(NamedTuple):
-    """An object of the truth and what the models have made of it.
+    """A ground-truth object with the match of each model.
 
     Attributes:
-        annotation: Of the object, its mask in compressed encoding.
+        annotation: The object, its mask as compressed RLE.
         matches: One per result.
     """
 
@@ -40,14 +45,14 @@ class Item(NamedTuple):
     matches: tuple[Match | None, ...]
 
     def gain(self, measure: str) -> float | None:
-        """Return by how much the last result is better than the first, if both have the object."""
+        """Return the gain of the last result over the first; None unless both have a match."""
         first, last = self.matches[0], self.matches[-1]
         if first is None or last is None:
             return None
         return getattr(last, measure) - getattr(first, measure)
 
     def quality(self, measure: str) -> float:
-        """Return how good the last result is, 0 without one."""
+        """Return the quality of the last result's match, 0 without a match."""
         last = self.matches[-1]
         return 0.0 if last is None else getattr(last, measure)
 
@@ -56,22 +61,69 @@ class Order(NamedTuple):
     """A way to sort the gallery.
 
     Attributes:
-        title: What comes first.
-        ranking: Indices of the items that it ranks, in order.
+        title: Description for the list of orders.
+        ranking: Indices of the items, best rank first; may leave out items.
     """
 
     title: str
     ranking: list[int]
 
 
-def items_of(objects: Sequence[dict[str, Any]], results: Sequence[Result]) -> list[Item]:
-    """Pair objects of the truth with the results."""
+def read_result(
+    name: str,
+    style: str,
+    file: Path,
+    content: Mapping[str, Any],
+    evaluation: CocoAP,
+    min_score: float,
+) -> Result:
+    """Read and evaluate a result file.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it does not fit the annotations, or has no masks.
+    """
+    records = read_results(file, content)
+    if not has_masks(records, file):
+        raise ValueError(f"{file}: result 0 has no 'segmentation'; the page compares masks")
+    confident = [record for record in records if record["score"] >= min_score]
+    precision = {task: evaluation.precision(records, task) for task in TASKS}
+    return Result(name, style, precision, with_compressed_masks(confident, content))
+
+
+def ground_truth_objects(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the ground-truth objects, without crowds, with masks as compressed RLE.
+
+    Raises:
+        ValueError: If an object has no mask.
+    """
+    for annotation in content["annotations"]:
+        if not annotation.get("segmentation"):
+            raise ValueError(f"annotation {annotation['id']} has no 'segmentation'")
+    objects = [x for x in content["annotations"] if not x.get("iscrowd", 0)]
+    return with_compressed_masks(objects, content)
+
+
+def with_compressed_masks(
+    records: Sequence[dict[str, Any]], content: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return copies of records with masks as compressed RLE."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    return [
+        record
+        | {"segmentation": compressed_rle(record["segmentation"], *sizes[record["image_id"]])}
+        for record in records
+    ]
+
+
+def match_items(objects: Sequence[dict[str, Any]], results: Sequence[Result]) -> list[Item]:
+    """Match ground-truth objects with the results of each model."""
     matches = [match_objects(objects, result.records) for result in results]
     return [Item(*both) for both in zip(objects, zip(*matches, strict=True), strict=True)]
 
 
-def orders_of(items: Sequence[Item], names: Sequence[str]) -> list[Order]:
-    """Rank items by gain, if there are two results, and by failure; of equals the larger first."""
+def gallery_orders(items: Sequence[Item], names: Sequence[str]) -> list[Order]:
+    """Rank items by failure and, if there are two results, by gain; larger objects win ties."""
     by_area = sorted(range(len(items)), key=lambda i: -mask_area(items[i]))
     measures = {"boundary_iou": "Boundary IoU", "iou": "mask IoU"}
     orders = []
@@ -88,14 +140,14 @@ def orders_of(items: Sequence[Item], names: Sequence[str]) -> list[Order]:
     return orders
 
 
-def chosen(rankings: Sequence[Sequence[int]], count: int) -> set[int]:
-    """Take the first of every ranking in turn, then the second, until there are enough."""
-    taken: set[int] = set()
-    for place in range(max(map(len, rankings), default=0)):
+def select_items(rankings: Sequence[Sequence[int]], count: int) -> set[int]:
+    """Select the first item of each ranking, then the second of each, up to a count."""
+    selected: set[int] = set()
+    for rank in range(max(map(len, rankings), default=0)):
         for ranking in rankings:
-            if len(taken) < count and place < len(ranking):
-                taken.add(ranking[place])
-    return taken
+            if len(selected) < count and rank < len(ranking):
+                selected.add(ranking[rank])
+    return selected
 
 
 def mask_area(item: Item) -> int:

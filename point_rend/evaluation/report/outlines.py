@@ -6,18 +6,19 @@ import numpy as np
 
 
 def outline_path(mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> str:
-    """Return the outline of a mask along the edges of its pixels, as the path of an SVG.
+    """Return the outline of a mask along its pixel edges, as an SVG path.
 
     Args:
         mask: (H, W) bool.
-        corner: x and y of the mask's left upper corner.
+        corner: x and y of the upper left corner of the mask.
 
     Returns:
         Closed loops of horizontal and vertical lines, to be filled by the even-odd rule; "" for an
         empty mask.
     """
     padded = np.pad(mask, 1)
-    # For each direction, the edges that have the mask on their right, and where they start.
+    # For each direction, the pixels with an edge that has the mask on its right, and the start of
+    # this edge relative to the pixel.
     sides = [
         (mask & ~padded[:-2, 1:-1], (0, 0)),  # to the right, along the top
         (mask & ~padded[1:-1, 2:], (1, 0)),  # down

@@ -8,56 +8,54 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from point_rend.evaluation.coco_ap import FIGURES, summary
-from point_rend.evaluation.coco_results import NAMES
+from point_rend.evaluation.coco_ap import METRICS, summary
+from point_rend.evaluation.coco_results import TASK_NAMES
 from point_rend.evaluation.report.elements import NONE, Line, element, line_chart, scrolling, table
-from point_rend.evaluation.report.matched_items import Item, Result
+from point_rend.evaluation.report.matched_items import TASKS, Item, Result
 
-KINDS = ("segm", "boundary")
-COLUMNS = ("", "all", "IoU 0.50", "IoU 0.75", "small", "medium", "large")  # as FIGURES
-CURVES = {0: "0.50", 5: "0.75", 8: "0.90"}  # index of a threshold, and its IoU
+COLUMNS = ("", "all", "IoU 0.50", "IoU 0.75", "small", "medium", "large")  # titles of METRICS
+CURVES = {0: "0.50", 5: "0.75", 8: "0.90"}  # IoU by index of the threshold
 
 
 def mean_curve(precision: np.ndarray, threshold: int) -> list[tuple[float, float]]:
-    """Return recall and precision, the mean over the classes that have objects.
+    """Return the points of a precision-recall curve, averaged over the classes with objects.
 
     Args:
         precision: (T, R, K, A).
         threshold: Index of the IoU threshold.
     """
     curves = precision[threshold, :, :, 0]
-    known = curves[:, curves[0] > -1]
-    if not known.size:
+    defined = curves[:, curves[0] > -1]
+    if not defined.size:
         return []
-    return list(zip(np.linspace(0, 1, len(known)), known.mean(axis=1), strict=True))
+    return list(zip(np.linspace(0, 1, len(defined)), defined.mean(axis=1), strict=True))
 
 
-# The tables and curves
 def percent(value: float, *, sign: bool = False) -> str:
-    """Write a figure with one decimal, with its sign if that is asked for."""
+    """Format a value with one decimal, on request with its sign."""
     if math.isnan(value):
         return NONE
     return f"{value:+.1f}".replace("-", "−") if sign else f"{value:.1f}"
 
 
-def difference(figures: Sequence[float]) -> list[str]:
-    """Write how much more the last of several figures is; nothing for one alone."""
-    return [percent(figures[-1] - figures[0], sign=True)] if len(figures) > 1 else []
+def difference(values: Sequence[float]) -> list[str]:
+    """Format the difference of the last and the first value; nothing for a single value."""
+    return [percent(values[-1] - values[0], sign=True)] if len(values) > 1 else []
 
 
-def score_tables(results: Sequence[Result], names: Sequence[str]) -> list[Element]:
-    """Show AP by size, a table for each kind, and the APs of single classes."""
+def metric_tables(results: Sequence[Result], names: Sequence[str]) -> list[Element]:
+    """Build a table for each task: AP, AP at two thresholds, and AP by size."""
     tables = []
-    scores = [{k: summary(r.precision[k], names) for k in KINDS} for r in results]
-    for kind in KINDS:
+    metrics = [{k: summary(r.precision[k], names) for k in TASKS} for r in results]
+    for task in TASKS:
         rows = [
-            (result.name, [percent(own[kind][name]) for name in FIGURES])
-            for result, own in zip(results, scores, strict=True)
+            (result.name, [percent(own[task][name]) for name in METRICS])
+            for result, own in zip(results, metrics, strict=True)
         ]
         if len(results) > 1:
-            columns = [[own[kind][name] for own in scores] for name in FIGURES]
+            columns = [[own[task][name] for own in metrics] for name in METRICS]
             rows.append(("difference", [difference(column)[0] for column in columns]))
-        caption = f"{NAMES[kind]} in percent"
+        caption = f"{TASK_NAMES[task]} in percent"
         tables.append(scrolling(table(caption, COLUMNS, rows), caption))
     return tables
 
@@ -65,14 +63,14 @@ def score_tables(results: Sequence[Result], names: Sequence[str]) -> list[Elemen
 def class_table(
     results: Sequence[Result], categories: Sequence[Mapping[str, Any]], items: Sequence[Item]
 ) -> Element:
-    """Show AP and boundary AP of every class."""
+    """Build the table of AP and boundary AP of each class."""
     names = [str(category["id"]) for category in categories]
     heads, columns = ["class", "objects"], []
-    for kind in KINDS:
-        scores = [summary(result.precision[kind], names) for result in results]
-        # With one class alone there are no figures of classes: they are those of all.
-        values = [[own.get(f"AP-{name}", own["AP"]) for own in scores] for name in names]
-        heads += [f"{NAMES[kind]}, {result.name}" for result in results]
+    for task in TASKS:
+        metrics = [summary(result.precision[task], names) for result in results]
+        # A single class has no metrics of its own; they equal the overall ones.
+        values = [[own.get(f"AP-{name}", own["AP"]) for own in metrics] for name in names]
+        heads += [f"{TASK_NAMES[task]}, {result.name}" for result in results]
         heads += ["difference"] * (len(results) > 1)
         columns.append([[*map(percent, row), *difference(row)] for row in values])
     counts = Counter(item.annotation["category_id"] for item in items)
@@ -85,7 +83,7 @@ def class_table(
 
 
 def object_table(results: Sequence[Result], items: Sequence[Item]) -> list[Element]:
-    """Show how many objects the results have, and how well those that all have."""
+    """Build the table of matched objects, and of the mean IoUs of those matched by all results."""
     rows = []
     common = [item for item in items if None not in item.matches]
     for k, result in enumerate(results):
@@ -97,20 +95,20 @@ def object_table(results: Sequence[Result], items: Sequence[Item]) -> list[Eleme
         ]
         rows.append((result.name, [f"{matched} of {len(items)}", *means]))
     heads = ("", "objects matched", "mean mask IoU", "mean Boundary IoU")
-    who = "both" if len(results) > 1 else results[0].name
-    note = f"The means are over the {len(common)} objects that {who} matched."
+    models = "both" if len(results) > 1 else results[0].name
+    note = f"The means are over the {len(common)} objects that {models} matched."
     caption = "Single objects"
     return [scrolling(table(caption, heads, rows), caption), element("p", {}, note)]
 
 
 def precision_charts(results: Sequence[Result]) -> list[Element]:
-    """Draw precision over recall, for masks, and for masks with their boundaries."""
+    """Draw precision over recall, for mask AP and boundary AP."""
     charts = []
-    for kind in KINDS:
+    for task in TASKS:
         for threshold, iou in CURVES.items():
-            curves = [(r, mean_curve(r.precision[kind], threshold)) for r in results]
+            curves = [(r, mean_curve(r.precision[task], threshold)) for r in results]
             lines = [Line(r.name, r.style, points) for r, points in curves if points]
-            title = f"{NAMES[kind]} at IoU {iou}"
+            title = f"{TASK_NAMES[task]} at IoU {iou}"
             if lines:
                 labels = ("recall", "precision")
                 charts.append(line_chart(title, lines, labels=labels, top=1.0))

@@ -10,22 +10,25 @@ import numpy as np
 
 from point_rend.evaluation.report.elements import Line, line_chart
 
-MAX_POINTS = 400  # of a training curve; longer ones are averaged
+MAX_POINTS = 400  # maximum length of a curve; longer ones are averaged
+
+Points = Sequence[tuple[float, float]]  # iterations and values
+Curves = Mapping[str, Points]  # by name of the metric
 
 
-def read_metrics(folder: Path) -> dict[str, list[tuple[float, float]]]:
-    """Read the curves of a training: losses, the points' accuracy, AP and the learning rate.
+def read_metrics(folder: Path) -> dict[str, Points]:
+    """Read the curves of a training: losses, point accuracy, AP and the learning rate.
 
     Args:
         folder: OUTPUT_DIR of a run.
 
     Returns:
-        Iterations and values by name; nothing if the folder has no metrics.json. Of an iteration
-        that was done twice, after a resumption, the last counts.
+        The curves; none if the folder has no metrics.json. If an iteration was repeated after
+        resuming, its last values count.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If a line is not JSON, other than the last one, which may be cut.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If a line is not JSON; the last line may be cut off.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"run folder {folder} does not exist")
@@ -40,7 +43,7 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[float, float]]]:
             if number == len(lines):
                 break
             raise ValueError(
-                f"{file}: line {number} is no JSON object with an iteration: {line:.60}"
+                f"{file}: line {number} is not a JSON object with an iteration: {line:.60}"
             ) from error
         for key, value in record.items():
             if is_shown(key) and isinstance(value, int | float) and math.isfinite(value):
@@ -50,26 +53,22 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def is_shown(key: str) -> bool:
-    """Tell whether a metric is worth a curve."""
+    """Return whether the page shows a metric."""
     return key in ("total_loss", "point/accuracy", "lr") or (
         key.startswith("loss_") or key.endswith("/AP")
     )
 
 
-def averaged(
-    points: Sequence[tuple[float, float]], most: int = MAX_POINTS
-) -> list[tuple[float, float]]:
-    """Shorten a curve to means of equally many points in a row, the last perhaps of fewer."""
-    length = math.ceil(len(points) / most)
+def averaged(points: Points, max_points: int = MAX_POINTS) -> Points:
+    """Shorten a curve to the means of equally long pieces; the last piece may be shorter."""
+    length = math.ceil(len(points) / max_points)
     starts = range(0, len(points), length)
     means = [np.mean(points[start : start + length], axis=0) for start in starts]
     return [(float(x), float(y)) for x, y in means]
 
 
-def training_charts(
-    runs: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], styles: Mapping[str, str]
-) -> list[Element]:
-    """Draw what runs have logged, a chart for each metric."""
+def training_charts(runs: Mapping[str, Curves], styles: Mapping[str, str]) -> list[Element]:
+    """Draw one chart for each metric that a run has logged."""
     keys = dict.fromkeys(key for curves in runs.values() for key in curves)
     charts = []
     for key in keys:

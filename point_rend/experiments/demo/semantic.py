@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from point_rend import SafeDetectionCheckpointer, load_config
-from point_rend.evaluation.semantic_iou import SemanticScores
+from point_rend.evaluation.semantic_iou import SemanticIoU
 from point_rend.experiments.demo.instances import closeup
 from point_rend.rendering.uncertainty import label_map
 from point_rend.visualization.layout import save_picture, side_by_side, stack
@@ -112,7 +112,7 @@ def evaluate(config: str, weights: Path, data: Path, pictures: Path) -> dict[str
     model = build_model(cfg).eval()
     SafeDetectionCheckpointer(model).load(str(weights))
     records = load_cityscapes_semantic(str(data / "leftImg8bit/val"), str(data / "gtFine/val"))
-    scores = [SemanticScores(NUM_CLASSES, ignore_value=VOID) for _ in METHODS]
+    scores = [SemanticIoU(NUM_CLASSES, ignore_value=VOID) for _ in METHODS]
     rows: list[np.ndarray] = []
     objects: dict[int, tuple[int, list[np.ndarray]]] = {}  # area and close-up
     for record in sorted(records, key=lambda record: record["file_name"]):

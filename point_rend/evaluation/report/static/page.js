@@ -96,7 +96,7 @@
     control(name).addEventListener("change", () => cards.forEach(compare));
   }
   const outline = control("outline");
-  outline.addEventListener("change", () => list.classList.toggle("without-truth", !outline.checked));
+  outline.addEventListener("change", () => list.classList.toggle("without-ground-truth", !outline.checked));
 
   cards.forEach(compare);
   arrange();

@@ -1,0 +1,100 @@
+"""Pictures of the instances of several models side by side."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+
+from point_rend.data.checks.rle import compressed_rle
+from point_rend.visualization.drawing import match_colors, overlay_masks
+from point_rend.visualization.layout import save_picture, side_by_side
+
+PANEL_HEIGHT = 480
+GRAY = 80  # in place of photographs
+
+
+def write_comparison(
+    content: Mapping[str, Any],
+    image_root: Path,
+    results: Mapping[str, Path],
+    output: Path,
+    *,
+    num_images: int,
+    min_score: float,
+    without_photographs: bool = False,
+) -> None:
+    """Write one picture per image: the photograph, each model's instances and the ground truth.
+
+    Args:
+        content: COCO annotations, as `read_coco` returns them.
+        image_root: Folder of the images.
+        results: Checked result files with masks, by model.
+        output: Folder for the pictures.
+        num_images: Number of images, from the first on.
+        min_score: Minimum score of the instances that are drawn.
+        without_photographs: Paint on plain gray.
+
+    Raises:
+        ValueError: If an image cannot be read.
+    """
+    by_image = {name: results_by_image(file, min_score) for name, file in results.items()}
+    ground_truth = defaultdict(list)
+    for annotation in content["annotations"]:
+        ground_truth[annotation["image_id"]].append(annotation)
+
+    for number, record in enumerate(content["images"][:num_images], start=1):
+        file = image_root / record["file_name"]
+        image = cv2.imread(str(file))
+        if image is None:
+            raise ValueError(f"{file} does not exist or is not an image")
+        if without_photographs:
+            image = np.full_like(image, GRAY)
+        rows = [instances[record["id"]] for instances in by_image.values()]
+        rows.append(ground_truth[record["id"]])
+        gt_boxes = box_corners(rows[-1], *image.shape[:2])
+        panels = [draw_instances(image, instances, gt_boxes) for instances in rows]
+        titles = [*by_image, "ground truth"]
+        if not without_photographs:
+            panels, titles = [image, *panels], ["input", *titles]
+        size = (round(image.shape[1] * PANEL_HEIGHT / image.shape[0]), PANEL_HEIGHT)
+        panels = [cv2.resize(panel, size, interpolation=cv2.INTER_AREA) for panel in panels]
+        save_picture(output / f"{number:02d}.jpg", side_by_side(panels, titles))
+
+
+def results_by_image(file: Path, min_score: float) -> defaultdict[int, list[dict[str, Any]]]:
+    """Read the results of a file that reach a score, by image id."""
+    by_image = defaultdict(list)
+    for result in json.loads(file.read_text(encoding="utf-8")):
+        if result["score"] >= min_score:
+            by_image[result["image_id"]].append(result)
+    return by_image
+
+
+def draw_instances(
+    image: np.ndarray, instances: Sequence[dict[str, Any]], gt_boxes: np.ndarray
+) -> np.ndarray:
+    """Paint instances over an image, in the colors of the overlapping true boxes (J, 4)."""
+    height, width = image.shape[:2]
+    masks = np.zeros((len(instances), height, width), dtype=bool)
+    for mask, instance in zip(masks, instances, strict=True):
+        mask[:] = mask_util.decode(compressed_rle(instance["segmentation"], height, width))
+    boxes = box_corners(instances, height, width)
+    return overlay_masks(image, masks, match_colors(boxes, gt_boxes))
+
+
+def box_corners(instances: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
+    """Return the boxes of COCO records, or those of their masks, as (I, 4) x0, y0, x1, y1."""
+    boxes = [
+        x["bbox"]
+        if "bbox" in x
+        else mask_util.toBbox(compressed_rle(x["segmentation"], height, width))
+        for x in instances
+    ]
+    stacked = np.array(boxes, dtype=float).reshape(-1, 4)
+    stacked[:, 2:] += stacked[:, :2]
+    return stacked

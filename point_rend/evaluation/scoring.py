@@ -1,0 +1,69 @@
+"""Metrics of result lists as tables: AP and boundary AP, and AP* on LVIS annotations."""
+
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from point_rend.data.datasets.coco import read_coco
+from point_rend.evaluation.coco_ap import CocoAP
+from point_rend.evaluation.coco_results import TASK_NAMES
+
+Metrics = dict[str, float]
+Results = Sequence[Mapping[str, Any]]
+
+
+def coco_metrics(results: Results, tasks: Sequence[str], evaluation: CocoAP) -> dict[str, Metrics]:
+    """Compute the metrics of COCO; one row per task."""
+    return {TASK_NAMES[task]: evaluation.metrics(results, task) for task in tasks}
+
+
+def ap_star_metrics(results: Results, tasks: Sequence[str], lvis_file: Path) -> dict[str, Metrics]:
+    """Compute the metrics of LVIS on the images that LVIS annotates; one row per task."""
+    from lvis import LVIS
+
+    from point_rend.evaluation.lvis_ap import lvis_metrics
+
+    logging.getLogger("lvis").setLevel(logging.ERROR)  # it warns about every list of results
+    ground_truth = LVIS(str(lvis_file))
+    annotated = [result for result in results if result["image_id"] in ground_truth.imgs]
+    return {f"{TASK_NAMES[task]}*": lvis_metrics(ground_truth, annotated, task) for task in tasks}
+
+
+def check_lvis(lvis_file: Path, content: Mapping[str, Any], annotations: Path) -> None:
+    """Refuse LVIS annotations of other classes or images than those of COCO annotations.
+
+    Args:
+        lvis_file: The LVIS annotations.
+        content: The COCO annotations, as `read_coco` returns them.
+        annotations: Their file, for the message.
+
+    Raises:
+        ValueError: If classes or images differ, or if lvis is not installed.
+    """
+    if importlib.util.find_spec("lvis") is None:
+        raise ValueError("--lvis-annotations needs the package lvis: pip install lvis")
+    lvis = read_coco(str(lvis_file), image_name="coco_url")
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    for category in lvis["categories"]:
+        if names.get(category["id"]) != category["name"]:
+            raise ValueError(
+                f"{lvis_file} has the category {category['id']} {category['name']!r}, which is "
+                f"missing in {annotations}: `pointrend prepare-cocofied-lvis` makes a file of "
+                "COCO's classes"
+            )
+    images = {image["id"] for image in content["images"]}
+    if not any(image["id"] in images for image in lvis["images"]):
+        raise ValueError(f"{lvis_file} and {annotations} have no image in common")
+
+
+def by_class(rows: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    """Rearrange the APs of single classes: one row per class."""
+    keys = [key for key in next(iter(rows.values())) if key.startswith("AP-")]
+    return {
+        key.removeprefix("AP-"): {
+            row: metrics.get(key, float("nan")) for row, metrics in rows.items()
+        }
+        for key in keys
+    }

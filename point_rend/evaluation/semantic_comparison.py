@@ -1,0 +1,186 @@
+"""Comparison of the semantic results of several models: metrics, and pictures side by side."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+
+from point_rend.data.checks.rle import rle_fault
+from point_rend.data.datasets.label_maps import IGNORE_LABEL
+from point_rend.evaluation.semantic_iou import SemanticIoU
+from point_rend.visualization.drawing import color_of
+from point_rend.visualization.layout import save_picture, side_by_side
+
+Predictions = Mapping[Path, Sequence[dict[str, Any]]]  # by image, relative to the image root
+
+
+def compare_label_maps(
+    results: Mapping[str, Path],
+    image_root: Path,
+    label_root: Path,
+    num_classes: int,
+    output: Path,
+    *,
+    num_images: int,
+    without_photographs: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Evaluate the results of several models, and write pictures of some images.
+
+    Args:
+        results: A `sem_seg_predictions.json` by model.
+        image_root: Folder of the images.
+        label_root: Folder of the label maps.
+        num_classes: Number of classes.
+        output: Folder for the pictures.
+        num_images: Number of pictures, spread evenly over the images.
+        without_photographs: Leave the images out of the pictures.
+
+    Returns:
+        mIoU and boundary mIoU in percent, by model.
+
+    Raises:
+        OSError: If a file or folder is missing or cannot be read or written.
+        ValueError: If the files do not fit together.
+    """
+    predictions = {
+        name: read_predictions(file, image_root, num_classes) for name, file in results.items()
+    }
+    check_images(predictions, label_root)
+    ious = {name: SemanticIoU(num_classes) for name in predictions}
+    files = sorted(next(iter(predictions.values())))
+    drawn = set(files[:: max(1, len(files) // max(1, num_images))][:num_images])
+    for file in files:
+        label_file = label_root / file.with_suffix(".png")
+        ground_truth = read_picture(label_file, cv2.IMREAD_GRAYSCALE)
+        label_maps = {name: to_label_map(by_image[file]) for name, by_image in predictions.items()}
+        for name, labels in label_maps.items():
+            try:
+                ious[name].add(labels, ground_truth)
+            except ValueError as error:
+                raise ValueError(
+                    f"{label_file} and {name!r}, with {num_classes} --classes: {error}"
+                ) from error
+        if file in drawn:
+            panels = [colorize(x, num_classes) for x in (*label_maps.values(), ground_truth)]
+            titles = [*label_maps, "ground truth"]
+            if not without_photographs:
+                panels.insert(0, read_picture(image_root / file, cv2.IMREAD_COLOR))
+                titles.insert(0, "input")
+            name = "_".join(file.with_suffix(".png").parts)
+            save_picture(output / name, side_by_side(panels, titles))
+    return {name: iou.means() for name, iou in ious.items()}
+
+
+def read_predictions(file: Path, image_root: Path, num_classes: int) -> Predictions:
+    """Read a `sem_seg_predictions.json`, which has one RLE per image and class.
+
+    Raises:
+        ValueError: If the file is not of this format or has no predictions, or if a prediction
+            refers to an image elsewhere or an unknown class, or is not a mask of its image.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is truncated or not JSON: {error}") from error
+    if not isinstance(content, list) or not all(map(_is_prediction, content)):
+        raise ValueError(f"{file} is not a sem_seg_predictions.json of train_net.py")
+    if not content:
+        raise ValueError(f"{file} has no predictions: expected some for every image")
+    root = image_root.resolve()
+    predictions: dict[Path, list[dict[str, Any]]] = defaultdict(list)
+    for number, record in enumerate(content):
+        image = Path(record["file_name"]).resolve()
+        if not image.is_relative_to(root):
+            raise ValueError(
+                f"{file}: prediction {number} is about {image}, which is not in --images "
+                f"{image_root}"
+            )
+        of_image = predictions[image.relative_to(root)]
+        of_image.append(record)
+        fault = _fault(record, of_image[0]["segmentation"]["size"], num_classes)
+        if fault:
+            raise ValueError(f"{file}: prediction {number} {fault}")
+    return predictions
+
+
+def _is_prediction(record: Any) -> bool:
+    """Return whether a record has the fields of a prediction."""
+    if not isinstance(record, dict) or not isinstance(record.get("segmentation"), dict):
+        return False
+    size, counts = (record["segmentation"].get(key) for key in ("size", "counts"))
+    return (
+        isinstance(record.get("file_name"), str)
+        and isinstance(record.get("category_id"), int)
+        and isinstance(counts, str)
+        and isinstance(size, list)
+        and len(size) == 2
+        and all(isinstance(side, int) for side in size)
+    )
+
+
+def _fault(record: Mapping[str, Any], size: tuple[int, int], num_classes: int) -> str | None:
+    """Describe what is wrong with a prediction for an image of a size (height, width)."""
+    if not 0 <= record["category_id"] < num_classes:
+        return (
+            f"is of class {record['category_id']}, expected 0 to {num_classes - 1}, "
+            f"since --classes has {num_classes}"
+        )
+    reason = rle_fault(record["segmentation"], *size)
+    return f"has an {reason.text}" if reason and reason.fatal else None
+
+
+def check_images(predictions: Mapping[str, Predictions], label_root: Path) -> None:
+    """Refuse predictions for different images, and for images without a label map.
+
+    Args:
+        predictions: Predictions by model.
+        label_root: Folder of the label maps.
+
+    Raises:
+        FileNotFoundError: If a label map is missing.
+        ValueError: If the images differ.
+    """
+    first, *others = predictions
+    for name in others:
+        for file in sorted(predictions[first].keys() ^ predictions[name].keys()):
+            has, lacks = (first, name) if file in predictions[first] else (name, first)
+            raise ValueError(
+                f"--results: expected the same images in all, but {file} is in {has!r} and not in "
+                f"{lacks!r}"
+            )
+    for file in sorted(predictions[first]):
+        label_file = label_root / file.with_suffix(".png")
+        if not label_file.is_file():
+            raise FileNotFoundError(f"there is no label map {label_file}")
+
+
+def to_label_map(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Combine the classes' RLEs of an image to (H, W) uint8; 255 where no class is predicted."""
+    labels = np.full(records[0]["segmentation"]["size"], IGNORE_LABEL, dtype=np.uint8)
+    for record in records:
+        labels[mask_util.decode(record["segmentation"]).astype(bool)] = record["category_id"]
+    return labels
+
+
+def colorize(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Paint a label map (H, W) as (H, W, 3) uint8: one color per class, ignored pixels black."""
+    colors = np.zeros((256, 3), dtype=np.uint8)
+    colors[:num_classes] = [color_of(k) for k in range(num_classes)]
+    return colors[labels]
+
+
+def read_picture(file: Path, mode: int) -> np.ndarray:
+    """Read an image in one of OpenCV's modes.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    picture = cv2.imread(str(file), mode)
+    if picture is None:
+        raise ValueError(f"{file} does not exist or is not an image")
+    return picture
