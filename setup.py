@@ -1,4 +1,4 @@
-"""Package description; the exact versions that `make` installs stand in constraints.txt."""
+"""Package description; constraints.txt lists the exact versions that `make` installs."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 
 
 def version() -> str:
-    """The version in point_rend/__init__.py, read without importing (that would need torch)."""
+    """Read the version in point_rend/__init__.py without importing the package."""
     source = (ROOT / "point_rend" / "__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
     if match is None:
@@ -18,14 +18,15 @@ def version() -> str:
 
 
 def long_description() -> str:
-    """The README, or nothing in a source tree without one."""
+    """Return the README, or nothing in a source tree without one."""
     readme = ROOT / "README.md"
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
-# Detectron2 reads the polygons with shapely; the evaluation writes a JSON file, which fails on the
+# Detectron2 reads the polygons with shapely. The evaluation writes a JSON file, which fails for
 # integers of NumPy 2.
 cityscapes = ["cityscapesscripts>=2.2", "numpy<2", "shapely>=2"]
+completion = ["argcomplete>=3"]
 lvis = ["lvis>=0.5.3"]
 
 setup(
@@ -36,7 +37,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # The configs live at the top level, where people look for them, and travel inside the package.
+    # The configs are at the top level of the repository, and inside the installed package.
     packages=[*find_packages(include=["point_rend", "point_rend.*"]), "point_rend.configs"],
     package_dir={"point_rend.configs": "configs"},
     package_data={
@@ -44,8 +45,8 @@ setup(
         "point_rend.evaluation.report": ["static/*"],
     },
     entry_points={"console_scripts": ["pointrend = point_rend.cli:main"]},
-    # Detectron2 is missing here because no package index has it under its own name:
-    # tools/install_detectron2.py installs it.
+    # Detectron2 is missing here, because no package index has it under its own name:
+    # `pointrend install-detectron2` installs it.
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -60,9 +61,11 @@ setup(
     ],
     extras_require={
         "cityscapes": cityscapes,
+        "completion": completion,
         "lvis": lvis,
         "dev": [
             *cityscapes,
+            *completion,
             *lvis,
             "codespell>=2.4",
             "ipykernel>=6.29",

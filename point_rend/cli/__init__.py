@@ -1,9 +1,12 @@
+# PYTHON_ARGCOMPLETE_OK
 """The `pointrend` command: one module per sub-command.
 
 A sub-command is imported only when it runs; `pointrend --help` needs the standard library alone.
 """
 
+import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -19,7 +22,7 @@ hide_third_party_warnings()
 
 GROUPS = {
     "train and evaluate": {
-        "train": "train a model; --resume continues from the last checkpoint",
+        "train": "train a model, or continue with --resume",
         "evaluate": "evaluate a model on data sets",
     },
     "use a model": {
@@ -39,7 +42,7 @@ GROUPS = {
         "ablate": "the ablations of the paper: subdivision, sampling",
     },
     "set up": {
-        "demo": "train on drawn shapes and compare masks, in minutes on a CPU",
+        "demo": "train on drawn shapes in minutes, on a CPU",
         "demo-semantic": "the same for semantic segmentation",
         "prepare-ade20k": "write the label maps of ADE20K as Detectron2 reads them",
         "prepare-cocofied-lvis": "write the LVIS annotations of COCO's classes, for AP*",
@@ -86,6 +89,20 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> None:
         raise SystemExit(INTERRUPTED) from error
 
 
+def complete(words: Sequence[str]) -> None:
+    """Answer a shell that asks for completions, if argcomplete is installed; end the process."""
+    try:
+        import argcomplete
+    except ModuleNotFoundError:
+        return
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    for name in COMMANDS:
+        parents = [module_of(name).build_parser()] if name in words[:1] else []
+        commands.add_parser(name, parents=parents, conflict_handler="resolve")
+    argcomplete.autocomplete(parser)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
@@ -95,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With code 2 for an unknown sub-command, else with the code of the sub-command.
     """
+    if "_ARGCOMPLETE" in os.environ:
+        complete(os.environ["COMP_LINE"].split()[1:])
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage())

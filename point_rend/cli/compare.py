@@ -11,17 +11,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.data.datasets.coco import read_coco
-from point_rend.evaluation.coco_results import average_precision, format_table
-from point_rend.evaluation.comparison import write_comparison
 from point_rend.utils.arguments import check_names, named_result
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output
+from point_rend.utils.program import program
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(description="Compare results of several models.")
+    parser = argparse.ArgumentParser(
+        prog=program(), description="Compare results of several models."
+    )
     parser.add_argument("--annotations", type=Path, required=True, help="COCO annotations")
     parser.add_argument("--image-root", type=Path, required=True, help="folder of the images")
     parser.add_argument(
@@ -54,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 if a file cannot be used.
     """
     args = build_parser().parse_args(argv)
+    from point_rend.data.datasets.coco import read_coco
+    from point_rend.evaluation.coco_results import average_precision, format_table
+    from point_rend.evaluation.comparison import write_comparison
+
     with user_errors():
         check_names("--results", args.results)
         check_output(args.output, folder=True)

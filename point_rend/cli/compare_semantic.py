@@ -12,17 +12,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.data.datasets.label_maps import read_class_names
-from point_rend.evaluation.coco_results import format_table
-from point_rend.evaluation.semantic_comparison import compare_label_maps
 from point_rend.utils.arguments import check_names, named_result
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output
+from point_rend.utils.program import program
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(description="Compare semantic results of several models.")
+    parser = argparse.ArgumentParser(
+        prog=program(), description="Compare semantic results of several models."
+    )
     parser.add_argument("--images", type=Path, required=True, help="folder of the images")
     parser.add_argument("--labels", type=Path, required=True, help="folder of the label maps")
     parser.add_argument("--classes", required=True, help="as for --register-sem-seg of training")
@@ -72,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 after an error that the user can fix.
     """
     args = build_parser().parse_args(argv)
+    from point_rend.data.datasets.label_maps import read_class_names
+    from point_rend.evaluation.coco_results import format_table
+    from point_rend.evaluation.semantic_comparison import compare_label_maps
+
     with user_errors():
         check_arguments(args)
         metrics = compare_label_maps(

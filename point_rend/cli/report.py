@@ -1,4 +1,4 @@
-"""Show an evaluation on one HTML page: tables, curves, and a gallery of masks side by side.
+"""`pointrend report`: an evaluation on one HTML page: tables, curves, and a gallery of masks.
 
     pointrend report --annotations output/demo/shapes/annotations/instances_val.json \
         --image-root output/demo/shapes/val --output output/report.html \
@@ -14,15 +14,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.evaluation.report.page import build_report
 from point_rend.utils.arguments import check_names, named_file
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output, write_bytes
+from point_rend.utils.program import program
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(description="Show an evaluation on one HTML page.")
+    parser = argparse.ArgumentParser(
+        prog=program(), description="Show an evaluation on one HTML page."
+    )
     parser.add_argument("--annotations", type=Path, required=True, help="COCO annotations")
     parser.add_argument("--image-root", type=Path, required=True, help="folder of the images")
     parser.add_argument(
@@ -63,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 if a file cannot be used.
     """
     args = build_parser().parse_args(argv)
+    from point_rend.evaluation.report.page import build_report
+
     with user_errors():
         if args.items < 1:
             raise ValueError(f"--items: expected 1 or more, got {args.items}")

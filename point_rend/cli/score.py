@@ -14,23 +14,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.data.datasets.coco import read_coco
-from point_rend.evaluation.coco_ap import METRICS, CocoAP
-from point_rend.evaluation.coco_results import (
-    check_ground_truth_masks,
-    format_table,
-    has_masks,
-    read_results,
-)
-from point_rend.evaluation.scoring import ap_star_metrics, by_class, check_lvis, coco_metrics
 from point_rend.utils.arguments import check_names, named_file
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output, write_text
+from point_rend.utils.program import program
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(description="Compute AP of files in COCO's result format.")
+    parser = argparse.ArgumentParser(
+        prog=program(), description="Compute AP of files in COCO's result format."
+    )
     parser.add_argument("--annotations", type=Path, required=True, help="COCO annotations")
     parser.add_argument(
         "--lvis-annotations", type=Path, help="for AP*: LVIS annotations of COCO's classes"
@@ -55,6 +49,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 if a file cannot be used.
     """
     args = build_parser().parse_args(argv)
+    from point_rend.data.datasets.coco import read_coco
+    from point_rend.evaluation.coco_ap import METRICS, CocoAP
+    from point_rend.evaluation.coco_results import (
+        check_ground_truth_masks,
+        format_table,
+        has_masks,
+        read_results,
+    )
+    from point_rend.evaluation.scoring import ap_star_metrics, by_class, check_lvis, coco_metrics
+
     with user_errors():
         content = read_coco(str(args.annotations))
         if args.lvis_annotations:

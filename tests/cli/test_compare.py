@@ -86,7 +86,7 @@ def test_a_file_that_is_not_there_is_named(
 def test_an_output_that_is_a_file_is_named_before_the_work(
     planted: Planted, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare, "average_precision", None)
+    monkeypatch.setattr("point_rend.evaluation.coco_results.average_precision", None)
     file = planted.folder / f"{NAMES[0]}.json"
     said = refusal(command(planted, file.name, str(file)), capsys)
     assert f"--output {file} cannot be written: {file} is not a folder" in said

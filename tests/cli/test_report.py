@@ -13,7 +13,6 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from point_rend.cli import report
 from point_rend.evaluation.coco_ap import METRICS, CocoAP
 from point_rend.evaluation.report import gallery as report_gallery
 from point_rend.evaluation.report import matched_items, tables, training_curves
@@ -404,7 +403,7 @@ def test_nothing_is_left_behind_after_an_error(planted, capsys, tmp_path):
 
 
 def test_an_output_that_is_a_folder_is_named_before_the_work(planted, capsys, monkeypatch):
-    monkeypatch.setattr(report, "build_report", None)
+    monkeypatch.setattr("point_rend.evaluation.report.page.build_report", None)
     error = refusal(planted, capsys, "--output", str(planted.images))
     expected = f"--output {planted.images} cannot be written: it is a folder, expected a file"
     assert expected in error

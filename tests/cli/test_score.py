@@ -306,7 +306,7 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(
 ) -> None:
     (files.folder / "file").touch()
     (files.folder / "folder").mkdir()
-    monkeypatch.setattr(score, "CocoAP", None)
+    monkeypatch.setattr("point_rend.evaluation.coco_ap.CocoAP", None)
     output = str(files.folder / name)
     error = refusal(files, capsys, "--output", output, exact=files.results())
     assert f"--output {output} cannot be written: " in error
