@@ -13,7 +13,7 @@ import pycocotools.mask as mask_util
 from point_rend.data.checks.rle import rle_fault
 from point_rend.data.datasets.label_maps import IGNORE_LABEL
 from point_rend.evaluation.semantic_iou import SemanticIoU
-from point_rend.visualization.drawing import color_of
+from point_rend.visualization.drawing import color_of, paint_labels
 from point_rend.visualization.layout import save_picture, side_by_side
 
 Predictions = Mapping[Path, Sequence[dict[str, Any]]]  # by image, relative to the image root
@@ -51,6 +51,7 @@ def compare_label_maps(
         name: read_predictions(file, image_root, num_classes) for name, file in results.items()
     }
     check_images(predictions, label_root)
+    colors = [color_of(k) for k in range(num_classes)]
     ious = {name: SemanticIoU(num_classes) for name in predictions}
     files = sorted(next(iter(predictions.values())))
     drawn = set(files[:: max(1, len(files) // max(1, num_images))][:num_images])
@@ -66,7 +67,7 @@ def compare_label_maps(
                     f"{label_file} and {name!r}, with {num_classes} --classes: {error}"
                 ) from error
         if file in drawn:
-            panels = [colorize(x, num_classes) for x in (*label_maps.values(), ground_truth)]
+            panels = [paint_labels(x, colors) for x in (*label_maps.values(), ground_truth)]
             titles = [*label_maps, "ground truth"]
             if not without_photographs:
                 panels.insert(0, read_picture(image_root / file, cv2.IMREAD_COLOR))
@@ -165,13 +166,6 @@ def to_label_map(records: Sequence[dict[str, Any]]) -> np.ndarray:
     for record in records:
         labels[mask_util.decode(record["segmentation"]).astype(bool)] = record["category_id"]
     return labels
-
-
-def colorize(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Paint a label map (H, W) as (H, W, 3) uint8: one color per class, ignored pixels black."""
-    colors = np.zeros((256, 3), dtype=np.uint8)
-    colors[:num_classes] = [color_of(k) for k in range(num_classes)]
-    return colors[labels]
 
 
 def read_picture(file: Path, mode: int) -> np.ndarray:

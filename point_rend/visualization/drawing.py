@@ -10,7 +10,6 @@ import functools
 from collections.abc import Sequence
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -81,6 +80,21 @@ def overlay_masks(
             )
             cv2.drawContours(canvas, contours, -1, (255, 255, 255), outline, cv2.LINE_AA)
     return canvas
+
+
+def paint_labels(labels: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
+    """Paint a label map, each class in its color and every other value in black.
+
+    Args:
+        labels: (H, W) uint8, the indices of the classes.
+        colors: one per class.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[: len(colors)] = colors
+    return palette[labels]
 
 
 def match_colors(boxes: np.ndarray, reference: np.ndarray) -> list[Color]:
@@ -210,5 +224,7 @@ def places_of_difference(
 
 @functools.cache
 def _font(size: float) -> ImageFont.FreeTypeFont:
-    """Return a font that knows "×" and Greek, as Pillow's own does not."""
+    """Return a font with "×" and Greek letters, which Pillow's own lacks."""
+    import matplotlib  # slow to import, and only its font is needed
+
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -160,6 +159,7 @@ def save_figure(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
         rows: of panels, at least one.
     """
     # Matplotlib takes a second to import, and only this function needs it.
+    import matplotlib
     from matplotlib.figure import Figure
 
     columns = max(len(row) for row in rows)

@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from point_rend import load_config
 from point_rend.cli import demo_semantic
 from point_rend.experiments.demo import semantic
+from point_rend.visualization.drawing import paint_labels
 from tests.tiny_datasets import REPOSITORY
 
 
@@ -42,7 +43,7 @@ def test_the_nearest_coarse_labels_are_blocks_of_one_stride(model):
 
 
 def test_classes_have_the_colors_of_cityscapes_and_void_is_black():
-    painted = semantic.color(np.array([[0, 13, 255]], dtype=np.uint8))
+    painted = paint_labels(np.array([[0, 13, 255]], dtype=np.uint8), semantic.COLORS)
     np.testing.assert_array_equal(painted, [[[128, 64, 128], [142, 0, 0], [0, 0, 0]]])
 
 

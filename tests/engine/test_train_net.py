@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,9 @@ def saved_optimizer(output: Path) -> dict[int, Any]:
 
 @pytest.mark.parametrize("config", [POINTREND, BASELINE], ids=["pointrend", "baseline"])
 def test_training_evaluates_at_its_end_and_evaluating_the_checkpoint_gives_the_same(
-    config: str, tiny: CocoSet, tmp_path: Path
+    config: str, tiny: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # it is imported for plots only
     trained, evaluated = tmp_path / "trained", tmp_path / "evaluated"
     train.main(command(tiny, trained, config=config))
     training, evaluation = metrics(trained)

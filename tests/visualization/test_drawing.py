@@ -16,6 +16,7 @@ from point_rend.visualization.drawing import (
     draw_points,
     match_colors,
     overlay_masks,
+    paint_labels,
     places_of_difference,
     uncertainty_picture,
     write_names,
@@ -71,6 +72,12 @@ def test_masks_of_another_size_and_missing_colors_are_refused() -> None:
         overlay_masks(image(), np.zeros((1, 9, 9), dtype=bool))
     with pytest.raises(ValueError, match="1 masks need as many colors, got 2"):
         overlay_masks(image(), square(1, 1)[None], [GRAY, GRAY])
+
+
+def test_a_class_gets_its_color_and_other_values_are_black() -> None:
+    painted = paint_labels(np.array([[1, 0, 2, 255]], dtype=np.uint8), [(1, 2, 3), (4, 5, 6)])
+    assert painted.dtype == np.uint8
+    assert painted.tolist() == [[[4, 5, 6], [1, 2, 3], [0, 0, 0], [0, 0, 0]]]
 
 
 def test_a_box_takes_the_color_of_the_reference_it_overlaps() -> None:

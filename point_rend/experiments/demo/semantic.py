@@ -18,9 +18,11 @@ from point_rend import SafeDetectionCheckpointer, load_config
 from point_rend.evaluation.semantic_iou import SemanticIoU
 from point_rend.experiments.demo.instances import closeup
 from point_rend.rendering.uncertainty import label_map
+from point_rend.visualization.drawing import paint_labels
 from point_rend.visualization.layout import save_picture, side_by_side, stack
 
 NUM_CLASSES = 19
+COLORS = [trainId2label[i].color[::-1] for i in range(NUM_CLASSES)]  # BGR
 VOID = 255
 NUM_PICTURES = 6
 MAGNIFICATION = 3  # of the pictures
@@ -57,14 +59,6 @@ def predict(model: Any, image: np.ndarray) -> list[np.ndarray]:
     return [label(nearest[0]), label(bilinear[0]), label(rendered)]
 
 
-def color(labels: np.ndarray) -> np.ndarray:
-    """Paint a map of training ids in the colors of Cityscapes, (H, W, 3) uint8 BGR."""
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for train_id in range(NUM_CLASSES):
-        palette[train_id] = trainId2label[train_id].color[::-1]
-    return palette[labels]
-
-
 def make_panels(image: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Make the panels of one image in the order of `TITLES`.
 
@@ -74,8 +68,8 @@ def make_panels(image: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarra
     """
     size = (image.shape[1] * MAGNIFICATION, image.shape[0] * MAGNIFICATION)
     large = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-    painted = [cv2.resize(color(m), size, interpolation=cv2.INTER_NEAREST) for m in maps]
-    return [large, *painted]
+    painted = [paint_labels(labels, COLORS) for labels in maps]
+    return [large, *(cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) for x in painted)]
 
 
 def largest_boxes(instance_ids: np.ndarray) -> dict[int, tuple[int, np.ndarray]]:
