@@ -3,14 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from point_rend.cli import benchmark
 from point_rend.experiments.benchmark import run
-from point_rend.experiments.benchmark.case import Case
 from point_rend.experiments.benchmark.settings import Settings
-from tests.experiments.benchmark.planted import case
+from tests.experiments.benchmark.planted import case, record
 
 
 def test_the_command_names_all_cases() -> None:
@@ -20,26 +20,24 @@ def test_the_command_names_all_cases() -> None:
 def test_options_are_settings_and_each_case_runs_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    calls, records = [], [record(1.0, 2.0)]
 
-    def planted(settings: Settings) -> list[Case]:
-        made.append(settings)
-        return [case()]
+    def run_cases(*arguments: Any) -> list[Any]:
+        calls.append(arguments)
+        return records
 
-    monkeypatch.setitem(run.CASES, "masks", planted)
-    monkeypatch.setitem(run.CASES, "conv", planted)
+    masks, conv = case("masks"), case("conv")
+    monkeypatch.setitem(run.CASES, "masks", lambda _: [masks])
+    monkeypatch.setitem(run.CASES, "conv", lambda _: [conv])
+    monkeypatch.setattr(run, "run_cases", run_cases)
     opts = ["MODEL.POINT_HEAD.NUM_FC", "2"]
     words = ["conv", "masks", "conv", "--repeat", "2", "--boxes", "1", "6", "--classes", "3"]
     words += ["--seed", "7", "--amp", "bfloat16", "--output", str(tmp_path), "--opts", *opts]
-    records = benchmark.main(words)
+    assert benchmark.main(words) is records
     settings = Settings(
         repeat=2, boxes=(1, 6), classes=(3,), seed=7, amp="bfloat16", opts=tuple(opts)
     )
-    assert made == [settings, settings]
-    assert len(records) == 2
-    assert {file.suffix for file in tmp_path.glob("benchmark_conv_masks.*")} == {
-        *(".json", ".md", ".png")
-    }
+    assert calls == [([conv, masks], settings, tmp_path, "benchmark_conv_masks")]
 
 
 def test_help_needs_no_torch() -> None:

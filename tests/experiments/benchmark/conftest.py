@@ -9,7 +9,6 @@ import pytest
 @pytest.fixture(autouse=True)
 def _frozen_objects() -> Iterator[None]:
     """Let the garbage collections of a measurement visit the objects of the test only."""
-    gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()

@@ -21,10 +21,10 @@ def test_equal_masks_agree() -> None:
 
 
 def test_a_planted_difference_of_masks_is_found_exactly() -> None:
-    theirs = masks() * 0.25  # all below 0.5
-    ours = theirs.clone()
+    baseline = masks() * 0.25  # all below 0.5
+    ours = baseline.clone()
     ours.view(-1)[[5, 77, 400]] += 0.5
-    agreement = mask_agreement(ours, theirs)
+    agreement = mask_agreement(ours, baseline)
     assert agreement.differing == 3 / 1200
     assert agreement.largest == pytest.approx(0.5)
 

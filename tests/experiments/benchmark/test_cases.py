@@ -40,11 +40,11 @@ def test_both_sides_have_the_same_weights() -> None:
     ours, stock = mask_head_pair(POINTREND, 4, TINY)
     assert type(ours).__module__.startswith("point_rend.")
     assert type(stock).__module__.startswith("detectron2.projects.point_rend")
-    theirs = stock.state_dict()
-    assert theirs
-    assert ours.state_dict().keys() == theirs.keys()
+    stock_state = stock.state_dict()
+    assert stock_state
+    assert ours.state_dict().keys() == stock_state.keys()
     for name, value in ours.state_dict().items():
-        assert value.data_ptr() == theirs[name].data_ptr(), name
+        assert value.data_ptr() == stock_state[name].data_ptr(), name
 
 
 def test_cases_are_a_grid_of_boxes_and_classes() -> None:
