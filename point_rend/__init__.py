@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from point_rend.config.defaults import add_pointrend_config
     from point_rend.config.files import get_config_file
     from point_rend.config.loading import load_config
+    from point_rend.inference.predictor import Predictor
     from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
     from point_rend.meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
     from point_rend.point_head import (
@@ -58,6 +59,7 @@ __all__ = [
     "PointRendSemSegHead",
     "PointRendSemanticSegmentor",
     "PointSampler",
+    "Predictor",
     "SafeDetectionCheckpointer",
     "StandardPointHead",
     "SubdivisionPlan",
@@ -83,6 +85,7 @@ _NAMES = {
     "config.defaults": ("add_pointrend_config",),
     "config.files": ("get_config_file",),
     "config.loading": ("load_config",),
+    "inference.predictor": ("Predictor",),
     "mask_head": ("ImplicitPointRendMaskHead", "PointRendMaskHead"),
     "meta_arch": ("PointRendPanopticFPN", "PointRendSemanticSegmentor"),
     "point_head": (

@@ -1,14 +1,13 @@
-"""Segment pictures or a video with a trained model: pictures, COCO JSON, masks or label maps.
+"""`pointrend predict`: segment images or a video.
 
-    python tools/predict.py --config-file output/my_run/config.yaml --input photographs '*.jpg' \
+    pointrend predict --config-file output/my_run/config.yaml --input photographs '*.jpg' \
         --output output/predictions --opts MODEL.WEIGHTS output/my_run/model_final.pth
 
-takes the options of Detectron2's demo.py; models of instances, of semantic and of panoptic
-segmentation will do. Without --output the results are shown in a window.
+The options are those of Detectron2's demo.py. Instance, semantic and panoptic models all work.
+Without --output the results are shown in a window.
 
-A file that cannot be read is named when all are done, and the exit code is 1 then; it is 2 after an
-error that stops everything, such as no input at all, 130 after Ctrl-C, which completes what was
-begun.
+Files that cannot be read are named at the end; the exit code is then 1. It is 2 after an error that
+stops everything, such as no input at all, and 130 after Ctrl-C, which finishes the current files.
 """
 
 import argparse
@@ -19,11 +18,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
+from detectron2.data.catalog import Metadata
 from tqdm import tqdm
 
 from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets.label_maps import IMAGE_SUFFIXES
-from point_rend.inference.classes import Legend, build_legend
 from point_rend.inference.inputs import (
     FRAMES_PER_SECOND,
     VIDEO_SUFFIXES,
@@ -34,27 +33,28 @@ from point_rend.inference.inputs import (
     read_images,
     read_video,
 )
-from point_rend.inference.options import build_parser, read_config
+from point_rend.inference.options import build_parser, read_settings
 from point_rend.inference.outputs import FORMATS, Results, VideoFile, Window
 from point_rend.inference.predictor import Predictor
 from point_rend.utils import errors
 
 
-# The command
 def check_formats(formats: Sequence[str], outputs: frozenset[str]) -> None:
-    """Refuse formats for which a model has nothing.
+    """Refuse formats that need other outputs than the model's.
 
     Raises:
-        ValueError: if there are any.
+        ValueError: If there are any.
     """
     needed = {"coco": "instances", "masks": "instances", "labels": "sem_seg"}
     for name in formats:
         if name in needed and needed[name] not in outputs:
-            raise ValueError(f"--formats {name} needs {needed[name]}, which this model has not")
+            raise ValueError(
+                f"--formats {name} needs {needed[name]}, which this model does not predict"
+            )
 
 
 def open_video(args: argparse.Namespace) -> tuple[cv2.VideoCapture, str]:
-    """Open the video or the camera; return also the file, after which results are called."""
+    """Open the video or the camera; return it with the file name for the results."""
     if args.webcam:
         return cv2.VideoCapture(0), "webcam"
     return cv2.VideoCapture(args.video_input), args.video_input
@@ -64,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Args:
-        argv: the arguments; those of the process if not given.
+        argv: The arguments; those of the process by default.
 
     Raises:
-        SystemExit: with one of the codes that are described at the top.
+        SystemExit: With one of the codes above.
     """
-    parser = build_parser("Segment pictures or a video with a trained model.")
+    parser = build_parser("Segment images or a video with a trained model.")
     sources = parser.add_mutually_exclusive_group(required=True)
     sources.add_argument(
         "--input",
@@ -78,37 +78,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="images, folders (with all below), or patterns in quotes",
     )
     sources.add_argument("--video-input", metavar="FILE")
-    sources.add_argument("--webcam", action="store_true", help="take pictures with the camera")
+    sources.add_argument("--webcam", action="store_true", help="use the camera")
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder; or a file, for one picture or a video. A window if not given",
+        help="folder, or a file for a single image or a video; by default a window",
     )
     parser.add_argument(
         "--formats",
         nargs="+",
         choices=FORMATS,
         default=["pictures"],
-        help="pictures (default) with everything painted over; coco, a file instances.json; masks, "
-        "one PNG for each instance; labels, one PNG for each image with the numbers of the classes",
+        help="pictures (default): segments painted over the image; coco: one file instances.json; "
+        "masks: one PNG per instance; labels: one PNG of class indices per image",
     )
     parser.add_argument(
-        "--frames", action="store_true", help="write a video's pictures one by one, not as a video"
+        "--frames", action="store_true", help="write the pictures of a video one by one"
     )
-    parser.add_argument("--batch-size", type=int, default=1, help="images together (default 1)")
+    parser.add_argument("--batch-size", type=int, default=1, help="images at a time (default 1)")
     args = parser.parse_args(argv)
 
     failures: list[str] = []
     with errors.user_errors(), ExitStack() as stack:
         if args.batch_size < 1:
             raise ValueError(f"--batch-size: expected 1 or more, got {args.batch_size}")
-        cfg = read_config(args)
-        outputs = model_outputs(cfg)
-        check_formats(args.formats, outputs)
-        unsafe = args.allow_unsafe_checkpoint
-        legend = build_legend(cfg, outputs, args.classes, allow_unsafe=unsafe)
-        frames, total, results = _open(args, legend, failures, stack)
-        predictor = Predictor(cfg, allow_unsafe=unsafe)
+        cfg, metadata = read_settings(args)
+        check_formats(args.formats, model_outputs(cfg))
+        frames, total, results = _open(args, metadata, failures, stack)
+        predictor = Predictor(cfg, metadata=metadata, allow_unsafe=args.allow_unsafe_checkpoint)
         was_interrupted = _run(batches(frames, args.batch_size), predictor, results, total)
         results.finish()
     for failure in failures:
@@ -118,9 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _open(
-    args: argparse.Namespace, legend: Legend, failures: list[str], stack: ExitStack
+    args: argparse.Namespace, metadata: Metadata, failures: list[str], stack: ExitStack
 ) -> tuple[Iterator[Frame], int | None, Results]:
-    """Open what is read and what is written: frames, their number if known, and results."""
+    """Open inputs and outputs: return the frames, their number if known, and the results."""
     is_video = args.input is None
     window = Window(wait=not is_video) if args.output is None else None
     folder, file = args.output, None
@@ -137,7 +134,7 @@ def _open(
             raise ValueError(f"--output {file} is one file, but there are {len(files)} images")
         if folder is not None and "pictures" in args.formats:
             check_that_inputs_stay(files.values(), [file or folder / name for name in files])
-        results = Results(legend, args.formats, folder=folder, picture=file, window=window)
+        results = Results(metadata, args.formats, folder=folder, picture=file, window=window)
         return read_images(files, failures), len(files), results
 
     capture, source = open_video(args)
@@ -158,7 +155,7 @@ def _open(
         video = stack.enter_context(VideoFile(file, rate))
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     results = Results(
-        legend, args.formats, folder=folder, video=video, window=window, by_class=True
+        metadata, args.formats, folder=folder, video=video, window=window, by_class=True
     )
     return read_video(capture, source, failures), total if total > 0 else None, results
 
@@ -166,13 +163,14 @@ def _open(
 def _run(
     frames: Iterator[list[Frame]], predictor: Predictor, results: Results, total: int | None
 ) -> bool:
-    """Segment all frames; tell whether the user has interrupted it."""
+    """Segment all frames; return whether the user interrupted."""
     with tqdm(total=total, unit="image") as bar:
         try:
             for batch in frames:
-                predictions = predictor([frame.image for frame in batch])
-                for frame, prediction in zip(batch, predictions, strict=True):
-                    if not results.add(frame, prediction):
+                images = [frame.image for frame in batch]
+                outputs = predictor(images, batch_size=len(batch))
+                for frame, output in zip(batch, outputs, strict=True):
+                    if not results.add(frame, output):
                         return False
                     bar.update()
         except KeyboardInterrupt:

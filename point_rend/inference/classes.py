@@ -1,35 +1,31 @@
-"""Names, ids and colors of the classes of a model."""
+"""Names, ids and colors of a model's classes, as Detectron2's metadata."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data.catalog import Metadata
 
-from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.config.defaults import value_of
+from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets.classes import CLASS_COUNTS, ClassCount, summary
 from point_rend.data.datasets.coco import read_coco
 from point_rend.data.datasets.label_maps import read_class_names
-from point_rend.inference.predictor import Segment
-from point_rend.visualization.drawing import Color, color_of
+from point_rend.visualization.drawing import color_of
+
+Fields = Mapping[str, Any]  # of Detectron2's metadata
 
 
-class Classes(NamedTuple):
-    """Names, ids and colors of the classes of one kind."""
-
-    names: list[str]
-    ids: list[int]  # in COCO files
-    colors: list[Color]
-
-
-# Classes
 def read_classes(text: str) -> tuple[list[str], list[int]]:
-    """Read names and COCO ids out of a COCO file, or what `read_class_names` reads, with ids 1..K.
+    """Read names and ids of classes.
+
+    Args:
+        text: A COCO file, or names as :func:`read_class_names` reads them, with ids 1..K.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not sound.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read.
     """
     if text.endswith(".json"):
         categories = sorted(read_coco(text)["categories"], key=lambda category: category["id"])
@@ -44,105 +40,80 @@ def read_classes(text: str) -> tuple[list[str], list[int]]:
     return names, list(range(1, len(names) + 1))
 
 
-def given_classes(cfg: CfgNode, count: ClassCount, text: str) -> Classes:
-    """Read classes that the user gives.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not sound, or the number of its classes is not the model's.
-    """
-    names, ids = read_classes(text)
-    number = value_of(cfg, count.key)
-    if len(names) != number:
-        raise ValueError(f"--classes has {len(names)} names, but {count.key} is {number}")
-    return Classes(names, ids, [color_of(k) for k in range(number)])
-
-
-def known_classes(cfg: CfgNode, count: ClassCount, told: Mapping[str, Any]) -> Classes:
-    """Look classes up in the checkpoint, or else in the data sets of the config.
+def class_fields(outputs: frozenset[str], text: str) -> dict[str, Any]:
+    """Read the classes of `--classes`: the things of a model that has any, else its labels.
 
     Args:
-        cfg: the config.
-        count: which classes.
-        told: by the checkpoint, as of `read_metadata`.
+        outputs: Fields of the model's results.
+        text: As of :func:`read_classes`.
+    """
+    kind = next(count.kind for count in CLASS_COUNTS if count.output in outputs)
+    names, ids = read_classes(text)
+    to_index = {identity: index for index, identity in enumerate(ids)}
+    return {f"{kind}_classes": names, f"{kind}_dataset_id_to_contiguous_id": to_index}
+
+
+def build_metadata(cfg: CfgNode, stored: Fields, given: Fields | None = None) -> Metadata:
+    """Collect names, colors and ids of the classes that the model's results refer to.
+
+    The first of these that has names of a kind, things or stuff, gives all its fields: the user,
+    the checkpoint, a registered data set of the config with as many classes. Otherwise the names
+    are numbers.
+
+    Args:
+        cfg: The config.
+        stored: Fields from the checkpoint, as of `read_metadata`.
+        given: Fields from the user, as of :func:`class_fields`.
 
     Returns:
-        The classes of the first registered data set with as many, if the checkpoint tells nothing;
-        without any, the names are numbers.
+        Metadata with `{kind}_classes`, `{kind}_colors` (RGB) and
+        `{kind}_dataset_id_to_contiguous_id`, complete for each kind.
 
     Raises:
-        ValueError: if the checkpoint tells of another number of classes.
+        ValueError: If the number of given or stored classes is not the model's.
     """
+    fields: dict[str, Any] = {}
+    for count in CLASS_COUNTS:
+        if count.output in model_outputs(cfg):
+            fields |= _complete(count.kind, _find_fields(cfg, count, stored, given or {}))
+    return Metadata(name=cfg.MODEL.WEIGHTS).set(**fields)
+
+
+def _find_fields(cfg: CfgNode, count: ClassCount, stored: Fields, given: Fields) -> Fields:
     number = value_of(cfg, count.key)
-    if count.names in told:
-        names = told[count.names]
+    if count.names in given:
+        if len(given[count.names]) != number:
+            raise ValueError(
+                f"--classes has {len(given[count.names])} names, but {count.key} is {number}"
+            )
+        return given
+    if count.names in stored:
+        names = stored[count.names]
         if len(names) != number:
             raise ValueError(
                 f"{count.key} is {number}, but the classes of {cfg.MODEL.WEIGHTS} are "
                 f"{summary(names)}: pass {count.key} {len(names)}, or name others with --classes"
             )
-        return _classes(count.kind, told)
+        return stored
     for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         if dataset in MetadataCatalog.list():
             known = MetadataCatalog.get(dataset).as_dict()
             if len(known.get(count.names) or ()) == number:
-                return _classes(count.kind, known)
-    return _classes(count.kind, {count.names: [f"class {k}" for k in range(number)]})
+                return known
+    return {count.names: [f"class {k}" for k in range(number)]}
 
 
-def _classes(kind: str, known: Mapping[str, Any]) -> Classes:
-    """Read names, ids and colors out of fields of Detectron2's metadata; the names are there."""
+def _complete(kind: str, known: Fields) -> dict[str, Any]:
+    """Pick the fields of one kind; colors and ids that are missing are made up."""
     names = list(known[f"{kind}_classes"])
+    colors = [tuple(color) for color in known.get(f"{kind}_colors") or ()]
+    if len(colors) != len(names):
+        colors = [color_of(k)[::-1] for k in range(len(names))]
     to_index = known.get(f"{kind}_dataset_id_to_contiguous_id") or {}
     to_id = {index: dataset_id for dataset_id, index in to_index.items()}
-    colors = [tuple(color[::-1]) for color in known.get(f"{kind}_colors") or ()]
-    if len(colors) != len(names):
-        colors = [color_of(k) for k in range(len(names))]
-    return Classes(names, [to_id.get(k, k + 1) for k in range(len(names))], colors)
-
-
-def named_count(outputs: frozenset[str]) -> ClassCount:
-    """Tell which classes of a model --classes names: of things if it has any, else of labels."""
-    return next(count for count in CLASS_COUNTS if count.output in outputs)
-
-
-class Legend(NamedTuple):
-    """The classes of a model."""
-
-    things: Classes
-    stuff: Classes
-
-    def of(self, segment: Segment) -> Classes:
-        """Return the classes to which a segment's number belongs."""
-        return self.things if segment.is_thing else self.stuff
-
-    def name(self, segment: Segment) -> str:
-        """Return what is written on a segment."""
-        name = self.of(segment).names[segment.category]
-        return name if segment.score is None else f"{name} {segment.score:.0%}"
-
-
-def build_legend(
-    cfg: CfgNode, outputs: frozenset[str], classes: str | None, *, allow_unsafe: bool = False
-) -> Legend:
-    """Name the classes of a model.
-
-    Args:
-        cfg: the config.
-        outputs: fields of the model's results.
-        classes: given by the user: the things, or without instances the labels. If not given, those
-            of the checkpoint or, where it tells nothing, of the data sets.
-        allow_unsafe: load a checkpoint that runs code.
-
-    Raises:
-        FileNotFoundError: if there is no such checkpoint.
-        ValueError: if their number is not the model's, or the checkpoint cannot be read.
-    """
-    told = read_metadata(cfg.MODEL.WEIGHTS, allow_unsafe=allow_unsafe)
-    things, stuff = (
-        given_classes(cfg, count, classes)
-        if classes is not None and count == named_count(outputs)
-        else known_classes(cfg, count, told if count.output in outputs else {})
-        for count in CLASS_COUNTS
-    )
-    return Legend(things, stuff)
+    ids = {to_id.get(k, k + 1): k for k in range(len(names))}
+    return {
+        f"{kind}_classes": names,
+        f"{kind}_colors": colors,
+        f"{kind}_dataset_id_to_contiguous_id": ids,
+    }

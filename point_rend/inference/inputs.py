@@ -12,19 +12,16 @@ import cv2
 import numpy as np
 
 from point_rend.data.datasets.label_maps import IMAGE_SUFFIXES
-from point_rend.inference.predictor import read_picture
+from point_rend.inference.images import read_image
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov")
-FRAMES_PER_SECOND = 25.0  # of a camera that does not say
-
-
-# What goes in
+FRAMES_PER_SECOND = 25.0  # of a camera that does not report its rate
 
 
 class Frame(NamedTuple):
-    """An image to be segmented."""
+    """An image to segment."""
 
-    name: str  # with a suffix; files of the results are called so
+    name: str  # with a suffix; the files of its results have this name
     image: np.ndarray  # (H, W, 3) uint8, BGR
 
     @property
@@ -34,17 +31,17 @@ class Frame(NamedTuple):
 
 
 def find_images(inputs: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """Find the images that files, folders and patterns mean.
+    """Find the images of files, folders and patterns.
 
     Args:
-        inputs: a folder means all images in it and below, of the suffixes in `IMAGE_SUFFIXES`.
+        inputs: A folder stands for all images in it and its subfolders, by `IMAGE_SUFFIXES`.
 
     Returns:
-        The files by the names of their results, which have the folders below the one given; and
-        those inputs that mean none.
+        The files by the names of their results, relative to a given folder; and a message for each
+        input without an image.
 
     Raises:
-        ValueError: if two files have one name.
+        ValueError: If the results of two files would have the same name.
     """
     found: dict[str, Path] = {}
     missing = []
@@ -74,12 +71,12 @@ def _named_files(path: Path) -> list[tuple[str, Path]]:
 
 
 def read_images(files: Mapping[str, Path], failures: list[str]) -> Iterator[Frame]:
-    """Read images; those that cannot be read are added to the failures with their reason."""
+    """Read images; add the reason for each that cannot be read to `failures`."""
     stems = Counter(Path(name).with_suffix("") for name in files)
     for name, file in files.items():
         try:
-            image = read_picture(file)
-        except ValueError as error:
+            image = read_image(file)
+        except (OSError, ValueError) as error:
             failures.append(str(error))
             continue
         twin = stems[Path(name).with_suffix("")] > 1
@@ -87,15 +84,15 @@ def read_images(files: Mapping[str, Path], failures: list[str]) -> Iterator[Fram
 
 
 def read_video(capture: cv2.VideoCapture, file: str, failures: list[str]) -> Iterator[Frame]:
-    """Read a video frame by frame; one without a frame that can be read is added to the failures.
+    """Read a video frame by frame; add a message to `failures` if not one frame can be read.
 
-    A file may be cut off, or announce more frames than it has: which of both OpenCV cannot tell, so
-    that fewer frames than announced are told and are no failure.
+    Fewer frames than announced are reported, but are no failure: OpenCV cannot distinguish a
+    truncated file from one that announces too many.
     """
     number = 0
     while True:
-        is_there, image = capture.read()
-        if not is_there:
+        has_frame, image = capture.read()
+        if not has_frame:
             break
         number += 1
         yield Frame(f"{Path(file).stem}/{number:06d}.png", image)
@@ -107,7 +104,7 @@ def read_video(capture: cv2.VideoCapture, file: str, failures: list[str]) -> Ite
 
 
 def batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
-    """Group frames."""
+    """Group frames into batches; the last one may be smaller."""
     batch: list[Frame] = []
     for frame in frames:
         batch.append(frame)
@@ -119,10 +116,10 @@ def batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
 
 
 def check_that_inputs_stay(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
-    """Refuse to write a picture over one that is read.
+    """Refuse to overwrite an input.
 
     Raises:
-        ValueError: if that would happen.
+        ValueError: If an output is an input, too.
     """
     both = {path.resolve() for path in inputs} & {path.resolve() for path in outputs}
     if both:

@@ -1,90 +1,121 @@
-"""What `predict.py` makes of predictions: pictures, COCO JSON, masks, label maps and videos."""
+"""Files and windows made of predictions: pictures, COCO JSON, masks, label maps and videos."""
 
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
+from detectron2.data.catalog import Metadata
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from pycocotools import mask as mask_util
 
-from point_rend.inference.classes import Classes, Legend
 from point_rend.inference.inputs import Frame
-from point_rend.inference.predictor import Prediction
+from point_rend.rendering.uncertainty import label_map
 from point_rend.utils.files import atomic_path, write_text
 from point_rend.visualization.drawing import color_of, overlay_masks, write_names
 from point_rend.visualization.layout import save_picture
 
 FORMATS = ("pictures", "coco", "masks", "labels")
-CODECS = {".avi": "MJPG"}  # of OpenCV, by suffix; of all others it is mp4v
+CODECS = {".avi": "MJPG"}  # of OpenCV, by suffix; mp4v for all others
 WINDOW = "PointRend"
 ESCAPE = 27
 
+Output = Mapping[str, Any]  # of a model for one image
 
-def draw(
-    image: np.ndarray, prediction: Prediction, legend: Legend, *, by_class: bool
-) -> np.ndarray:
-    """Paint a prediction over its picture.
+
+class Segment(NamedTuple):
+    """One segment of an image, of any kind of model."""
+
+    mask: np.ndarray  # (H, W) bool
+    category: int
+    is_thing: bool = False
+    score: float | None = None
+
+
+def labels_of(output: Output) -> np.ndarray:
+    """Return the label map (H, W) of a semantic or panoptic result, uint8 up to 256 classes."""
+    labels = label_map(output["sem_seg"]).cpu().numpy()
+    return labels.astype(np.uint8 if len(output["sem_seg"]) <= 256 else np.uint16)
+
+
+def segments_of(output: Output) -> list[Segment]:
+    """List the segments of a panoptic result, or else labels, or else instances, best first."""
+    if "panoptic_seg" in output:
+        ids, segments = output["panoptic_seg"]
+        ids = ids.cpu().numpy()
+        return [
+            Segment(ids == x["id"], x["category_id"], x["isthing"], x.get("score"))
+            for x in segments
+        ]
+    if "sem_seg" in output:
+        labels = labels_of(output)
+        return [Segment(labels == k, int(k)) for k in np.unique(labels)]
+    found = output["instances"].to("cpu")
+    rows = zip(
+        found.pred_masks.numpy(), found.pred_classes.tolist(), found.scores.tolist(), strict=True
+    )
+    return [Segment(mask, category, True, score) for mask, category, score in rows]
+
+
+def draw(image: np.ndarray, output: Output, metadata: Metadata, *, by_class: bool) -> np.ndarray:
+    """Paint the segments of an image over it.
 
     Args:
         image: (H, W, 3) uint8.
-        prediction: of it.
-        legend: the classes.
-        by_class: instances have the colors of their classes, not all different ones.
+        output: The model's result for it.
+        metadata: The classes.
+        by_class: Whether instances have the colors of their classes, not all different ones.
 
     Returns:
         (H, W, 3) uint8.
     """
-    segments = prediction.shown
-    colors = [
-        color_of(i) if x.is_thing and not by_class else legend.of(x).colors[x.category]
-        for i, x in enumerate(segments)
-    ]
+    segments = segments_of(output)
     masks = np.zeros((len(segments), *image.shape[:2]), dtype=bool)
-    for mask, segment in zip(masks, segments, strict=True):
-        mask[:] = segment.mask
+    colors, names = [], []
+    for i, segment in enumerate(segments):
+        masks[i] = segment.mask
+        kind = "thing" if segment.is_thing else "stuff"
+        color = metadata.get(f"{kind}_colors")[segment.category][::-1]
+        colors.append(color_of(i) if segment.is_thing and not by_class else color)
+        name = metadata.get(f"{kind}_classes")[segment.category]
+        names.append(name if segment.score is None else f"{name} {segment.score:.0%}")
     outline = max(1, min(image.shape[:2]) // 400)
-    painted = overlay_masks(image, masks, colors, outline=outline)
-    return write_names(painted, masks, [legend.name(x) for x in segments])
+    return write_names(overlay_masks(image, masks, colors, outline=outline), masks, names)
 
 
 class CocoFile:
-    """Instances in COCO's format, with scores; the images are numbered in their order."""
+    """Instances in COCO's format, with scores; images are numbered in their order."""
 
-    def __init__(self, classes: Classes) -> None:
-        rows = zip(classes.ids, classes.names, strict=True)
-        categories = [{"id": identity, "name": name} for identity, name in rows]
-        self.ids = classes.ids
+    def __init__(self, metadata: Metadata) -> None:
+        to_index = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        self.ids = {index: identity for identity, index in to_index.items()}
+        names = metadata.get("thing_classes") or []
         self.content: dict[str, list[Any]] = {
             "images": [],
-            "categories": categories,
+            "categories": [{"id": self.ids[k], "name": name} for k, name in enumerate(names)],
             "annotations": [],
         }
 
-    def add(self, frame: Frame, prediction: Prediction) -> None:
+    def add(self, frame: Frame, output: Output) -> None:
         """Add the instances of an image."""
         images, annotations = self.content["images"], self.content["annotations"]
         height, width = frame.image.shape[:2]
-        image_id = len(images) + 1
-        size = {"height": height, "width": width}
-        images.append({"id": image_id, "file_name": frame.name, **size})
-        for segment in prediction.instances:
-            rle = mask_util.encode(np.asfortranarray(segment.mask.astype(np.uint8)))
-            x0, y0, x1, y1 = segment.box
+        images.append(
+            {"id": len(images) + 1, "file_name": frame.name, "height": height, "width": width}
+        )
+        for found in instances_to_coco_json(output["instances"].to("cpu"), len(images)):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": self.ids[segment.category],
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": float(mask_util.area(rle)),
+                    **found,
+                    "category_id": self.ids[found["category_id"]],
+                    "area": float(mask_util.area(found["segmentation"])),
                     "iscrowd": 0,
-                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                    "score": segment.score,
                 }
             )
 
@@ -93,16 +124,18 @@ class CocoFile:
         write_text(path, json.dumps(self.content))
 
 
-def save_masks(folder: Path, prediction: Prediction, legend: Legend) -> None:
-    """Write every instance as a black picture with its pixels white, best first."""
-    for number, segment in enumerate(prediction.instances):
-        name = legend.things.names[segment.category]
+def save_masks(folder: Path, output: Output, metadata: Metadata) -> None:
+    """Write the mask of every instance as a black picture with white pixels, best first."""
+    found = output["instances"].to("cpu")
+    rows = zip(found.pred_masks.numpy(), found.pred_classes.tolist(), strict=True)
+    for number, (mask, category) in enumerate(rows):
+        name = metadata.get("thing_classes")[category]
         plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-        save_picture(folder / f"{number:03d}_{plain}.png", segment.mask.astype(np.uint8) * 255)
+        save_picture(folder / f"{number:03d}_{plain}.png", mask.astype(np.uint8) * 255)
 
 
 class VideoFile:
-    """A video that is written frame by frame; the first one says its size."""
+    """A video that is written frame by frame, of the size of the first frame."""
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
         self.path = path
@@ -151,27 +184,27 @@ class Window:
         self.milliseconds = 0 if wait else 1
 
     def show(self, picture: np.ndarray) -> bool:
-        """Show a picture; tell whether to go on."""
+        """Show a picture; return whether to continue."""
         cv2.imshow(WINDOW, picture)
         return cv2.waitKey(self.milliseconds) != ESCAPE
 
 
 class Results:
-    """All that is made of the predictions.
+    """Writes and shows predictions.
 
     Args:
-        legend: the classes.
-        formats: of `FORMATS`.
-        folder: where files go; None for none.
-        picture: the file of the only picture, where it has a name of its own.
-        video: takes the pictures in place of files.
-        window: shows the pictures.
-        by_class: see :func:`draw`.
+        metadata: The classes.
+        formats: Of `FORMATS`.
+        folder: Folder of the files; None for none.
+        picture: File of the only picture, if it has a name of its own.
+        video: Takes the pictures in place of files.
+        window: Shows the pictures.
+        by_class: See :func:`draw`.
     """
 
     def __init__(
         self,
-        legend: Legend,
+        metadata: Metadata,
         formats: Sequence[str],
         *,
         folder: Path | None = None,
@@ -180,28 +213,27 @@ class Results:
         window: Window | None = None,
         by_class: bool = False,
     ) -> None:
-        self.legend = legend
+        self.metadata = metadata
         self.formats = formats
         self.folder = folder
         self.picture = picture
         self.video = video
         self.window = window
         self.by_class = by_class
-        self.coco = CocoFile(legend.things)
+        self.coco = CocoFile(metadata)
 
-    def add(self, frame: Frame, prediction: Prediction) -> bool:
-        """Write or show one prediction; tell whether to go on."""
+    def add(self, frame: Frame, output: Output) -> bool:
+        """Write or show the result for one image; return whether to continue."""
         picture = None
         if self.window is not None or "pictures" in self.formats:
-            picture = draw(frame.image, prediction, self.legend, by_class=self.by_class)
+            picture = draw(frame.image, output, self.metadata, by_class=self.by_class)
         if self.folder is not None:
             if "coco" in self.formats:
-                self.coco.add(frame, prediction)
+                self.coco.add(frame, output)
             if "masks" in self.formats:
-                save_masks(self.folder / "masks" / frame.stem, prediction, self.legend)
+                save_masks(self.folder / "masks" / frame.stem, output, self.metadata)
             if "labels" in self.formats:
-                assert prediction.labels is not None
-                save_picture(self.folder / "labels" / f"{frame.stem}.png", prediction.labels)
+                save_picture(self.folder / "labels" / f"{frame.stem}.png", labels_of(output))
             if picture is not None and self.video is None:
                 save_picture(self.picture or self.folder / frame.name, picture)
         if picture is not None and self.video is not None:
@@ -209,6 +241,6 @@ class Results:
         return self.window is None or picture is None or self.window.show(picture)
 
     def finish(self) -> None:
-        """Write what belongs to all images together, if there was any."""
+        """Write the file of all images together, if there were any."""
         if self.folder is not None and self.coco.content["images"]:
             self.coco.save(self.folder / "instances.json")

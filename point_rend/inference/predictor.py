@@ -1,141 +1,190 @@
-"""The models that `predict.py` and `visualize_points.py` run: options, weights and classes."""
+"""From images to Detectron2's results."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+import os
+from collections.abc import Sequence
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
+from detectron2.data.catalog import Metadata
 from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.modeling import build_model
-from PIL import Image
 
-from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+from point_rend.checkpoint.class_metadata import read_metadata
+from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.checks import check_config, check_test_time_augmentation
 from point_rend.data.augmentation import build_augmentations
-from point_rend.data.checks.image_files import MODES_BEYOND_8_BITS
-from point_rend.data.datasets.classes import summary
-from point_rend.engine import preflight
+from point_rend.engine.preflight import check_machine
 from point_rend.evaluation.tta import build_test_time_augmentation
-from point_rend.rendering.uncertainty import label_map
+from point_rend.inference.classes import build_metadata
+from point_rend.inference.images import ImageLike, to_bgr
+from point_rend.inference.settings import load_settings, load_stored_settings
 
-
-class Segment(NamedTuple):
-    """Pixels of one image that belong together."""
-
-    mask: np.ndarray  # (H, W) bool
-    category: int
-    is_thing: bool = False
-    score: float | None = None
-    box: tuple[float, ...] = ()  # x0, y0, x1, y1
-
-
-class Prediction(NamedTuple):
-    """What a model says of one image."""
-
-    shown: list[Segment]  # in a picture
-    instances: list[Segment]
-    labels: np.ndarray | None  # (H, W)
-
-
-# The model
-class WholeModelCheckpointer(SafeDetectionCheckpointer):
-    """Refuses a checkpoint that leaves parts of the model random, such as that of another kind."""
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        incompatible = super()._load_model(checkpoint)
-        state = self.model.state_dict(keep_vars=True)
-        lacking = set(incompatible.missing_keys)
-        loaded = {id(tensor) for key, tensor in state.items() if key not in lacking}
-        # A parameter that the model has under several names is there under one of them.
-        missing = [key for key in state if key in lacking and id(state[key]) not in loaded]
-        if missing:
-            raise ValueError(
-                f"{self._source} lacks {summary(missing)} of the {len(state)} parameters: expected "
-                "weights of this model"
-            )
-        return incompatible
+Output = dict[str, Any]  # as Detectron2's models return it
 
 
 class Predictor:
-    """A model with all that lies between a picture and its result.
+    """A trained model that takes images.
+
+        predictor = Predictor.from_checkpoint("output/model_final.pth")
+        instances = predictor("photo.jpg")["instances"]
+
+    The results are those of Detectron2's `DefaultPredictor` with the same config. In addition,
+    checkpoints are loaded safely, test-time augmentation works (TEST.AUG), and weights that leave
+    part of the model random are an error.
 
     Args:
-        cfg: config of the model and its weights; they are random if MODEL.WEIGHTS is empty.
-        allow_unsafe: load a checkpoint that runs code.
+        cfg: Config of the model and its weights; they are random if MODEL.WEIGHTS is empty.
+        metadata: Names and colors of the classes; by default those of the checkpoint, or else of
+            the data sets of the config.
+        allow_unsafe: Whether to load a checkpoint that executes code.
+
+    Attributes:
+        cfg: The config.
+        metadata: Detectron2's metadata of the classes, for its `Visualizer`: `thing_classes`,
+            `thing_colors`, `stuff_classes`, …
+        model: The model, in evaluation mode.
 
     Raises:
-        FileNotFoundError: if there is no such checkpoint.
-        ValueError: if config, checkpoint and machine do not fit together.
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If config, checkpoint and machine do not fit together.
     """
 
-    def __init__(self, cfg: CfgNode, *, allow_unsafe: bool = False) -> None:
+    def __init__(
+        self, cfg: CfgNode, *, metadata: Metadata | None = None, allow_unsafe: bool = False
+    ) -> None:
         check_config(cfg, training=False)
         check_test_time_augmentation(cfg)
-        preflight.check_machine(cfg, 1)
+        check_machine(cfg, 1)
+        self.cfg = cfg.clone()
+        self.metadata = metadata or build_metadata(
+            cfg, read_metadata(cfg.MODEL.WEIGHTS, allow_unsafe=allow_unsafe)
+        )
         self.model = build_model(cfg).eval()
-        WholeModelCheckpointer(self.model, allow_unsafe=allow_unsafe).load(cfg.MODEL.WEIGHTS)
-        self.forward = self.model
+        CompleteModelCheckpointer(self.model, allow_unsafe=allow_unsafe).load(cfg.MODEL.WEIGHTS)
+        self._forward = self.model
         if cfg.TEST.AUG.ENABLED:
-            self.forward = build_test_time_augmentation(cfg, self.model)
-        self.augmentations = AugmentationList(build_augmentations(cfg, is_train=False))
-        self.format = cfg.INPUT.FORMAT
+            self._forward = build_test_time_augmentation(cfg, self.model)
+        self._augmentations = AugmentationList(build_augmentations(cfg, is_train=False))
 
-    def inputs(self, image: np.ndarray) -> dict[str, Any]:
-        """Prepare a picture (H, W, 3) uint8, BGR, for the model."""
-        height, width = image.shape[:2]
-        augmented = AugInput(image[:, :, ::-1] if self.format == "RGB" else image)
-        self.augmentations(augmented)
-        pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
-        return {"image": torch.from_numpy(pixels), "height": height, "width": width}
+    @classmethod
+    def from_config_file(
+        cls,
+        config_file: str,
+        opts: Sequence[str] = (),
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        device: str | None = None,
+        allow_unsafe: bool = False,
+    ) -> Self:
+        """Build a predictor from a config file.
+
+        Args:
+            config_file: Path, URL, or the name of a config of this package, such as
+                "InstanceSegmentation/pointrend_rcnn_R_50_FPN_3x_coco.yaml".
+            opts: Config keys and values in turn; they overrule the file.
+            weights: File, URL or `zoo://` name, such as "zoo://pointrend_rcnn_R_50_FPN_3x_coco"; by
+                default MODEL.WEIGHTS.
+            device: "cpu", "cuda" or "cuda:N"; by default MODEL.DEVICE, or the CPU if the file asks
+                for CUDA and this machine has none.
+            allow_unsafe: Whether to load a checkpoint that executes code.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If something does not fit.
+        """
+        settings = load_settings(
+            config_file, opts, weights=weights, device=device, allow_unsafe=allow_unsafe
+        )
+        return cls(settings.cfg, metadata=settings.metadata, allow_unsafe=allow_unsafe)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: str | os.PathLike[str],
+        opts: Sequence[str] = (),
+        *,
+        device: str | None = None,
+        allow_unsafe: bool = False,
+    ) -> Self:
+        """Build a predictor from a checkpoint that `pointrend train` has written.
+
+        The config is the one that is stored in the file, or else `config.yaml` in its folder.
+
+        Args:
+            checkpoint: The file.
+            opts, device, allow_unsafe: As of :meth:`from_config_file`.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint, or no config in either place.
+            ValueError: If something does not fit.
+        """
+        settings = load_stored_settings(checkpoint, opts, device=device, allow_unsafe=allow_unsafe)
+        return cls(settings.cfg, metadata=settings.metadata, allow_unsafe=allow_unsafe)
+
+    def inputs(
+        self, image: ImageLike, output_size: tuple[int, int] | None = None
+    ) -> dict[str, Any]:
+        """Prepare an image for the model; arguments as of :meth:`__call__`."""
+        pixels = to_bgr(image)
+        height, width = output_size or pixels.shape[:2]
+        if self.cfg.INPUT.FORMAT == "RGB":
+            pixels = pixels[:, :, ::-1]
+        augmented = AugInput(pixels)
+        self._augmentations(augmented)
+        chw = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        return {"image": torch.from_numpy(chw), "height": height, "width": width}
+
+    @overload
+    def __call__(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        *,
+        batch_size: int = ...,
+        output_size: tuple[int, int] | None = ...,
+    ) -> list[Output]: ...
+
+    @overload
+    def __call__(
+        self,
+        images: ImageLike,
+        *,
+        batch_size: int = ...,
+        output_size: tuple[int, int] | None = ...,
+    ) -> Output: ...
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Prediction]:
-        """Segment pictures together."""
-        return [_prediction(x) for x in self.forward([self.inputs(image) for image in images])]
+    def __call__(
+        self, images: Any, *, batch_size: int = 1, output_size: tuple[int, int] | None = None
+    ) -> Output | list[Output]:
+        """Segment one image or several.
 
+        Args:
+            images: An array (H, W, 3) of type uint8 in BGR order, as OpenCV reads it; a PIL image;
+                a path; or a list or tuple of these.
+            batch_size: Number of images that the model sees at a time. Images of a batch are padded
+                to one size, which may change results slightly.
+            output_size: Height and width at which masks and labels are rendered; by default those
+                of the image.
 
-def _prediction(result: Mapping[str, Any]) -> Prediction:
-    """Convert a model's result for one image."""
-    instances = _instances(result["instances"].to("cpu")) if "instances" in result else []
-    labels, shown = None, instances
-    if "sem_seg" in result:
-        labels = label_map(result["sem_seg"]).cpu().numpy()
-        labels = labels.astype(np.uint8 if len(result["sem_seg"]) <= 256 else np.uint16)
-        shown = [Segment(labels == k, int(k)) for k in np.unique(labels)]
-    if "panoptic_seg" in result:
-        segments, known = result["panoptic_seg"]
-        ids = segments.cpu().numpy()
-        shown = [
-            Segment(ids == x["id"], x["category_id"], x["isthing"], x.get("score")) for x in known
-        ]
-    return Prediction(shown, instances, labels)
+        Returns:
+            Detectron2's results on the model's device, such as `{"instances": Instances}` or
+            `{"sem_seg": logits}`; for several images a list of them.
 
-
-def _instances(found: Any) -> list[Segment]:
-    rows = zip(
-        found.pred_masks.numpy(),
-        found.pred_classes.tolist(),
-        found.scores.tolist(),
-        found.pred_boxes.tensor.tolist(),
-        strict=True,
-    )
-    return [Segment(mask, k, True, score, tuple(box)) for mask, k, score, box in rows]
-
-
-def read_picture(file: Path) -> np.ndarray:
-    """Read an image as it is to be looked at: (H, W, 3) uint8, BGR.
-
-    Raises:
-        ValueError: if it cannot be read.
-    """
-    try:
-        with Image.open(file) as image:
-            if image.mode.startswith(MODES_BEYOND_8_BITS):
-                raise ValueError(f"is of mode {image.mode}: expected 8 bits per channel")
-        return np.ascontiguousarray(read_image(str(file), "BGR"))
-    # Pillow reports a broken file as any of the first three, by format.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file}: {error}") from error
+        Raises:
+            FileNotFoundError: If there is no such image.
+            TypeError, ValueError: If an image is of another kind or cannot be read, or the list is
+                empty.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        if not isinstance(images, list | tuple):
+            return self._forward([self.inputs(images, output_size)])[0]
+        if not images:
+            raise ValueError("expected one image or more, got an empty list")
+        outputs: list[Output] = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            outputs += self._forward([self.inputs(image, output_size) for image in batch])
+        return outputs

@@ -1,4 +1,4 @@
-"""Recorded renderings of instances and regions of an image."""
+"""Recorded renderings of the instances and regions of an image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,6 @@ from point_rend.visualization.drawing import Color
 from point_rend.visualization.rendering_figures import Subject, Window
 
 
-# What is looked at
 @torch.no_grad()
 def find_instances(
     predictor: Predictor, image: np.ndarray, given: tuple[Window, int] | None = None
@@ -22,12 +21,12 @@ def find_instances(
     """Render the masks of all instances, best first.
 
     Args:
-        predictor: with a model of instances.
+        predictor: With an instance model.
         image: (H, W, 3) uint8, BGR.
-        given: a box in pixels of the image and its class, in place of all detections.
+        given: A box in pixels of the image and its class, instead of all detections.
 
     Raises:
-        ValueError: if the model has no point head for masks.
+        ValueError: If the model has no point head for masks.
     """
     inputs = predictor.inputs(image)
     scale = _scale(inputs)
@@ -44,7 +43,8 @@ def find_instances(
             found = model.inference([inputs], do_postprocess=False)
         else:
             found = model.inference([inputs], detected, do_postprocess=False)
-    (found,) = found[0] if isinstance(found, tuple) else found  # a panoptic model's labels aside
+    # A panoptic model returns its labels, too.
+    (found,) = found[0] if isinstance(found, tuple) else found
     subjects = {}
     for rendering in renderings:
         assert rendering.boxes is not None
@@ -68,19 +68,19 @@ def find_instance(
     """Render the mask of an instance.
 
     Args:
-        predictor: with a model of instances.
+        predictor: With an instance model.
         image: (H, W, 3) uint8, BGR.
-        number: of the detection, best first.
-        given: a box in pixels of the image and its class, in place of all detections.
+        number: Number of the detection, best first.
+        given: A box in pixels of the image and its class, instead of all detections.
 
     Raises:
-        ValueError: if there are fewer detections, or if the model has no point head for masks.
+        ValueError: If there are fewer detections, or the model has no point head for masks.
     """
     subjects = find_instances(predictor, image, given)
     if number >= len(subjects):
         raise ValueError(
-            f"--instance {number}: the model finds {len(subjects)} in this picture, counted from "
-            "0; a lower --confidence-threshold lets more of them count"
+            f"--instance {number}: the model finds {len(subjects)} in this image, counted from "
+            "0; a lower --confidence-threshold keeps more of them"
         )
     return subjects[number]
 
@@ -89,13 +89,13 @@ def find_instance(
 def find_region(
     predictor: Predictor, image: np.ndarray, window: Window | None, colors: Sequence[Color]
 ) -> Subject:
-    """Render the labels of an image, to show a part of it.
+    """Render the labels of an image for a figure of a part of it.
 
     Args:
-        predictor: with a semantic or a panoptic model.
+        predictor: With a semantic or panoptic model.
         image: (H, W, 3) uint8, BGR.
-        window: in pixels of the image; all of it if None.
-        colors: of the classes.
+        window: The part in pixels of the image; all of it if None.
+        colors: Colors of the classes, BGR.
     """
     inputs = predictor.inputs(image)
     scale = _scale(inputs)
@@ -111,6 +111,6 @@ def find_region(
 
 
 def _scale(inputs: dict[str, Any]) -> tuple[float, float]:
-    """Return the picture's width and height over those of the model's input."""
+    """Return the ratios of width and height of the image to those of the model's input."""
     height, width = inputs["image"].shape[1:]
     return inputs["width"] / width, inputs["height"] / height

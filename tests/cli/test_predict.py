@@ -1,4 +1,4 @@
-"""The tool that segments pictures and videos: planted predictions, tiny models, errors."""
+"""The command that segments images and videos: planted predictions, tiny models, errors."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,16 +10,15 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
 
 from point_rend import SafeDetectionCheckpointer, get_config_file, load_config
 from point_rend.cli import predict
-from point_rend.inference import classes, options, predictor
-from point_rend.inference import outputs as predict_results
+from point_rend.inference import options, outputs
 from point_rend.inference import predictor as predict_model
-from point_rend.visualization import drawing
 from tests.tiny_datasets import (
     HEIGHT,
     KINDS,
@@ -58,24 +57,29 @@ class Planted:
     def __init__(self, *_: Any, **__: Any) -> None:
         Planted.batch_sizes = []
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[predict_model.Prediction]:
+    def __call__(self, images: Sequence[np.ndarray], *, batch_size: int) -> list[dict[str, Any]]:
+        assert batch_size == len(images)
         Planted.batch_sizes.append(len(images))
         return [self.one(image) for image in images]
 
     @staticmethod
-    def one(image: np.ndarray) -> predict_model.Prediction:
+    def one(image: np.ndarray) -> dict[str, Any]:
         mask = image.min(axis=2) > 128
-        if not mask.any():
-            return predict_model.Prediction([], [], None)
-        y, x = np.nonzero(mask)
-        box = tuple(float(v) for v in (x.min(), y.min(), x.max() + 1, y.max() + 1))
-        instances = [predict_model.Segment(mask, 2, True, 0.75, box)]
-        return predict_model.Prediction(instances, instances, None)
+        found = Instances(mask.shape)
+        boxes = torch.zeros(0, 4)
+        if mask.any():
+            y, x = np.nonzero(mask)
+            boxes = torch.tensor([[x.min(), y.min(), x.max() + 1.0, y.max() + 1.0]])
+        found.pred_boxes = Boxes(boxes)
+        found.pred_masks = torch.from_numpy(mask).expand(len(boxes), *mask.shape)
+        found.pred_classes = torch.full((len(boxes),), 2)
+        found.scores = torch.full((len(boxes),), 0.75)
+        return {"instances": found}
 
 
 @pytest.fixture
 def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor, "Predictor", Planted)
+    monkeypatch.setattr(predict, "Predictor", Planted)
 
 
 def picture(number: int) -> np.ndarray:
@@ -124,11 +128,11 @@ def tiny_model(config: str, opts: Sequence[str]) -> nn.Module:
 
 
 def checkpoint_of(
-    path: Path, *, config: str = POINTREND, opts: Sequence[str] = THREE_CLASSES, **told: object
+    path: Path, *, config: str = POINTREND, opts: Sequence[str] = THREE_CLASSES, **metadata: object
 ) -> list[str]:
-    """Write a tiny model that tells these of its classes; return the option that names it."""
+    """Write a tiny model with metadata of its classes; return the option that names it."""
     model = tiny_model(config, opts)
-    SafeDetectionCheckpointer(model, str(path.parent), metadata=told).save(path.stem)
+    SafeDetectionCheckpointer(model, str(path.parent), metadata=metadata).save(path.stem)
     return ["MODEL.WEIGHTS", str(path)]
 
 
@@ -197,7 +201,7 @@ def test_a_file_that_cannot_be_read_is_named_at_the_end_and_stops_nothing(
 def test_without_any_input_no_model_is_built_and_former_results_stay(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictor, "Predictor", None)
+    monkeypatch.setattr(predict, "Predictor", None)
     former = tmp_path / "out" / "instances.json"
     former.parent.mkdir()
     former.write_text("former")
@@ -368,12 +372,14 @@ def test_ctrl_c_completes_the_video_and_an_error_leaves_none(
     class Ending(Planted):
         error: type[BaseException]
 
-        def __call__(self, images: Sequence[np.ndarray]) -> list[predict_model.Prediction]:
+        def __call__(
+            self, images: Sequence[np.ndarray], *, batch_size: int
+        ) -> list[dict[str, Any]]:
             if len(Planted.batch_sizes) == 2:
                 raise self.error
-            return super().__call__(images)
+            return super().__call__(images, batch_size=batch_size)
 
-    monkeypatch.setattr(predictor, "Predictor", Ending)
+    monkeypatch.setattr(predict, "Predictor", Ending)
     Ending.error = KeyboardInterrupt
     assert exit_code("--video-input", video, "--output", tmp_path / "out") == 130
     assert len(read_frames(tmp_path / "out" / "walk.mp4")) == 2
@@ -391,7 +397,7 @@ def test_a_camera_is_shown_until_escape(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(cv2, "VideoCapture", lambda number: {0: camera(video)}[number])
     shown: list[np.ndarray] = []
     monkeypatch.setattr(cv2, "imshow", lambda _, picture: shown.append(picture))
-    monkeypatch.setattr(cv2, "waitKey", lambda _: predict_results.ESCAPE if len(shown) == 3 else -1)
+    monkeypatch.setattr(cv2, "waitKey", lambda _: outputs.ESCAPE if len(shown) == 3 else -1)
     run("--webcam")
     assert len(shown) == 3
     assert shown[0].shape == (48, 64, 3)
@@ -462,26 +468,13 @@ def test_label_maps_are_the_best_classes_of_the_model(images: Path, tmp_path: Pa
 
 def test_a_panoptic_model_gives_pictures_instances_and_labels(images: Path, tmp_path: Path) -> None:
     arguments = ["--input", images, "--output", tmp_path / "out", "--classes", NAMES]
-    formats = ["--formats", *predict_results.FORMATS, "--confidence-threshold", 0]
+    formats = ["--formats", *outputs.FORMATS, "--confidence-threshold", 0]
     opts = [*THREE_CLASSES, *TINY_SEMANTIC]
     weights = checkpoint_of(tmp_path / "m.pth", config=PANOPTIC, opts=opts)
     run(*arguments, *formats, config=PANOPTIC, opts=[*opts, *weights])
     found = files_below(tmp_path / "out")
     assert {"0.png", "1.png", "2.png", "instances.json", "labels/0.png"} <= set(found)
     assert any(x.startswith("masks/0/000_") for x in found)
-
-
-def test_a_model_reads_colors_in_its_own_order() -> None:
-    seen = []
-    for order in ("BGR", "RGB"):
-        cfg = load_config(POINTREND, [*TINY_MODEL, "INPUT.FORMAT", order])
-        predictor = predict_model.Predictor(cfg)
-        assert isinstance(predictor.model, GeneralizedRCNN)
-        inputs = predictor.inputs(scene(0)[0])
-        assert (inputs["height"], inputs["width"]) == (HEIGHT, WIDTH)
-        seen.append(inputs["image"])
-    assert seen[0].dtype == torch.uint8
-    assert torch.equal(seen[0], seen[1].flip(0))
 
 
 def test_without_weights_nothing_is_built(
@@ -517,45 +510,7 @@ def test_weights_of_another_kind_of_model_are_one_error(
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_may_have_more_than_the_model_and_lack_what_only_training_counts(
-    tmp_path: Path,
-) -> None:
-    state = dict(tiny_model(PANOPTIC, [*THREE_CLASSES, *TINY_SEMANTIC]).state_dict())
-    state = {key: value for key, value in state.items() if "num_batches_tracked" not in key}
-    torch.save({"model": state}, tmp_path / "m.pth")
-    weights = ["MODEL.WEIGHTS", str(tmp_path / "m.pth")]
-    cfg = load_config(SEMANTIC, [*TINY_MODEL, *TINY_SEMANTIC, *weights])
-    loaded = predict_model.Predictor(cfg).model.state_dict()
-    assert {key.rpartition(".")[2] for key in set(loaded) - set(state)} == {"num_batches_tracked"}
-    assert set(state) - set(loaded)
-    for key in set(loaded) & set(state):
-        assert torch.equal(loaded[key], state[key])
-
-
-def test_a_parameter_of_two_names_may_stand_under_one_in_the_weights(tmp_path: Path) -> None:
-    model = nn.ModuleDict({"first": nn.Linear(2, 2)})
-    torch.save({"model": model.state_dict()}, tmp_path / "m.pth")
-    model["again"] = model["first"]
-    predict_model.WholeModelCheckpointer(model).load(str(tmp_path / "m.pth"))
-    model["other"] = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"lacks 2 \(other\.weight, other\.bias\) of the 6"):
-        predict_model.WholeModelCheckpointer(model).load(str(tmp_path / "m.pth"))
-
-
 # Names of classes
-
-
-def test_classes_are_those_of_the_data_set_if_their_number_fits() -> None:
-    cfg = load_config(POINTREND, ["DATASETS.TEST", "('coco_2017_val',)"])
-    things, stuff = predict_model.train_net.CLASS_COUNTS
-    known = classes.known_classes(cfg, things, {})
-    assert (known.names[0], known.names[79]) == ("person", "toothbrush")
-    assert (known.ids[0], known.ids[79]) == (1, 90)
-    assert known.colors[0] == (60, 20, 220)
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
-    unknown = classes.known_classes(cfg, stuff, {})
-    assert unknown.names == ["class 0", "class 1"]
-    assert unknown.ids == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["names.txt", "names.json", "names"])
@@ -574,7 +529,7 @@ def test_a_file_of_classes_that_is_no_text_is_named(
 def test_names_on_the_command_line_give_the_number_of_classes_too() -> None:
     words = ["--config-file", POINTREND, "--classes", NAMES, "--opts", "MODEL.WEIGHTS", "m.pkl"]
     args = options.build_parser("").parse_args(words)
-    assert options.read_config(args).MODEL.ROI_HEADS.NUM_CLASSES == 3
+    assert options.read_settings(args).cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
 
 
 def test_classes_are_those_of_the_checkpoint(images: Path, tmp_path: Path) -> None:
@@ -592,25 +547,6 @@ def test_classes_are_those_of_the_checkpoint(images: Path, tmp_path: Path) -> No
     first, other = ([a["category_id"] for a in x["annotations"]] for x in found)
     assert first == [identity + 4 for identity in other]
     assert first
-
-
-def test_colors_are_those_of_the_checkpoint_if_there_are_as_many() -> None:
-    told = {"thing_classes": list(KINDS), "thing_colors": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
-    cfg = load_config(POINTREND, ["MODEL.ROI_HEADS.NUM_CLASSES", "3"])
-    things = predict_model.train_net.CLASS_COUNTS[0]
-    colors = classes.known_classes(cfg, things, told).colors
-    assert colors == [(3, 2, 1), (6, 5, 4), (9, 8, 7)]
-    del told["thing_colors"][0]
-    palette = [drawing.color_of(k) for k in range(3)]
-    assert classes.known_classes(cfg, things, told).colors == palette
-
-
-def test_classes_of_results_that_a_model_has_not_do_not_count(tmp_path: Path) -> None:
-    told = {"thing_classes": list(KINDS), "stuff_classes": ["sky", "road"]}
-    opts = [*checkpoint_of(tmp_path / "m.pth", **told), *THREE_CLASSES]
-    cfg = load_config(POINTREND, opts)
-    legend = classes.build_legend(cfg, frozenset({"instances"}), None)
-    assert legend.things.names == list(KINDS)
 
 
 def test_a_checkpoint_of_another_number_of_classes_than_the_config_is_one_error(

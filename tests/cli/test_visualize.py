@@ -286,7 +286,7 @@ def test_what_means_nothing_is_refused_in_one_line(
     plain = ["MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", "False"]
     cases = [
         (["--instance", "50"], [], "--instance 50: the model finds"),
-        (["--region", 5, 5, WIDTH + 1, 9], [], f"picture, which is {WIDTH} × {HEIGHT} pixels"),
+        (["--region", 5, 5, WIDTH + 1, 9], [], f"image, which is {WIDTH} × {HEIGHT} pixels"),
         (["--region", 5, 5, 20, 20], [], "--region needs a --class: expected a number from 0 to 2"),
         (["--region", 5, 5, 20, 20, "--class", "cat"], [], "got cat"),
         ([], plain, "PointRendMaskHead has no point head"),

@@ -1,0 +1,143 @@
+"""Config and classes of a model that is about to run."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.catalog import Metadata
+
+from point_rend.checkpoint.class_metadata import StoredMetadata, read_stored_metadata
+from point_rend.config.loading import load_config, parse_config
+from point_rend.config.tasks import model_outputs
+from point_rend.data.datasets import classes
+from point_rend.inference.classes import Fields, build_metadata, class_fields
+
+logger = logging.getLogger(__name__)
+CONFIG_NAME = "config.yaml"  # of the config that a training writes into its OUTPUT_DIR
+
+
+class Settings(NamedTuple):
+    """A frozen config with weights and device, and the metadata of its classes."""
+
+    cfg: CfgNode
+    metadata: Metadata
+
+
+def load_settings(
+    config_file: str,
+    opts: Sequence[str] = (),
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    class_names: str | None = None,
+    confidence_threshold: float | None = None,
+    allow_unsafe: bool = False,
+) -> Settings:
+    """Load a config and look up the classes of its checkpoint.
+
+    Class counts that neither the config nor `opts` set are taken from `class_names`, or else from
+    the checkpoint.
+
+    Args:
+        config_file: As of :func:`load_config`.
+        opts: Config keys and values in turn; they overrule the file.
+        weights: File, URL or `zoo://` name; by default MODEL.WEIGHTS.
+        device: cpu, cuda or cuda:N; by default MODEL.DEVICE, or the CPU if the file asks for CUDA
+            and this machine has none.
+        class_names: As of :func:`read_classes`; by default those of the checkpoint, or else of the
+            data sets of the config.
+        confidence_threshold: Lowest score of an instance; by default the config's.
+        allow_unsafe: Whether to load a checkpoint that executes code.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If something does not fit.
+    """
+    cfg = load_config(config_file, opts)
+    if weights is not None:
+        cfg.MODEL.WEIGHTS = os.fspath(weights)
+    if not cfg.MODEL.WEIGHTS:
+        expected = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+        raise ValueError(f"MODEL.WEIGHTS is empty: expected a checkpoint, such as {expected}")
+    if confidence_threshold is not None:
+        _set_confidence_threshold(cfg, confidence_threshold)
+    given = None if class_names is None else class_fields(model_outputs(cfg), class_names)
+    stored = read_stored_metadata(cfg.MODEL.WEIGHTS, allow_unsafe=allow_unsafe)
+
+    def is_set(key: str) -> bool:
+        return classes.says(config_file, opts, key)
+
+    _set_class_counts(cfg, is_set, given if given is not None else stored.classes)
+    return _finish(cfg, stored, given, device, opts)
+
+
+def load_stored_settings(
+    checkpoint: str | os.PathLike[str],
+    opts: Sequence[str] = (),
+    *,
+    device: str | None = None,
+    allow_unsafe: bool = False,
+) -> Settings:
+    """Load the config that is stored in a checkpoint, or `config.yaml` in its folder.
+
+    Args:
+        checkpoint: The file.
+        opts, device, allow_unsafe: As of :func:`load_settings`.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint, or no config in either place.
+        ValueError: If something does not fit.
+    """
+    path = os.fspath(checkpoint)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    stored = read_stored_metadata(path, allow_unsafe=allow_unsafe)
+    config_file = Path(path).with_name(CONFIG_NAME)
+    if stored.config is None and not config_file.is_file():
+        raise FileNotFoundError(
+            f"{path} has no config, neither in the file nor as {config_file}: pass one with "
+            "Predictor.from_config_file(config_file, weights=...)"
+        )
+    if stored.config is None:
+        return load_settings(
+            str(config_file), opts, weights=path, device=device, allow_unsafe=allow_unsafe
+        )
+    cfg = parse_config(stored.config, f"the config in {path}", opts)
+    cfg.MODEL.WEIGHTS = path
+    return _finish(cfg, stored, None, device, opts)
+
+
+def _finish(
+    cfg: CfgNode,
+    stored: StoredMetadata,
+    given: Fields | None,
+    device: str | None,
+    opts: Sequence[str],
+) -> Settings:
+    if device is not None:
+        cfg.MODEL.DEVICE = device
+    elif (
+        cfg.MODEL.DEVICE.startswith("cuda")
+        and not torch.cuda.is_available()
+        and "MODEL.DEVICE" not in opts[::2]
+    ):
+        logger.warning("This machine has no CUDA device: the model runs on the CPU")
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return Settings(cfg, build_metadata(cfg, stored.classes, given))
+
+
+def _set_confidence_threshold(cfg: CfgNode, threshold: float) -> None:
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = threshold
+
+
+def _set_class_counts(cfg: CfgNode, is_set: Callable[[str], bool], fields: Fields) -> None:
+    for count in classes.CLASS_COUNTS:
+        if count.output in model_outputs(cfg) and count.names in fields and not is_set(count.key):
+            cfg.merge_from_list([count.key, len(fields[count.names])])
