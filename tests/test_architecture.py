@@ -341,6 +341,7 @@ PUBLIC = [
     "PointRendSemSegHead",
     "PointRendSemanticSegmentor",
     "PointSampler",
+    "Predictor",
     "SafeDetectionCheckpointer",
     "StandardPointHead",
     "SubdivisionPlan",

@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 
+from point_rend import Predictor
 from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.cli import train
 from point_rend.engine import run
@@ -193,10 +194,20 @@ def test_a_training_may_start_from_a_model_of_other_classes(tiny: CocoSet, tmp_p
     argv = [word.replace("tiny", "pair") if "/" not in word else word for word in argv]
     train.main(argv)
     assert predictions(tmp_path / "two", "pair")
-    told = [read_metadata(str(tmp_path / x / "model_final.pth")) for x in ("three", "two")]
-    assert [x["thing_classes"] for x in told] == [list(KINDS), list(KINDS[:2])]
-    ids = [x["thing_dataset_id_to_contiguous_id"] for x in told]
+    stored = [read_metadata(str(tmp_path / x / "model_final.pth")) for x in ("three", "two")]
+    assert [x["thing_classes"] for x in stored] == [list(KINDS), list(KINDS[:2])]
+    ids = [x["thing_dataset_id_to_contiguous_id"] for x in stored]
     assert ids == [{3: 0, 7: 1, 12: 2}, {1: 0, 2: 1}]
+
+
+def test_a_trained_checkpoint_is_all_that_a_predictor_needs(tiny: CocoSet, tmp_path: Path) -> None:
+    train.main(command(tiny, tmp_path / "run", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"))
+    (tmp_path / "run" / "model_final.pth").rename(tmp_path / "m.pth")
+    predictor = Predictor.from_checkpoint(tmp_path / "m.pth")
+    assert predictor.metadata.thing_classes == list(KINDS)
+    assert str(tmp_path / "run") == predictor.cfg.OUTPUT_DIR
+    image = next(Path(tiny.image_root).iterdir())
+    assert predictor(image)["instances"].has("pred_masks")
 
 
 @pytest.mark.parametrize("config", [POINTREND, BASELINE], ids=["pointrend", "baseline"])
