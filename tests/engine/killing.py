@@ -1,8 +1,9 @@
-"""Trainings of train_net.py in processes of their own, to be killed; a set of upright images."""
+"""Trainings in separate processes that tests interrupt; a data set of two image shapes."""
 
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,11 +23,11 @@ from point_rend.cli import train
 from point_rend.engine import trainer
 from tests.tiny_datasets import POINTREND, REPOSITORY, TINY_MODEL, CocoSet, write_coco
 
-PATIENCE = 300.0  # seconds that a process gets for what it is waited for
+PATIENCE = 300.0  # seconds to wait for a process
 
 
 def write_mixed(folder: Path, *, images: int = 6) -> CocoSet:
-    """Write a set in which every second image is higher than wide."""
+    """Write a data set in which every second image is taller than wide."""
     written = write_coco(folder, images=images)
     content = written.read()
     upright = {image["id"]: image for image in content["images"][::2]}
@@ -46,7 +47,7 @@ def write_mixed(folder: Path, *, images: int = 6) -> CocoSet:
 
 
 def cropped(segmentation: Any, width: int) -> dict[str, Any]:
-    """The fields of an annotation that say its mask, to the left of a column."""
+    """Return the mask fields of an annotation, cropped to the columns left of `width`."""
     if isinstance(segmentation["counts"], list):
         segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
     mask = np.asfortranarray(mask_util.decode(segmentation)[:, :width])
@@ -59,7 +60,7 @@ def cropped(segmentation: Any, width: int) -> dict[str, Any]:
 
 
 def command(written: CocoSet, output: Path, *more: str) -> list[str]:
-    """Arguments of a training with random sizes and flips that evaluates on the way, too."""
+    """Build the arguments of a training with random sizes and flips, and with evaluations."""
     flags = ["--config-file", POINTREND, "--register-coco", "mixed", *written]
     names = ["DATASETS.TRAIN", "('mixed',)", "DATASETS.TEST", "('mixed',)"]
     sizes = ["INPUT.MIN_SIZE_TRAIN", "(56, 64, 72)"]
@@ -67,12 +68,12 @@ def command(written: CocoSet, output: Path, *more: str) -> list[str]:
 
 
 class Run:
-    """A command line of train_net.py in a process of its own.
+    """A command line of train_net.py in a separate process.
 
     Args:
         argv: Arguments of train_net.py.
-        log: File that gets what it prints; it may hold the log of former runs.
-        forked: Whether the process is a fork of this one, which starts in no time.
+        log: File for the output; output of earlier runs in it is kept.
+        forked: Whether the process is a fork of this one, which starts at once.
     """
 
     def __init__(self, argv: Sequence[str], log: Path, *, forked: bool) -> None:
@@ -85,14 +86,14 @@ class Run:
                 words = [sys.executable, str(REPOSITORY / "train_net.py"), *argv]
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
                 process = subprocess.Popen(words, stdout=file, stderr=file, env=environment)
-                process.returncode = 0  # it is waited for below
+                process.returncode = 0  # `end` waits for it
                 self.pid = process.pid
 
     def output(self) -> str:
         return self.log.read_bytes()[self.start :].decode()
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
-        """Wait for something that this run does; an end of the run comes too early."""
+        """Wait for a condition; fail if the run ends first."""
         deadline = time.monotonic() + PATIENCE
         while not happened():
             assert time.monotonic() < deadline, self.output()
@@ -106,15 +107,39 @@ class Run:
         os.kill(self.pid, number)
 
     def end(self) -> int:
-        """Wait for the end; return the exit code, negative if a signal was the cause."""
+        """Wait for the end; return the exit code, negative if a signal ended the process."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 WITHOUT_REAPING = os.WEXITED | os.WNOHANG | os.WNOWAIT
+LAUNCHERS = {
+    "torchrun": {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"},
+    "srun": {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_PROCID": "{rank}",
+        "SLURM_LOCALID": "{rank}",
+        "SLURM_STEP_NODELIST": "localhost",
+    },
+}
+
+
+def start_two(launcher: str, argv: list[str], folder: Path, *, forked: bool = True) -> list[Run]:
+    """Start two ranks with the environment of a launcher; their logs are in a folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    runs = []
+    for rank in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (LAUNCHERS[launcher] | rendezvous).items():
+                patch.setenv(name, value.format(rank=rank))
+            runs.append(Run(argv, folder / f"rank{rank}.txt", forked=forked))
+    return runs
 
 
 def fork(argv: Sequence[str], output: int) -> int:
-    """Run train_net.py in a fork of this process; return its number."""
+    """Run train_net.py in a fork of this process; return the process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -139,7 +164,7 @@ def fork(argv: Sequence[str], output: int) -> int:
 
 @contextlib.contextmanager
 def signaling_itself(number: int, *, iteration: int, rank: int = 0) -> Iterator[None]:
-    """Runs that are forked within get a signal in the middle of an iteration, on one rank."""
+    """Make runs forked in this block signal themselves within an iteration, on one rank."""
 
     def run_step(trainer: trainer.Trainer) -> None:
         original_step(trainer)
@@ -153,13 +178,13 @@ def signaling_itself(number: int, *, iteration: int, rank: int = 0) -> Iterator[
 
 
 def final(output: Path) -> dict[str, Any]:
-    """All that the last checkpoint of a finished training holds."""
+    """Read the last checkpoint of a finished training."""
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
     return torch.load(output / "model_final.pth", weights_only=True)
 
 
 def tagged_iteration(output: Path) -> int:
-    """The iteration of the last checkpoint, -1 if there is none; it must be readable."""
+    """Return the iteration of the last checkpoint, which must be readable; -1 without one."""
     tag = output / "last_checkpoint"
     if not tag.exists():
         return -1
@@ -186,7 +211,7 @@ def assert_identical(actual: Any, expected: Any, path: str = "") -> None:
 
 
 def spared(process: Any) -> bool:
-    """Send the signals of an end to a process, not as its parent; tell whether it lives on."""
+    """Send SIGINT and SIGTERM to a process from another one; return whether it survives."""
     for number in (signal.SIGINT, signal.SIGTERM):
         subprocess.run(["kill", f"-{number:d}", str(process.pid)], check=True)
     process.join(0.3)

@@ -34,7 +34,7 @@ def mixed(tmp_path: Path) -> CocoSet:
 def test_a_training_that_is_stopped_and_killed_ends_with_the_same_state_for_any_worker_count(
     mixed: CocoSet, tmp_path: Path
 ) -> None:
-    schedule = ["SOLVER.MAX_ITER", "12", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3"]
+    schedule = ["SOLVER.MAX_ITER", "9", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3"]
     schedule += ["TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"]
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log.txt"
     undisturbed = Run(command(mixed, whole, *schedule), tmp_path / "whole.txt", forked=True)

@@ -1,8 +1,6 @@
-"""train_net.py in two processes on the CPU, however they are started."""
+"""Trainings and evaluations in two processes on the CPU, started in different ways."""
 
-import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from detectron2.modeling import build_model
 
 from point_rend.cli import train
 from point_rend.engine import run
-from tests.engine.killing import PATIENCE
+from tests.engine.killing import LAUNCHERS, start_two
 from tests.engine.test_train_net_semantic import HEADS, SEMANTIC
 from tests.runs import metrics, set_up
 from tests.tiny_datasets import (
@@ -49,40 +47,12 @@ def command(written: CocoSet, output: Path, *more: str) -> list[str]:
     return [*flags, *TINY_MODEL, *names, "OUTPUT_DIR", str(output), *more]
 
 
-def start_by_hand(rank: int, environ: dict[str, str], argv: list[str]) -> subprocess.Popen[str]:
-    """Start one process of a run, as a launcher does."""
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "train_net.py"), *argv],
-        env={**os.environ, **{name: value.format(rank=rank) for name, value in environ.items()}},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-LAUNCHERS = {
-    "torchrun": {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"},
-    "srun": {
-        "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_PROCID": "{rank}",
-        "SLURM_LOCALID": "{rank}",
-        "SLURM_STEP_NODELIST": "localhost",
-    },
-}
-
-
-def run_by_hand(launcher: str, argv: list[str]) -> list[tuple[int, str]]:
-    """Exit codes and what was said on stderr by the two processes of a run."""
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    started = [start_by_hand(rank, LAUNCHERS[launcher] | meeting, argv) for rank in range(2)]
-    said = [process.communicate(timeout=PATIENCE)[1] for process in started]
-    return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
+def run_two(
+    launcher: str, argv: list[str], folder: Path, *, forked: bool = False
+) -> list[tuple[int, str]]:
+    """Run two ranks; return their exit codes and outputs."""
+    runs = start_two(launcher, argv, folder, forked=forked)
+    return [(run.end(), run.output()) for run in runs]
 
 
 def test_evaluation_in_two_processes_gives_the_results_of_one(
@@ -90,7 +60,7 @@ def test_evaluation_in_two_processes_gives_the_results_of_one(
 ) -> None:
     one, two, weights = (tmp_path / name for name in ("one", "two", "model.pth"))
     argv = ["--eval-only", "MODEL.WEIGHTS", str(weights)]
-    weights.touch()  # where there is nothing, nothing begins
+    weights.touch()  # checked before the weights are written
     job = set_up(command(tiny, one, *argv))
     torch.manual_seed(0)
     torch.save({"model": build_model(job.cfg).state_dict()}, weights)
@@ -102,10 +72,8 @@ def test_evaluation_in_two_processes_gives_the_results_of_one(
     assert files[0].read_text() == files[1].read_text()
     log = (two / "log.txt").read_text()
     assert "World size: 2" in log
-    figures = [
-        line.rpartition("copypaste: ")[2] for line in log.splitlines() if "copypaste" in line
-    ]
-    for task, line in zip(("bbox", "segm"), (figures[2], figures[5]), strict=True):
+    logged = [line.rpartition("copypaste: ")[2] for line in log.splitlines() if "copypaste" in line]
+    for task, line in zip(("bbox", "segm"), (logged[2], logged[5]), strict=True):
         expected = [results[task][name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
         assert line == ",".join(f"{value:.4f}" for value in expected)
 
@@ -125,8 +93,8 @@ def test_label_maps_are_evaluated_in_two_processes_as_in_one(tmp_path: Path) -> 
     assert results["mIoU"] > 0
     train.main([*argv, "--num-gpus=2", *options, str(tmp_path / "two")])
     log = (tmp_path / "two" / "log.txt").read_text()
-    figures = [results[name] for name in ("mIoU", "fwIoU", "mACC", "pACC")]
-    assert f"copypaste: {','.join(f'{value:.4f}' for value in figures)}" in log
+    values = [results[name] for name in ("mIoU", "fwIoU", "mACC", "pACC")]
+    assert f"copypaste: {','.join(f'{value:.4f}' for value in values)}" in log
 
 
 @pytest.mark.slow
@@ -134,7 +102,7 @@ def test_label_maps_are_evaluated_in_two_processes_as_in_one(tmp_path: Path) -> 
 def test_processes_of_a_launcher_train_and_evaluate_together(
     launcher: str, tiny: CocoSet, tmp_path: Path
 ) -> None:
-    ended = run_by_hand(launcher, command(tiny, tmp_path / "output"))
+    ended = run_two(launcher, command(tiny, tmp_path / "output"), tmp_path)
     assert [code for code, _ in ended] == [0, 0], ended
     training, evaluation = metrics(tmp_path / "output")
     assert training["iteration"] == 1
@@ -147,14 +115,14 @@ def test_processes_of_a_launcher_train_and_evaluate_together(
 DIVERGING = ["SOLVER.BASE_LR", "1e20", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "18"]
 
 
-def check_divergence(output: Path, stderr: str, num_ranks: int) -> None:
-    """Check the one message of a training that diverges, what is in the log, and what is saved."""
-    errors = re.findall(r"train_net\.py: error: .*", stderr)
+def check_divergence(output: Path, printed: str, num_ranks: int) -> None:
+    """Check the only message, the log and the checkpoint of a training that diverged."""
+    errors = re.findall(r"train_net\.py: error: .*", printed)
     assert len(errors) == 1
-    what = r"(?:the loss|the gradient of .*) is infinite or NaN in iteration (\d)"
-    said = re.search(what, errors[0])
-    assert said is not None
-    iteration = int(said[1])
+    pattern = r"(?:the loss|the gradient of .*) is infinite or NaN in iteration (\d)"
+    match = re.search(pattern, errors[0])
+    assert match is not None
+    iteration = int(match[1])
     assert iteration > 0
     log = (output / "log.txt").read_text()
     for rank in range(num_ranks):
@@ -163,7 +131,7 @@ def check_divergence(output: Path, stderr: str, num_ranks: int) -> None:
     last = (output / "last_checkpoint").read_text()
     checkpoint = torch.load(output / last, weights_only=True)
     assert checkpoint["iteration"] == iteration - 1
-    assert checkpoint["trainer"]["data"]["batches"] == iteration  # the last one is not used
+    assert checkpoint["trainer"]["data"]["batches"] == iteration  # without the diverged batch
     assert all(torch.isfinite(torch.as_tensor(x)).all() for x in checkpoint["model"].values())
 
 
@@ -178,11 +146,11 @@ def test_a_training_that_diverges_ends_with_its_own_exit_code_one_message_and_fi
 
 @pytest.fixture(scope="module")
 def diverged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str]]]:
-    """The output folder of two processes under srun, their exit codes and what they said."""
+    """Return the output folder of two ranks under srun, their exit codes and outputs."""
     folder = tmp_path_factory.mktemp("diverged")
     scaling = ["SOLVER.REFERENCE_WORLD_SIZE", "1"]
     argv = command(write_coco(folder / "tiny"), folder / "output", *DIVERGING, *scaling)
-    return folder / "output", run_by_hand("srun", argv)
+    return folder / "output", run_two("srun", argv, folder, forked=True)
 
 
 def test_processes_of_a_launcher_diverge_together(
@@ -190,7 +158,7 @@ def test_processes_of_a_launcher_diverge_together(
 ) -> None:
     output, ended = diverged
     assert [code for code, _ in ended] == [3, 3]
-    check_divergence(output, "".join(said for _, said in ended), 2)
+    check_divergence(output, "".join(printed for _, printed in ended), 2)
 
 
 def test_batch_rate_and_length_follow_from_the_reference_world_size(
@@ -206,12 +174,12 @@ def test_what_cannot_work_ends_all_processes_of_a_launcher_with_one_message(
     tiny: CocoSet, tmp_path: Path
 ) -> None:
     (Path(tiny.image_root) / "003.png").unlink()
-    ended = run_by_hand("torchrun", command(tiny, tmp_path / "output"))
+    ended = run_two("torchrun", command(tiny, tmp_path / "output"), tmp_path)
     assert [code for code, _ in ended] == [2, 2]
-    said = [re.findall(r"train_net\.py: error: .*", text) for _, text in ended]
-    assert len(said[0]) == 1
-    assert "003.png" in said[0][0]
-    assert said[1] == []
+    errors = [re.findall(r"train_net\.py: error: .*", text) for _, text in ended]
+    assert len(errors[0]) == 1
+    assert "003.png" in errors[0][0]
+    assert errors[1] == []
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from detectron2.utils import comm
 from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.engine import trainer as train_net
 from tests.engine.killing import (
-    Run,
     assert_identical,
     command,
     final,
     signaling_itself,
+    start_two,
     tagged_iteration,
     write_mixed,
 )
@@ -38,26 +37,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> CocoSet:
     return write_mixed(tmp_path_factory.mktemp("mixed") / "mixed")
 
 
-def start_two(folder: Path, argv: list[str]) -> list[Run]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    runs = []
-    for rank in ("0", "1"):
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in (meeting | {"RANK": rank, "LOCAL_RANK": rank}).items():
-                patch.setenv(name, value)
-            runs.append(Run(argv, folder / f"rank{rank}.txt", forked=True))
-    return runs
-
-
 def test_a_signal_to_one_rank_ends_both_after_the_same_iteration_and_loses_nothing(
     mixed: CocoSet, tmp_path: Path
 ) -> None:
     more = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "9"]
     with signaling_itself(signal.SIGTERM, iteration=4, rank=1):
-        runs = start_two(tmp_path, command(mixed, tmp_path / "parts", *more))
+        runs = start_two("torchrun", command(mixed, tmp_path / "parts", *more), tmp_path)
     assert [run.end() for run in runs] == [143, 143], runs[0].output()
     last = runs[0].output().splitlines()[-1]
     assert "train_net.py: stopped by SIGTERM" in last
@@ -66,8 +51,8 @@ def test_a_signal_to_one_rank_ends_both_after_the_same_iteration_and_loses_nothi
     assert tagged_iteration(tmp_path / "parts") == 4
 
     for output in (tmp_path / "parts", tmp_path / "whole"):
-        ended = [run.end() for run in start_two(tmp_path, command(mixed, output, *more))]
-        assert ended == [0, 0]
+        runs = start_two("torchrun", command(mixed, output, *more), tmp_path)
+        assert [run.end() for run in runs] == [0, 0]
     assert_identical(final(tmp_path / "parts")["model"], final(tmp_path / "whole")["model"])
 
 
@@ -84,7 +69,7 @@ def test_an_image_that_one_rank_cannot_read_ends_both_with_its_name_and_loses_no
     original_read = NamingDatasetMapper.__call__
     monkeypatch.setattr(NamingDatasetMapper, "__call__", read)
     more = ["DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", "2"]
-    runs = start_two(tmp_path, command(mixed, tmp_path / "output", *ENDLESS, *more))
+    runs = start_two("torchrun", command(mixed, tmp_path / "output", *ENDLESS, *more), tmp_path)
     assert [run.end() for run in runs] == [2, 2], runs[0].output()
     assert "train_net.py: error: file 007.png cannot be used; " in runs[0].output().splitlines()[-1]
     assert "file 007.png" not in runs[1].output()
@@ -103,7 +88,7 @@ def test_signals_to_all_ranks_end_an_evaluation_and_the_main_one_saves(
 
     monkeypatch.setattr(train_net.Trainer, "test", test)
     argv = command(mixed, tmp_path / "output", *ENDLESS, "TEST.EVAL_PERIOD", "2")
-    runs = start_two(tmp_path, argv)
+    runs = start_two("torchrun", argv, tmp_path)
     assert [run.end() for run in runs] == [143, 143], runs[0].output()
     assert not any("the evaluation goes on" in run.output() for run in runs)
     assert tagged_iteration(tmp_path / "output") == 1

@@ -68,12 +68,6 @@ def random_weights(argv: list[str], path: Path) -> list[str]:
     return ["MODEL.WEIGHTS", str(path)]
 
 
-def saved_optimizer(output: Path) -> dict[int, Any]:
-    """The optimizer's state by parameter, out of the last checkpoint."""
-    checkpoint = torch.load(output / "model_final.pth", weights_only=True)
-    return checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
-
-
 # Runs
 
 
@@ -107,17 +101,6 @@ def test_no_gpu_means_a_training_in_this_process(
     monkeypatch.setattr(run, "run", lambda *_: callers.append(os.getpid()))
     train.main(command(tiny, tmp_path / "output", "--num-gpus=0"))
     assert callers == [os.getpid()]
-
-
-def test_a_training_is_taken_up_where_it_ended(tiny: CocoSet, tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    train.main(command(tiny, output, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "2"))
-    before = saved_optimizer(output)
-    argv = ["--resume", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "3"]
-    train.main(command(tiny, output, *argv))
-    after = saved_optimizer(output)
-    assert before.keys() == after.keys() != set()
-    assert "Starting training from iteration 2" in (output / "log.txt").read_text()
 
 
 def test_a_resumed_training_says_that_it_keeps_its_learning_rate(
