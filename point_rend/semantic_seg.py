@@ -236,8 +236,8 @@ class PointRendSemSegHead(nn.Module):
             raise ValueError(
                 f"{type(head).__name__} averages over windows of {self.window} cells, as many as "
                 f"INPUT.CROP.SIZE has, but these images have {cells}: expected multiples of the "
-                "window. In training let no image be smaller than the crop (INPUT.MIN_SIZE_TRAIN, "
-                "INPUT.CROP.SIZE); in inference choose INPUT.MIN_SIZE_TEST so that both sides are "
+                "window. In training, no image may be smaller than the crop (INPUT.MIN_SIZE_TRAIN, "
+                "INPUT.CROP.SIZE); in inference, choose INPUT.MIN_SIZE_TEST so that both sides are "
                 "multiples of it; or average over whole images with INPUT.CROP.ENABLED False"
             )
 
@@ -289,8 +289,8 @@ class PointRendSemSegHead(nn.Module):
 
         def crop(level: Tensor) -> Tensor:
             rows, columns = (
-                cells * side // whole
-                for cells, side, whole in zip(level.shape[-2:], frame, padded, strict=True)
+                cells * side // full
+                for cells, side, full in zip(level.shape[-2:], frame, padded, strict=True)
             )
             return level[image : image + 1, :, :rows, :columns]
 

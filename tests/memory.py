@@ -1,11 +1,11 @@
-"""How much memory tensors take."""
+"""Memory of tensors."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the bytes of the largest memory that any operation returns."""
+    """Records the size in bytes of the largest tensor that any operation returns."""
 
     bytes = 0
 

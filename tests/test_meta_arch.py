@@ -44,7 +44,7 @@ def model_of(meta: type) -> SemanticSegmentor:
 
 
 def images(sizes: list[tuple[int, int]], seed: int = 0) -> list[dict]:
-    """Images of smooth colors with labels; the same ones whatever follows them."""
+    """Return smooth images with labels; each depends only on its number and size."""
     inputs = []
     for number, size in enumerate(sizes):
         generator = torch.Generator().manual_seed(seed + number)
@@ -60,7 +60,7 @@ def predict(model: SemanticSegmentor, inputs: list[dict]) -> list[torch.Tensor]:
     return [output["sem_seg"] for output in model.eval()(inputs)]
 
 
-def test_an_image_gets_the_same_logits_alone_and_in_any_batch():  # defect 12
+def test_the_logits_of_an_image_do_not_depend_on_its_batch():  # defect 12
     model = model_of(PointRendSemanticSegmentor)
     inputs = images([(40, 52), (64, 96), (64, 160)])
     alone = [predict(model, [one])[0] for one in inputs]
@@ -105,7 +105,7 @@ def test_the_padding_of_labels_does_not_count():
     assert set(losses) == {"loss_sem_seg", "loss_sem_seg_point"}
     sum(losses.values()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    # the labeled image alone has the same dense loss: all else is ignored
+    # The labeled image alone has the same dense loss: everything else is ignored.
     alone = model(inputs[:1])
     torch.testing.assert_close(losses["loss_sem_seg"], alone["loss_sem_seg"])
 

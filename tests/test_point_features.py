@@ -1,4 +1,4 @@
-"""Features at points of boxes, against loops, planted fields and RoIAlign."""
+"""Features at points of boxes, against planted fields and RoIAlign."""
 
 import pytest
 import torch
@@ -77,11 +77,13 @@ def test_a_field_affine_in_image_pixels_is_read_exactly():
     assert sampled.shape == (3, 6, 20)
     assert coords_img.shape == (3, 20, 2)
     x0, y0, x1, y1 = (v[:, None] for v in Boxes.cat(boxes).tensor.T)
-    truth = torch.stack((x0 + (x1 - x0) * coords[..., 0], y0 + (y1 - y0) * coords[..., 1]), dim=-1)
-    torch.testing.assert_close(coords_img, truth)
+    expected = torch.stack(
+        (x0 + (x1 - x0) * coords[..., 0], y0 + (y1 - y0) * coords[..., 1]), dim=-1
+    )
+    torch.testing.assert_close(coords_img, expected)
     for level in (0, 3):
-        torch.testing.assert_close(sampled[:, level], truth[..., 0], rtol=0, atol=1e-3)
-        torch.testing.assert_close(sampled[:, level + 1], truth[..., 1], rtol=0, atol=1e-3)
+        torch.testing.assert_close(sampled[:, level], expected[..., 0], rtol=0, atol=1e-3)
+        torch.testing.assert_close(sampled[:, level + 1], expected[..., 1], rtol=0, atol=1e-3)
 
 
 def test_each_box_reads_its_own_image():
@@ -95,7 +97,7 @@ def test_each_box_reads_its_own_image():
     torch.testing.assert_close(pooled[:, 2], owners[:, None, None].expand(-1, 2, 2))
 
 
-def test_levels_are_joined_in_the_order_given_point_by_point():
+def test_levels_are_concatenated_in_order():
     first, second = torch.randn(2, 3, 5), torch.randn(2, 1, 5)
     joined = concatenate_levels([first, second])
     assert joined.shape == (2, 4, 5)
@@ -103,7 +105,7 @@ def test_levels_are_joined_in_the_order_given_point_by_point():
     assert torch.equal(joined[:, 3:], second)
 
 
-def test_beyond_the_image_there_are_zeros():
+def test_features_outside_the_image_are_zero():
     ones = torch.ones(1, 2, 16, 24)
     outside = [Boxes(torch.tensor([[200.0, 200.0, 220.0, 230.0], [-50.0, 0.0, -20.0, 9.0]]))]
     pooled = pool_regular_grid([ones], [0.25], outside, 3)
@@ -120,7 +122,7 @@ def test_half_precision_features_are_read_as_float32():
 
 
 @pytest.mark.parametrize(("counts", "points"), [([0], 5), ([0, 0, 0], 5), ([2, 1], 0)])
-def test_no_boxes_and_no_points_are_sizes(counts, points):
+def test_zero_boxes_and_zero_points_are_valid_sizes(counts, points):
     features = random_features(len(counts))["p2"].requires_grad_()
     coords = torch.zeros(sum(counts), points, 2)
     sampled, coords_img = point_sample_fine_grained_features(
@@ -156,7 +158,7 @@ def test_gradients_to_every_level_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(read, levels)
 
 
-def test_as_many_scales_as_levels_are_needed():
+def test_another_number_of_scales_is_refused():
     features = random_features(1)
     with pytest.raises(ValueError, match="shorter"):
         pool_regular_grid([features["p2"], features["p3"]], [0.25], boxes_of([1]), 2)

@@ -43,7 +43,7 @@ sys.meta_path.insert(0, Blocker())
 
 
 def run(code: str) -> str:
-    """Run code in a process of its own and return its output."""
+    """Run code in a new process and return its output."""
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         cwd=REPOSITORY,
@@ -153,11 +153,11 @@ def test_the_stock_registry_of_point_heads_is_left_alone():
 
 def test_a_name_that_another_project_registered_before_us_is_taken_over(monkeypatch):
     """Copies of PointRend in other projects register the same names."""
-    theirs = type("PointRendMaskHead", (), {})
+    other = type("PointRendMaskHead", (), {})
     monkeypatch.setattr(registration, "_stock", {})
-    monkeypatch.setitem(ROI_MASK_HEAD_REGISTRY._obj_map, theirs.__name__, theirs)
+    monkeypatch.setitem(ROI_MASK_HEAD_REGISTRY._obj_map, other.__name__, other)
     register()
     assert_ours()
     with stock_heads():
-        assert ROI_MASK_HEAD_REGISTRY.get("PointRendMaskHead") is theirs
+        assert ROI_MASK_HEAD_REGISTRY.get("PointRendMaskHead") is other
     assert_ours()

@@ -1,4 +1,4 @@
-"""The ROI heads: which mask heads they build, from which configs, with which old weights."""
+"""The ROI heads: their mask heads, old configs and old checkpoints."""
 
 import logging
 
@@ -42,7 +42,7 @@ def proposals_of(counts: list[int]) -> list[Instances]:
 
 
 def targets_of(counts: list[int]) -> list[Instances]:
-    """As the mapper gives them: an image without objects has neither masks nor classes in it."""
+    """Return targets like those of the mapper: an image without objects has no ``gt_masks``."""
     generator = torch.Generator().manual_seed(1)
     targets = []
     for count in counts:
@@ -101,7 +101,7 @@ def test_defect_8_the_callers_config_stays_as_it_is(name, frozen):
     assert cfg.is_frozen() == frozen
 
 
-def test_the_oldest_name_of_the_mask_head_is_understood(caplog):
+def test_the_oldest_name_of_the_mask_head_is_accepted(caplog):
     opts = ("MODEL.ROI_MASK_HEAD.NAME", "CoarseMaskHead")
     with caplog.at_level(logging.WARNING):
         heads = build_roi_heads(
@@ -112,7 +112,7 @@ def test_the_oldest_name_of_the_mask_head_is_understood(caplog):
     assert heads.mask_pooler is None
 
 
-def test_other_mask_heads_and_none_are_built_as_by_detectron2():
+def test_other_mask_heads_are_built_as_by_detectron2():
     opts = ("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead")
     heads = build_roi_heads(config(*opts, "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2"), SHAPES)
     assert type(heads.mask_head).__name__ == "MaskRCNNConvUpsampleHead"
@@ -133,7 +133,8 @@ def test_cascaded_box_heads_take_our_mask_heads():
     assert result.pred_masks.shape == (len(result), 1, 224, 224)
 
 
-# The oldest names beside the mask head reach plain StandardROIHeads through the checkpointer only.
+# StandardROIHeads themselves do not see the oldest names, outside the mask head: the checkpointer
+# converts those.
 @pytest.mark.parametrize("roi_heads", ["PointRendROIHeads", "StandardROIHeads"])
 def test_weights_of_the_first_version_load_strictly(roi_heads):
     cfg = config("MODEL.ROI_HEADS.NAME", roi_heads)

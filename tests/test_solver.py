@@ -1,3 +1,5 @@
+"""The poly schedule, against the formula of mmsegmentation and DeepLab's scheduler."""
+
 import warnings
 
 import pytest
@@ -32,7 +34,7 @@ def optimizer_of(rate: float = BASE) -> torch.optim.Optimizer:
 
 
 def rate_at(cfg: CfgNode, iteration: int) -> float:
-    """The rate of an iteration, by the scheduler's own bookkeeping of a resumed training."""
+    """Return the learning rate of an iteration, as in a resumed training."""
     optimizer = optimizer_of(cfg.SOLVER.BASE_LR)
     scheduler = build_lr_scheduler(cfg, optimizer)
     if iteration:
@@ -69,12 +71,12 @@ def test_without_a_floor_the_schedule_is_that_of_detectron2s_deeplab(ending, met
     cfg = solver_cfg(
         MAX_ITER=50, WARMUP_ITERS=10, POLY_LR_CONSTANT_ENDING=ending, WARMUP_METHOD=method
     )
-    ours, theirs = optimizer_of(), optimizer_of()
-    schedulers = [build_lr_scheduler(cfg, ours), build_deeplab_scheduler(cfg, theirs)]
+    ours, deeplab = optimizer_of(), optimizer_of()
+    schedulers = [build_lr_scheduler(cfg, ours), build_deeplab_scheduler(cfg, deeplab)]
     for _ in range(50):
-        (our_group,), (their_group,) = ours.param_groups, theirs.param_groups
-        assert our_group["lr"] == pytest.approx(their_group["lr"], rel=1e-9, abs=1e-12)
-        for optimizer, scheduler in zip((ours, theirs), schedulers, strict=True):
+        (our_group,), (expected_group,) = ours.param_groups, deeplab.param_groups
+        assert our_group["lr"] == pytest.approx(expected_group["lr"], rel=1e-9, abs=1e-12)
+        for optimizer, scheduler in zip((ours, deeplab), schedulers, strict=True):
             optimizer.step()
             scheduler.step()
 

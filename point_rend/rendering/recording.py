@@ -84,18 +84,18 @@ class Rendering:
             logits = predicted.unflatten(2, (side, side))
         yield Step(logits, coords, None)
         for call in calls:
-            rated: list[Tensor] = []
+            uncertainties: list[Tensor] = []
 
-            def rate(logits: Tensor, rated: list[Tensor] = rated) -> Tensor:
-                rated.append(self.uncertainty(logits))
-                return rated[0]
+            def rate(logits: Tensor, recorded: list[Tensor] = uncertainties) -> Tensor:
+                recorded.append(self.uncertainty(logits))
+                return recorded[0]
 
             def repeat(coords: Tensor, call: _Call = call) -> Tensor:
                 assert torch.equal(coords, call.coords)
                 return call.logits
 
             logits = subdivide(logits, repeat, rate, steps=1, points_per_step=call.coords.shape[1])
-            yield Step(logits, call.coords, rated[0])
+            yield Step(logits, call.coords, uncertainties[0])
 
     def _predict_and_record(self, coords: Tensor) -> Tensor:
         logits = self.predict(coords)

@@ -71,7 +71,7 @@ def test_no_points_have_no_labels():
     assert sample_point_labels([regions(random_masks(2))], torch.zeros(2, 0, 2)).shape == (2, 0)
 
 
-def test_images_may_differ_in_size():
+def test_images_can_differ_in_size():
     large = Instances((50, 50), gt_masks=BitMasks(torch.ones(1, 50, 50)))
     coords = torch.tensor([[[30.0, 30.0]], [[30.0, 30.0]]])  # beyond the small image
     labels = sample_point_labels([regions(torch.ones(1, *SIZE)), large], coords)
@@ -97,7 +97,7 @@ def test_points_far_away_have_label_0():
     assert labels.tolist() == [[0, 0, 0]]
 
 
-def test_other_masks_are_a_clear_error():
+def test_other_masks_are_refused():
     other = Instances(SIZE, gt_masks=torch.ones(1, *SIZE))
     with pytest.raises(TypeError, match=r"gt_masks: .*BitMasks or PolygonMasks, got Tensor"):
         sample_point_labels([other], torch.zeros(1, 3, 2))
@@ -218,7 +218,7 @@ def test_labels_of_polygons_and_of_their_bitmaps_differ_next_to_the_outline_only
     assert 0 < (soft - hard).abs().mean() < 0.05
 
 
-def test_overlaps_of_parts_belong_to_the_object_and_overlaps_of_a_part_with_itself_do_not():
+def test_parts_are_united_and_a_part_that_overlaps_itself_follows_the_even_odd_rule():
     coords = torch.tensor([[[10.0, 6.0]], [[10.0, 6.0]], [[10.0, 6.0]]])
     objects = [[TWICE_AROUND[:8], TWICE_AROUND[10:18]], [TWICE_AROUND], [PENTAGRAM]]
     assert polygon_labels(objects, coords)[:, 0].tolist() == [1, 0, 0]
@@ -247,7 +247,7 @@ def test_the_direction_and_the_first_corner_of_an_outline_do_not_matter():
     assert torch.equal(labels[0], labels[2])
 
 
-def test_pixels_and_polygons_in_one_image_are_labeled_each_in_its_way():
+def test_pixels_and_polygons_in_one_image_are_labeled_separately():
     masks, coords = random_masks(2), random_coords(4)
     polygons = PolygonMasks([[CONVEX], OVERLAPPING])
     pieces = [BitMasks(masks[:1]), SharedMasks.of(polygons, SIZE), BitMasks(masks[1:])]

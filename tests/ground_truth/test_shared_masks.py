@@ -1,4 +1,4 @@
-"""Masks that are held once, against Detectron2's own of the same content."""
+"""Shared masks, against Detectron2's masks of the same content."""
 
 import copy
 import pickle
@@ -48,7 +48,7 @@ def some_polygons() -> PolygonMasks:
 
 
 def boxes_for(count: int) -> torch.Tensor:
-    """Boxes in, partly in and outside the image; every seventh has no extent."""
+    """Boxes inside, partly inside and outside the image; every seventh is empty."""
     generator = torch.Generator().manual_seed(3)
     corners = torch.rand(count, 2, generator=generator) * torch.tensor([44.0, 28.0]) - 4
     extent = torch.rand(count, 2, generator=generator) * 30
@@ -57,7 +57,7 @@ def boxes_for(count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
-def test_an_indexed_view_has_the_masks_that_indexed_bitmasks_have_and_copies_none(item):
+def test_an_indexed_view_has_the_masks_of_indexed_bitmasks_without_copies(item):
     shared = shared_bitmaps()
     view, expected = shared[item], BitMasks(bitmaps())[item]
     assert view.objects is shared.objects
@@ -67,7 +67,7 @@ def test_an_indexed_view_has_the_masks_that_indexed_bitmasks_have_and_copies_non
     assert torch.equal(view.tensor, expected.tensor)
 
 
-def test_views_of_views_count_from_their_own_first_mask():
+def test_views_of_views_are_indexed_from_their_own_first_mask():
     view = shared_bitmaps()[torch.tensor([5, 4, 0])][1:][torch.tensor([False, True])]
     assert torch.equal(view.tensor, bitmaps()[:1])
 
@@ -78,7 +78,7 @@ def test_positions_beyond_the_masks_are_an_error(item):
         shared_bitmaps()[item]
 
 
-def test_they_are_bitmasks_to_whoever_asks():
+def test_they_behave_as_bitmasks():
     shared, plain = shared_bitmaps(), BitMasks(bitmaps())
     assert isinstance(shared, BitMasks)
     assert tuple(shared.image_size) == tuple(plain.image_size)
@@ -99,7 +99,7 @@ def test_boxes_and_emptiness_are_those_of_bitmasks(item):
 
 @pytest.mark.parametrize("canvas_pixels", [1, 2 * 24 * 40, 2**22])
 @pytest.mark.parametrize("side", [1, 7, 28])
-def test_crops_of_pixels_equal_detectron2s_however_few_masks_are_painted_at_once(
+def test_crops_equal_detectron2s_however_few_masks_are_painted_at_once(
     canvas_pixels, side, monkeypatch
 ):
     monkeypatch.setattr(masks_module, "CANVAS_PIXELS", canvas_pixels)
@@ -125,7 +125,7 @@ def test_crops_decide_ties_as_detectron2_does():
 
 
 @pytest.mark.parametrize("steps_per_pixel", [1, 2, 1000], ids=["whole", "halves", "any"])
-def test_crops_of_rectangles_equal_detectron2s_at_whole_half_and_any_places(steps_per_pixel):
+def test_crops_of_rectangles_equal_detectron2s_at_whole_half_and_any_positions(steps_per_pixel):
     generator = torch.Generator().manual_seed(5)
     masks = torch.zeros(40, 90, 130, dtype=torch.bool)
     for mask in masks:
@@ -141,7 +141,7 @@ def test_crops_of_rectangles_equal_detectron2s_at_whole_half_and_any_places(step
         assert torch.equal(shared.crop_and_resize(boxes, side), expected)
 
 
-def test_only_crops_with_a_cell_near_a_tie_ask_roi_align(monkeypatch):
+def test_only_crops_with_a_cell_near_a_tie_use_roi_align(monkeypatch):
     asked = []
 
     def align(self, boxes, mask_size):
@@ -159,7 +159,7 @@ def test_only_crops_with_a_cell_near_a_tie_ask_roi_align(monkeypatch):
     assert crops.flatten().tolist() == [True, True, True]
 
 
-def test_of_a_large_mask_only_some_rows_are_numbers_at_a_time(monkeypatch):
+def test_only_some_rows_of_a_large_mask_are_converted_at_a_time(monkeypatch):
     monkeypatch.setattr(masks_module, "CANVAS_PIXELS", 2**16)
     masks = SharedMasks.of(BitMasks(torch.ones(1, 2000, 3000, dtype=torch.bool)), (2000, 3000))
     with LargestTensor() as largest:
@@ -169,15 +169,15 @@ def test_of_a_large_mask_only_some_rows_are_numbers_at_a_time(monkeypatch):
 
 
 @pytest.mark.parametrize("box", [[-1.0, 0, 0, 2], [40.0, 0, 41, 2], [0, -1.0, 2, 0]])
-def test_a_sample_on_the_limit_beyond_which_it_counts_nothing_is_left_to_roi_align(box):
+def test_a_sample_on_the_limit_of_the_image_is_left_to_roi_align(box):
     shared = SharedMasks.of(BitMasks(bitmaps()), SIZE)[[4]]
-    _, doubts = shared._cell_means(torch.tensor([box]), 1)
-    assert doubts.tolist() == [torch.inf]
-    _, doubts = shared._cell_means(torch.tensor([box]) + 0.001, 1)
-    assert doubts.item() < 1e-3
+    _, error_bounds = shared._cell_means(torch.tensor([box]), 1)
+    assert error_bounds.tolist() == [torch.inf]
+    _, error_bounds = shared._cell_means(torch.tensor([box]) + 0.001, 1)
+    assert error_bounds.item() < 1e-3
 
 
-def test_a_sample_is_moved_by_less_than_the_doubt_where_products_and_sums_are_fused():
+def test_fusing_products_and_sums_moves_a_sample_by_less_than_the_bound():
     first, length = 1e4 * (2 * torch.rand(2, 100_000, generator=torch.Generator().manual_seed(0)))
     number = torch.randint(7, (100_000,), generator=torch.Generator().manual_seed(1))
     within = length / 2
@@ -189,7 +189,7 @@ def test_a_sample_is_moved_by_less_than_the_doubt_where_products_and_sums_are_fu
 
 
 class ReciprocalsOfNumbers(TorchDispatchMode):
-    """Divides by a number as torch does on a GPU: the product with its rounded reciprocal."""
+    """Divides by a number as torch does on a GPU: multiplies by the rounded reciprocal."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.div.Tensor:
@@ -199,7 +199,7 @@ class ReciprocalsOfNumbers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_crops_at_whole_places_are_the_same_where_divisions_are_products():
+def test_crops_at_whole_positions_do_not_depend_on_divisions_as_products():
     sides = torch.arange(1, 7) * 7.0
     boxes = torch.stack((sides * 0 + 2, sides * 0 - 9, sides + 2, sides - 9), dim=1)[:5]
     shared = shared_bitmaps()[[0, 0, 0, 0, 0]]
@@ -210,7 +210,7 @@ def test_crops_at_whole_places_are_the_same_where_divisions_are_products():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_boxes_that_are_not_finite_cut_nothing_out(value):
+def test_crops_of_boxes_that_are_not_finite_are_empty(value):
     boxes = torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 20], [0, 0, 20, 20]])
     boxes[1, 2] = boxes[2, :] = value
     crops = shared_bitmaps()[[4, 4, 4]].crop_and_resize(boxes, 7)
@@ -218,7 +218,7 @@ def test_boxes_that_are_not_finite_cut_nothing_out(value):
     assert not crops[1:].any()
 
 
-def test_polygons_have_the_boxes_crops_and_images_that_detectron2_gives_them():
+def test_polygons_have_the_boxes_crops_and_images_of_detectron2():
     plain = some_polygons()
     shared = SharedMasks.of(plain, SIZE)
     assert torch.equal(shared.nonempty(), plain.nonempty())
@@ -239,7 +239,7 @@ def mixed() -> SharedMasks:
     return SharedMasks.cat(parts)
 
 
-def test_pixels_and_polygons_may_be_mixed(mixed):
+def test_pixels_and_polygons_can_be_mixed(mixed):
     polygons = some_polygons()
     drawn = BitMasks.from_polygon_masks(polygons, *SIZE).tensor
     assert torch.equal(mixed.tensor, torch.cat((bitmaps()[:2], drawn, bitmaps()[4:])))
@@ -271,14 +271,14 @@ def test_masks_of_different_image_sizes_are_not_joined():
         SharedMasks.cat([shared_bitmaps(), BitMasks(torch.zeros(1, 9, 9))])
 
 
-def test_instances_carry_them_through_indexing_joining_and_moving():
+def test_instances_index_join_and_move_them():
     instances = Instances(SIZE, gt_masks=shared_bitmaps(), gt_classes=torch.arange(6))
     joined = Instances.cat([instances[torch.tensor([5, 1])], instances[4]]).to("cpu")
     assert joined.gt_classes.tolist() == [5, 1, 4]
     assert torch.equal(joined.gt_masks.tensor, bitmaps()[[5, 1, 4]])
 
 
-def test_no_masks_are_a_size_too():
+def test_zero_masks_are_a_valid_size():
     none = SharedMasks.of(BitMasks(torch.zeros(0, *SIZE)), SIZE)
     assert len(none) == 0
     assert none.tensor.shape == (0, *SIZE)
@@ -289,7 +289,7 @@ def test_no_masks_are_a_size_too():
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_a_copy_and_a_pickle_hold_the_same_masks(duplicate, mixed):
+def test_a_copy_and_a_pickle_have_the_same_masks(duplicate, mixed):
     view = mixed[torch.tensor([6, 2, 0])]
     again = duplicate(view)
     assert torch.equal(again.tensor, view.tensor)
@@ -304,7 +304,7 @@ def test_a_pickle_has_a_bit_for_each_pixel_of_the_objects_windows():
     assert 20 * 100 * 200 / 8 <= size <= 20 * 100 * 200 / 8 + 4000
 
 
-def test_sharing_leaves_the_given_instances_alone_and_shares_once():
+def test_sharing_does_not_change_its_arguments_and_shares_once():
     plain = Instances(SIZE, gt_masks=BitMasks(bitmaps()), gt_classes=torch.arange(6))
     without = Instances(SIZE, gt_classes=torch.zeros(0, dtype=torch.long))
     shared = share_masks([plain, without])
@@ -315,7 +315,7 @@ def test_sharing_leaves_the_given_instances_alone_and_shares_once():
     assert share_masks(shared)[0].gt_masks is shared[0].gt_masks
 
 
-def test_shared_polygons_are_where_the_boxes_are():
+def test_shared_polygons_are_on_the_device_of_the_boxes():
     boxes = Boxes(torch.zeros(2, 4, device="meta"))
     polygons = PolygonMasks([[[1.0, 1, 20, 1, 20, 20]], [[5.0, 5, 9, 5, 9, 9]]])
     for field in ("gt_boxes", "proposal_boxes"):
@@ -324,17 +324,17 @@ def test_shared_polygons_are_where_the_boxes_are():
         assert share_masks([shared])[0].gt_masks is shared.gt_masks
 
 
-def test_masks_that_are_moved_to_where_they_are_stay_shared():
+def test_moving_masks_to_their_own_device_returns_them():
     shared = shared_bitmaps()
     assert shared.to("cpu") is shared
 
 
-def test_other_kinds_of_masks_are_a_clear_error():
+def test_other_kinds_of_masks_are_refused():
     with pytest.raises(TypeError, match=r"gt_masks: .*BitMasks or PolygonMasks, got Tensor"):
         share_masks([Instances(SIZE, gt_masks=bitmaps())])
 
 
-def test_there_is_a_box_for_each_crop():
+def test_another_number_of_boxes_is_refused():
     with pytest.raises(ValueError, match="6 boxes, got 2"):
         shared_bitmaps().crop_and_resize(torch.zeros(2, 4), 7)
 
@@ -348,7 +348,7 @@ def test_detectron2_draws_them(mixed):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_they_give_what_they_give_on_the_cpu(mixed):
+def test_on_a_gpu_they_equal_those_on_the_cpu(mixed):
     on_gpu = mixed.to("cuda")
     boxes = boxes_for(7)
     assert on_gpu.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Losses of masks that are held once, against the stock project with a mask for each proposal."""
+"""Training on shared masks, against the stock project with a copy of a mask per proposal."""
 
 import pytest
 import torch
@@ -70,20 +70,20 @@ STOCK_PAIRS = [pair for pair in PAIRS if pair != ("PointRendROIHeads", True)]
 
 @pytest.mark.parametrize("shared", [False, True], ids=["bitmasks", "shared"])
 @pytest.mark.parametrize(("name", "implicit"), STOCK_PAIRS)
-def test_all_roi_heads_train_as_those_of_the_stock_project(name, implicit, shared):
+def test_all_roi_heads_train_like_those_of_the_stock_project(name, implicit, shared):
     cfg = config(name, implicit=implicit)
     ours = build_roi_heads(cfg, SHAPES)
     with stock_heads():
-        theirs = build_roi_heads(cfg, SHAPES)
+        stock_roi_heads = build_roi_heads(cfg, SHAPES)
     randomize(ours, scale=0.2)
-    theirs.load_state_dict(ours.state_dict())
-    expected = train_step(theirs, [3, 2], targets_of([3, 2]))
+    stock_roi_heads.load_state_dict(ours.state_dict())
+    expected = train_step(stock_roi_heads, [3, 2], targets_of([3, 2]))
     targets = share_masks(targets_of([3, 2])) if shared else targets_of([3, 2])
     assert_equal_steps(expected, train_step(ours, [3, 2], targets))
 
 
 def with_polygons(targets):
-    """The same boxes, of which a hexagon is the object."""
+    """Replace the objects by hexagons in the same boxes."""
     unit = torch.tensor([[0.3, 0.0], [0.8, 0.1], [1.0, 0.6], [0.7, 1.0], [0.1, 0.9], [0.0, 0.4]])
     for target in targets:
         boxes = target.gt_boxes.tensor
@@ -93,7 +93,7 @@ def with_polygons(targets):
 
 
 @pytest.mark.parametrize(("name", "implicit"), PAIRS)
-def test_polygons_train_alike_whether_they_are_shared_or_detectron2s(name, implicit):
+def test_shared_polygons_train_like_those_of_detectron2(name, implicit):
     heads = build_roi_heads(config(name, implicit=implicit), SHAPES)
     expected = train_step(heads, [3, 2], with_polygons(targets_of([3, 2])))
     shared = share_masks(with_polygons(targets_of([3, 2])))
@@ -102,7 +102,7 @@ def test_polygons_train_alike_whether_they_are_shared_or_detectron2s(name, impli
 
 
 @pytest.mark.parametrize("prepare", [lambda x: x, with_polygons], ids=["bitmasks", "polygons"])
-def test_the_4xconv_head_trains_on_shared_masks_as_on_detectron2s(prepare):
+def test_the_4xconv_head_trains_on_shared_masks_as_on_those_of_detectron2(prepare):
     cfg = config("StandardROIHeads", *BASELINE, "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2")
     heads = build_roi_heads(cfg, SHAPES)
     expected = train_step(heads, [3, 2], prepare(targets_of([3, 2])))
@@ -111,7 +111,7 @@ def test_the_4xconv_head_trains_on_shared_masks_as_on_detectron2s(prepare):
 
 
 def scene(size, objects: int, proposals: int, seed: int):
-    """Ellipses, and for each proposal its object and a box around it."""
+    """Return ellipses, and the object and a box around it for each proposal."""
     generator = torch.Generator().manual_seed(seed)
     limits = torch.tensor(size[::-1]).float()
     extent = limits * (0.1 + 0.3 * torch.rand(objects, 2, generator=generator))
@@ -128,7 +128,7 @@ def scene(size, objects: int, proposals: int, seed: int):
 
 
 @pytest.mark.parametrize("size", [(64, 96), (800, 1333)])
-def test_labels_of_large_images_are_equal_up_to_rounding_and_crops_to_the_last_bit(size):
+def test_labels_of_large_images_are_equal_up_to_rounding_and_crops_bit_for_bit(size):
     masks, index, boxes = scene(size, objects=4, proposals=12, seed=0)
     coords = torch.rand(12, 196, 2, generator=torch.Generator().manual_seed(1))
     coords = coords * (boxes.tensor[:, None, 2:] - boxes.tensor[:, None, :2])
@@ -145,7 +145,7 @@ def test_labels_of_large_images_are_equal_up_to_rounding_and_crops_to_the_last_b
     assert torch.equal(crops, copies.gt_masks.crop_and_resize(boxes.tensor, 7))
 
 
-def test_a_proposal_costs_weights_of_rows_and_columns_but_no_image():
+def test_a_proposal_takes_memory_for_bin_weights_but_not_for_an_image():
     masks, index, boxes = scene((400, 600), objects=5, proposals=300, seed=2)
     targets = share_masks([Instances((400, 600), gt_masks=BitMasks(masks))])
     largest = []

@@ -39,7 +39,7 @@ def some_coords(regions: int = REGIONS, points: int = POINTS) -> torch.Tensor:
 
 
 def plain(head, fine, boxes, coarse, coords):
-    """All channels (N, C, P), by sampling and the head's ``forward``."""
+    """Return all channels (N, C, P) by sampling and the ``forward`` of the head."""
     coords_img = box_to_image_coords(coords, boxes)
     features = [
         torch.cat([point_sample(level, c[None] / FRAME)[0] for level in fine.levels])

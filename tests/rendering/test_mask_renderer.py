@@ -116,7 +116,7 @@ def sized(*longer_sides: float) -> Boxes:
 
 
 class CountedPoints:
-    """A bound head that counts the points of each region, under a disc of its own size."""
+    """A bound head that counts the points of each region and predicts a disc."""
 
     def __init__(self):
         self.points = {}
@@ -132,7 +132,7 @@ class CountedPoints:
 
 
 @pytest.mark.parametrize("cells_per_pixel", [0.5, 1.0, 2.0])
-def test_a_box_gets_the_steps_that_its_size_asks_for(cells_per_pixel):
+def test_the_steps_of_a_box_follow_from_its_size(cells_per_pixel):
     plan = SubdivisionPlan(7, 4, 20)
     sides = [3.0, 7.0, 7.5, 14.0, 29.0, 56.0, 500.0]
     expected_steps = []
@@ -164,7 +164,7 @@ def test_a_box_gets_the_steps_that_its_size_asks_for(cells_per_pixel):
 
 
 @BOTH
-def test_no_box_is_too_small_where_the_size_does_not_matter(implicit):
+def test_with_many_cells_per_pixel_no_box_is_too_small(implicit):
     expected = masks_of(build(implicit=implicit), [4])
     masks = masks_of(build(f"{KEY}CELLS_PER_PIXEL", 1e6, implicit=implicit), [4])
     torch.testing.assert_close(masks, expected, rtol=0, atol=1e-5)
@@ -192,7 +192,7 @@ def test_under_autocast_small_boxes_get_their_own_steps_too(implicit, dtype):
 
 
 @BOTH
-def test_a_box_that_is_not_a_number_spoils_its_own_mask_only(implicit):
+def test_a_nan_box_affects_its_own_mask_only(implicit):
     head = build(implicit=implicit)
     (detections,) = as_detections(random_proposals([5]))
     with torch.no_grad():

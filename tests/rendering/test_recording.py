@@ -105,7 +105,7 @@ def test_the_coarse_logits_are_those_of_the_rendered_classes():
 
 
 def left_first(logits: torch.Tensor) -> torch.Tensor:
-    """Rate by the column alone: at points (N, C, P) by their order."""
+    """Rate by the column alone; points (N, C, P) by their order."""
     columns = torch.arange(logits.shape[-1], dtype=torch.float32)
     return -columns.expand(logits.shape[0], 1, *logits.shape[2:])
 
@@ -140,23 +140,23 @@ def test_images_are_rendered_at_the_points_that_the_heads_own_uncertainty_prefer
 
 @pytest.mark.parametrize("semantic", [False, True])
 def test_training_points_are_those_that_the_heads_own_uncertainty_prefers(semantic):
-    rated = []
+    rated_shapes = []
 
     def rate(logits: torch.Tensor) -> torch.Tensor:
-        rated.append(logits.shape)
+        rated_shapes.append(logits.shape)
         return left_first(logits)
 
     if semantic:
         cfg = small_semantic_config("MODEL.POINT_HEAD.TRAIN_NUM_POINTS", 40)
         head = PointRendSemSegHead(cfg, SHAPES, uncertainty=rate)
         head(random_features(2), random_labels(2, 6))
-        assert rated == [(2, 6, 3 * 40)]
+        assert rated_shapes == [(2, 6, 3 * 40)]
     else:
         cfg = small_head_config("MODEL.POINT_HEAD.TRAIN_NUM_POINTS", 40)
         head = PointRendMaskHead(cfg, SHAPES, uncertainty=rate)
         with EventStorage():
             head(random_features(1), random_proposals([3]))
-        assert rated == [(3, 1, 3 * 40)]  # of each box its class
+        assert rated_shapes == [(3, 1, 3 * 40)]  # the class of each box
 
 
 def test_an_implicit_head_has_no_coarse_logits():
