@@ -1,7 +1,5 @@
 """`pointrend ablate`: errors of its own options."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,11 +31,3 @@ def test_an_output_that_is_a_file_is_refused_before_the_work(
     file.touch()
     message = refusal(["subdivision", "--output", str(file), "--", "x"], capsys)
     assert f"--output {file} cannot be written: {file} is " in message
-
-
-@pytest.mark.parametrize("command", ["subdivision", "sampling"])
-def test_help_needs_no_torch(command: str):
-    code = "import sys; sys.modules['torch'] = None; from point_rend.cli import ablate; "
-    words = [sys.executable, "-c", f"{code} ablate.main(['{command}', '--help'])"]
-    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    assert "folder of the results" in shown
