@@ -60,41 +60,6 @@ class PointRefinement:
     renderer: MaskRenderer
 
 
-def _build_reader(cfg: CfgNode, section: str, input_shape: object) -> BoxFeatureReader:
-    """Build the reader of ``MODEL.<section>.IN_FEATURES``."""
-    if not isinstance(input_shape, Mapping):
-        raise ValueError(
-            f"MODEL.ROI_MASK_HEAD.NAME {cfg.MODEL.ROI_MASK_HEAD.NAME} reads the feature maps "
-            "itself: expected MODEL.ROI_MASK_HEAD.POOLER_TYPE '' (empty), so that the ROI heads do "
-            "not pool for it"
-        )
-    key = f"MODEL.{section}.IN_FEATURES"
-    return BoxFeatureReader.from_shapes(cfg.MODEL[section].IN_FEATURES, input_shape, key)
-
-
-def _label_points(instances: Sequence[Instances], coords_box: Tensor) -> Tensor:
-    boxes = torch.cat([x.proposal_boxes.tensor for x in instances])
-    return sample_point_labels(instances, box_to_image_coords(coords_box, boxes))
-
-
-def _build_renderer(cfg: CfgNode, start_side: int) -> MaskRenderer:
-    point = cfg.MODEL.POINT_HEAD
-    plan = SubdivisionPlan(
-        start_side=start_side,
-        steps=point.SUBDIVISION_STEPS,
-        points_per_step=point.SUBDIVISION_NUM_POINTS,
-    )
-
-    def value_or_default(key: str) -> Any:  # a config of the stock project lacks these keys
-        return point.get(key, DEFAULTS[f"MODEL.POINT_HEAD.{key}"])
-
-    return MaskRenderer(
-        plan.without_covered_steps(),
-        boxes_per_chunk=value_or_default("SUBDIVISION_BOXES_PER_CHUNK"),
-        cells_per_pixel=value_or_default("SUBDIVISION_CELLS_PER_PIXEL"),
-    )
-
-
 class _BoxMaskHead(nn.Module):
     """The common part of both heads: a coarse prediction from a grid of features of each box.
 
@@ -356,3 +321,38 @@ class ImplicitPointRendMaskHead(_BoxMaskHead):
         images = self.point_reader.images(features)
         bound = self.renderer.bind(self.point_head, images, instances)
         return self.renderer.render(bound, instances, parameters, self.uncertainty)
+
+
+def _build_reader(cfg: CfgNode, section: str, input_shape: object) -> BoxFeatureReader:
+    """Build the reader of ``MODEL.<section>.IN_FEATURES``."""
+    if not isinstance(input_shape, Mapping):
+        raise ValueError(
+            f"MODEL.ROI_MASK_HEAD.NAME {cfg.MODEL.ROI_MASK_HEAD.NAME} reads the feature maps "
+            "itself: expected MODEL.ROI_MASK_HEAD.POOLER_TYPE '' (empty), so that the ROI heads do "
+            "not pool for it"
+        )
+    key = f"MODEL.{section}.IN_FEATURES"
+    return BoxFeatureReader.from_shapes(cfg.MODEL[section].IN_FEATURES, input_shape, key)
+
+
+def _label_points(instances: Sequence[Instances], coords_box: Tensor) -> Tensor:
+    boxes = torch.cat([x.proposal_boxes.tensor for x in instances])
+    return sample_point_labels(instances, box_to_image_coords(coords_box, boxes))
+
+
+def _build_renderer(cfg: CfgNode, start_side: int) -> MaskRenderer:
+    point = cfg.MODEL.POINT_HEAD
+    plan = SubdivisionPlan(
+        start_side=start_side,
+        steps=point.SUBDIVISION_STEPS,
+        points_per_step=point.SUBDIVISION_NUM_POINTS,
+    )
+
+    def value_or_default(key: str) -> Any:  # a config of the stock project lacks these keys
+        return point.get(key, DEFAULTS[f"MODEL.POINT_HEAD.{key}"])
+
+    return MaskRenderer(
+        plan.without_covered_steps(),
+        boxes_per_chunk=value_or_default("SUBDIVISION_BOXES_PER_CHUNK"),
+        cells_per_pixel=value_or_default("SUBDIVISION_CELLS_PER_PIXEL"),
+    )

@@ -20,38 +20,6 @@ from point_rend.rendering.uncertainty import label_map
 Inputs = Sequence[Mapping[str, Any]]
 
 
-def _check_head(head: nn.Module, meta_arch: str) -> None:
-    if "image_sizes" not in inspect.signature(head.forward).parameters:
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {meta_arch} passes image sizes to its semantic head, but "
-            f"{type(head).__name__} takes none: expected MODEL.SEM_SEG_HEAD.NAME "
-            "PointRendSemSegHead, or Detectron2's own meta-architecture for this head"
-        )
-
-
-def _pad(model: Any, tensors: list[Tensor], value: float = 0) -> ImageList:
-    """Pad images or label maps to a common size that fits the backbone and the semantic head."""
-    backbone, head = model.backbone, model.sem_seg_head
-    divisor = math.lcm(backbone.size_divisibility or 1, getattr(head, "frame_stride", 1))
-    return ImageList.from_tensors(tensors, divisor, value, backbone.padding_constraints)
-
-
-def _padded_images(model: Any, inputs: Inputs) -> ImageList:
-    """Return the images of a batch, normalized and padded."""
-    pixels = [image["image"].to(model.device) for image in inputs]
-    return _pad(model, [(image - model.pixel_mean) / model.pixel_std for image in pixels])
-
-
-def _padded_labels(model: Any, inputs: Inputs) -> Tensor:
-    """Return the label maps of a batch, padded like its images with ignored labels."""
-    labels = [image["sem_seg"].to(model.device) for image in inputs]
-    return _pad(model, labels, model.sem_seg_head.ignore_value).tensor
-
-
-def _output_size(image: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int]:
-    return image.get("height", size[0]), image.get("width", size[1])
-
-
 def resize_logits(logits: Tensor, height: int, width: int) -> Tensor:
     """Resize (K, h, w) logits bilinearly to (K, height, width), unless they have that size."""
     if tuple(logits.shape[-2:]) == (height, width):
@@ -156,3 +124,35 @@ class PointRendPanopticFPN(PanopticFPN):
             )
             results.append({"sem_seg": sem_seg, "instances": instances, "panoptic_seg": panoptic})
         return results
+
+
+def _check_head(head: nn.Module, meta_arch: str) -> None:
+    if "image_sizes" not in inspect.signature(head.forward).parameters:
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE {meta_arch} passes image sizes to its semantic head, but "
+            f"{type(head).__name__} takes none: expected MODEL.SEM_SEG_HEAD.NAME "
+            "PointRendSemSegHead, or Detectron2's own meta-architecture for this head"
+        )
+
+
+def _pad(model: Any, tensors: list[Tensor], value: float = 0) -> ImageList:
+    """Pad images or label maps to a common size that fits the backbone and the semantic head."""
+    backbone, head = model.backbone, model.sem_seg_head
+    divisor = math.lcm(backbone.size_divisibility or 1, getattr(head, "frame_stride", 1))
+    return ImageList.from_tensors(tensors, divisor, value, backbone.padding_constraints)
+
+
+def _padded_images(model: Any, inputs: Inputs) -> ImageList:
+    """Return the images of a batch, normalized and padded."""
+    pixels = [image["image"].to(model.device) for image in inputs]
+    return _pad(model, [(image - model.pixel_mean) / model.pixel_std for image in pixels])
+
+
+def _padded_labels(model: Any, inputs: Inputs) -> Tensor:
+    """Return the label maps of a batch, padded like its images with ignored labels."""
+    labels = [image["sem_seg"].to(model.device) for image in inputs]
+    return _pad(model, labels, model.sem_seg_head.ignore_value).tensor
+
+
+def _output_size(image: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int]:
+    return image.get("height", size[0]), image.get("width", size[1])

@@ -20,6 +20,21 @@ from point_rend.rendering.sampling import PointSampler, point_sample
 from point_rend.rendering.sampling import most_uncertain_cells as get_uncertain_point_coords_on_grid
 from point_rend.rendering.uncertainty import Uncertainty
 
+__all__ = [
+    "BoxFeatureReader",
+    "Features",
+    "FineGrainedFeatures",
+    "concatenate_levels",
+    "generate_regular_grid_point_coords",
+    "get_point_coords_wrt_image",
+    "get_uncertain_point_coords_on_grid",
+    "get_uncertain_point_coords_with_randomness",
+    "point_sample",
+    "point_sample_fine_grained_features",
+    "pool_regular_grid",
+    "sample_point_labels",
+]
+
 Features = Mapping[str, Tensor]
 
 
@@ -82,20 +97,6 @@ class BoxFeatureReader:
         ]
         maps_of_images = zip(*(level.split(1) for level in levels), strict=True)
         return [FineGrainedFeatures(maps, frames) for maps in maps_of_images]
-
-
-__all__ = [
-    "FineGrainedFeatures",
-    "concatenate_levels",
-    "generate_regular_grid_point_coords",
-    "get_point_coords_wrt_image",
-    "get_uncertain_point_coords_on_grid",
-    "get_uncertain_point_coords_with_randomness",
-    "pool_regular_grid",
-    "point_sample",
-    "point_sample_fine_grained_features",
-    "sample_point_labels",
-]
 
 
 @torch.no_grad()

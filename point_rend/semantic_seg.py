@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from point_rend.config.defaults import point_head_num_classes
 from point_rend.ground_truth.losses import semantic_point_loss
 from point_rend.ground_truth.point_labels import sample_semantic_labels
+from point_rend.point_features import Features
 from point_rend.point_head import build_point_head, build_point_sampler, check_own_parameters
 from point_rend.rendering.bound_head import bind_point_head
 from point_rend.rendering.features import FineGrainedFeatures, concatenate_levels
@@ -24,7 +25,6 @@ from point_rend.rendering.sampling import PointSampler, point_sample
 from point_rend.rendering.subdivision import subdivide
 from point_rend.rendering.uncertainty import Uncertainty, top2_margin_uncertainty
 
-Features = Mapping[str, Tensor]
 ImageSizes = Sequence[tuple[int, int]]
 
 
