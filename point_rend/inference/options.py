@@ -1,10 +1,8 @@
-"""Command-line options of the commands that run a model."""
+"""Command-line options of the commands that run a model; Detectron2 is not imported."""
 
 import argparse
 
 from point_rend.config.files import config_file_option
-from point_rend.config.tasks import model_outputs
-from point_rend.inference.settings import Settings, load_settings
 from point_rend.utils.program import program
 
 
@@ -44,27 +42,3 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         help="config keys that overrule the file, such as MODEL.WEIGHTS; these come last",
     )
     return parser
-
-
-def read_settings(args: argparse.Namespace) -> Settings:
-    """Load the settings that the options of :func:`build_parser` describe.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If something does not fit.
-    """
-    if not 0 <= args.confidence_threshold <= 1:
-        raise ValueError(
-            "--confidence-threshold: expected a number from 0 to 1, got "
-            f"{args.confidence_threshold}"
-        )
-    settings = load_settings(
-        args.config_file,
-        args.opts,
-        class_names=args.classes,
-        confidence_threshold=args.confidence_threshold,
-        allow_unsafe=args.allow_unsafe_checkpoint,
-    )
-    if "instances" in model_outputs(settings.cfg) and not settings.cfg.MODEL.MASK_ON:
-        raise ValueError("MODEL.MASK_ON is False: expected a model that segments")
-    return settings

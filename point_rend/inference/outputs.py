@@ -20,7 +20,6 @@ from point_rend.utils.files import atomic_path, write_text
 from point_rend.visualization.drawing import color_of, overlay_masks, write_names
 from point_rend.visualization.layout import save_picture
 
-FORMATS = ("pictures", "coco", "masks", "labels")
 CODECS = {".avi": "MJPG"}  # of OpenCV, by suffix; mp4v for all others
 WINDOW = "PointRend"
 ESCAPE = 27
@@ -194,7 +193,7 @@ class Results:
 
     Args:
         metadata: The classes.
-        formats: Of `FORMATS`.
+        formats: Some of pictures, coco, masks and labels.
         folder: Folder of the files; None for none.
         picture: File of the only picture, if it has a name of its own.
         video: Takes the pictures in place of files.

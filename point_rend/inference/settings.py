@@ -1,5 +1,6 @@
 """Config and classes of a model that is about to run."""
 
+import argparse
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -109,6 +110,33 @@ def load_stored_settings(
     cfg = parse_config(stored.config, f"the config in {path}", opts)
     cfg.MODEL.WEIGHTS = path
     return _finish(cfg, stored, None, device, opts)
+
+
+def read_settings(args: argparse.Namespace) -> Settings:
+    """Load the settings that a command line describes.
+
+    Args:
+        args: With the options of `options.build_parser`.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If something does not fit.
+    """
+    if not 0 <= args.confidence_threshold <= 1:
+        raise ValueError(
+            "--confidence-threshold: expected a number from 0 to 1, got "
+            f"{args.confidence_threshold}"
+        )
+    settings = load_settings(
+        args.config_file,
+        args.opts,
+        class_names=args.classes,
+        confidence_threshold=args.confidence_threshold,
+        allow_unsafe=args.allow_unsafe_checkpoint,
+    )
+    if "instances" in model_outputs(settings.cfg) and not settings.cfg.MODEL.MASK_ON:
+        raise ValueError("MODEL.MASK_ON is False: expected a model that segments")
+    return settings
 
 
 def _finish(

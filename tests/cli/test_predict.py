@@ -17,8 +17,9 @@ from torch import nn
 
 from point_rend import SafeDetectionCheckpointer, get_config_file, load_config
 from point_rend.cli import predict
-from point_rend.inference import options, outputs
+from point_rend.inference import options, outputs, settings
 from point_rend.inference import predictor as predict_model
+from point_rend.inference import run as run_module
 from tests.tiny_datasets import (
     HEIGHT,
     KINDS,
@@ -79,7 +80,7 @@ class Planted:
 
 @pytest.fixture
 def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "Predictor", Planted)
+    monkeypatch.setattr(run_module, "Predictor", Planted)
 
 
 def picture(number: int) -> np.ndarray:
@@ -201,7 +202,7 @@ def test_a_file_that_cannot_be_read_is_named_at_the_end_and_stops_nothing(
 def test_without_any_input_no_model_is_built_and_former_results_stay(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "Predictor", None)
+    monkeypatch.setattr(run_module, "Predictor", None)
     former = tmp_path / "out" / "instances.json"
     former.parent.mkdir()
     former.write_text("former")
@@ -379,7 +380,7 @@ def test_ctrl_c_completes_the_video_and_an_error_leaves_none(
                 raise self.error
             return super().__call__(images, batch_size=batch_size)
 
-    monkeypatch.setattr(predict, "Predictor", Ending)
+    monkeypatch.setattr(run_module, "Predictor", Ending)
     Ending.error = KeyboardInterrupt
     assert exit_code("--video-input", video, "--output", tmp_path / "out") == 130
     assert len(read_frames(tmp_path / "out" / "walk.mp4")) == 2
@@ -468,7 +469,7 @@ def test_label_maps_are_the_best_classes_of_the_model(images: Path, tmp_path: Pa
 
 def test_a_panoptic_model_gives_pictures_instances_and_labels(images: Path, tmp_path: Path) -> None:
     arguments = ["--input", images, "--output", tmp_path / "out", "--classes", NAMES]
-    formats = ["--formats", *outputs.FORMATS, "--confidence-threshold", 0]
+    formats = ["--formats", *predict.FORMATS, "--confidence-threshold", 0]
     opts = [*THREE_CLASSES, *TINY_SEMANTIC]
     weights = checkpoint_of(tmp_path / "m.pth", config=PANOPTIC, opts=opts)
     run(*arguments, *formats, config=PANOPTIC, opts=[*opts, *weights])
@@ -529,7 +530,7 @@ def test_a_file_of_classes_that_is_no_text_is_named(
 def test_names_on_the_command_line_give_the_number_of_classes_too() -> None:
     words = ["--config-file", POINTREND, "--classes", NAMES, "--opts", "MODEL.WEIGHTS", "m.pkl"]
     args = options.build_parser("").parse_args(words)
-    assert options.read_settings(args).cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
+    assert settings.read_settings(args).cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
 
 
 def test_classes_are_those_of_the_checkpoint(images: Path, tmp_path: Path) -> None:

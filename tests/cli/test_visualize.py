@@ -250,18 +250,24 @@ def test_what_cannot_be_read_or_written_is_said_in_one_line(
     assert f"error: {image_file}: image file is truncated" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", list(MODELS))
-def test_every_figure_is_written_in_every_format(kind: str, image_file: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "formats"),
+    [("standard", "png gif pdf"), ("implicit", "png"), ("semantic", "gif"), ("panoptic", "pdf")],
+)
+def test_every_figure_is_written_in_every_format(kind: str, formats: str, image_file: Path) -> None:
     region = ["--region", 4, 4, 60, 60] if kind == "semantic" else ["--instance", 1]
-    files = run(kind, image_file, *region)
+    files = run(kind, image_file, *region, "--formats", *formats.split())
     assert sorted(x.name for x in (image_file.parent / "out").iterdir()) == sorted(files)
     names = ("coarse-fine", "steps", "training-points", "uncertainty")
-    assert set(files) == {f"{x}.{y}" for x in names for y in ("png", "gif", "pdf")}
-    for name in names:
-        assert min(cv2.imread(str(files[f"{name}.png"])).shape[:2]) > SIZE / 4
-        with Image.open(files[f"{name}.gif"]) as animation:
-            assert animation.n_frames >= 3
-        assert files[f"{name}.pdf"].read_bytes().startswith(b"%PDF")
+    assert set(files) == {f"{x}.{y}" for x in names for y in formats.split()}
+    for file in files.values():
+        if file.suffix == ".png":
+            assert min(cv2.imread(str(file)).shape[:2]) > SIZE / 4
+        elif file.suffix == ".gif":
+            with Image.open(file) as animation:
+                assert animation.n_frames >= 3
+        else:
+            assert file.read_bytes().startswith(b"%PDF")
 
 
 def test_a_box_of_ones_own_is_rendered_for_its_class(image_file: Path) -> None:
