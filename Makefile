@@ -1,8 +1,8 @@
-# Everything runs in .venv, which the first target that needs it sets up (tools/setup_venv.sh):
-# Python 3.11 or 3.12 and a package index are all that has to be there.
+# Everything runs in .venv, which the first target that needs it sets up (tools/setup_venv.sh).
+# Python 3.11 or 3.12 and a package index are the only requirements.
 #
-#   make PYTHON=/path/to/python3.12 ...        that Python instead of the first suitable one
-#   make DETECTRON2=<requirement or path> ...  that Detectron2 (see tools/install_detectron2.py)
+#   make PYTHON=/path/to/python3.12 ...        use this Python, not the first suitable one
+#   make DETECTRON2=<requirement or path> ...  use this Detectron2 (see tools/install_detectron2.py)
 #   make test ARGS="-k sampling"               more arguments for pytest
 
 BIN := .venv/bin
@@ -13,13 +13,13 @@ ARGS ?=
 help:
 	@echo "make demo            train a small PointRend on drawn shapes, evaluate it, write pictures"
 	@echo "make demo-semantic   the same for semantic segmentation, on street scenes"
-	@echo "make notebook        execute the tutorial and write it with its results"
+	@echo "make notebook        execute the tutorial and save it with its results"
 	@echo "make test            run the tests"
-	@echo "make lint            check rules, layout and spelling"
+	@echo "make lint            check style, format and spelling"
 	@echo "make type            check the types"
-	@echo "make format          lay out the sources"
-	@echo "make venv            set up .venv, which the others do where it is missing"
-	@echo "make clean           remove .venv and caches; results in output/ stay"
+	@echo "make format          format the sources"
+	@echo "make venv            set up .venv; the other targets do so when needed"
+	@echo "make clean           remove .venv and caches, keep the results in output/"
 
 venv:
 	@sh tools/setup_venv.sh

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Sets up .venv: everything that `make` needs, in the versions of constraints.txt.
+# Set up .venv: everything that `make` needs, in the versions of constraints.txt.
 #
 #   [PYTHON=python3.12] [DETECTRON2=<requirement or path for pip>] sh tools/setup_venv.sh
 #
-# A .venv that is complete and belongs to these sources is left alone. A finished step is written
-# into .venv/set-up. After an interruption the next run goes on behind the last finished step; a
-# .venv that is damaged or was left in the middle of its packages is made anew.
+# A complete .venv of these sources is left alone. Finished steps are listed in .venv/set-up, and
+# the next run after an interruption continues after the last of them. A .venv that is damaged, or
+# whose packages are incomplete, is created again.
 
 cd "$(dirname "$0")/.." || exit 1
 
@@ -21,7 +21,7 @@ fail() {
     exit 1
 }
 
-# Python 3.11 or 3.12 with all that makes a virtual environment. The evaluation of Cityscapes fails
+# Python 3.11 or 3.12 with the modules for virtual environments. The evaluation of Cityscapes fails
 # with NumPy 2, and NumPy 1 has no wheel for Python 3.13.
 usable() {
     "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
@@ -31,28 +31,28 @@ usable() {
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
         usable "$PYTHON" && echo "$PYTHON" && return
-        fail "PYTHON=$PYTHON cannot be used." "It has to be Python 3.11 or 3.12 with the modules venv and ensurepip." \
-            "It says: $("$PYTHON" --version 2>&1 | head -n 1)"
+        fail "PYTHON=$PYTHON cannot be used." "It must be Python 3.11 or 3.12 with the modules venv and ensurepip." \
+            "Its version: $("$PYTHON" --version 2>&1 | head -n 1)"
     fi
     for candidate in python3.11 python3.12 python3 python; do
         usable "$candidate" && echo "$candidate" && return
     done
     fail "No Python 3.11 or 3.12 was found (with the modules venv and ensurepip)." \
         "Debian, Ubuntu: sudo apt install python3 python3-venv" \
-        "Elsewhere: https://www.python.org/downloads/, or name one: make PYTHON=/path/to/python3.12"
+        "Elsewhere: https://www.python.org/downloads/, or choose one: make PYTHON=/path/to/python3.12"
 }
 
 version_of() { "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null; }
 
 finished() { grep -qsxF "$1" "$state"; }
 
-# The .venv is of these sources and of the wanted Python, and its interpreter runs.
+# The .venv belongs to these sources and to the requested Python, and its interpreter runs.
 belongs() {
     [ "$(head -n 1 "$state" 2>/dev/null)" = "$key" ] && usable "$python" &&
         { [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$(version_of "$python")" ]; }
 }
 
-# What a hand may have removed: the packages of the finished steps are there.
+# The packages of the finished steps are still installed.
 has_packages() {
     set -- torch torchvision numpy cv2 pycocotools fvcore point_rend
     if finished "step 4"; then set -- "$@" detectron2; fi
@@ -61,38 +61,38 @@ import importlib.util, sys
 sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))' "$@" 2>/dev/null
 }
 
-# step NUMBER TITLE ADVICE COMMAND...: runs the command unless it was finished before.
+# step NUMBER TITLE ADVICE COMMAND...: run the command unless the step is finished.
 step() {
     number=$1 title=$2 advice=$3
     shift 3
     if finished "step $number"; then return; fi
     printf '\n=== Setting up, step %s of 5: %s\n' "$number" "$title"
     "$@" || fail "Setting up stopped in step $number of 5 ($title)." "$advice" \
-        "Then type the same make command again; the steps before this one are kept where they can be."
+        "Then run the same make command again; earlier steps are kept where possible."
     echo "step $number" >>"$state"
 }
 
 if belongs && finished "step 5" && has_packages; then
     if [ -n "${DETECTRON2:-}" ]; then
-        echo "DETECTRON2 is not used: .venv has its Detectron2 already. First type: make clean"
+        echo "DETECTRON2 is not used: .venv already has a Detectron2. To replace it, first run: make clean"
     fi
     exit 0
 fi
 
 base=$(find_python) || exit 1
 
-# One set-up at a time. The system gives the lock back when this shell and its children are gone.
+# One set-up at a time. The system releases the lock when this shell and its children have ended.
 if [ -e .venv ] && [ ! -e "$lock" ]; then
-    fail "There is a .venv that was not made here." "Move it away, or remove it: make clean"
+    fail ".venv was not created by this script." "Move it away, or remove it: make clean"
 fi
-mkdir -p .venv && touch "$lock" || fail "The folder $(pwd) cannot be written."
+mkdir -p .venv && touch "$lock" || fail "The folder $(pwd) is not writable."
 exec 9>"$lock"
 "$base" -c '
 import fcntl
 try:
     fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:
-    print("Another set-up is at work on .venv; waiting for its end ...", flush=True)
+    print("Another set-up is running; waiting for its end ...", flush=True)
     fcntl.flock(9, fcntl.LOCK_EX)
 except OSError:  # a file system without locks
     pass'
@@ -112,6 +112,6 @@ step 3 "PyTorch and the other packages (3 GB, some minutes)" "$network" \
     "$python" -m pip install --no-build-isolation --constraint constraints.txt --editable '.[dev]'
 step 4 "Detectron2" "$network With DETECTRON2=...: check it, and the C++ compiler." \
     "$python" tools/install_detectron2.py --constraint constraints.txt
-step 5 "a check that everything can be imported" "Type: make clean" \
+step 5 "a test import of everything" "Run: make clean" \
     "$python" -W ignore -c "import cv2, detectron2.modeling, fvcore, pycocotools.mask, torch"
 printf '\n=== .venv is ready: Python %s\n\n' "$("$python" -c 'import platform; print(platform.python_version())')"

@@ -82,7 +82,7 @@ def test_a_demo_that_has_not_run_is_one_error(tmp_path: Path, capsys: pytest.Cap
     assert raised.value.code == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert "model_final.pth is missing: run tools/demo.py first" in message
+    assert "model_final.pth is missing: run `pointrend demo` first" in message
     assert not (tmp_path / "figures").exists()
 
 

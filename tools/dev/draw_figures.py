@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Draw the figures of docs/HOW_IT_WORKS.md: what the demo's model does, and a diagram.
+"""Draw the figures of docs/HOW_IT_WORKS.md: masks of the demo's model, and a diagram.
 
     make demo
     python tools/dev/draw_figures.py --demo output/demo --output docs/images/how_it_works
 
-The pictures are those of `visualize_points.py` for one object of the demo's validation images, with
-a palette, so that the files are small. The diagram of the point head is drawn from the layers that
-the published config builds; it needs no trained model.
+The pictures are those of `pointrend visualize` for one object of the demo's validation images, with
+a palette to keep the files small. The diagram of the point head shows the layers that the published
+config builds; it needs no trained model.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from detectron2.layers import ShapeSpec
 from PIL import Image
 
 from point_rend import StandardPointHead, get_config_file, load_config
-from point_rend.cli import visualize as visualize_points
+from point_rend.cli import visualize
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import atomic_file, check_output, write_text
 
@@ -49,7 +49,7 @@ def text(x: float, y: float, words: str, *, anchor: str = "middle", size: int = 
 
 
 def arrow(*corners: tuple[float, float]) -> str:
-    """Return a line along some corners as SVG, with a head at its end."""
+    """Return an arrow through some corners as SVG."""
     path = " L".join(f"{x:g} {y:g}" for x, y in corners)
     return (
         f'<path d="M{path}" fill="none" stroke="{INK}" stroke-width="1.6" marker-end="url(#head)"/>'
@@ -57,7 +57,7 @@ def arrow(*corners: tuple[float, float]) -> str:
 
 
 def grid(x: float, y: float, cells: int, side: float, color: str) -> list[str]:
-    """Return a map of cells with a point in it as SVG."""
+    """Return a grid of cells with a point in it as SVG."""
     lines = [rectangle(x, y, side, side, color)]
     for i in range(1, cells):
         place = i * side / cells
@@ -70,18 +70,18 @@ def grid(x: float, y: float, cells: int, side: float, color: str) -> list[str]:
 
 
 def point_head_diagram(head: StandardPointHead, coarse_side: int) -> str:
-    """Draw the layers of a point head, one bar per vector, its height the number of channels.
+    """Draw the layers of a point head: one bar per vector, as high as its number of channels.
 
     Args:
-        head: Whose layers all see the coarse prediction.
-        coarse_side: Of the coarse prediction, in cells.
+        head: A head in which all layers take the coarse prediction.
+        coarse_side: Side of the coarse prediction, in cells.
 
     Returns:
-        SVG on a light card of its own, which is legible on any page.
+        SVG with a light background, which is legible on any page.
     """
     width, height = SIZE
     layers, coarse = [*head.hidden_layers, head.predictor], head.coarse_channels
-    rail = height - 34  # along which the coarse prediction reaches all layers
+    rail = height - 34  # y of the line from the coarse prediction to all layers
     parts = [rectangle(0.5, 0.5, width - 1, height - 1, "#ffffff")]
     parts += grid(28, 40, 14, 78, FINE) + grid(28, 158, coarse_side, 78, COARSE)
     parts += [text(67, 30, "feature map"), text(67, 148, f"coarse, {coarse_side}×{coarse_side}")]
@@ -136,7 +136,7 @@ def draw_pictures(demo: Path, output: Path) -> list[Path]:
     """Write the pictures of the demo's model.
 
     Args:
-        demo: What `tools/demo.py` has written.
+        demo: Output folder of `pointrend demo`.
         output: Folder of the figures.
 
     Returns:
@@ -150,8 +150,8 @@ def draw_pictures(demo: Path, output: Path) -> list[Path]:
             *("--instance", str(INSTANCE), "--size", str(PANEL_SIDE), "--formats", "png"),
             *("--opts", "MODEL.WEIGHTS", str(demo / "pointrend" / "model_final.pth")),
         ]
-        with contextlib.redirect_stdout(io.StringIO()):  # names of files that do not stay
-            pictures = visualize_points.main(arguments)
+        with contextlib.redirect_stdout(io.StringIO()):  # names of temporary files
+            pictures = visualize.main(arguments)
         for drawn in pictures:
             with Image.open(drawn) as picture:
                 small = picture.convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE)
@@ -165,24 +165,24 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     """Run the command line.
 
     Args:
-        argv: The arguments; those of the process if not given.
+        argv: The arguments; those of the process by default.
 
     Returns:
         The files written.
 
     Raises:
-        SystemExit: With code 2 after an error that the user can put right.
+        SystemExit: With code 2 after an error that the user can correct.
     """
     parser = argparse.ArgumentParser(description="Draw the figures of docs/HOW_IT_WORKS.md.")
     parser.add_argument(
-        "--demo", type=Path, required=True, help="folder that make demo has filled: output/demo"
+        "--demo", type=Path, required=True, help="output folder of the demo: output/demo"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the figures")
     args = parser.parse_args(argv)
     with user_errors():
         weights = args.demo / "pointrend" / "model_final.pth"
         if not weights.is_file():
-            raise FileNotFoundError(f"{weights} is missing: run tools/demo.py first")
+            raise FileNotFoundError(f"{weights} is missing: run `pointrend demo` first")
         check_output(args.output, folder=True)
     files = draw_pictures(args.demo, args.output)
     files.append(args.output / "point-head.svg")

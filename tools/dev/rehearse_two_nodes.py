@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Rehearse a run on two machines with one: two network namespaces with a cable between them.
+"""Rehearse a run on two machines with one: two network namespaces, connected by a virtual cable.
 
-    python tools/dev/rehearse_two_nodes.py                       # as --num-machines starts it
+    python tools/dev/rehearse_two_nodes.py                       # started with --num-machines
     python tools/dev/rehearse_two_nodes.py --launcher torchrun
 
-Each namespace has an address and a loopback of its own, so whatever works here finds its way
-between machines, too: the processes of both meet over the cable alone. Without arguments for
-train_net.py a few iterations of the demo are trained and evaluated on the CPU. No rights are
-needed but that of making namespaces, on Linux.
+Each namespace has its own address and loopback, so the processes of the two can only meet over the
+cable, as those of two machines over the network. Without arguments for train_net.py, a few
+iterations of the demo are trained and evaluated on the CPU. The only privilege needed is that of
+creating namespaces, on Linux.
 """
 
 import argparse
@@ -35,7 +35,7 @@ QUICK = ("SOLVER.MAX_ITER", "6", "SOLVER.WARMUP_ITERS", "1", "INPUT.MIN_SIZE_TRA
 
 
 def missing() -> str:
-    """Say what this machine lacks for a rehearsal; empty if nothing."""
+    """Describe what this machine lacks for a rehearsal; empty if nothing."""
     lacking = [
         f"{name} ({package})" for name, package in PROGRAMS.items() if not shutil.which(name)
     ]
@@ -43,22 +43,22 @@ def missing() -> str:
         return f"these programs are missing: {', '.join(lacking)}"
     tried = subprocess.run([*NAMESPACE, "true"], capture_output=True, text=True, check=False)
     if tried.returncode:
-        return f"namespaces cannot be made here: {shlex.join(NAMESPACE)}: {tried.stderr.strip()}"
+        return f"namespaces cannot be created here: {shlex.join(NAMESPACE)}: {tried.stderr.strip()}"
     return ""
 
 
 def inside(holder: subprocess.Popen[bytes]) -> list[str]:
-    """Return the words before a command that let it run in the namespaces of a process."""
+    """Return the words that, before a command, run it in the namespaces of a process."""
     return ["nsenter", f"--target={holder.pid}", "--user", "--net", "--preserve-credentials"]
 
 
 @contextmanager
 def held(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Keep the namespaces open that a command makes, no longer than this process lives."""
+    """Keep the namespaces that a command creates open, at most while this process lives."""
     holder = subprocess.Popen([*command, "cat"], stdin=subprocess.PIPE)  # cat ends with its input
     try:
         name = Path(f"/proc/{holder.pid}/comm")
-        while name.read_text().strip() != "cat":  # they are there when it waits
+        while name.read_text().strip() != "cat":  # the namespaces exist once cat runs
             if holder.poll() is not None:
                 raise SystemExit(f"error: {shlex.join(command)} has failed")
             time.sleep(0.01)
@@ -69,10 +69,10 @@ def held(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def two_nodes() -> Iterator[list[list[str]]]:
-    """Make two namespaces with a cable between them.
+    """Create two namespaces, connected by a virtual cable.
 
     Yields:
-        For each the words before a command that let it run there.
+        For each namespace, the words that, before a command, run it there.
     """
     with held(NAMESPACE) as first, held([*inside(first), "unshare", "--net"]) as second:
         nodes = [inside(first), inside(second)]
@@ -89,7 +89,7 @@ def two_nodes() -> Iterator[list[list[str]]]:
 
 
 def command_of(node: int, launcher: str, processes: int, arguments: Sequence[str]) -> list[str]:
-    """Return the command that one would type on a machine."""
+    """Return the command that a user would type on a machine."""
     script = "train_net.py"
     if launcher == "torchrun":
         words = ["-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}"]
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: With code 2 if the machine lacks something, with that of a node that failed.
+        SystemExit: With code 2 if the machine lacks something, else with that of a failed node.
     """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--launcher", choices=["flags", "torchrun"], default="flags")
     parser.add_argument("--processes", type=int, default=2, help="on each machine (default 2)")
     parser.add_argument("--output", type=Path, default=Path("output/two_nodes"))
-    parser.add_argument("arguments", nargs="*", help="of train_net.py, behind a --")
+    parser.add_argument("arguments", nargs="*", help="of train_net.py, after --")
     args = parser.parse_args(argv)
     lacking = missing()
     if lacking:

@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""Execute a notebook and write it with its results.
+"""Execute a notebook and save it with its results.
 
     python tools/dev/run_notebook.py notebooks/tutorial.ipynb      # or: make notebook
 
-The file is written only if every cell runs. Its metadata keep nothing of the machine and of the
-time, but the SHA-256 of the code that made the results, so that a test can tell whether it is still
-that of the cells.
+The file is written only if every cell runs. Its metadata depend neither on the machine nor on the
+time, and include the SHA-256 of the code of all cells, with which a test can detect results of
+other code.
 
     python tools/dev/run_notebook.py notebooks/tutorial.ipynb --output x.ipynb --set ITERATIONS=4
 
-executes it with other parameters: variables of the cell that is tagged `parameters`, as papermill
-has them.
+executes it with other parameters, which are the variables of the cell with the tag `parameters`, as
+in papermill.
 """
 
 import argparse
@@ -30,10 +30,9 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from point_rend.utils.errors import user_errors
+from point_rend.utils.errors import FAILED, user_errors
 from point_rend.utils.files import check_output, write_text
 
-FAILED = 1  # exit code if a cell does not run
 PARAMETERS = "parameters"
 SOURCES = "sources_sha256"  # key in the metadata
 MINUTES = 60
@@ -43,14 +42,14 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     """Read a notebook.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if the file is no notebook.
+        FileNotFoundError: If there is none.
+        ValueError: If the file is not a notebook.
     """
     try:
         return nbformat.read(path, as_version=4)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no notebook {path}") from error
-    # The last of them is how nbformat reports JSON that is no object.
+    # nbformat raises the last of them for JSON that is not an object.
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError) as error:
         raise ValueError(f"{path} is not a notebook: {error!s:.100}") from error
 
@@ -64,10 +63,10 @@ def sources_hash(notebook: nbformat.NotebookNode) -> str:
 def with_parameters(
     notebook: nbformat.NotebookNode, values: Mapping[str, Any]
 ) -> nbformat.NotebookNode:
-    """Return the notebook with a cell behind its parameters that sets some of them anew.
+    """Return the notebook with a cell after its parameters that changes some of them.
 
     Raises:
-        ValueError: if it has no such parameter.
+        ValueError: If it has no such parameter.
     """
     changed = copy.deepcopy(notebook)
     if not values:
@@ -97,14 +96,14 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
     """Run all cells in a new kernel of this Python.
 
     Args:
-        notebook: what to run.
-        folder: working directory of the kernel.
+        notebook: The notebook.
+        folder: Working directory of the kernel.
 
     Returns:
-        The notebook with its results; of the machine and the time nothing is in its metadata.
+        The notebook with its results; its metadata depend neither on the machine nor on the time.
 
     Raises:
-        CellExecutionError: if a cell does not run.
+        CellExecutionError: If a cell does not run.
     """
     done = copy.deepcopy(notebook)
     with tempfile.TemporaryDirectory() as sockets:
@@ -146,13 +145,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Args:
-        argv: the arguments; those of the process if not given.
+        argv: The arguments; those of the process by default.
 
     Raises:
-        SystemExit: with code 2 after an error that the user can put right, with code 1 if a cell
+        SystemExit: With code 2 after an error that the user can correct, with code 1 if a cell
             does not run.
     """
-    parser = argparse.ArgumentParser(description="Execute a notebook, write it with its results.")
+    parser = argparse.ArgumentParser(description="Execute a notebook and save it with its results.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--output", type=Path, help="file to write; by default the notebook itself")
     parser.add_argument(
