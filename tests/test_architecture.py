@@ -237,7 +237,7 @@ def test_a_config_is_read_in_config_from_config_and_builders_only():
     more = {
         "roi_heads.py": {"_init_mask_head"},  # the hook by which ROI heads build mask heads
         # The class counts of a config follow the data sets.
-        "data/datasets/classes.py": {"fill_class_count", "known_of_classes"},
+        "data/datasets/classes.py": {"fill_class_count", "training_class_metadata"},
     }
     for name, tree in TREES.items():
         if room(name) in {"config", "inference", "experiments", "cli"} or name in runs:

@@ -23,7 +23,7 @@ from torch import nn
 
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.checkpoint.class_metadata import CONFIG
-from point_rend.data.datasets.classes import known_of_classes
+from point_rend.data.datasets.classes import training_class_metadata
 from point_rend.data.loader.loaders import (
     EvaluationLoader,
     TrainLoader,
@@ -89,7 +89,7 @@ class Trainer(DefaultTrainer):
             trainer=weakref.proxy(self),
             allow_unsafe=allow_unsafe_checkpoint,
             strict_shapes=False,  # a training may start from a model with other classes
-            metadata={**known_of_classes(cfg), CONFIG: cfg.dump()},
+            metadata={**training_class_metadata(cfg), CONFIG: cfg.dump()},
         )
         self.signals = StopSignals()
         self.last_complete_iter = -1

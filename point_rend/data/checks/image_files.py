@@ -76,7 +76,7 @@ def _image_fault(record: ImageRecord) -> str | None:
             if image.mode.startswith(MODES_BEYOND_8_BITS):
                 return f"is of mode {image.mode}: expected 8 bits per channel"
             width, height = image.size
-            if record.width is not None and lies_on_its_side(image):
+            if record.width is not None and is_rotated_sideways(image):
                 width, height = height, width
             end = END_OF_FILE.get(image.format or "")
             if end is not None:
@@ -96,7 +96,7 @@ def _image_fault(record: ImageRecord) -> str | None:
     return None
 
 
-def lies_on_its_side(image: Image.Image) -> bool:
+def is_rotated_sideways(image: Image.Image) -> bool:
     """Tell whether an image is turned by 90 degrees when it is read; decodes it if it is a PNG."""
     return image.getexif().get(ExifTags.Base.Orientation) in TURNED_SIDEWAYS
 

@@ -16,7 +16,7 @@ from point_rend.data.checks.image_files import (
     FILE_THREADS,
     ImageRecord,
     check_image_files,
-    lies_on_its_side,
+    is_rotated_sideways,
     listed,
 )
 
@@ -163,7 +163,7 @@ def _read_label(record: dict[str, Any], num_classes: int, ignore_value: int) -> 
     with Image.open(record["file_name"]) as image:
         expected = image.size
         # A PNG that lies on its side is rare, and looking costs the decoding of the whole image.
-        if (image.format != "PNG" or size != expected) and lies_on_its_side(image):
+        if (image.format != "PNG" or size != expected) and is_rotated_sideways(image):
             expected = expected[::-1]
     if size != expected:
         return LabelMap(

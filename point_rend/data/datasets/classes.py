@@ -87,7 +87,7 @@ def describe(dataset: str) -> str:
     return f"{dataset} ({json_file})" if json_file else dataset
 
 
-UNSAID = -1
+UNSET = -1
 
 
 class ClassCount(NamedTuple):
@@ -115,14 +115,14 @@ CLASS_COUNTS = (
 )
 
 
-def says(config_file: str, opts: Sequence[str], key: str) -> bool:
+def is_set(config_file: str, opts: Sequence[str], key: str) -> bool:
     """Tell whether a count is given under a key, even if by its default value."""
     probe = get_cfg()
     add_pointrend_config(probe)
-    probe.merge_from_list([key, UNSAID])
+    probe.merge_from_list([key, UNSET])
     merge_from_file_safely(probe, config_file)
     probe.merge_from_list(list(opts))
-    return value_of(probe, key) != UNSAID
+    return value_of(probe, key) != UNSET
 
 
 def fill_class_count(
@@ -151,8 +151,8 @@ def fill_class_count(
     classes = class_names(datasets, count.names)
     if classes is None:
         return False
-    is_said = says(config_file, opts, count.key)
-    keys = [count.key] if is_said else []
+    was_set = is_set(config_file, opts, count.key)
+    keys = [count.key] if was_set else []
     semantic = count.output == "sem_seg"
     own_point_head = semantic and cfg.MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME
     point_head = f"MODEL.{'SEM_SEG_HEAD.' if own_point_head else ''}POINT_HEAD.NUM_CLASSES"
@@ -161,7 +161,7 @@ def fill_class_count(
     for key in keys:
         if value_of(cfg, key) != len(classes):
             advice = f"leave the key out and it follows the data, or pass {key} {len(classes)}"
-            if says(config_file, (), key):
+            if is_set(config_file, (), key):
                 advice = (
                     f"{config_file} or its base sets it; to overrule it pass {key} {len(classes)}"
                 )
@@ -170,10 +170,10 @@ def fill_class_count(
                 f"{', '.join(map(describe, dict.fromkeys(datasets)))}; {advice}"
             )
     cfg.merge_from_list([count.key, len(classes)])
-    return not is_said
+    return not was_set
 
 
-def known_of_classes(cfg: CfgNode) -> dict[str, Any]:
+def training_class_metadata(cfg: CfgNode) -> dict[str, Any]:
     """Collect what the training sets tell of the model's classes, if they are as many as its."""
     outputs = model_outputs(cfg)
     known: dict[str, Any] = {}

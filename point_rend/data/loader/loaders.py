@@ -1,4 +1,4 @@
-"""The loaders of a run: resumable, the same for all worker counts, content with any /dev/shm."""
+"""Data loaders: resumable, independent of the number of workers, safe with little shared memory."""
 
 import logging
 import os
@@ -19,36 +19,42 @@ from detectron2.data import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from point_rend.data.loader.order import Turn, WiderThanHigh, behind, grouped, turns
+from point_rend.data.loader.order import (
+    IsLandscape,
+    StreamPosition,
+    batches_of_a_kind,
+    skip_batches,
+    stream_positions,
+)
 from point_rend.data.loader.samples import Record, Sample, Samples
-from point_rend.data.loader.transport import Parcel, packed, unpacked
+from point_rend.data.loader.transport import PackedSample, pack, unpack
 from point_rend.utils.errors import USER_ERROR, TrainingStop
 from point_rend.utils.seeding import random_numbers_of
 
-# A process that was spawned spawns its workers, too, unless told otherwise: they then import all
-# of this for seconds, in which a signal kills them.
+# By default a spawned process also spawns its workers. They import everything for seconds, during
+# which a signal kills them.
 START_METHOD = "fork" if sys.platform == "linux" else None
-ATTEMPTS = 10  # records tried for a turn where those that cannot be used are skipped
+ATTEMPTS = 10  # records tried for a stream position if unusable ones are skipped
 
 logger = logging.getLogger(__name__)
 
 
 class TrainLoader:
-    """Endless batches of training samples, in an order that follows from a seed alone.
+    """Endless batches of training samples, in an order that follows from the seed alone.
 
-    Number of workers and interruptions change neither the order nor the samples. It can be iterated
-    over once; `state_dict` then tells how far that has come.
+    The number of workers and interruptions change neither the order nor the samples. The loader can
+    be iterated once; `state_dict` returns the progress.
 
     Args:
         records: The data set, by index.
-        mapper: Makes a sample of a record; it raises a ValueError that names the file if it cannot.
-        build_sampler: Makes a sampler of Detectron2 from a seed.
-        kind: Tells by index what the images of a batch have in common.
+        mapper: Makes a sample of a record; raises a ValueError that names an unusable file.
+        build_sampler: Builds a sampler of Detectron2 from a seed.
+        kind: Returns by index what the images of a batch have in common.
         seed: Seed of the training, 0 or more.
-        batch_size: Images per batch, of this process.
+        batch_size: Number of images per batch of this process.
         num_workers: Number of worker processes.
-        skip: Whether records that cannot be used are replaced by later ones, with a warning; if
-            not, they end the training, on all processes together.
+        skip: Whether unusable records are replaced by later ones, with a warning; otherwise they
+            end the training, in all processes together.
     """
 
     def __init__(
@@ -74,7 +80,7 @@ class TrainLoader:
         self.batches = 0
         self.faults = 0
         self._without_shared_memory = False
-        # Not over NCCL, as the signals are not.
+        # Like the signals, without NCCL.
         self._group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
 
     def __iter__(self) -> Iterator[list[Record]]:
@@ -83,23 +89,23 @@ class TrainLoader:
         )
         loader = DataLoader(
             samples,
-            sampler=self._remaining_turns(),
+            sampler=self._remaining_positions(),
             batch_size=None,
             num_workers=self.num_workers,
-            collate_fn=packed if self.num_workers else unpacked,
-            worker_init_fn=leave_signals_to_the_main_process,
+            collate_fn=pack if self.num_workers else unpack,
+            worker_init_fn=ignore_signals,
             multiprocessing_context=START_METHOD if self.num_workers else None,
         )
-        with random_numbers_of(self.seed):  # of which torch would draw one for its workers
+        with random_numbers_of(self.seed):  # torch draws one for its workers
             arriving = iter(loader)
-        batches = grouped(map(self._received, arriving), self._kind_of, self.batch_size)
+        batches = batches_of_a_kind(map(self._receive, arriving), self._kind_of, self.batch_size)
         while True:
-            batch = self._next_unless_one_ends(batches)
+            batch = self._next_together(batches)
             self.batches += 1
             yield [sample.data for sample in batch if sample.data is not None]
 
-    def _next_unless_one_ends(self, batches: Iterator[list[Sample]]) -> list[Sample]:
-        """Take the next batch; where that ends the training of one process, all end together."""
+    def _next_together(self, batches: Iterator[list[Sample]]) -> list[Sample]:
+        """Take the next batch; if that ends the training of one process, all end together."""
         stop: TrainingStop | None = None
         batch: list[Sample] = []
         try:
@@ -116,23 +122,25 @@ class TrainLoader:
             raise stop
         return batch
 
-    def _remaining_turns(self) -> Iterator[Turn]:
+    def _remaining_positions(self) -> Iterator[StreamPosition]:
         rank, world_size = comm.get_rank(), comm.get_world_size()
-        stream = turns(self.build_sampler(self.seed), rank=rank, world_size=world_size)
-        return behind(stream, lambda turn: self.kind(turn.record), self.batch_size, self.batches)
+        stream = stream_positions(self.build_sampler(self.seed), rank=rank, world_size=world_size)
+        return skip_batches(
+            stream, lambda position: self.kind(position.record), self.batch_size, self.batches
+        )
 
     def _kind_of(self, sample: Sample) -> Any:
-        return self.kind(sample.turn.record)
+        return self.kind(sample.position.record)
 
-    def _received(self, content: Sample | Parcel | bytes) -> Sample:
-        """Unpack what a worker has sent; tell of faults, and end the training if need be."""
+    def _receive(self, content: Sample | PackedSample | bytes) -> Sample:
+        """Unpack a sample from a worker; report its faults and end the training if required."""
         if isinstance(content, bytes) and not self._without_shared_memory:
             self._without_shared_memory = True
             logger.warning(
                 "The shared memory of the workers is exhausted: samples go through pipes, which is "
                 "slower. Give it more (docker run --shm-size=8g) or lower DATALOADER.NUM_WORKERS"
             )
-        sample: Sample = unpacked(content)
+        sample: Sample = unpack(content)
         for fault in sample.faults if self.skip else ():
             self.faults += 1
             logger.warning("Skipped, number %d of this run: %s", self.faults, fault)
@@ -147,7 +155,7 @@ class TrainLoader:
         return sample
 
     def state_dict(self) -> dict[str, int]:
-        """Say which order it is, and how much of it has been seen."""
+        """Return the order and the progress in it."""
         world_size = comm.get_world_size()
         return {
             "seed": self.seed,
@@ -158,15 +166,17 @@ class TrainLoader:
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue an order where it was left.
+        """Continue an order where it was interrupted.
 
-        With other processes or other batches it continues at the same image, but in batches of
-        its own, and says so.
+        With another number of processes or another batch size it continues at the same image, with
+        other batches and a warning.
         """
         here = self.state_dict()
         images = state["batches"] * state["total_batch_size"]
         if state["seed"] != self.seed:
-            logger.info("The data go on in the order of seed %d, as they began", state["seed"])
+            logger.info(
+                "The data continue in the order of seed %d, with which they began", state["seed"]
+            )
         self.seed = state["seed"]
         self.batches = images // here["total_batch_size"]
         changed = [
@@ -176,8 +186,8 @@ class TrainLoader:
         ]
         if changed:
             logger.warning(
-                "Since the checkpoint has changed: %s. The data continue behind image %d of their "
-                "order, but not exactly as they would have",
+                "Changed since the checkpoint: %s. The data continue after image %d of their "
+                "order, but with other batches than without the change",
                 ", ".join(changed),
                 images,
             )
@@ -191,7 +201,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record]) -> Trai
         mapper: Makes a sample of a record.
 
     Returns:
-        A loader whose order is that of Detectron2 without workers.
+        A loader with the order of Detectron2 without workers.
 
     Raises:
         ValueError: If DATALOADER.SAMPLER_TRAIN or SOLVER.IMS_PER_BATCH cannot be used.
@@ -227,7 +237,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record]) -> Trai
         records,
         mapper,
         build_sampler,
-        WiderThanHigh(listed) if first["aspect_ratio_grouping"] else lambda _index: None,
+        IsLandscape(listed) if first["aspect_ratio_grouping"] else lambda _index: None,
         seed=seed,
         batch_size=batch_size,
         num_workers=first["num_workers"],
@@ -236,7 +246,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record]) -> Trai
 
 
 class EvaluationLoader:
-    """Detectron2's loader of a test set, for which shared memory need not suffice.
+    """Detectron2's loader of a test set, safe with little shared memory.
 
     Args:
         loader: The loader; its workers send packed batches.
@@ -250,7 +260,7 @@ class EvaluationLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[Record]]:
-        return map(unpacked, self.loader)
+        return map(unpack, self.loader)
 
 
 def build_test_loader(
@@ -263,21 +273,21 @@ def build_test_loader(
         dataset_name: Registered name of the set.
         mapper: Makes a sample of a record.
     """
-    collate = packed if cfg.DATALOADER.NUM_WORKERS else unpacked
+    collate = pack if cfg.DATALOADER.NUM_WORKERS else unpack
     loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper, collate_fn=collate)
-    loader.worker_init_fn = leave_signals_to_the_main_process
+    loader.worker_init_fn = ignore_signals
     if loader.num_workers:
         loader.multiprocessing_context = START_METHOD
     return EvaluationLoader(loader)
 
 
-def leave_signals_to_the_main_process(_worker: int) -> None:
-    """Let a worker live on when a whole group of processes is asked to end.
+def ignore_signals(_worker: int) -> None:
+    """Make a worker outlive a signal to its whole process group.
 
-    It ends when the main process asks for it, with the same signal, or has ended.
+    It ends when the main process sends the same signal or has ended.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # only where the sender of a signal can be told
+    if hasattr(signal, "sigwaitinfo"):  # only where the sender of a signal is known
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_main_process, daemon=True).start()
 

@@ -1,8 +1,8 @@
-"""The order of training images as a pure function of a seed and of the batches already seen.
+"""Order of the training images as a pure function of the seed and the number of batches taken.
 
-Detectron2's samplers start from the beginning after every resume, and its grouping by aspect ratio
-forgets the images that wait for their batch. Here a stream is replayed by its indices alone, which
-takes a second per million images and reads none.
+After a resume, Detectron2's samplers start again from the beginning, and its grouping by aspect
+ratio drops the images that wait for their batch. Here the stream of indices is replayed, which
+takes a second per million images and reads no image.
 """
 
 import itertools
@@ -12,45 +12,47 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from point_rend.data.checks.image_files import lies_on_its_side
+from point_rend.data.checks.image_files import is_rotated_sideways
 
 Item = TypeVar("Item")
 
 
-class Turn(NamedTuple):
+class StreamPosition(NamedTuple):
     """One image in the stream of a training.
 
     Attributes:
-        position: How many images, of all processes together, come before it.
+        number: Number of images before it, of all processes together.
         record: Its index in the data set.
     """
 
-    position: int
+    number: int
     record: int
 
 
-def turns(indices: Iterable[int], *, rank: int = 0, world_size: int = 1) -> Iterator[Turn]:
-    """Say where in the stream of all processes the share of one of them lies.
+def stream_positions(
+    indices: Iterable[int], *, rank: int = 0, world_size: int = 1
+) -> Iterator[StreamPosition]:
+    """Number the images of one process within the stream of all processes.
 
     Args:
-        indices: What a sampler of Detectron2 yields: every `world_size`-th index of the stream,
-            from number `rank` on.
-        rank: Number of the process.
+        indices: Indices from a sampler of Detectron2: every `world_size`-th one of the stream,
+            starting at number `rank`.
+        rank: Rank of the process.
         world_size: Number of processes.
     """
     for number, index in enumerate(indices):
-        yield Turn(number * world_size + rank, int(index))
+        yield StreamPosition(number * world_size + rank, int(index))
 
 
-def grouped(
+def batches_of_a_kind(
     items: Iterable[Item], kind: Callable[[Item], Hashable], batch_size: int
 ) -> Iterator[list[Item]]:
     """Collect batches of one kind each, in the order in which they become full.
 
     Args:
         items: A stream.
-        kind: What the items of a batch have in common.
-        batch_size: Items per batch.
+        kind: Returns what the items of a batch have in common.
+        batch_size: Number of items per batch.
     """
     groups: dict[Hashable, list[Item]] = defaultdict(list)
     for item in items:
@@ -61,19 +63,19 @@ def grouped(
             yield full
 
 
-def behind(
+def skip_batches(
     stream: Iterator[Item], kind: Callable[[Item], Hashable], batch_size: int, batches: int
 ) -> Iterator[Item]:
-    """Leave out of a stream what :func:`grouped` has made its first batches of.
+    """Remove the items of the first batches of :func:`batches_of_a_kind` from a stream.
 
-    Convention: `grouped(behind(stream, ..., n), ...)` yields what `grouped(stream, ...)` yields
-    after its first n batches.
+    Convention: `batches_of_a_kind(skip_batches(stream, ..., n), ...)` yields the batches of
+    `batches_of_a_kind(stream, ...)` after the first n.
 
     Args:
         stream: A stream; it is consumed.
-        kind: As of :func:`grouped`.
-        batch_size: As of :func:`grouped`.
-        batches: How many batches to leave out.
+        kind: As of :func:`batches_of_a_kind`.
+        batch_size: As of :func:`batches_of_a_kind`.
+        batches: Number of batches to skip.
 
     Returns:
         The items that still wait for their batch, and the rest of the stream.
@@ -89,12 +91,12 @@ def behind(
     return itertools.chain(*groups.values(), stream)
 
 
-class WiderThanHigh:
-    """Tells by index whether an image is wider than high, as Detectron2 groups them.
+class IsLandscape:
+    """Returns by index whether an image is wider than high, Detectron2's criterion for grouping.
 
     Args:
-        records: A data set in Detectron2's format. Images whose record says no size are asked for
-            it themselves, once each.
+        records: A data set in Detectron2's format. The size of an image that is not in its record
+            is read from its file, once.
     """
 
     def __init__(self, records: Sequence[dict[str, Any]]) -> None:
@@ -107,17 +109,17 @@ class WiderThanHigh:
                 self._file_names[index] = record["file_name"]
 
     def __call__(self, index: int) -> bool:
-        """Tell it of one image; one that cannot be read counts as not wider."""
+        """Return it for one image; an unreadable one counts as not wider."""
         file_name = self._file_names.pop(index, None)
         if file_name is not None:
-            self._known[index] = _is_wider_than_high(file_name)
+            self._known[index] = _is_landscape(file_name)
         return bool(self._known[index])
 
 
-def _is_wider_than_high(file_name: str) -> bool:
+def _is_landscape(file_name: str) -> bool:
     try:
         with Image.open(file_name) as image:
             width, height = image.size
-            return height > width if lies_on_its_side(image) else width > height
+            return height > width if is_rotated_sideways(image) else width > height
     except (OSError, ValueError, SyntaxError):
-        return False  # whoever loads it will say what is wrong
+        return False  # the mapper reports the error

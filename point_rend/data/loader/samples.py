@@ -1,40 +1,39 @@
-"""From a turn in the stream to a sample, the same in every process and for every worker count."""
+"""Samples by their stream position, the same for every number of processes and workers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
-from point_rend.data.loader.order import Turn
+from point_rend.data.loader.order import StreamPosition
 from point_rend.utils.seeding import random_numbers_of
 
 Record = dict[str, Any]
 
 
 class Sample(NamedTuple):
-    """What has become of a turn.
+    """The sample at a stream position.
 
     Attributes:
-        turn: The turn.
-        data: What the mapper made of its record or, if that could not be used, of a later one;
-            None if no attempt succeeded.
-        faults: Why records could not be used, one line each.
+        position: The position.
+        data: The mapped record or, if it could not be used, a later one; None if no attempt
+            succeeded.
+        faults: Reasons why records could not be used, one line each.
     """
 
-    turn: Turn
+    position: StreamPosition
     data: Record | None
     faults: tuple[str, ...] = ()
 
 
 class Samples(Dataset[Sample]):
-    """Maps turns to samples; every turn has random numbers of its own.
+    """Maps stream positions to samples; every position has its own random numbers.
 
     Args:
         records: The data set, by index.
-        mapper: Makes a sample of a record; it raises a ValueError that names the file if it cannot.
+        mapper: Makes a sample of a record; raises a ValueError that names an unusable file.
         seed: Seed of the training.
-        attempts: How many records are tried for a turn: its own, and those that follow it in the
-            data set.
+        attempts: Number of records tried for a position: its own and the following ones.
     """
 
     def __init__(
@@ -50,15 +49,15 @@ class Samples(Dataset[Sample]):
         self.seed = seed
         self.attempts = attempts
 
-    def __getitem__(self, turn: Turn) -> Sample:
+    def __getitem__(self, position: StreamPosition) -> Sample:
         faults: list[str] = []
         size = len(self.records)  # type: ignore[arg-type]
-        with random_numbers_of(self.seed, turn.position):
+        with random_numbers_of(self.seed, position.number):
             for attempt in range(self.attempts):
                 try:
-                    data = self.mapper(self.records[(turn.record + attempt) % size])
+                    data = self.mapper(self.records[(position.record + attempt) % size])
                 except ValueError as error:
                     faults.append(str(error))
                 else:
-                    return Sample(turn, data, tuple(faults))
-        return Sample(turn, None, tuple(faults))
+                    return Sample(position, data, tuple(faults))
+        return Sample(position, None, tuple(faults))

@@ -1,4 +1,4 @@
-"""Samples packed for the way from worker to trainer."""
+"""Packing of samples for their way from a worker to the trainer."""
 
 import io
 import pickle
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 
 
-class Parcel(NamedTuple):
-    """Something that leaves a worker process.
+class PackedSample(NamedTuple):
+    """A sample on its way out of a worker process.
 
     Attributes:
         content: Its pickle without the tensors.
@@ -19,19 +19,18 @@ class Parcel(NamedTuple):
     tensors: list[torch.Tensor]
 
 
-def packed(content: Any) -> Parcel | bytes:
-    """Make something ready to leave a worker process, with or without shared memory.
+def pack(content: Any) -> PackedSample | bytes:
+    """Pack a sample for its way out of a worker process, with or without shared memory.
 
-    torch hands tensors over in shared memory, of which containers often have 64 MiB. When it is
-    exhausted, torch's queue only prints a traceback, and the training waits forever. What is packed
-    needs no more of it on its way.
+    torch passes tensors in shared memory, of which containers often have 64 MiB. When it is
+    exhausted, torch's queue only prints a traceback, and the training waits forever. A packed
+    sample needs no more shared memory.
 
     Args:
-        content: Anything that can be pickled; its tensors are moved to shared memory.
+        content: Any object that can be pickled; its tensors are moved to shared memory.
 
     Returns:
-        A parcel, or the whole pickle if there is no room for the tensors: :func:`unpacked` takes
-        both.
+        A packed sample, or the whole pickle if there is no room for the tensors.
     """
     file = io.BytesIO()
     packer = _Packer(file)
@@ -41,18 +40,18 @@ def packed(content: Any) -> Parcel | bytes:
             tensor.share_memory_()
     except RuntimeError:
         return pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
-    return Parcel(file.getvalue(), packer.tensors)
+    return PackedSample(file.getvalue(), packer.tensors)
 
 
-def unpacked(content: Any) -> Any:
-    """Undo :func:`packed` in the process that has received it; other content stays as it is."""
-    if isinstance(content, Parcel):
+def unpack(content: Any) -> Any:
+    """Undo :func:`pack` in the receiving process; other content is returned unchanged."""
+    if isinstance(content, PackedSample):
         return _Unpacker(content).load()
     return pickle.loads(content) if isinstance(content, bytes) else content
 
 
 class _Packer(pickle.Pickler):
-    """Leaves the tensors out of a pickle, however deep, those too that only pickling makes."""
+    """Leaves all tensors out of a pickle, including those that only pickling creates."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
@@ -66,11 +65,11 @@ class _Packer(pickle.Pickler):
 
 
 class _Unpacker(pickle.Unpickler):
-    """Puts the tensors of a parcel in again."""
+    """Puts the tensors of a packed sample back."""
 
-    def __init__(self, parcel: Parcel) -> None:
-        super().__init__(io.BytesIO(parcel.content))
-        self.tensors = parcel.tensors
+    def __init__(self, sample: PackedSample) -> None:
+        super().__init__(io.BytesIO(sample.content))
+        self.tensors = sample.tensors
 
     def persistent_load(self, pid: int) -> torch.Tensor:
         return self.tensors[pid]

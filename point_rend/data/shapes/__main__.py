@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--layout",
         choices=["coco", "cityscapes"],
         default="coco",
-        help="objects in COCO's format (default), or whole scenes as Cityscapes publishes them",
+        help="objects in COCO's format (default), or street scenes in the layout of Cityscapes",
     )
     parser.add_argument("--train", type=int, default=300, help="training images (default 300)")
     parser.add_argument("--val", type=int, default=60, help="validation images (default 60)")

@@ -1,17 +1,10 @@
-"""The built-in data set as Cityscapes is published: every pixel labeled, objects of 8 classes.
-
-A scene is painted from back to front, one polygon per part: sky, a skyline of buildings,
-vegetation, wall and fence, bands of terrain, sidewalk and road with wavy borders, poles with
-traffic lights and signs, a blob without a class, objects with the outlines of `shapes` (each
-outline is a class), and a bonnet without a class. Each class has a color of its own, so that what
-is difficult is the outline.
+"""Drawn streets in the layout of Cityscapes: every pixel is labeled, 8 classes have instances.
 
     leftImg8bit/SPLIT/CITY/CITY_000000_NUMBER_leftImg8bit.png
     gtFine/SPLIT/CITY/CITY_000000_NUMBER_gtFine_{labelIds,labelTrainIds,instanceIds,color}.png
     gtFine/SPLIT/CITY/CITY_000000_NUMBER_gtFine_polygons.json
 
-The ids are those of cityscapesscripts, and its scripts draw the same label images from the
-polygons.
+The ids are those of cityscapesscripts, whose scripts draw the same label images from the polygons.
 
 Shape letters: M points of an outline, H and W the image sides in pixels.
 """
@@ -25,7 +18,7 @@ import numpy as np
 from cityscapesscripts.helpers.labels import name2label
 from PIL import Image, ImageDraw
 
-from point_rend.data.shapes.manifest import request_of, write_once
+from point_rend.data.shapes.manifest import write_once
 from point_rend.data.shapes.streets import Part, Street, draw_street
 
 CITIES = {"train": "drawnham", "val": "sketchford"}
@@ -33,7 +26,7 @@ UNLABELED = "unlabeled"
 
 
 class CityscapesSplit(NamedTuple):
-    """Where one split lies on disk."""
+    """Folders of one split."""
 
     image_dir: Path
     gt_dir: Path
@@ -42,15 +35,15 @@ class CityscapesSplit(NamedTuple):
 def paint_ids(
     parts: list[Part], size: tuple[int, int], number: Callable[[Part], int]
 ) -> np.ndarray:
-    """Fill the polygons of an annotation one over the other.
+    """Fill the polygons of an annotation from back to front.
 
     Args:
-        parts: from back to front.
-        size: image height and width in pixels.
-        number: the value of a part; called once for each, in order.
+        parts: Parts from back to front.
+        size: Image height and width in pixels.
+        number: Returns the value of a part; called once for each, in order.
 
     Returns:
-        (H, W) int32; 0, the id of what has no label, where no part is.
+        (H, W) int32; 0, the id of unlabeled pixels, outside all parts.
     """
     canvas = Image.new("I", size[::-1], name2label[UNLABELED].id)
     drawer = ImageDraw.Draw(canvas)
@@ -63,11 +56,11 @@ def label_images(parts: list[Part], size: tuple[int, int]) -> dict[str, np.ndarr
     """Make the label images of an annotation.
 
     Args:
-        parts: from back to front.
-        size: image height and width in pixels.
+        parts: Parts from back to front.
+        size: Image height and width in pixels.
 
     Returns:
-        By the name in the file: (H, W) uint8 "labelIds" and "labelTrainIds", uint16
+        By the ending of the file name: (H, W) uint8 "labelIds" and "labelTrainIds", uint16
         "instanceIds", and "color" (H, W, 3) uint8 in RGB.
     """
     seen: dict[str, int] = {}
@@ -94,10 +87,8 @@ def label_images(parts: list[Part], size: tuple[int, int]) -> dict[str, np.ndarr
     }
 
 
-# ------------------------------------------------------------------------------
-# Files
 def _files(folder: Path, split: str, number: int) -> dict[str, Path]:
-    """Name the files of an image by what they hold."""
+    """Return the files of an image by their content."""
     city = CITIES[split]
     stem = f"{city}_000000_{number:06d}"
     annotation = folder / "gtFine" / split / city / f"{stem}_gtFine"
@@ -128,27 +119,15 @@ def generate_cityscapes(
     image_size: tuple[int, int] = (256, 512),
     seed: int = 0,
 ) -> dict[str, CityscapesSplit]:
-    """Write the data set, or find it there already.
+    """Write the data set, unless the directory already holds it.
 
-    The directory appears complete or not at all. The same arguments give the same pixels (with the
-    same versions of NumPy, OpenCV and Pillow), and a larger set begins with a smaller one's images.
-
-    Args:
-        output_dir: new or empty directory, or one that holds this very data set.
-        num_train: training images, at least 1.
-        num_val: validation images, at least 1.
-        image_size: height and width in pixels, each at least 64.
-        seed: at least 0.
+    The arguments and errors are those of :func:`point_rend.data.shapes.coco.generate`. The same
+    arguments give the same pixels (with the same versions of NumPy, OpenCV and Pillow).
 
     Returns:
-        "train" and "val" with their folders of images and annotations.
-
-    Raises:
-        ValueError: a number out of its range.
-        FileExistsError: the directory holds something else.
+        The folders of "train" and "val".
     """
     counts = {"train": num_train, "val": num_val}
-    wanted = request_of("point_rend.data.cityscapes_layout 1", counts, image_size, seed)
     folder = Path(output_dir)
     numbered = [(split, i) for split, count in counts.items() for i in range(count)]
 
@@ -157,8 +136,9 @@ def generate_cityscapes(
             rng = np.random.default_rng([seed, list(CITIES).index(split), number])
             _write_street(_files(unfinished, split, number), draw_street(rng, image_size))
 
-    expected = [file for place in numbered for file in _files(folder, *place).values()]
-    write_once(folder, wanted, expected, write)
+    files = [str(file) for image in numbered for file in _files(Path(), *image).values()]
+    generator = "point_rend.data.cityscapes_layout 1"
+    write_once(folder, generator, counts, image_size, seed, files=files, write=write)
     return {
         split: CityscapesSplit(folder / "leftImg8bit" / split, folder / "gtFine" / split)
         for split in counts

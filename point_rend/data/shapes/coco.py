@@ -8,20 +8,18 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
-from point_rend.data.shapes.figures import CLASSES
-from point_rend.data.shapes.manifest import request_of, write_once
+from point_rend.data.shapes.manifest import write_once
+from point_rend.data.shapes.outlines import CLASSES
 from point_rend.data.shapes.scene import SUPERSAMPLING, Scene, draw_scene
 
 
 class Split(NamedTuple):
-    """Where one split lies on disk."""
+    """Files of one split."""
 
     json_file: Path
     image_root: Path
 
 
-# ------------------------------------------------------------------------------
-# COCO
 def trace_polygons(subpixels: np.ndarray) -> list[list[float]] | None:
     """Trace the outlines of a visible mask as COCO polygons.
 
@@ -29,8 +27,8 @@ def trace_polygons(subpixels: np.ndarray) -> list[list[float]] | None:
         subpixels: (H, W) * SUPERSAMPLING bool, not empty.
 
     Returns:
-        One flat list x0, y0, x1, y1, ... in pixels per connected piece of at least one pixel, or
-        None when the mask has a hole of at least one pixel, which polygons cannot express.
+        One flat list x0, y0, x1, y1, ... in pixels for each connected component of at least one
+        pixel; None if the mask has a hole of at least one pixel, which polygons cannot express.
     """
     pixel = SUPERSAMPLING**2
     contours, hierarchy = cv2.findContours(
@@ -49,15 +47,15 @@ def trace_polygons(subpixels: np.ndarray) -> list[list[float]] | None:
 
 
 def annotate(scene: Scene, *, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """Describe a scene in COCO annotations: polygons where they can, compressed RLE elsewhere.
+    """Describe a scene in COCO annotations: polygons, or compressed RLE for masks with holes.
 
     Args:
-        scene: what was drawn.
-        image_id: id of the image.
-        first_id: id of its first annotation; the others count on.
+        scene: The drawn scene.
+        image_id: Id of the image.
+        first_id: Id of its first annotation; the ids are consecutive.
 
     Returns:
-        One dict per instance; area and bbox as pycocotools computes them from the segmentation.
+        One dict per instance; pycocotools computes area and bbox from the segmentation.
     """
     height, width = scene.image.shape[:2]
     annotations = []
@@ -136,36 +134,35 @@ def generate(
     image_size: tuple[int, int] = (256, 256),
     seed: int = 0,
 ) -> dict[str, Split]:
-    """Write the data set, or find it there already.
+    """Write the data set, unless the directory already holds it.
 
     The directory appears complete or not at all. The same arguments give the same bytes (with the
     same versions of NumPy and OpenCV).
 
     Args:
-        output_dir: new or empty directory, or one that holds this very data set.
-        num_train: training images, at least 1.
-        num_val: validation images, at least 1.
-        image_size: height and width in pixels, each at least 64.
-        seed: at least 0.
+        output_dir: New or empty directory, or one that holds this very data set.
+        num_train: Number of training images, at least 1.
+        num_val: Number of validation images, at least 1.
+        image_size: Height and width in pixels, each at least 64.
+        seed: Seed of all random numbers, at least 0.
 
     Returns:
-        "train" and "val" with their JSON file and image folder.
+        The files of "train" and "val".
 
     Raises:
-        ValueError: a number out of its range.
-        FileExistsError: the directory holds something else.
+        ValueError: If a number is out of its range.
+        FileExistsError: If the directory holds something else.
     """
     counts = {"train": num_train, "val": num_val}
-    wanted = request_of("point_rend.data.shapes 1", counts, image_size, seed)
     folder = Path(output_dir)
-    files = []
+    files = [str(_json_file(Path(), name)) for name in counts]
     for name, count in counts.items():
-        files.append(_json_file(folder, name))
-        files += [folder / name / f"{number:06d}.jpg" for number in range(1, count + 1)]
+        files += [f"{name}/{number:06d}.jpg" for number in range(1, count + 1)]
 
     def write(unfinished: Path) -> None:
         for name, count in counts.items():
             _write_split(unfinished, name, count, image_size, seed)
 
-    write_once(folder, wanted, files, write)
+    generator = "point_rend.data.shapes 1"
+    write_once(folder, generator, counts, image_size, seed, files=files, write=write)
     return {name: Split(_json_file(folder, name), folder / name) for name in counts}

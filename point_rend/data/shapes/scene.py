@@ -1,10 +1,10 @@
-"""The built-in data set: drawn objects whose outlines are hard for a coarse mask.
+"""Scenes of the built-in data set: objects whose outlines a coarse mask cannot represent.
 
-Stars, gears, leaves, letters, rings, snowflakes, keys and bolts, textured, turned and partly hidden
-by one another, over textured backgrounds. Every image depends only on the seed, its size, its split
-and its number, so a larger set begins with the images of a smaller one. What is written is ordinary
-COCO: JPEG images and one JSON file per split, with polygons for objects without holes and RLE for
-objects with holes. The command line also writes Cityscapes' layout (`cityscapes_layout`).
+Stars, gears, leaves, letters, rings, snowflakes, keys and bolts, textured, rotated and partly
+occluded, over textured backgrounds. An image depends only on the seed, its size, its split and its
+number, so a larger set begins with the images of a smaller one. The files are ordinary COCO: JPEG
+images and one JSON file per split, with polygons for objects without holes and RLE for objects with
+holes. The command line also writes the layout of Cityscapes.
 
     python -m point_rend.data.shapes --output datasets/shapes --train 300 --val 60 --size 256
     python -m point_rend.data.shapes --layout cityscapes --output datasets/cityscapes --size 256 512
@@ -20,22 +20,22 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from point_rend.data.shapes.figures import CLASSES, FIGURES, Figure
+from point_rend.data.shapes.outlines import CLASSES, SHAPES, Shape
 
 SUPERSAMPLING = 4  # subpixels per pixel side while drawing
 MIN_VISIBLE_SHARE = 0.85
 MIN_VISIBLE_AREA = 24 * SUPERSAMPLING**2  # subpixels
-PLACING_ATTEMPTS = 12  # per object, before it is left out
+PLACING_ATTEMPTS = 12  # per object
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One drawn image and what can be seen in it.
+    """One drawn image and its visible objects.
 
     Attributes:
         image: (H, W, 3) uint8, BGR.
-        classes: index into `CLASSES` of each of the I instances, from the rearmost to the foremost.
-        owners: (H, W) * SUPERSAMPLING int, the instance seen at each subpixel, -1 for none.
+        classes: Index into `CLASSES` of each of the I instances, from back to front.
+        owners: (H, W) * SUPERSAMPLING int, the instance visible at each subpixel, -1 for none.
     """
 
     image: np.ndarray
@@ -44,7 +44,7 @@ class Scene:
 
     @property
     def masks(self) -> np.ndarray:
-        """(I, H, W) bool: the pixels that an instance fills by more than half: disjoint."""
+        """Disjoint masks (I, H, W) bool: the pixels that an instance fills by more than half."""
         masks = np.zeros((len(self.classes), *self.image.shape[:2]), dtype=bool)
         for i, mask in enumerate(masks):
             mask[:] = coverage(self.owners == i) > 0.5
@@ -52,7 +52,11 @@ class Scene:
 
 
 def coverage(subpixels: np.ndarray) -> np.ndarray:
-    """The filled share of every pixel, (H, W) float32 in 0..1, of (H, W) * SUPERSAMPLING bool."""
+    """Return the filled share of every pixel, (H, W) float32 in 0..1.
+
+    Args:
+        subpixels: (H, W) * SUPERSAMPLING bool.
+    """
     size = (subpixels.shape[1] // SUPERSAMPLING, subpixels.shape[0] // SUPERSAMPLING)
     return cv2.resize(subpixels.astype(np.float32), size, interpolation=cv2.INTER_AREA)
 
@@ -62,7 +66,7 @@ def coverage(subpixels: np.ndarray) -> np.ndarray:
 def _color(
     rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]
 ) -> np.ndarray:
-    """Draw a color of any hue, (3,) float32 BGR; the limits are out of 0..255."""
+    """Return a random color of any hue, (3,) float32 BGR; the limits are in 0..255."""
     hsv = [rng.uniform(0, 180), rng.uniform(*saturation), rng.uniform(*value)]
     bgr = cv2.cvtColor(np.array([[hsv]], dtype=np.uint8), cv2.COLOR_HSV2BGR)
     return bgr[0, 0].astype(np.float32)
@@ -73,7 +77,7 @@ def _background_color(rng: np.random.Generator) -> np.ndarray:
 
 
 def _object_color(rng: np.random.Generator, others: Sequence[np.ndarray]) -> np.ndarray:
-    """A vivid color that differs clearly from the others, a few at most."""
+    """Return a vivid color that differs clearly from a few others."""
     while True:
         color = _color(rng, (150, 255), (120, 255))
         if all(np.abs(color - other).sum() > 150 for other in others):
@@ -81,7 +85,7 @@ def _object_color(rng: np.random.Generator, others: Sequence[np.ndarray]) -> np.
 
 
 def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Smooth noise of several wavelengths, (H, W) in 0..1."""
+    """Return smooth noise of several wavelengths, (H, W) in 0..1."""
     height, width = size
     field = np.zeros(size, dtype=np.float32)
     for cells, weight in ((3, 0.5), (8, 0.3), (24, 0.2)):
@@ -91,7 +95,7 @@ def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def texture(rng: np.random.Generator, size: tuple[int, int], color: np.ndarray) -> np.ndarray:
-    """A patch of gradient, stripes, clouds or speckles around `color`, (H, W, 3) float32."""
+    """Return gradient, stripes, clouds or speckles around a color, (H, W, 3) float32."""
     height, width = size
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     angle = rng.uniform(0, np.pi)
@@ -116,7 +120,7 @@ def texture(rng: np.random.Generator, size: tuple[int, int], color: np.ndarray) 
 # ------------------------------------------------------------------------------
 # Scenes
 class Stamp(NamedTuple):
-    """A figure drawn on the subpixels of the smallest block of whole pixels that holds it."""
+    """A shape rasterized on the subpixels of its bounding block of whole pixels."""
 
     block: tuple[slice, slice]  # of image pixels
     subpixels: np.ndarray  # (block height, block width) * SUPERSAMPLING, bool
@@ -129,18 +133,18 @@ class Stamp(NamedTuple):
         return slice(rows.start * s, rows.stop * s), slice(columns.start * s, columns.stop * s)
 
 
-def rasterize(figure: Figure, matrix: np.ndarray, size: tuple[int, int]) -> Stamp | None:
-    """Fill a figure at its place in an image.
+def rasterize(shape: Shape, matrix: np.ndarray, size: tuple[int, int]) -> Stamp | None:
+    """Fill a shape in an image.
 
     Args:
-        figure: parts in the unit frame.
+        shape: Parts in the unit frame.
         matrix: (2, 3) affine map from the unit frame to pixels; the first pixel is [0, 1]².
-        size: image height and width in pixels.
+        size: Image height and width in pixels.
 
     Returns:
-        What of it lies inside the image, None if nothing does.
+        The part of the shape inside the image; None if it lies outside.
     """
-    placed = [[outline @ matrix[:, :2].T + matrix[:, 2] for outline in part] for part in figure]
+    placed = [[outline @ matrix[:, :2].T + matrix[:, 2] for outline in part] for part in shape]
     points = np.concatenate([outline for part in placed for outline in part])
     left, top = np.maximum(np.floor(points.min(axis=0)), 0).astype(int)
     right, bottom = np.minimum(np.ceil(points.max(axis=0)), size[::-1]).astype(int)
@@ -157,7 +161,7 @@ def rasterize(figure: Figure, matrix: np.ndarray, size: tuple[int, int]) -> Stam
 
 
 def _pose(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """A random place, turn, size and aspect: a (2, 3) affine map from the unit frame to pixels."""
+    """Return a random affine map (2, 3) from the unit frame to pixels."""
     height, width = size
     radius = rng.uniform(0.14, 0.28) * min(size)
     aspect = rng.uniform(0.85, 1.0)
@@ -168,57 +172,56 @@ def _pose(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def place(
-    rng: np.random.Generator, figure: Figure, owners: np.ndarray, full_areas: Sequence[int]
+    rng: np.random.Generator, shape: Shape, owners: np.ndarray, full_areas: Sequence[int]
 ) -> tuple[Stamp, int] | None:
-    """Look for a place where a figure lies well inside the image and hides no earlier one too far.
+    """Find a pose in which a shape lies inside the image and leaves earlier ones visible.
 
     Args:
-        rng: the only source of randomness.
-        figure: what is placed.
-        owners: (H, W) * SUPERSAMPLING int, the instance seen at each subpixel, -1 for none.
-        full_areas: subpixels of every earlier instance before anything hid it.
+        rng: Source of randomness.
+        shape: The shape to place.
+        owners: (H, W) * SUPERSAMPLING int, the instance visible at each subpixel, -1 for none.
+        full_areas: Number of subpixels of every earlier instance without occlusion.
 
     Returns:
-        The stamp and the subpixels of the whole figure, or None after `PLACING_ATTEMPTS` failures.
+        The stamp and the number of subpixels of the whole shape, or None after `PLACING_ATTEMPTS`
+        failures.
     """
     height, width = (side // SUPERSAMPLING for side in owners.shape)
     seen = np.bincount(owners.ravel() + 1, minlength=len(full_areas) + 1)[1:]
     needed = np.maximum(MIN_VISIBLE_SHARE * np.asarray(full_areas), MIN_VISIBLE_AREA)
     for _ in range(PLACING_ATTEMPTS):
         matrix = _pose(rng, (height, width))
-        stamp = rasterize(figure, matrix, (height, width))
+        stamp = rasterize(shape, matrix, (height, width))
         if stamp is None:
             continue
         under = owners[stamp.fine_block][stamp.subpixels]
         left = seen - np.bincount(under + 1, minlength=len(full_areas) + 1)[1:]
         inside = stamp.subpixels.sum()
-        full = _full_area(figure, matrix)
+        full = _full_area(shape, matrix)
         if inside >= max(MIN_VISIBLE_SHARE * full, MIN_VISIBLE_AREA) and np.all(left >= needed):
             return stamp, full
     return None
 
 
-def _full_area(figure: Figure, matrix: np.ndarray) -> int:
-    """Subpixels of a figure that no border cuts off."""
-    side = int(
-        np.ceil(3 * np.linalg.norm(matrix[:, 0]))
-    )  # the figure is at most 2 (1 + stroke) wide
+def _full_area(shape: Shape, matrix: np.ndarray) -> int:
+    """Return the number of subpixels of a shape that no border truncates."""
+    side = int(np.ceil(3 * np.linalg.norm(matrix[:, 0])))  # a shape is at most 2 (1 + stroke) wide
     centered = np.concatenate([matrix[:, :2], np.full((2, 1), side / 2)], axis=1)
-    stamp = rasterize(figure, centered, (side, side))
+    stamp = rasterize(shape, centered, (side, side))
     return 0 if stamp is None else int(stamp.subpixels.sum())
 
 
 def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     """Draw one image: a textured background, then objects from back to front.
 
-    A new object may hide earlier ones as long as `MIN_VISIBLE_SHARE` of each stays visible.
+    A new object may occlude earlier ones as long as `MIN_VISIBLE_SHARE` of each stays visible.
 
     Args:
-        rng: the only source of randomness.
-        size: image height and width in pixels.
+        rng: Source of randomness.
+        size: Image height and width in pixels.
 
     Returns:
-        The image and which object is seen where.
+        The image with the visible object of each subpixel.
     """
     colors = [_background_color(rng)]
     image = texture(rng, size, colors[0])
@@ -227,7 +230,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     full_areas: list[int] = []
     for _ in range(int(rng.integers(3, 8))):
         label = int(rng.integers(len(CLASSES)))
-        placed = place(rng, FIGURES[CLASSES[label]](rng), owners, full_areas)
+        placed = place(rng, SHAPES[CLASSES[label]](rng), owners, full_areas)
         if placed is None:
             continue
         stamp, full_area = placed

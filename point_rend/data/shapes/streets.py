@@ -1,14 +1,20 @@
-"""Drawn street scenes."""
+"""Drawn street scenes, painted from back to front with one polygon per part.
+
+Sky, a skyline of buildings, vegetation, a wall, terrain, a fence, a sidewalk and a road with wavy
+borders, poles with traffic lights and signs, an unlabeled blob, objects with the outlines of the
+built-in shapes (each outline is a class), and an unlabeled hood. Each class has its own color, so
+that the outlines are the difficult part.
+"""
 
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from point_rend.data.shapes.figures import FIGURES, Figure, Outline, circle, polar
+from point_rend.data.shapes.outlines import SHAPES, Outline, Shape, circle, polar
 from point_rend.data.shapes.scene import SUPERSAMPLING, Stamp, coverage, place, rasterize, texture
 
-# Hue 0..180, saturation and value 0..255 of what has no instances.
+# Hue 0..180, saturation and value 0..255 of the classes without instances.
 STUFF: dict[str, tuple[int, int, int]] = {
     "sky": (105, 90, 225),
     "building": (10, 80, 130),
@@ -25,8 +31,7 @@ STUFF: dict[str, tuple[int, int, int]] = {
     "ego vehicle": (110, 60, 35),
 }
 
-
-# The hue and the outline of what has instances.
+# Hue and outline of the classes with instances.
 THINGS: dict[str, tuple[int, str]] = {
     "person": (0, "star"),
     "rider": (14, "gear"),
@@ -56,7 +61,7 @@ class Street(NamedTuple):
 # ------------------------------------------------------------------------------
 # Outlines: x from 0 to 1 across the image, y from 0 to 1 down
 def _wave(rng: np.random.Generator, height: float) -> Outline:
-    """Everything below a wavy line."""
+    """Return the area below a wavy line."""
     x = np.linspace(-0.02, 1.02, 120)
     y = np.full_like(x, height)
     for amplitude, waves in ((0.025, rng.uniform(0.5, 2)), (0.012, rng.uniform(4, 9))):
@@ -65,7 +70,7 @@ def _wave(rng: np.random.Generator, height: float) -> Outline:
 
 
 def _skyline(rng: np.random.Generator, bottom: float) -> Outline:
-    """Towers side by side, some with gables."""
+    """Return a row of towers, some with gables."""
     edges = np.cumsum(rng.uniform(0.06, 0.16, int(rng.integers(3, 8))))
     left = rng.uniform(-0.1, 1.05 - edges[-1])
     line = [(left, bottom)]
@@ -77,7 +82,7 @@ def _skyline(rng: np.random.Generator, bottom: float) -> Outline:
 
 
 def _pickets(rng: np.random.Generator, bottom: float) -> Outline:
-    """A fence whose pickets have gaps between them, above a rail."""
+    """Return a fence of pickets above a rail."""
     left, step = rng.uniform(-0.1, 0.7), rng.uniform(0.025, 0.04)
     top, rail = bottom - rng.uniform(0.14, 0.2), bottom - 0.05
     line = [(left, bottom)]
@@ -92,7 +97,7 @@ def _box(x0: float, y0: float, x1: float, y1: float) -> Outline:
 
 
 def _crown(rng: np.random.Generator, x: float, y: float, size: tuple[int, int]) -> Outline:
-    """A lobed blob around a point."""
+    """Return a lobed blob around a point."""
     angle = np.linspace(0, 2 * np.pi, 160, endpoint=False)
     lobes, radius = int(rng.integers(7, 12)), rng.uniform(0.08, 0.16)
     waves = 0.13 * np.abs(np.sin(lobes * angle / 2)) + 0.1 * np.sin(2 * angle + rng.uniform(0, 6))
@@ -101,7 +106,7 @@ def _crown(rng: np.random.Generator, x: float, y: float, size: tuple[int, int]) 
 
 
 def _scenery(rng: np.random.Generator, size: tuple[int, int]) -> list[tuple[str, Outline]]:
-    """Lay out everything behind the objects, from back to front."""
+    """Return the background from back to front."""
     horizon = rng.uniform(0.42, 0.52)
     pavement = horizon + rng.uniform(0.07, 0.12)
     kerb = pavement + rng.uniform(0.08, 0.14)
@@ -135,7 +140,7 @@ def _scenery(rng: np.random.Generator, size: tuple[int, int]) -> list[tuple[str,
 # ------------------------------------------------------------------------------
 # Painting
 def _color(label: str, rng: np.random.Generator) -> np.ndarray:
-    """Vary the color of a class a little, (3,) float32 BGR."""
+    """Return a color close to that of a class, (3,) float32 BGR."""
     if label in STUFF:
         hsv = np.array(STUFF[label]) + rng.uniform((-4, -12, -18), (4, 12, 18))
     else:
@@ -145,7 +150,7 @@ def _color(label: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _largest_outline(mask: np.ndarray) -> np.ndarray | None:
-    """Trace the largest piece of a mask, (M, 2) its outermost cells; None without a polygon."""
+    """Trace the largest component of a mask, (M, 2); None if it is no polygon."""
     contours, _ = cv2.findContours(
         mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
     )
@@ -154,7 +159,7 @@ def _largest_outline(mask: np.ndarray) -> np.ndarray | None:
 
 
 def _solid(stamp: Stamp) -> Stamp | None:
-    """Keep the largest piece of a stamp and fill its holes: what one polygon can express."""
+    """Keep the largest component and fill its holes, so that one polygon expresses it."""
     outline = _largest_outline(stamp.subpixels)
     if outline is None:
         return None
@@ -164,7 +169,7 @@ def _solid(stamp: Stamp) -> Stamp | None:
 
 
 def _paint(street: Street, label: str, stamp: Stamp, rng: np.random.Generator) -> None:
-    """Add a part to the picture and to the annotation; nothing if it is too thin for a pixel."""
+    """Add a part to the image and the annotation, unless it is thinner than a pixel."""
     cover = coverage(stamp.subpixels)
     outline = _largest_outline(cover > 0.5)
     if outline is None:
@@ -180,8 +185,8 @@ def draw_street(rng: np.random.Generator, size: tuple[int, int]) -> Street:
     """Draw one scene.
 
     Args:
-        rng: the only source of randomness.
-        size: image height and width in pixels.
+        rng: Source of randomness.
+        size: Image height and width in pixels.
 
     Returns:
         The image and its annotation.
@@ -189,8 +194,8 @@ def draw_street(rng: np.random.Generator, size: tuple[int, int]) -> Street:
     street = Street(np.zeros((*size, 3), dtype=np.float32), [])
     whole_image = np.array([[size[1], 0, 0], [0, size[0], 0]], dtype=float)
 
-    def add(label: str, figure: Figure) -> None:
-        stamp = rasterize(figure, whole_image, size)
+    def add(label: str, shape: Shape) -> None:
+        stamp = rasterize(shape, whole_image, size)
         solid = None if stamp is None else _solid(stamp)
         if solid is not None:
             _paint(street, label, solid, rng)
@@ -203,7 +208,7 @@ def draw_street(rng: np.random.Generator, size: tuple[int, int]) -> Street:
     full_areas: list[int] = []
     for _ in range(int(rng.integers(3, 7))):
         label = str(rng.choice(list(THINGS)))
-        placed = place(rng, FIGURES[THINGS[label][1]](rng), owners, full_areas)
+        placed = place(rng, SHAPES[THINGS[label][1]](rng), owners, full_areas)
         solid = None if placed is None else _solid(placed[0])
         if placed is None or solid is None:
             continue
@@ -211,6 +216,6 @@ def draw_street(rng: np.random.Generator, size: tuple[int, int]) -> Street:
         full_areas.append(placed[1])
         _paint(street, label, solid, rng)
 
-    bonnet = circle(1.0) * (0.45, rng.uniform(0.05, 0.09)) + (rng.uniform(0.4, 0.6), 1.0)
-    add("ego vehicle", [[bonnet]])
+    hood = circle(1.0) * (0.45, rng.uniform(0.05, 0.09)) + (rng.uniform(0.4, 0.6), 1.0)
+    add("ego vehicle", [[hood]])
     return street._replace(image=np.clip(np.round(street.image), 0, 255).astype(np.uint8))

@@ -191,7 +191,7 @@ def test_with_other_ranks_a_resumed_order_goes_on_at_the_same_image_and_says_so(
     with caplog.at_level(logging.WARNING):
         part.load_state_dict(state)
     assert "world size 3 -> 1" in caplog.text
-    assert "behind image 24" in caplog.text
+    assert "after image 24" in caplog.text
     assert list(itertools.chain(*take(part, 6))) == whole[24:]
 
 

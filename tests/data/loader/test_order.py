@@ -9,7 +9,13 @@ import pytest
 from detectron2.data.common import AspectRatioGroupedDataset
 from PIL import ExifTags, Image
 
-from point_rend.data.loader.order import Turn, WiderThanHigh, behind, grouped, turns
+from point_rend.data.loader.order import (
+    IsLandscape,
+    StreamPosition,
+    batches_of_a_kind,
+    skip_batches,
+    stream_positions,
+)
 
 WIDE = {"width": 3, "height": 2}
 HIGH = {"width": 2, "height": 3}
@@ -30,13 +36,13 @@ def one_kind(_item: int) -> None:
 
 def test_groups_are_those_of_detectron2() -> None:
     records = [random.Random(n).choice([WIDE, HIGH, SQUARE]) | {"id": n} for n in range(100)]
-    ours = list(grouped(records, lambda record: record["width"] > record["height"], 3))
+    ours = list(batches_of_a_kind(records, lambda record: record["width"] > record["height"], 3))
     assert ours == list(AspectRatioGroupedDataset(records, 3))
     assert len(ours) >= 30
 
 
 def test_one_kind_makes_batches_of_consecutive_items() -> None:
-    assert list(grouped(range(7), one_kind, 2)) == [[0, 1], [2, 3], [4, 5]]
+    assert list(batches_of_a_kind(range(7), one_kind, 2)) == [[0, 1], [2, 3], [4, 5]]
 
 
 @pytest.mark.parametrize("kind", [by_three, one_kind])
@@ -45,17 +51,17 @@ def test_one_kind_makes_batches_of_consecutive_items() -> None:
 def test_behind_some_batches_come_those_that_come_behind_them(
     kind: Callable[[int], object], batch_size: int, batches: int
 ) -> None:
-    whole = list(grouped(stream(), kind, batch_size))
-    rest = behind(iter(stream()), kind, batch_size, batches)
+    whole = list(batches_of_a_kind(stream(), kind, batch_size))
+    rest = skip_batches(iter(stream()), kind, batch_size, batches)
     assert len(whole) > batches
-    assert list(grouped(rest, kind, batch_size)) == whole[batches:]
+    assert list(batches_of_a_kind(rest, kind, batch_size)) == whole[batches:]
 
 
 def test_turns_of_all_ranks_together_are_the_stream() -> None:
-    whole = list(turns(stream()))
-    assert whole == [Turn(position, record) for position, record in enumerate(stream())]
+    whole = list(stream_positions(stream()))
+    assert whole == [StreamPosition(position, record) for position, record in enumerate(stream())]
     shares = [
-        list(turns(itertools.islice(stream(), rank, None, 3), rank=rank, world_size=3))
+        list(stream_positions(itertools.islice(stream(), rank, None, 3), rank=rank, world_size=3))
         for rank in range(3)
     ]
     assert sorted(itertools.chain(*shares)) == whole
@@ -75,14 +81,14 @@ def image_file(tmp_path: Path) -> Iterator[Callable[..., str]]:
 
 def test_the_kind_of_an_image_follows_from_its_record_without_its_file() -> None:
     records = [record | {"file_name": "nowhere.jpg"} for record in (WIDE, HIGH, SQUARE)]
-    assert list(map(WiderThanHigh(records), range(3))) == [True, False, False]
+    assert list(map(IsLandscape(records), range(3))) == [True, False, False]
 
 
 def test_the_kind_of_an_image_whose_record_says_no_size_is_that_of_the_image_as_it_is_read(
     image_file: Callable[..., str],
 ) -> None:
     files = [image_file(30, 20), image_file(20, 30), image_file(30, 20, 6), image_file(20, 30, 8)]
-    wider = WiderThanHigh([{"file_name": name} for name in [*files, "nowhere.jpg"]])
+    wider = IsLandscape([{"file_name": name} for name in [*files, "nowhere.jpg"]])
     expected = [True, False, False, True, False]
     assert list(map(wider, range(5))) == expected
     for name in files:

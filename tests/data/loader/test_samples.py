@@ -1,4 +1,4 @@
-"""Samples of turns, and how they leave a worker."""
+"""Samples of stream_positions, and how they leave a worker."""
 
 import pickle
 import random
@@ -10,9 +10,9 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from point_rend.data.loader.order import Turn
+from point_rend.data.loader.order import StreamPosition
 from point_rend.data.loader.samples import Sample, Samples
-from point_rend.data.loader.transport import packed, unpacked
+from point_rend.data.loader.transport import pack, unpack
 from point_rend.ground_truth.shared_masks import SharedMasks
 from tests.runs import files_limited_to
 
@@ -38,40 +38,42 @@ def records(count: int = 5) -> Any:
 
 def test_a_sample_is_a_function_of_seed_and_turn() -> None:
     samples = Samples(records(), Noise(), seed=SEED)
-    wanted = [Turn(position, position % 5) for position in range(8)]
-    once = {turn: samples[turn] for turn in wanted}
-    again = {turn: samples[turn] for turn in reversed(wanted)}
+    wanted = [StreamPosition(position, position % 5) for position in range(8)]
+    once = {position: samples[position] for position in wanted}
+    again = {position: samples[position] for position in reversed(wanted)}
     assert once == again
     assert len({sample.data["noise"] for sample in once.values()}) == len(wanted)
     others = Samples(records(), Noise(), seed=SEED + 1)
-    assert all(others[turn].data["noise"] != once[turn].data["noise"] for turn in wanted)
+    assert all(
+        others[position].data["noise"] != once[position].data["noise"] for position in wanted
+    )
 
 
 def test_drawing_a_sample_leaves_the_generators_of_the_process_alone() -> None:
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    Samples(records(), Noise(0), seed=SEED, attempts=2)[Turn(0, 0)]
+    Samples(records(), Noise(0), seed=SEED, attempts=2)[StreamPosition(0, 0)]
     assert random.getstate() == before[0]
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
 def test_a_record_that_cannot_be_used_is_told_of_and_not_raised() -> None:
-    sample = Samples(records(), Noise(2), seed=SEED)[Turn(9, 2)]
-    assert sample == Sample(Turn(9, 2), None, ("image 2 cannot be used",))
+    sample = Samples(records(), Noise(2), seed=SEED)[StreamPosition(9, 2)]
+    assert sample == Sample(StreamPosition(9, 2), None, ("image 2 cannot be used",))
 
 
 def test_the_next_records_take_the_turn_of_those_that_cannot_be_used() -> None:
     samples = Samples(records(), Noise(3, 4), seed=SEED, attempts=3)
-    sample = samples[Turn(9, 3)]
+    sample = samples[StreamPosition(9, 3)]
     assert sample.data is not None
     assert sample.data["id"] == 0
     assert sample.faults == ("image 3 cannot be used", "image 4 cannot be used")
-    assert Samples(records(), Noise(3, 4), seed=SEED, attempts=2)[Turn(9, 3)].data is None
+    assert Samples(records(), Noise(3, 4), seed=SEED, attempts=2)[StreamPosition(9, 3)].data is None
 
 
 def test_a_bug_of_the_mapper_is_raised() -> None:
     with pytest.raises(KeyError):
-        Samples([{}], Noise(), seed=SEED)[Turn(0, 0)]  # type: ignore[arg-type]
+        Samples([{}], Noise(), seed=SEED)[StreamPosition(0, 0)]  # type: ignore[arg-type]
 
 
 # Packing
@@ -92,7 +94,7 @@ def tensors(given: dict[str, Any]) -> list[torch.Tensor]:
 def test_tensors_are_moved_to_shared_memory_wherever_they_are() -> None:
     given = content()
     expected = [tensor.clone() for tensor in tensors(given)]
-    received = unpacked(packed(given))
+    received = unpack(pack(given))
     assert received["image_id"] == 7
     assert all(tensor.is_shared() for tensor in tensors(received))
     assert all(one is other for one, other in zip(tensors(received), tensors(given), strict=True))
@@ -102,10 +104,10 @@ def test_tensors_are_moved_to_shared_memory_wherever_they_are() -> None:
 def test_what_is_packed_needs_no_more_shared_memory_on_its_way() -> None:
     given = content()
     masks = SharedMasks.of(given["instances"].gt_masks, (40, 50))  # pickling makes its tensors
-    parcel = packed(masks)
+    parcel = pack(masks)
     with files_limited_to(0):
         sent = ForkingPickler.dumps(parcel)
-    received = unpacked(pickle.loads(sent))
+    received = unpack(pickle.loads(sent))
     assert torch.equal(received.tensor, masks.tensor)
 
 
@@ -114,8 +116,8 @@ def test_without_room_in_shared_memory_everything_is_pickled(limit: int) -> None
     given = content()
     expected = [tensor.clone() for tensor in tensors(given)]
     with files_limited_to(limit):
-        parcel = packed(given)
+        parcel = pack(given)
     assert isinstance(parcel, bytes)
-    received = unpacked(parcel)
+    received = unpack(parcel)
     assert received["image_id"] == 7
     assert all(map(torch.equal, tensors(received), expected))

@@ -245,6 +245,8 @@ def test_what_is_there_is_kept_and_anything_else_refused(tmp_path):
     settings = {"num_train": 1, "num_val": 1, "image_size": (64, 64)}
     split = generate_cityscapes(tmp_path, **settings)["val"]
     (path,) = annotations(split, "polygons.json")
+    manifest = json.loads((tmp_path / "shapes.json").read_text())
+    assert manifest["generator"] == "point_rend.data.cityscapes_layout 1"  # of the first version
     changed = path.stat().st_mtime_ns
     assert generate_cityscapes(tmp_path, **settings)["val"] == split
     assert path.stat().st_mtime_ns == changed

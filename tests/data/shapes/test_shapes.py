@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 
 from point_rend.data.shapes.__main__ import main
 from point_rend.data.shapes.coco import Split, annotate, generate, trace_polygons
-from point_rend.data.shapes.figures import CLASSES, FIGURES
+from point_rend.data.shapes.outlines import CLASSES, SHAPES
 from point_rend.data.shapes.scene import SUPERSAMPLING, Scene, draw_scene, rasterize
 
 SIZE = (128, 160)
@@ -143,7 +143,7 @@ def test_a_hole_smaller_than_a_pixel_does_not_count() -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_class_is_one_connected_object_that_fills_its_frame(name: str) -> None:
     for seed in range(5):
-        figure = FIGURES[name](np.random.default_rng(seed))
+        figure = SHAPES[name](np.random.default_rng(seed))
         stamp = rasterize(figure, np.array([[40.0, 0, 60], [0, 40.0, 60]]), (120, 120))
         assert stamp is not None
         rows, columns = stamp.block
@@ -216,6 +216,14 @@ def test_an_identical_set_is_reused_untouched(tmp_path: Path) -> None:
     arguments = {"num_train": 2, "num_val": 1, "image_size": (64, 64), "seed": 0}
     first = generate(tmp_path / "shapes", **arguments)
     times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "shapes").rglob("*"))]
+    manifest = json.loads((tmp_path / "shapes" / "shapes.json").read_text())
+    assert manifest == {  # as the first version wrote it
+        "generator": "point_rend.data.shapes 1",
+        "train": 2,
+        "val": 1,
+        "image_size": [64, 64],
+        "seed": 0,
+    }
     assert generate(tmp_path / "shapes", **arguments) == first
     assert times == [path.stat().st_mtime_ns for path in sorted((tmp_path / "shapes").rglob("*"))]
 
@@ -231,7 +239,7 @@ def test_a_directory_with_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"'seed': 0.*'seed': 1"):
         generate(tmp_path / "shapes", num_train=1, num_val=1, image_size=(64, 64), seed=1)
     (tmp_path / "shapes" / "val" / "000001.jpg").unlink()
-    with pytest.raises(FileExistsError, match=r"has lost 1 files, .*val.000001.jpg"):
+    with pytest.raises(FileExistsError, match=r"lacks 1 of its files, such as val.000001.jpg"):
         generate(tmp_path / "shapes", num_train=1, num_val=1, image_size=(64, 64))
 
 

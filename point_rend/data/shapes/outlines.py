@@ -7,26 +7,24 @@ import numpy as np
 
 Outline = np.ndarray  # (M, 2) float, closed polygon in the unit frame
 Part = list[Outline]  # filled by the even-odd rule: an outline inside another is a hole
-Figure = list[Part]  # the union of its parts
+Shape = list[Part]  # the union of its parts
 
 
-# ------------------------------------------------------------------------------
-# Figures
 def circle(radius: float, center: tuple[float, float] = (0.0, 0.0), points: int = 72) -> Outline:
-    """Draw a circle of so many corners."""
+    """Return a circle as a polygon with this number of points."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     return np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius + np.asarray(center)
 
 
 def polar(radius: np.ndarray, angle: np.ndarray) -> Outline:
-    """Draw an outline through points (M,) in polar coordinates; the angle in radians."""
+    """Return the outline through points (M,) in polar coordinates; angles in radians."""
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
-def _stroke(path: Sequence[tuple[float, float]] | np.ndarray, width: float) -> Figure:
-    """A pen of that width led along `path`: a bar per segment, round at every joint and end."""
+def _stroke(path: Sequence[tuple[float, float]] | np.ndarray, width: float) -> Shape:
+    """Return a path drawn with a round pen: a bar per segment, a disc at every joint and end."""
     points = np.asarray(path, dtype=float)
-    parts: Figure = [[circle(width / 2, (x, y), 16)] for x, y in points]
+    parts: Shape = [[circle(width / 2, (x, y), 16)] for x, y in points]
     for start, end in itertools.pairwise(points):
         along = (end - start) / max(float(np.linalg.norm(end - start)), 1e-9)
         side = np.array([-along[1], along[0]]) * width / 2
@@ -34,14 +32,14 @@ def _stroke(path: Sequence[tuple[float, float]] | np.ndarray, width: float) -> F
     return parts
 
 
-def _star(rng: np.random.Generator) -> Figure:
+def _star(rng: np.random.Generator) -> Shape:
     tips = int(rng.integers(5, 9))
     angle = np.arange(2 * tips) * np.pi / tips
     radius = np.where(np.arange(2 * tips) % 2 == 0, 1.0, rng.uniform(0.36, 0.52))
     return [[polar(radius, angle)]]
 
 
-def _gear(rng: np.random.Generator) -> Figure:
+def _gear(rng: np.random.Generator) -> Shape:
     teeth = int(rng.integers(8, 15))
     root = rng.uniform(0.72, 0.8)
     step = 2 * np.pi / teeth
@@ -51,7 +49,7 @@ def _gear(rng: np.random.Generator) -> Figure:
     return [[polar(radius, angle), circle(rng.uniform(0.22, 0.42))]]
 
 
-def _leaf(rng: np.random.Generator) -> Figure:
+def _leaf(rng: np.random.Generator) -> Shape:
     width = rng.uniform(0.4, 0.55)
     serrations = int(rng.integers(7, 12))
     t = np.linspace(0, 1, 2 * serrations + 1)
@@ -91,41 +89,41 @@ LETTERS: dict[str, list[list[tuple[float, float]]]] = {
 }
 
 
-def _letter(rng: np.random.Generator) -> Figure:
+def _letter(rng: np.random.Generator) -> Shape:
     strokes = LETTERS[str(rng.choice(sorted(LETTERS)))]
     width = rng.uniform(0.22, 0.32)
     return [part for path in strokes for part in _stroke(np.asarray(path) * 0.9, width)]
 
 
-def _ring(rng: np.random.Generator) -> Figure:
+def _ring(rng: np.random.Generator) -> Shape:
     return [[circle(1.0), circle(rng.uniform(0.62, 0.82))]]
 
 
-def _snowflake(rng: np.random.Generator) -> Figure:
+def _snowflake(rng: np.random.Generator) -> Shape:
     width = rng.uniform(0.11, 0.15)
     twigs = [(rng.uniform(0.4, 0.5), 0.3), (rng.uniform(0.68, 0.76), 0.22)]  # distance, length
-    figure: Figure = []
+    shape: Shape = []
     for arm in np.arange(6) * np.pi / 3:
         out = np.array([np.cos(arm), np.sin(arm)])
-        figure += _stroke(np.stack([np.zeros(2), 0.94 * out]), width)
+        shape += _stroke(np.stack([np.zeros(2), 0.94 * out]), width)
         for distance, length in twigs:
             for turn in (-np.pi / 3, np.pi / 3):
                 twig = np.array([np.cos(arm + turn), np.sin(arm + turn)]) * length
-                figure += _stroke(np.stack([distance * out, distance * out + twig]), width * 0.9)
-    return figure
+                shape += _stroke(np.stack([distance * out, distance * out + twig]), width * 0.9)
+    return shape
 
 
-def _key(rng: np.random.Generator) -> Figure:
+def _key(rng: np.random.Generator) -> Shape:
     bow = rng.uniform(0.36, 0.42)
     width = rng.uniform(0.14, 0.18)
-    figure: Figure = [[circle(bow, (-1 + bow, 0)), circle(bow * 0.55, (-1 + bow, 0))]]
-    figure += _stroke([(-1 + 1.9 * bow, 0), (0.95, 0)], width)
+    shape: Shape = [[circle(bow, (-1 + bow, 0)), circle(bow * 0.55, (-1 + bow, 0))]]
+    shape += _stroke([(-1 + 1.9 * bow, 0), (0.95, 0)], width)
     for x in np.linspace(0.45, 0.9, int(rng.integers(2, 4))):
-        figure += _stroke([(x, 0), (x, rng.uniform(0.26, 0.4))], width * 0.85)
-    return figure
+        shape += _stroke([(x, 0), (x, rng.uniform(0.26, 0.4))], width * 0.85)
+    return shape
 
 
-def _bolt(rng: np.random.Generator) -> Figure:
+def _bolt(rng: np.random.Generator) -> Shape:
     lean = rng.uniform(-0.06, 0.06)
     outline = [
         (0.25 + lean, -1.0),
@@ -139,7 +137,7 @@ def _bolt(rng: np.random.Generator) -> Figure:
     return [[np.array(outline)]]
 
 
-FIGURES: dict[str, Callable[[np.random.Generator], Figure]] = {
+SHAPES: dict[str, Callable[[np.random.Generator], Shape]] = {
     "star": _star,
     "gear": _gear,
     "leaf": _leaf,
@@ -149,4 +147,4 @@ FIGURES: dict[str, Callable[[np.random.Generator], Figure]] = {
     "key": _key,
     "bolt": _bolt,
 }
-CLASSES: tuple[str, ...] = tuple(FIGURES)
+CLASSES: tuple[str, ...] = tuple(SHAPES)
