@@ -31,7 +31,7 @@ class RefusedError(Exception):
 
 
 class _Global:
-    """Stands for a name in the file; a call of it is written down, not made."""
+    """A name in the file; a call of it is recorded, not executed."""
 
     __slots__ = ("name",)
 
@@ -46,7 +46,7 @@ class _Global:
 
 
 class _Call:
-    """A call that the file asks for, with the state and the items that its result shall get."""
+    """A recorded call, with the state and the items that its result is to get."""
 
     __slots__ = ("args", "items", "name", "state")
 
@@ -86,11 +86,11 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _make(value: Any, made: dict[int, Any]) -> Any:
-    """Make the arrays and containers of which the unpickler has only written down the calls.
+    """Make the arrays and containers of the recorded calls.
 
     Args:
-        value: what the unpickler returned, or a part of it.
-        made: what has been made of other parts, by their ids: a shared part stays shared.
+        value: Result of the unpickler, or a part of it.
+        made: Results of other parts by their ids, so that a shared part stays shared.
     """
     if value is None or isinstance(value, bool | int | float | str | bytes | bytearray):
         return value
@@ -117,7 +117,7 @@ def _make(value: Any, made: dict[int, Any]) -> Any:
 
 
 def _carry_out(name: str, args: tuple, state: Any, items: dict) -> Any:
-    """Make the array, type, scalar, container or string that one call in the file stands for."""
+    """Make the array, type, scalar, container or string of one recorded call."""
     match name, args:
         case "numpy.dtype", (str(code), *_) if _PLAIN_DTYPE.fullmatch(code):
             dtype = np.dtype(code)

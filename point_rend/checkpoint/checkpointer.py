@@ -1,17 +1,13 @@
 """Detectron2's checkpointer, made safe: hostile files, misfits, damage, interrupted saves."""
 
-import functools
 import glob
 import logging
 import os
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.error import URLError
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
@@ -19,29 +15,19 @@ from detectron2.utils import comm
 from torch import nn
 
 from point_rend.checkpoint import zoo  # resolves zoo://
-from point_rend.checkpoint.array_pickle import load_arrays
 from point_rend.checkpoint.class_metadata import METADATA
-from point_rend.checkpoint.legacy_keys import upgrade_state_dict
-from point_rend.checkpoint.sealed_file import (
-    DamagedError,
-    load_sealed,
-    read_checkpoint,
-    save_sealed,
-    without_query,
+from point_rend.checkpoint.formats import (
+    check_parameters,
+    read_pickle,
+    read_pycls_file,
+    read_torch_file,
 )
+from point_rend.checkpoint.legacy_keys import upgrade_state_dict
+from point_rend.checkpoint.sealed_file import DamagedError, save_sealed, without_query
+from point_rend.checkpoint.shapes import differs_in_classes, list_misfits, rename_misfits
 from point_rend.utils.files import LEFTOVERS, atomic_file, write_text
 
 logger = logging.getLogger(__name__)
-
-
-# --- the checkpointer -------------------------------------------------------------------------
-
-# Layers whose shape depends on the class count, with the dimensions that do.
-_CLASS_DIMENSIONS = (
-    (re.compile(r"(^|\.)point_head\.fc\d+\.weight$"), {1}),
-    (re.compile(r"(^|\.)point_head\.predictor\.weight$"), {0, 1}),
-    (re.compile(r"(^|\.)(cls_score|bbox_pred|predictor|prediction)\.(weight|bias)$"), {0}),
-)
 
 
 class SafeDetectionCheckpointer(DetectionCheckpointer):
@@ -49,28 +35,28 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
 
     It loads what its parent loads, to the same values, and differs in this:
 
-    - no code from a file runs: a file that asks for more than arrays and containers is refused;
+    - no code in a file is executed: a file that needs more than arrays and containers is refused;
     - keys of older PointRend versions are renamed (:func:`upgrade_state_dict`);
     - shapes that do not fit are an error, not a warning;
     - ``last_checkpoint`` cannot lead out of ``save_dir``;
-    - a file gets its name when it is complete and on the disk: an interrupted save leaves the
-      former ones as they were;
-    - a file carries a checksum, so that every later change of it is noticed;
+    - saving is atomic: an interrupted save leaves the former files as they were;
+    - a file carries a checksum, so that every later change is detected;
     - resuming goes back to an earlier checkpoint if the last one is damaged or gone, and only
       together: it is an error if some processes have one and others have none;
-    - a file may tell the classes of its model (:func:`read_metadata`).
+    - a file may store the classes and the config of its model (:func:`read_stored_metadata`);
+    - `zoo://` names the published models.
 
     Args:
-        model: the model to load into and to save.
-        save_dir: folder of the checkpoints, if any are to be saved or resumed from.
-        save_to_disk: whether :meth:`save` writes; by default only in the main process.
-        allow_unsafe: load any pickle, which runs whatever code the file holds.
-        strict_shapes: whether every shape in a file must be the model's. Otherwise layers whose
+        model: The model to load into and to save.
+        save_dir: Folder of the checkpoints to save or resume from, if any.
+        save_to_disk: Whether :meth:`save` writes; by default only in the main process.
+        allow_unsafe: Whether to load any pickle, which executes the code in the file.
+        strict_shapes: Whether every shape in a file must be the model's. Otherwise layers whose
             shape depends on the class count may differ: they keep their initial values, as in
             training with other classes, with a warning. Resuming is always strict.
-        metadata: what a saved file shall tell of the model's classes, in fields of Detectron2's
-            metadata of data sets; nothing if empty.
-        checkpointables: further objects with a state, by the names they are saved under.
+        metadata: Fields to save with the model: those of Detectron2's metadata that describe its
+            classes, and its config as YAML.
+        checkpointables: Further objects with a state, by the names under which they are saved.
     """
 
     def __init__(
@@ -93,21 +79,21 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
     # Loading
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load a checkpoint into the model and, unless told otherwise, into the checkpointables.
+        """Load a checkpoint into the model and the checkpointables.
 
         Args:
-            path: file or URL; nothing is loaded if empty.
-            checkpointables: names of those to load; by default all that the file has.
+            path: File, URL or `zoo://` name; nothing is loaded if empty.
+            checkpointables: Names of those to load; by default all that the file has.
 
         Returns:
-            What else the file holds.
+            The rest of the file's contents.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            OSError: if it cannot be downloaded.
-            DamagedError: if the file is damaged.
-            ValueError: if the file asks for code to run, holds the same parameter under two names,
-                or has shapes that the model does not.
+            FileNotFoundError: If there is no such file.
+            OSError: If it cannot be downloaded.
+            DamagedError: If the file is damaged.
+            ValueError: If the file would execute code, holds the same parameter under two names, or
+                has other shapes than the model.
         """
         if path.startswith(zoo.PREFIX):
             zoo.published_url(without_query(path))
@@ -124,19 +110,19 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continue from the last checkpoint of ``save_dir``; without one load only the weights.
 
-        If the last one cannot be read, the newest that can is taken, with a warning.
+        If the last one cannot be read, the newest readable one is loaded, with a warning.
 
         Args:
-            path: file or URL of the weights.
-            resume: whether to look for a last checkpoint at all.
+            path: File or URL of the weights.
+            resume: Whether to look for a last checkpoint at all.
 
         Returns:
-            What else the file holds.
+            The rest of the file's contents.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            DamagedError: if the last checkpoint and all others are damaged or gone.
-            ValueError: as :meth:`load`, if ``last_checkpoint`` names no file of ``save_dir``, or if
+            FileNotFoundError: If there is no such file.
+            DamagedError: If the last checkpoint and all others are damaged or gone.
+            ValueError: As :meth:`load`; or if ``last_checkpoint`` names no file of ``save_dir``, or
                 only some of several processes have a last checkpoint.
         """
         if not resume or not self._all_have_checkpoint():
@@ -154,10 +140,10 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             self.strict_shapes = asked
 
     def _all_have_checkpoint(self) -> bool:
-        """Tell whether there is a last checkpoint, sure that all processes say the same.
+        """Return whether there is a last checkpoint, the same in all processes.
 
         Raises:
-            ValueError: if they do not.
+            ValueError: If only some of them have one.
         """
         lacking: dict[str, list[str]] = {}  # ranks by their folders
         answers = comm.all_gather((self.has_checkpoint(), self.save_dir))
@@ -175,7 +161,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         return not lacking
 
     def _newest_readable(self) -> str:
-        """Return the last checkpoint or, if it cannot be read by all processes, one before it."""
+        """Return the last checkpoint, or an earlier one if not all processes can read it."""
         last = reason = ""
         try:
             last = self.get_checkpoint_file()
@@ -202,7 +188,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         raise DamagedError("; ".join(skipped))
 
     def _contents(self, path: str) -> set[str]:
-        """Read a checkpoint and name what it holds, without loading anything into anything."""
+        """Read a checkpoint and return its keys, without loading it."""
         if not path.endswith(".pth"):
             return set()
         return set(self._torch_load(self.path_manager.get_local_path(path)))
@@ -217,9 +203,9 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         """Return the path of the last checkpoint in ``save_dir``, empty if there is none.
 
         Raises:
-            FileNotFoundError: if ``last_checkpoint`` names a file that is not there.
-            DamagedError: if it is empty.
-            ValueError: if it names anything but a file in ``save_dir``.
+            FileNotFoundError: If ``last_checkpoint`` names a file that does not exist.
+            DamagedError: If it is empty.
+            ValueError: If it names anything but a file in ``save_dir``.
         """
         if not self.has_checkpoint():
             return ""
@@ -245,30 +231,16 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
-            checkpoint = _from_model_zoo(read_checkpoint(filename, self._unpickle))
-        elif filename.endswith(".pyth"):  # of pycls
-            state = _without(self._torch_load(filename).get("model_state"), "num_batches_tracked")
-            checkpoint = {"model": state, "__author__": "pycls", "matching_heuristics": True}
+            checkpoint = read_pickle(filename, allow_unsafe=self.allow_unsafe)
+        elif filename.endswith(".pyth"):
+            checkpoint = read_pycls_file(filename, allow_unsafe=self.allow_unsafe)
         else:
             checkpoint = super()._load_file(filename)
-        model = checkpoint["model"]
-        if not isinstance(model, dict) or not model:
-            raise ValueError(f"{filename} holds no parameters of a model")
-        for key, value in model.items():
-            if not isinstance(key, str) or not isinstance(value, np.ndarray | torch.Tensor):
-                raise ValueError(
-                    f"{filename}: the model's {key!r} must be an array or tensor, "
-                    f"not {type(value).__name__}"
-                )
+        check_parameters(filename, checkpoint["model"])
         return checkpoint
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        return read_checkpoint(f, functools.partial(load_sealed, allow_unsafe=self.allow_unsafe))
-
-    def _unpickle(self, file: BinaryIO) -> Any:
-        if self.allow_unsafe:
-            return pickle.load(file, encoding="latin1")
-        return load_arrays(file)
+        return read_torch_file(f, allow_unsafe=self.allow_unsafe)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         upgrade_state_dict(checkpoint["model"])
@@ -277,16 +249,17 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             checkpoint["matching_heuristics"] = False
         incompatible = super()._load_model(checkpoint)
         misfits = incompatible.incorrect_shapes
-        errors = [m for m in misfits if self.strict_shapes or not _differs_in_classes(*m)]
+        errors = [m for m in misfits if self.strict_shapes or not differs_in_classes(m)]
         if errors:
             raise ValueError(
-                f"{self._source}: these shapes do not fit the configured model:{_listed(errors)}"
+                f"{self._source}: these shapes do not fit the configured model:"
+                f"{list_misfits(errors)}"
             )
         if misfits:
             self.logger.warning(
                 "%s has another number of classes; these layers start from scratch:%s",
                 self._source,
-                _listed(misfits),
+                list_misfits(misfits),
             )
             for key, _, _ in misfits:
                 incompatible.missing_keys.remove(key)
@@ -294,18 +267,13 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         return incompatible
 
     def _match_by_suffix(self, checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Name a checkpoint's parameters by the model's that end like them, fitting or not."""
+        """Rename a checkpoint's parameters to those of the model with the same endings."""
         self._convert_ndarray_to_tensor(checkpoint["model"])
         in_model = self.model.state_dict()
         matched = align_and_update_state_dicts(
             in_model, checkpoint["model"], c2_conversion=checkpoint.get("__author__") == "Caffe2"
         )
-        # Where shapes differ, the heuristics leave a parameter under its own name.
-        for key in [key for key in in_model if key not in matched]:
-            names = [name for name in matched if key.endswith("." + name)]
-            name = max(names, key=len, default=key)
-            if name in matched and matched[name].shape != in_model[key].shape:
-                matched[key] = matched.pop(name)
+        rename_misfits(matched, in_model)
         return matched
 
     # Saving
@@ -314,15 +282,15 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         """Save the model and the checkpointables as ``name``.pth and make it the last checkpoint.
 
         Args:
-            name: name of the file without its suffix.
-            kwargs: what else to save.
+            name: Name of the file without its suffix.
+            kwargs: Further contents.
 
         Raises:
-            NotSavedError: if it cannot be written, such as to a full disk; with what to do.
-            ValueError: if ``name`` leads out of ``save_dir``.
+            NotSavedError: If it cannot be written, such as to a full disk; with advice.
+            ValueError: If ``name`` leads out of ``save_dir``.
         """
         if not os.path.isdir(self.save_dir) or not self.save_to_disk:
-            return super().save(name, **kwargs)  # nowhere, or where only the path manager leads
+            return super().save(name, **kwargs)  # nothing to save, or other storage
         filename = f"{name}.pth"
         if os.path.basename(filename) != filename:
             raise ValueError(f"the name of a checkpoint must not hold a folder, got {name!r}")
@@ -341,37 +309,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         """Note which file in ``save_dir`` is the last checkpoint.
 
         Args:
-            last_filename_basename: its name.
+            last_filename_basename: Its name.
         """
         if not os.path.isdir(self.save_dir):
             return super().tag_last_checkpoint(last_filename_basename)
         write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
-
-
-def _from_model_zoo(data: dict[str, Any]) -> dict[str, Any]:
-    if "model" in data and "__author__" in data:  # Detectron2's
-        return data
-    blobs = _without(data.get("blobs", data), "_momentum")  # Detectron's; ImageNet's are bare
-    return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def _without(parameters: Any, ending: str) -> Any:
-    if not isinstance(parameters, dict):
-        return parameters
-    return {key: value for key, value in parameters.items() if not str(key).endswith(ending)}
-
-
-def _differs_in_classes(key: str, in_file: tuple[int, ...], in_model: tuple[int, ...]) -> bool:
-    for pattern, dimensions in _CLASS_DIMENSIONS:
-        if pattern.search(key):
-            sizes = zip(in_file, in_model, strict=False)
-            differing = {i for i, (a, b) in enumerate(sizes) if a != b}
-            return len(in_file) == len(in_model) and differing <= dimensions
-    return False
-
-
-def _listed(misfits: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
-    return "".join(
-        f"\n  {key}: {in_file} in the file, {in_model} in the model"
-        for key, in_file, in_model in misfits
-    )

@@ -1,12 +1,12 @@
 """Class names and config that are stored in a checkpoint together with the model."""
 
-import functools
 import os
 from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 
-from point_rend.checkpoint.sealed_file import load_sealed, read_checkpoint, without_query
+from point_rend.checkpoint.formats import read_torch_file
+from point_rend.checkpoint.sealed_file import without_query
 
 METADATA = "metadata"  # key in a checkpoint
 CONFIG = "config"  # key in the metadata
@@ -53,8 +53,7 @@ def read_stored_metadata(path: str, *, allow_unsafe: bool = False) -> StoredMeta
     local = PathManager.get_local_path(path)
     if not os.path.isfile(local):
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    load = functools.partial(load_sealed, allow_unsafe=allow_unsafe)
-    stored = read_checkpoint(local, load).get(METADATA)
+    stored = read_torch_file(local, allow_unsafe=allow_unsafe).get(METADATA)
     if not isinstance(stored, dict):
         return StoredMetadata({})
     names = [field.format(kind) for kind in ("thing", "stuff") for field in CLASS_FIELDS]

@@ -8,7 +8,6 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-# --- keys of older versions -------------------------------------------------------------------
 _LEGACY_NAMES = (
     (re.compile(r"(^|\.)mask_point_head\."), r"\1mask_head.point_head."),
     (re.compile(r"(^|\.)mask_coarse_head\."), r"\1mask_head.coarse_head."),
@@ -21,19 +20,19 @@ def upgrade_state_dict(
 ) -> list[tuple[str, str]]:
     """Rename, in place, the keys of older PointRend checkpoints to those of the present modules.
 
-    The first version kept ``mask_point_head`` and ``mask_coarse_head`` beside the mask head, and
-    the coarse head called its layers ``coarse_mask_fc1``, ... The order of the keys stays, and so
-    does the ``_metadata`` of a module's state.
+    In the first version, ``mask_point_head`` and ``mask_coarse_head`` were siblings of the mask
+    head, and the layers of the coarse head were called ``coarse_mask_fc1``, … The order of the keys
+    and the ``_metadata`` of a module's state stay.
 
     Args:
-        state_dict: maps names of parameters to their values.
-        prefix: only keys that begin with it are looked at, and only behind it.
+        state_dict: Parameters by name.
+        prefix: Only keys with this prefix are considered, and only what follows it.
 
     Returns:
         The renamed keys as (old, new); empty for a state dict of the present version.
 
     Raises:
-        ValueError: if two keys would get the same name; nothing has been renamed then.
+        ValueError: If two keys would get the same name; then nothing is renamed.
     """
     old_keys: dict[str, str] = {}  # by the new key
     for key in state_dict:

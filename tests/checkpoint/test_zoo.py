@@ -1,5 +1,6 @@
 """Published models by name; a local server stands in for the published address."""
 
+import argparse
 import functools
 import re
 import threading
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
 from detectron2.utils.file_io import PathManager
 
 from point_rend import SafeDetectionCheckpointer, get_config_file
 from point_rend.checkpoint import zoo
+from point_rend.engine.preflight import check_weights
 from tests.checkpoint.nets import arrays, assert_same_state, net, write_pickle, zoo_file
 from tests.tiny_datasets import REPOSITORY
 
@@ -96,3 +99,13 @@ def test_a_failed_download_names_the_address_and_the_way_around(
     message = rf"^zoo://{NAME} cannot be downloaded from {url} \(.*{reason}.*\): download the file"
     with pytest.raises(OSError, match=message):
         SafeDetectionCheckpointer(net()).load(f"zoo://{NAME}")
+
+
+def test_a_run_refuses_an_unknown_name_before_it_starts() -> None:
+    args = argparse.Namespace(resume=False)
+    cfg = get_cfg()
+    cfg.MODEL.WEIGHTS = f"zoo://{NAME}"
+    assert check_weights(cfg, args)
+    cfg.MODEL.WEIGHTS = f"zoo://{NAME}x"
+    with pytest.raises(FileNotFoundError, match=f"is published; did you mean {NAME} or"):
+        check_weights(cfg, args)
