@@ -8,12 +8,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
-import torch
-from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import build_model
 
-from point_rend import SafeDetectionCheckpointer, load_config
+from point_rend.inference.predictor import Predictor
 from point_rend.visualization.drawing import color_of, match_colors, overlay_masks
 from point_rend.visualization.layout import save_picture, side_by_side, stack
 
@@ -30,24 +26,10 @@ class Instances(NamedTuple):
     boxes: np.ndarray  # (I, 4) x0, y0, x1, y1 in pixels of the picture
 
 
-def load_model(
-    config: str, weights: Path, num_classes: int, opts: Sequence[str] = ()
-) -> tuple[Any, CfgNode]:
-    """Build the demo's model with trained weights, ready for inference."""
-    cfg = load_config(config, ["MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes), *opts])
-    model = build_model(cfg).eval()
-    SafeDetectionCheckpointer(model).load(str(weights))
-    return model, cfg
-
-
-@torch.no_grad()
-def predict(model: Any, cfg: CfgNode, image: np.ndarray) -> Instances:
-    """Detect instances; their masks have the resolution of the picture, not of the image."""
+def predict(predictor: Predictor, image: np.ndarray) -> Instances:
+    """Detect instances; their masks are rendered at the size of the picture, not of the image."""
     height, width = (side * MAGNIFICATION for side in image.shape[:2])
-    short_side, long_side = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    resize = ResizeShortestEdge([short_side, short_side], long_side).get_transform(image)
-    pixels = torch.as_tensor(resize.apply_image(image).transpose(2, 0, 1).astype(np.float32))
-    found = model([{"image": pixels, "height": height, "width": width}])[0]["instances"].to("cpu")
+    found = predictor(image, output_size=(height, width))["instances"].to("cpu")
     found = found[found.scores >= MIN_SCORE]
     return Instances(found.pred_masks.numpy(), found.pred_boxes.tensor.numpy())
 
@@ -137,7 +119,11 @@ def draw_pictures(
     for annotation in sorted(content["annotations"], key=lambda a: a["area"]):
         largest[annotation["category_id"]] = annotation
 
-    models = [load_model(config, weights, len(names), opts) for opts in (coarse_opts, ())]
+    count = ("MODEL.ROI_HEADS.NUM_CLASSES", str(len(names)))
+    predictors = [
+        Predictor.from_config_file(config, [*count, *opts], weights=weights)
+        for opts in (coarse_opts, ())
+    ]
     shown = [image["id"] for image in content["images"][:NUM_PICTURES]]
     needed = {*shown, *(annotation["image_id"] for annotation in largest.values())}
     panels: dict[int, list[np.ndarray]] = {}
@@ -146,7 +132,7 @@ def draw_pictures(
             image = cv2.imread(str(image_root / record["file_name"]))
             size = (record["height"], record["width"])
             ground_truth = render_annotations(by_image.get(record["id"], []), size)
-            coarse, fine = (predict(model, cfg, image) for model, cfg in models)
+            coarse, fine = (predict(predictor, image) for predictor in predictors)
             panels[record["id"]] = make_panels(image, coarse, fine, ground_truth)
 
     rows = [side_by_side(panels[number], TITLES) for number in shown]

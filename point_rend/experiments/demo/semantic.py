@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from cityscapesscripts.helpers.labels import trainId2label
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
-from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from torch import Tensor
 from torch.nn import functional as F
 
-from point_rend import SafeDetectionCheckpointer, load_config
 from point_rend.evaluation.semantic_iou import SemanticIoU
 from point_rend.experiments.demo.instances import closeup
+from point_rend.inference.predictor import Predictor
 from point_rend.rendering.uncertainty import label_map
 from point_rend.visualization.drawing import paint_labels
 from point_rend.visualization.layout import save_picture, side_by_side, stack
@@ -102,9 +101,8 @@ def evaluate(config: str, weights: Path, data: Path, pictures: Path) -> dict[str
     Returns:
         "mIoU" and "boundary mIoU" in percent of each of `METHODS`.
     """
-    cfg = load_config(config, ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(NUM_CLASSES)])
-    model = build_model(cfg).eval()
-    SafeDetectionCheckpointer(model).load(str(weights))
+    count = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(NUM_CLASSES))
+    model = Predictor.from_config_file(config, count, weights=weights).model
     records = load_cityscapes_semantic(str(data / "leftImg8bit/val"), str(data / "gtFine/val"))
     scores = [SemanticIoU(NUM_CLASSES, ignore_value=VOID) for _ in METHODS]
     rows: list[np.ndarray] = []
