@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 INHERIT = -1
 DEFAULTS: dict[str, Any] = {
-    # Largest share of a random crop that one category may fill, 0 to 1; 1 switches the retries off.
+    # Largest share of a random crop that one category may fill, 0 to 1; 1 accepts every crop.
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
     # Photometric distortion of the SSD paper in training (semantic segmentation).
     "INPUT.COLOR_AUG_SSD": False,
@@ -44,8 +44,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS": 28 * 28,
     # Boxes whose masks are rendered at a time, which bounds the memory; 0 takes all of an image.
     "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK": 64,
-    # Cells per pixel of a box's longer side, in the network's input, from which on its mask is only
-    # interpolated: small boxes take fewer points; 0 computes the points of all steps for every box.
+    # Cells per pixel of a box's longer side, in the network's input, beyond which its mask is only
+    # interpolated, so that small boxes need fewer points; 0 computes all steps for every box.
     "MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL": 0.0,
     # Width of the point head's hidden layers, in channels.
     "MODEL.POINT_HEAD.FC_DIM": 256,
@@ -59,31 +59,31 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME": "SemSegFPNHead",
     # Whether the implicit point head sees fine-grained features.
     "MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED": True,
-    # Whether the implicit point head sees the Fourier encoding of a point's place in its box.
+    # Whether the implicit point head sees the Fourier encoding of a point's position in its box.
     "MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED": True,
     # Weight of the mean square of the predicted parameters in the loss.
     "MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER": 1e-5,
-    # What an image that cannot be read does to a training: "stop" ends it with the file's name,
-    # "skip" gives the image's turn to another one, with a counted warning.
+    # Reaction of a training to an image that cannot be read: "stop" ends it with the file's name,
+    # "skip" takes another image instead, with a counted warning.
     "DATALOADER.ON_CORRUPT_IMAGE": "stop",
-    # Whether an evaluation measures boundaries, too: boundary AP of instances, boundary mIoU of
+    # Whether an evaluation includes boundary metrics: boundary AP of instances, boundary mIoU of
     # label maps.
     "TEST.BOUNDARY_METRICS": False,
     # Whether an evaluation computes in SOLVER.AMP.DTYPE; coordinates and sampling stay in float32.
     "TEST.MIXED_PRECISION": False,
-    # Type in which SOLVER.AMP.ENABLED and TEST.MIXED_PRECISION compute: float16 (the loss of a
-    # training is scaled) or bfloat16.
+    # Type of the computations with SOLVER.AMP.ENABLED and TEST.MIXED_PRECISION: float16 (training
+    # scales the loss) or bfloat16.
     "SOLVER.AMP.DTYPE": "float16",
-    # DeepLab's keys, as Detectron2's DeepLab project names and sets them. They are read by its
-    # heads and its backbone alone.
+    # DeepLab's keys with the names and defaults of Detectron2's DeepLab project. Only its heads and
+    # its backbone read them.
     # Exponent of the WarmupPolyLR schedule.
     "SOLVER.POLY_LR_POWER": 0.9,
-    # Share of BASE_LR at which WarmupPolyLR is cut off, 0 to 1. The other way to end it, as in
-    # mmsegmentation, is Detectron2's SOLVER.BASE_LR_END: the rate to which the curve is scaled.
+    # Share of BASE_LR below which WarmupPolyLR does not fall, 0 to 1. mmsegmentation ends the
+    # schedule otherwise: it scales the curve to the rate that is here SOLVER.BASE_LR_END.
     "SOLVER.POLY_LR_CONSTANT_ENDING": 0.0,
     # Loss of a DeepLab head: hard_pixel_mining (its hardest fifth of the pixels) or cross_entropy.
     "MODEL.SEM_SEG_HEAD.LOSS_TYPE": "hard_pixel_mining",
-    # Feature maps that DeepLabV3+ adds to the decoder; it reads SEM_SEG_HEAD.IN_FEATURES instead.
+    # Not read by Detectron2's DeepLabV3+, whose decoder takes SEM_SEG_HEAD.IN_FEATURES.
     "MODEL.SEM_SEG_HEAD.PROJECT_FEATURES": ["res2"],
     # Channels to which DeepLabV3+ projects each of them.
     "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS": [48],
@@ -95,7 +95,7 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT": 0.1,
     # Whether pyramid and decoder use depthwise separable convolutions.
     "MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV": False,
-    # Dilation of res4; 2 keeps its stride at 8 and wants RES5_DILATION 4.
+    # Dilation of res4; 2 keeps its stride at 8 and requires RES5_DILATION 4.
     "MODEL.RESNETS.RES4_DILATION": 1,
     # Factors of RES5_DILATION in the three blocks of res5.
     "MODEL.RESNETS.RES5_MULTI_GRID": [1, 2, 4],
@@ -114,7 +114,7 @@ DEFAULTS |= {
 def add_pointrend_config(cfg: CfgNode) -> None:
     """Add every PointRend key that `cfg` lacks; values that are already there stay.
 
-    Call it before a PointRend YAML file is merged: a config knows no key that was not added.
+    Call it before merging a PointRend YAML file: a config accepts only keys that it has.
 
     Args:
         cfg: A config with Detectron2's keys; changed in place.
@@ -136,7 +136,7 @@ def value_of(cfg: CfgNode, key: str) -> Any:
 
 
 def point_head_num_classes(cfg: CfgNode, inherited: int, inherited_key: str) -> int:
-    """Settle the class count of the point head with the head that uses it.
+    """Return the class count of the point head, which follows the head that uses it.
 
     Args:
         cfg: A config with MODEL.POINT_HEAD.
@@ -144,10 +144,10 @@ def point_head_num_classes(cfg: CfgNode, inherited: int, inherited_key: str) -> 
         inherited_key: Config key of that count.
 
     Returns:
-        The count on which both agree.
+        The common count.
 
     Raises:
-        ValueError: If MODEL.POINT_HEAD.NUM_CLASSES is given and differs.
+        ValueError: If MODEL.POINT_HEAD.NUM_CLASSES is set and differs.
     """
     own = cfg.MODEL.POINT_HEAD.NUM_CLASSES
     if own not in (INHERIT, inherited):
