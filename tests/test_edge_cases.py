@@ -98,7 +98,7 @@ CASES = {
         (picture(*THINGS[:1]), picture(*CROWDS[:1], THINGS[0])),
         kinds=1,
         has_ground=False,
-        no_semantics="has one class only (kind 0), so there is nothing to learn",
+        no_semantics="has only one class (kind 0), so there is nothing to learn",
     ),
     "one image": Case((picture(*THINGS),)),
     "one row, one column": Case(

@@ -1,4 +1,4 @@
-"""Augmentation of PointRend's recipes, in training and, by leaving images alone, in testing."""
+"""Augmentation of PointRend's recipes for training and testing."""
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -16,19 +16,19 @@ from point_rend.config.tasks import SEM_SEG, model_outputs
 
 
 def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
-    """Build what happens to an image on its way to the model.
+    """Build the augmentations of an image on its way to the model.
 
-    Semantic models are trained on resized, cropped, distorted, flipped images, in this order; crops
-    in which one category fills more than INPUT.CROP.SINGLE_CATEGORY_MAX_AREA are drawn anew, ten
-    times at most. Other models crop first, as in Detectron2.
+    Semantic models are trained on resized, cropped, color-augmented, flipped images, in this order;
+    a crop with one category on more than INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is redrawn, at most
+    ten times. Other models crop first, as in Detectron2.
 
     Args:
         cfg: The config.
         is_train: Whether the images are for training.
 
     Returns:
-        The augmentations in order. Empty for a semantic model that is tested with TEST.AUG, which
-        resizes the images itself.
+        The augmentations in order. Empty for testing a semantic model with TEST.AUG, which resizes
+        the images itself.
     """
     semantic = model_outputs(cfg) == SEM_SEG
     if not is_train and semantic and cfg.TEST.AUG.ENABLED:
@@ -53,12 +53,12 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
 
 
 class ResizeToPixels(Augmentation):
-    """A resizing that leaves one pixel at least in either direction.
+    """A resizing to at least one pixel in either direction.
 
-    Detectron2 bounds the long side, and rounds the short side of a very long image to zero.
+    Detectron2 limits the long side, which rounds the short side of a very long image to zero.
 
     Args:
-        resize: What draws the size.
+        resize: Draws the size.
     """
 
     def __init__(self, resize: Augmentation) -> None:
@@ -68,7 +68,7 @@ class ResizeToPixels(Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw a size."""
         drawn = self.resize.get_transform(image)
-        if not isinstance(drawn, ResizeTransform):  # a side of 0 in the config leaves it alone
+        if not isinstance(drawn, ResizeTransform):  # NoOpTransform for a side of 0 in the config
             return drawn
         height, width = max(drawn.new_h, 1), max(drawn.new_w, 1)
         return ResizeTransform(drawn.h, drawn.w, height, width, drawn.interp)

@@ -1,4 +1,4 @@
-"""The mapper from a record of a data set to the input of a model."""
+"""Mapper from a record of a data set to the input of a model."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from point_rend.ground_truth.shared_masks import SharedMasks
 
 
 class NamingDatasetMapper(DatasetMapper):
-    """Detectron2's mapper with our augmentation; its errors name the image that they are about.
+    """Detectron2's mapper with the augmentation of this package; its errors name the image.
 
-    The masks are :class:`SharedMasks`: small on their way from the worker, held once in training.
-    With the format polygon, masks that are given as RLE stay masks of pixels.
+    The masks are :class:`SharedMasks`: small on their way from the worker, stored once in training.
+    With the format polygon, RLE masks remain bitmasks.
     """
 
     @classmethod
@@ -34,10 +34,10 @@ class NamingDatasetMapper(DatasetMapper):
             dataset_dict: A record in Detectron2's standard format.
 
         Returns:
-            What Detectron2's `DatasetMapper` returns; "gt_masks" of the instances are shared masks.
+            The result of Detectron2's `DatasetMapper`, with shared masks as "gt_masks".
 
         Raises:
-            ValueError: If the image cannot be decoded, or it or its annotations do not fit the
+            ValueError: If the image cannot be decoded, or if it or its annotations contradict the
                 record.
         """
         try:
@@ -78,11 +78,11 @@ class NamingDatasetMapper(DatasetMapper):
     def _mask(
         self, segmentation: list[np.ndarray] | np.ndarray, image_shape: tuple[int, int]
     ) -> SharedMasks:
-        """Hold a mask, given as polygons or as pixels (H, W), in the mapper's format."""
+        """Store a mask of polygons or pixels (H, W) in the mapper's format."""
         if isinstance(segmentation, list):
             if self.instance_mask_format == "polygon":
                 return SharedMasks.of(PolygonMasks([segmentation]), image_shape)
             segmentation = polygons_to_bitmask(segmentation, *image_shape)
-        # A copy: a flip leaves negative strides, a resize pixels that cannot be written to.
+        # A copy: flipping leaves negative strides, and resizing read-only pixels.
         pixels = np.array(segmentation, dtype=bool, order="C")
         return SharedMasks.of(BitMasks(pixels[None]), image_shape)

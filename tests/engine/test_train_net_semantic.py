@@ -274,7 +274,7 @@ def test_a_set_without_one_labeled_pixel_is_refused(
     for number in (0, 1):
         write_label(tiny.label(number), np.full_like(label_map(number), IGNORED))
     said = refusal(command(config, tiny, tmp_path / "output"), capsys)
-    assert "not one pixel is labeled in tiny" in said
+    assert "no pixel is labeled in tiny" in said
 
 
 def test_a_model_is_not_evaluated_on_what_it_does_not_predict(

@@ -1,8 +1,7 @@
-"""Looking at a data set before a run: are its images whole, can its annotations be used?
+"""Checks of a data set before a run: complete images and usable annotations.
 
-Detectron2 finds most of this out in the middle of a training, or drops it without a word.
-An annotation here is a dict as in a COCO file; those that Detectron2 has loaded are alike but for
-their "bbox_mode".
+Detectron2 meets most of these errors in the middle of a training, or drops annotations silently.
+An annotation is a dict as in a COCO file; one that Detectron2 has loaded also has a "bbox_mode".
 """
 
 import copy
@@ -15,8 +14,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from point_rend.data.checks.image_files import Annotation, ImageRecord, check_image_files, listed
-from point_rend.data.checks.rle import Reason, rle_fault
+from point_rend.data.checks.image_files import Annotation, ImageRecord, check_image_files, shortlist
+from point_rend.data.checks.rle import Fault, rle_fault
 from point_rend.data.datasets.classes import describe
 from point_rend.data.datasets.coco import read_coco
 
@@ -24,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 class Usable(NamedTuple):
-    """What a check has found.
+    """Result of a check.
 
     Attributes:
-        annotations: Number of annotations that can be used, crowds not counted.
-        faults: Number of annotations that are, wholly or in part, impossible.
+        annotations: Number of usable annotations, without crowds.
+        faults: Number of annotations that are impossible, entirely or in part.
     """
 
     annotations: int
@@ -44,10 +43,10 @@ def check_datasets(
         train: Registered names of the training sets; may be empty.
         test: Registered names of the sets that are evaluated.
         masks: Whether the annotations need masks.
-        skip_broken_images: Whether the training skips images that cannot be used.
+        skip_broken_images: Whether the training skips unusable images.
 
     Returns:
-        The training sets out of which annotations have to be left.
+        The training sets with impossible annotations, which have to be removed.
 
     Raises:
         FileNotFoundError: As `check_dataset`.
@@ -69,23 +68,23 @@ def check_dataset(
 ) -> Usable:
     """Check the images and annotations of a registered data set before a run.
 
-    Impossible annotations are named in a warning. A training goes without them (see
-    `leave_out_impossible_annotations`); in an evaluation they stay, so that an AP means the same as
-    everywhere, and what the evaluation cannot read is an error.
+    A warning names impossible annotations. A training removes them (see
+    `leave_out_impossible_annotations`). An evaluation keeps them, so that its AP is comparable;
+    annotations that it cannot read are an error.
 
     Args:
         name: Registered name.
-        training: Whether the set is for training; if not, it is evaluated.
+        training: Whether the set is for training rather than for evaluation.
         masks: Whether the annotations need masks.
-        skip_broken_images: Whether images that cannot be used are only named in a warning.
+        skip_broken_images: Whether unusable images only cause a warning.
 
     Returns:
-        How many annotations there are to work with.
+        The numbers of usable and impossible annotations.
 
     Raises:
         FileNotFoundError: If images or the annotation file are missing.
-        ValueError: If images are truncated or differ in size from what is declared, if the
-            annotation file is not sound, or if an annotation is broken that cannot be left out.
+        ValueError: If images are truncated or differ in size from their record, if the annotation
+            file is invalid, or if a broken annotation cannot be removed.
     """
     images = _load_images(name)
     check_image_files(name, images, skip_broken=skip_broken_images)
@@ -106,12 +105,12 @@ def check_dataset(
     if fatal and not training:
         raise ValueError(
             f"{describe(name)} cannot be evaluated: {len(fatal)} annotations are broken"
-            + listed(fatal)
+            + shortlist(fatal)
         )
     if fatal and _evaluator_type(name) == "lvis":
         raise ValueError(
             f"{describe(name)} cannot be loaded: {len(fatal)} annotations are broken"
-            + listed(fatal)
+            + shortlist(fatal)
         )
     if impossible:
         outcome = "left out, wholly or in part" if training else "kept for the evaluation"
@@ -120,13 +119,13 @@ def check_dataset(
             describe(name),
             len(impossible),
             outcome,
-            listed(impossible),
+            shortlist(impossible),
         )
     return Usable(usable, len(impossible))
 
 
 def leave_out_impossible_annotations(name: str, *, masks: bool) -> None:
-    """Make a registered data set yield its annotations without impossible ones from now on.
+    """Remove impossible annotations from a registered data set whenever it is loaded.
 
     Args:
         name: Registered name.
@@ -150,8 +149,8 @@ def leave_out_impossible_annotations(name: str, *, masks: bool) -> None:
 
 def clean_annotation(
     annotation: Annotation, height: int | None, width: int | None, masks: bool
-) -> tuple[Annotation | None, list[Reason]]:
-    """Take the impossible parts out of an annotation.
+) -> tuple[Annotation | None, list[Fault]]:
+    """Remove the impossible parts of an annotation.
 
     Args:
         annotation: One object, with "bbox" and, if `masks`, "segmentation".
@@ -160,31 +159,31 @@ def clean_annotation(
         masks: Whether a mask is needed.
 
     Returns:
-        The annotation with what can be used of it, or None; and what is wrong with the rest.
+        The annotation with its usable parts, or None; and the faults of the others.
     """
     first, second, third, fourth = annotation["bbox"]
     if annotation.get("bbox_mode", BoxMode.XYWH_ABS) == BoxMode.XYXY_ABS:
         third, fourth = third - first, fourth - second
     empty = not (third > 0 and fourth > 0)
-    reasons = [Reason(f"bbox of size {third} x {fourth}", fatal=False)] if empty else []
+    reasons = [Fault(f"bbox of size {third} x {fourth}", fatal=False)] if empty else []
     remainder, of_mask = _clean_mask(annotation, height, width) if masks else (annotation, [])
     return None if empty else remainder, reasons + of_mask
 
 
 def _clean_mask(
     annotation: Annotation, height: int | None, width: int | None
-) -> tuple[Annotation | None, list[Reason]]:
-    """As :func:`clean_annotation`, of the mask alone."""
+) -> tuple[Annotation | None, list[Fault]]:
+    """Do the same as :func:`clean_annotation` for the mask alone."""
     mask = annotation.get("segmentation")
     if not mask:
-        return None, [Reason("no segmentation")]
+        return None, [Fault("no segmentation")]
     if isinstance(mask, dict):
         reason = rle_fault(mask, height, width)
         return (None, [reason]) if reason else (annotation, [])
 
     faults = [_polygon_fault(polygon) for polygon in mask]
     reasons = [
-        Reason(f"polygon {number} of {len(mask)} {fault}")
+        Fault(f"polygon {number} of {len(mask)} {fault}")
         for number, fault in enumerate(faults, start=1)
         if fault
     ]
@@ -192,12 +191,12 @@ def _clean_mask(
     if not possible:
         return None, reasons
     if all(_polygon_area(polygon) == 0 for polygon in possible):
-        return None, [*reasons, Reason("polygons of area 0", fatal=False)]
+        return None, [*reasons, Fault("polygons of area 0", fatal=False)]
     return (annotation | {"segmentation": possible} if reasons else annotation), reasons
 
 
 def _load_images(name: str) -> list[ImageRecord]:
-    """List the images of a data set with annotations that nobody has sifted yet."""
+    """Return the images of a data set with all their annotations, also those that loading drops."""
     metadata = MetadataCatalog.get(name)
     if _evaluator_type(name) == "coco" and metadata.get("json_file"):
         return _images_of_json(read_coco(metadata.json_file), metadata.image_root)
@@ -208,7 +207,7 @@ def _load_images(name: str) -> list[ImageRecord]:
             image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
         return _images_of_json(content, metadata.image_root)
 
-    # Any other loader may take minutes (Cityscapes): it runs once, and its result stays.
+    # Any other loader, such as that of Cityscapes, may take minutes: it runs once.
     loaded = DatasetCatalog.get(name)
     DatasetCatalog[name] = lambda: copy.deepcopy(loaded)
     return [
@@ -256,7 +255,7 @@ def _polygon_fault(polygon: Sequence[float]) -> str | None:
 
 
 def _polygon_area(polygon: Sequence[float]) -> float:
-    """Shoelace formula, with the first corner as the origin."""
+    """Compute the area by the shoelace formula, with the first corner as the origin."""
     corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
     x, y = (corners[1:] - corners[0]).T
     return abs(float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))) / 2

@@ -11,16 +11,16 @@ from PIL import ExifTags, Image
 from point_rend.data.datasets.classes import describe
 
 logger = logging.getLogger(__name__)
-SHOWN = 5  # faults that a message lists before it only counts the others
+MAX_LISTED = 5  # faults in a message; the others are counted
 END_OF_FILE = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-MODES_BEYOND_8_BITS = ("I", "F")  # how such modes of Pillow begin; it would cut values at 255
-TURNED_SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation
+MODES_BEYOND_8_BITS = ("I", "F")  # first letters of Pillow modes that it would clip at 255
+ROTATED_SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation
 FILE_THREADS = 16
 Annotation = dict[str, Any]
 
 
 class ImageRecord(NamedTuple):
-    """One image of a data set; the sides are None where the data set does not say them."""
+    """One image of a data set; the sides are None if the data set does not give them."""
 
     file_name: str
     image_id: int | str
@@ -32,20 +32,20 @@ class ImageRecord(NamedTuple):
 def check_image_files(
     name: str, images: Sequence[ImageRecord], *, skip_broken: bool = False
 ) -> list[ImageRecord]:
-    """Make sure that every image is there, is whole and has the declared size.
+    """Make sure that every image exists, is complete and has the size of its record.
 
     Args:
         name: Name of the data set, for messages.
         images: Its images.
-        skip_broken: Whether the loader skips images that cannot be used: a warning names them.
+        skip_broken: Whether the loader skips unusable images: a warning names them.
 
     Returns:
-        The images that can be used.
+        The usable images.
 
     Raises:
         FileNotFoundError: If files are missing.
-        ValueError: If files are no images, are truncated or are not of the declared size; with
-            `skip_broken` if that is so of all of them.
+        ValueError: If files are truncated, not images or not of the size of their record; with
+            `skip_broken` only if all of them are.
     """
     with ThreadPoolExecutor(FILE_THREADS) as threads:
         exists = list(threads.map(lambda image: os.path.isfile(image.file_name), images))
@@ -53,7 +53,7 @@ def check_image_files(
         if missing:
             raise FileNotFoundError(
                 f"{describe(name)}: {len(missing)} of {len(images)} images do not exist"
-                + listed([f"image {image.image_id}, {image.file_name}" for image in missing])
+                + shortlist([f"image {image.image_id}, {image.file_name}" for image in missing])
             )
         faults = list(threads.map(_image_fault, images))
     broken = [
@@ -64,13 +64,13 @@ def check_image_files(
     if broken:
         message = f"{describe(name)}: {len(broken)} of {len(images)} images cannot be used"
         if not skip_broken or len(broken) == len(images):
-            raise ValueError(message + listed(broken))
-        logger.warning("%s and are skipped%s", message, listed(broken))
+            raise ValueError(message + shortlist(broken))
+        logger.warning("%s and are skipped%s", message, shortlist(broken))
     return [image for image, fault in zip(images, faults, strict=True) if not fault]
 
 
 def _image_fault(record: ImageRecord) -> str | None:
-    """Look at the header and the end of an image file; the pixels are decoded in doubt only."""
+    """Check the header and the end of an image file; decode the pixels only in case of doubt."""
     try:
         with open(record.file_name, "rb") as file, Image.open(file) as image:
             if image.mode.startswith(MODES_BEYOND_8_BITS):
@@ -83,7 +83,7 @@ def _image_fault(record: ImageRecord) -> str | None:
                 file.seek(-len(end), os.SEEK_END)
                 whole = file.read() == end
             if end is None or not whole:
-                # Some cameras write more behind the end mark, and other formats have none.
+                # Some cameras write more after the end mark, and other formats have none.
                 file.seek(0)
                 with Image.open(file) as decoded:
                     decoded.load()
@@ -92,16 +92,16 @@ def _image_fault(record: ImageRecord) -> str | None:
     except (OSError, ValueError, SyntaxError) as error:
         return f"is truncated or not an image ({error})"
     if record.width is not None and (width, height) != (record.width, record.height):
-        return f"is {width} x {height} pixels, declared are {record.width} x {record.height}"
+        return f"is {width} x {height} pixels, expected {record.width} x {record.height}"
     return None
 
 
 def is_rotated_sideways(image: Image.Image) -> bool:
-    """Tell whether an image is turned by 90 degrees when it is read; decodes it if it is a PNG."""
-    return image.getexif().get(ExifTags.Base.Orientation) in TURNED_SIDEWAYS
+    """Return whether reading an image rotates it by 90 degrees; this decodes a PNG."""
+    return image.getexif().get(ExifTags.Base.Orientation) in ROTATED_SIDEWAYS
 
 
-def listed(items: Sequence[str]) -> str:
-    """Put the first few items into the end of a message, and the number of the others."""
-    more = [f"and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
-    return ": " + "; ".join([*items[:SHOWN], *more])
+def shortlist(items: Sequence[str]) -> str:
+    """Return the end of a message: the first few items and the number of the others."""
+    more = [f"and {len(items) - MAX_LISTED} more"] if len(items) > MAX_LISTED else []
+    return ": " + "; ".join([*items[:MAX_LISTED], *more])

@@ -17,11 +17,11 @@ from point_rend.data.checks.image_files import (
     ImageRecord,
     check_image_files,
     is_rotated_sideways,
-    listed,
+    shortlist,
 )
 
 logger = logging.getLogger(__name__)
-SHOWN_VALUES = 8
+MAX_VALUES = 8
 
 
 def check_semantic_datasets(
@@ -31,18 +31,17 @@ def check_semantic_datasets(
     ignore_value: int,
     skip_broken_images: bool = False,
 ) -> None:
-    """Check the images and label maps of all data sets of a run; every file is read.
+    """Read and check the images and label maps of all data sets of a run.
 
     Args:
         train: Registered names of the training sets; may be empty.
         test: Registered names of the sets that are evaluated.
         ignore_value: MODEL.SEM_SEG_HEAD.IGNORE_VALUE.
-        skip_broken_images: Whether the training skips images that cannot be used.
+        skip_broken_images: Whether the training skips unusable images.
 
     Raises:
         FileNotFoundError: As `count_labels`.
-        ValueError: As `count_labels`, if there is one class only to train on, or if there is not
-            one labeled pixel to train on, or to evaluate on.
+        ValueError: As `count_labels`, or if there is only one class or no labeled pixel.
     """
     counts = {
         name: count_labels(
@@ -56,16 +55,16 @@ def check_semantic_datasets(
         if len(counts[name]) == 1:
             (only,) = MetadataCatalog.get(name).stuff_classes
             raise ValueError(
-                f"{name} has one class only ({only}), so there is nothing to learn: its softmax is "
-                "1 everywhere; make what lies around it a class, too"
+                f"{name} has only one class ({only}), so there is nothing to learn: its softmax is "
+                "1 everywhere; make the background a class, too"
             )
     empty = [name for name in test if not counts[name].any()]
     if train and not any(counts[name].any() for name in train):
         empty = [*train]
     if empty:
         raise ValueError(
-            f"not one pixel is labeled in {', '.join(empty)}: every value is {ignore_value}, "
-            "which does not count"
+            f"no pixel is labeled in {', '.join(empty)}: every value is {ignore_value}, "
+            "which is ignored"
         )
 
 
@@ -74,31 +73,31 @@ def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = Fal
 
     Args:
         name: Registered name.
-        ignore_value: Value of the pixels that do not count.
-        skip_broken_images: Whether images that cannot be used are only named in a warning; their
-            label maps are not looked at.
+        ignore_value: Value of ignored pixels.
+        skip_broken_images: Whether unusable images only cause a warning; their label maps are not
+            checked.
 
     Returns:
-        (K,) pixels of each class.
+        (K,) number of pixels of each class.
 
     Raises:
         FileNotFoundError: If images or label maps are missing.
         ValueError: If the data set has no label maps, no classes or another ignored value; if an
-            image or a label map is truncated, if their sizes differ, or if there are values beside
-            the classes and `ignore_value`.
+            image or a label map is truncated, if their sizes differ, or if there are other values
+            than the classes and `ignore_value`.
     """
     metadata = MetadataCatalog.get(name)
     ignored = metadata.get("ignore_label", ignore_value)
     if ignored != ignore_value:
         raise ValueError(
-            f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}, but pixels that do not count have "
-            f"the value {ignored} in {name}"
+            f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}, but ignored pixels have the value "
+            f"{ignored} in {name}"
         )
     records = _load(name)
     if not metadata.get("stuff_classes"):
         raise ValueError(
-            f"{name} does not name its classes: expected stuff_classes in its metadata, as "
-            f"MetadataCatalog.get({name!r}).set(stuff_classes=[...]) sets them"
+            f"{name} has no class names: expected stuff_classes in its metadata, set by "
+            f"MetadataCatalog.get({name!r}).set(stuff_classes=[...])"
         )
     images = [
         ImageRecord(record["file_name"], position, None, None, [])
@@ -117,7 +116,8 @@ def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = Fal
         ]
         if missing:
             raise FileNotFoundError(
-                f"{name}: {len(missing)} of {len(labels)} label maps do not exist" + listed(missing)
+                f"{name}: {len(missing)} of {len(labels)} label maps do not exist"
+                + shortlist(missing)
             )
         num_classes = len(metadata.stuff_classes)
         found = list(
@@ -128,7 +128,7 @@ def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = Fal
     ]
     if faults:
         raise ValueError(
-            f"{name}: {len(faults)} of {len(labels)} label maps cannot be used" + listed(faults)
+            f"{name}: {len(faults)} of {len(labels)} label maps cannot be used" + shortlist(faults)
         )
     seconds = time.perf_counter() - start
     logger.info("%s: read %d label maps in %.1f s", name, len(labels), seconds)
@@ -136,11 +136,11 @@ def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = Fal
 
 
 class LabelMap(NamedTuple):
-    """What a label map holds.
+    """Content of a label map.
 
     Attributes:
-        counts: Pixels of each of the 256 values.
-        fault: Why it cannot be used; empty if it can.
+        counts: Number of pixels of each of the 256 values.
+        fault: The reason why it cannot be used; empty if it can.
     """
 
     counts: Sequence[int]
@@ -162,7 +162,7 @@ def _read_label(record: dict[str, Any], num_classes: int, ignore_value: int) -> 
         return LabelMap(nothing, f"is truncated, too large or not an image ({error})")
     with Image.open(record["file_name"]) as image:
         expected = image.size
-        # A PNG that lies on its side is rare, and looking costs the decoding of the whole image.
+        # A rotated PNG is rare, and finding out decodes the whole image.
         if (image.format != "PNG" or size != expected) and is_rotated_sideways(image):
             expected = expected[::-1]
     if size != expected:
@@ -175,31 +175,31 @@ def _read_label(record: dict[str, Any], num_classes: int, ignore_value: int) -> 
         if count and value >= num_classes and value != ignore_value
     ]
     if wrong:
-        more = f" and {len(wrong) - SHOWN_VALUES} more" if len(wrong) > SHOWN_VALUES else ""
+        more = f" and {len(wrong) - MAX_VALUES} more" if len(wrong) > MAX_VALUES else ""
         return LabelMap(
             counts,
-            f"has the values {', '.join(wrong[:SHOWN_VALUES])}{more}: expected 0 to "
-            f"{num_classes - 1}, and {ignore_value} where pixels do not count",
+            f"has the values {', '.join(wrong[:MAX_VALUES])}{more}: expected 0 to "
+            f"{num_classes - 1}, and {ignore_value} for ignored pixels",
         )
     return LabelMap(counts, "")
 
 
 def _load(name: str) -> list[dict[str, Any]]:
-    """Load a data set that has label maps, each with the image that it belongs to."""
+    """Load a data set with label maps, and make sure that each belongs to its image."""
     try:
         records = DatasetCatalog.get(name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name} cannot be loaded: {error}") from error
-    except AssertionError as error:  # another way of Detectron2's to say that files are missing
+    except AssertionError as error:  # Detectron2 also reports missing files this way
         raise ValueError(f"{name} cannot be loaded: {error}") from error
     for record in records:
         if "sem_seg_file_name" not in record:
             raise ValueError(
-                f"{name} has no label maps (sem_seg_file_name), which a semantic model needs; one "
-                "of your own is made known with --register-sem-seg NAME IMAGES LABELS CLASSES"
+                f"{name} has no label maps (sem_seg_file_name), which a semantic model needs; "
+                "register your own data set with --register-sem-seg NAME IMAGES LABELS CLASSES"
             )
     if MetadataCatalog.get(name).get("evaluator_type") == "sem_seg":
-        # Detectron2 pairs files by their order where both folders have the same number of them.
+        # If both folders have the same number of files, Detectron2 pairs them by their order.
         for record in records:
             image, label = Path(record["file_name"]), Path(record["sem_seg_file_name"])
             if image.stem != label.stem:

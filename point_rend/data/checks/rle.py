@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import pycocotools.mask as mask_util
 
 
-class Reason(NamedTuple):
-    """Why an annotation cannot be used; fatal if evaluation tools stumble over it."""
+class Fault(NamedTuple):
+    """A reason why an annotation cannot be used; fatal if evaluation tools fail on it."""
 
     text: str
     fatal: bool = True
 
 
-def rle_fault(rle: Mapping[str, Any], height: int | None, width: int | None) -> Reason | None:
-    """Say what is wrong with a mask in either of COCO's encodings.
+def rle_fault(rle: Mapping[str, Any], height: int | None, width: int | None) -> Fault | None:
+    """Return the fault of a mask in either of COCO's encodings, None if it has none.
 
     Args:
         rle: With "size" and "counts", text or a list of integers.
@@ -23,24 +23,24 @@ def rle_fault(rle: Mapping[str, Any], height: int | None, width: int | None) -> 
     """
     size = tuple(rle["size"])
     if height is not None and size != (height, width):
-        return Reason(f"RLE of size {size}, the image has (height, width) = ({height}, {width})")
+        return Fault(f"RLE of size {size}, the image has (height, width) = ({height}, {width})")
     counts = rle["counts"]
     try:
         runs = counts if isinstance(counts, list) else list(_runs(counts))
     except ValueError as error:
-        return Reason(f"RLE that does not decode: {error}")
+        return Fault(f"RLE that does not decode: {error}")
     if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
-        return Reason(f"RLE of {sum(runs)} pixels, its size {size} has {size[0] * size[1]}")
+        return Fault(f"RLE of {sum(runs)} pixels, its size {size} has {size[0] * size[1]}")
     if not sum(runs[1::2]):
-        return Reason("RLE of area 0", fatal=False)
+        return Fault("RLE of area 0", fatal=False)
     return None
 
 
 def _runs(counts: str | bytes) -> Iterator[int]:
-    """Decode COCO's compressed run lengths without pycocotools, which trusts what it is given.
+    """Decode COCO's compressed run lengths without pycocotools, which does not check its input.
 
-    Each character holds 5 bits, lowest first, and a flag that more follow; a run after the third is
-    stored as its difference from the one two before it.
+    Each character holds 5 bits, lowest first, and a flag for a following character. From the fourth
+    run on, the difference to the run two before it is stored.
     """
     before: list[int] = []
     value = shift = 0
@@ -67,7 +67,7 @@ Record = dict[str, Any]
 
 
 def compressed_rle(segmentation: Any, height: int, width: int) -> Record:
-    """Bring polygons or an RLE of either kind to COCO's compressed encoding."""
+    """Convert polygons or an RLE of either kind to COCO's compressed encoding."""
     if isinstance(segmentation, list):
         return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
     if isinstance(segmentation["counts"], list):

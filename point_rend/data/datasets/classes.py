@@ -12,14 +12,14 @@ from point_rend.config.tasks import model_outputs
 
 
 def class_names(datasets: Sequence[str], kind: str = "thing_classes") -> list[str] | None:
-    """Tell the classes that all data sets of a run share.
+    """Return the classes that all data sets of a run share.
 
     Args:
         datasets: Registered names.
         kind: Field of the metadata: thing_classes of instances, or stuff_classes of label maps.
 
     Returns:
-        The class names in the order of their indices; None if no data set tells its classes.
+        The class names in the order of their indices; None if no data set has class names.
 
     Raises:
         ValueError: If a name is not registered, or if two data sets have different classes.
@@ -28,9 +28,8 @@ def class_names(datasets: Sequence[str], kind: str = "thing_classes") -> list[st
     for name in datasets:
         if name not in DatasetCatalog:
             raise ValueError(
-                f"data set {name!r} is not registered; one of your own is made known with "
-                "--register-coco NAME JSON IMAGE_ROOT, or with --register-sem-seg NAME IMAGES "
-                "LABELS CLASSES"
+                f"data set {name!r} is not registered; register your own with --register-coco NAME "
+                "JSON IMAGE_ROOT, or with --register-sem-seg NAME IMAGES LABELS CLASSES"
             )
         own = MetadataCatalog.get(name).get(kind)
         if own is None:
@@ -41,21 +40,21 @@ def class_names(datasets: Sequence[str], kind: str = "thing_classes") -> list[st
             raise ValueError(
                 f"the data sets of a run must have the same classes, but {describe(first)} has "
                 f"{summary(classes)} and {describe(name)} has {summary(own)}; choose them with "
-                'DATASETS.TRAIN and DATASETS.TEST, where "()" stands for none'
+                'DATASETS.TRAIN and DATASETS.TEST; "()" means none'
             )
     return classes
 
 
 def class_metadata(datasets: Sequence[str], kind: str) -> dict[str, Any]:
-    """Collect what the first data set that names its classes tells of them, in plain types.
+    """Collect the metadata of the classes from the first data set with class names.
 
     Args:
         datasets: Registered names.
         kind: thing or stuff.
 
     Returns:
-        Of the fields of Detectron2's metadata the names and, where they are there, the colors and
-        the ids of the classes, under the keys that `read_metadata` gives back; empty without names.
+        The names and, if known, the colors and ids of the classes, under the names of Detectron2's
+        metadata and in plain types; empty without names.
     """
     for name in datasets:
         known = MetadataCatalog.get(name)
@@ -76,13 +75,13 @@ def class_metadata(datasets: Sequence[str], kind: str) -> dict[str, Any]:
 
 
 def summary(classes: Sequence[str]) -> str:
-    """Tell how many classes there are, and the names of the first."""
+    """Return the number of classes and the names of the first."""
     shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
     return f"{len(classes)} ({shown})"
 
 
 def describe(dataset: str) -> str:
-    """Name a data set for a message: its name and, if there is one, its annotation file."""
+    """Return the name of a data set for a message, with its annotation file if it has one."""
     json_file = MetadataCatalog.get(dataset).get("json_file")
     return f"{dataset} ({json_file})" if json_file else dataset
 
@@ -91,12 +90,12 @@ UNSET = -1
 
 
 class ClassCount(NamedTuple):
-    """Where a number of classes stands.
+    """A number of classes in the config.
 
     Attributes:
-        output: Field of a model's results to which the classes belong.
-        kind: Of the classes, as the fields of a data set's metadata begin.
-        key: Config key of their number.
+        output: Field of the model's results that has these classes.
+        kind: Kind of the classes, the prefix of the fields of a data set's metadata.
+        key: Config key of the number.
     """
 
     output: str
@@ -105,7 +104,7 @@ class ClassCount(NamedTuple):
 
     @property
     def names(self) -> str:
-        """Field of a data set's metadata that names the classes."""
+        """Field of a data set's metadata with the class names."""
         return f"{self.kind}_classes"
 
 
@@ -116,7 +115,7 @@ CLASS_COUNTS = (
 
 
 def is_set(config_file: str, opts: Sequence[str], key: str) -> bool:
-    """Tell whether a count is given under a key, even if by its default value."""
+    """Return whether a config file or option sets a key, even to its default value."""
     probe = get_cfg()
     add_pointrend_config(probe)
     probe.merge_from_list([key, UNSET])
@@ -132,21 +131,21 @@ def fill_class_count(
     config_file: str,
     opts: Sequence[str],
 ) -> bool:
-    """Take a class count over from the data sets, or check that the given one is theirs.
+    """Take a class count from the data sets, or check that the configured one agrees.
 
     Args:
-        cfg: The config; the value under `count.key` may be changed.
-        count: Which classes.
+        cfg: The config; the value of `count.key` may change.
+        count: The class count.
         datasets: Names of the registered data sets of the run.
         config_file: YAML file of the config.
-        opts: Keys and values that overrule it.
+        opts: Keys and values that override it.
 
     Returns:
-        Whether the count was taken over.
+        Whether the count was taken from the data sets.
 
     Raises:
-        ValueError: If the data sets have different classes, or if a count in the config is not
-            theirs.
+        ValueError: If the data sets have different classes, or if a count in the config differs
+            from theirs.
     """
     classes = class_names(datasets, count.names)
     if classes is None:
@@ -174,7 +173,7 @@ def fill_class_count(
 
 
 def training_class_metadata(cfg: CfgNode) -> dict[str, Any]:
-    """Collect what the training sets tell of the model's classes, if they are as many as its."""
+    """Collect the class metadata of the training sets if they have the model's class counts."""
     outputs = model_outputs(cfg)
     known: dict[str, Any] = {}
     for count in CLASS_COUNTS:

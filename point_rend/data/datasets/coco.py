@@ -1,4 +1,4 @@
-"""COCO-format annotation files: reading them, with every reference checked, and registering."""
+"""COCO-format annotation files: reading them with all references checked, and registering."""
 
 import json
 import logging
@@ -14,18 +14,18 @@ from detectron2.utils.file_io import PathManager
 logger = logging.getLogger(__name__)
 
 
-# What every record of a COCO file must have. LVIS gives `coco_url` in place of `file_name`.
+# Fields of every record of a COCO file. LVIS has `coco_url` in place of `file_name`.
 IMAGE_FIELDS = {"id": (int, str), "width": (int,), "height": (int,)}
 CATEGORY_FIELDS = {"id": (int,), "name": (str,)}
 ANNOTATION_FIELDS = {"id": (int, str), "image_id": (int, str), "category_id": (int,), "bbox": list}
 
 
 def read_coco(json_file: str, *, image_name: str = "file_name") -> dict[str, Any]:
-    """Read an instances file in COCO format, sure that every reference in it leads somewhere.
+    """Read an instances file in COCO format and check all references in it.
 
     Args:
         json_file: Path of the file.
-        image_name: Field that names the file of an image.
+        image_name: Field with the file of an image.
 
     Returns:
         The content, with the lists "images", "categories" and "annotations" (empty in a test set
@@ -34,7 +34,7 @@ def read_coco(json_file: str, *, image_name: str = "file_name") -> dict[str, Any
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If it is truncated, not JSON or not COCO, if two records share an id, or if an
-            annotation refers to an image or a category that is not there.
+            annotation refers to a missing image or category.
     """
     content = _read_json(json_file)
     lists = ("images", "categories")
@@ -55,12 +55,12 @@ def read_coco(json_file: str, *, image_name: str = "file_name") -> dict[str, Any
     _index(json_file, "annotation", annotations, ANNOTATION_FIELDS)
     for kind, records in {"image": images, "category": categories}.items():
         if not records:
-            raise ValueError(f"{json_file}: there is not one {kind} in it")
+            raise ValueError(f"{json_file}: expected at least one {kind}, found none")
         _check_references(json_file, annotations, kind, records)
     for image in content["images"]:
         if image["width"] <= 0 or image["height"] <= 0:
             raise ValueError(
-                f"{json_file}: image {image['id']!r} ({image[image_name]}) is said to be "
+                f"{json_file}: image {image['id']!r} ({image[image_name]}) has a size of "
                 f"{image['width']} x {image['height']} pixels"
             )
     for annotation in annotations:
@@ -69,7 +69,7 @@ def read_coco(json_file: str, *, image_name: str = "file_name") -> dict[str, Any
 
 
 def register_coco(name: str, json_file: str, image_root: str) -> int:
-    """Register a data set in COCO's instances format under a name; again is harmless.
+    """Register a data set in COCO's instances format; registering it again has no effect.
 
     Args:
         name: Name for DATASETS.TRAIN and DATASETS.TEST.
@@ -81,7 +81,7 @@ def register_coco(name: str, json_file: str, image_root: str) -> int:
 
     Raises:
         FileNotFoundError: If the file or the folder does not exist.
-        ValueError: If the file is not sound (see `read_coco`) or the name belongs to another set.
+        ValueError: If the file is invalid (see `read_coco`) or the name belongs to another set.
     """
     if name in DatasetCatalog:
         known = MetadataCatalog.get(name)
@@ -151,13 +151,13 @@ def _check_references(
 
 
 def _check_annotation(json_file: str, annotation: dict[str, Any]) -> None:
-    """Refuse what no reader of COCO files can make sense of; geometry is not looked at."""
+    """Refuse what no reader of COCO files can interpret; the geometry is not checked."""
     where = f"{json_file}: annotation {annotation['id']!r} of image {annotation['image_id']!r}"
     bbox = annotation["bbox"]
     if len(bbox) != 4 or not _all_finite(bbox):
         raise ValueError(f"{where}: bbox must be 4 numbers (x, y, width, height), got {bbox!r:.80}")
     if annotation.get("ignore", 0):
-        raise ValueError(f"{where}: Detectron2 does not know the flag 'ignore'; use 'iscrowd'")
+        raise ValueError(f"{where}: Detectron2 has no flag 'ignore'; use 'iscrowd'")
     mask = annotation.get("segmentation")
     if isinstance(mask, dict):
         size, counts = mask.get("size"), mask.get("counts")

@@ -1,8 +1,8 @@
 """LVIS annotations of COCO's 80 classes, on which AP* is measured.
 
-LVIS names its categories by WordNet synsets and by synonyms. A COCO class is the LVIS category that
-has its name among its synonyms; where the names differ, `SYNSETS` tells it. The result is the
-mapping that LVIS's authors publish. LVIS has no hot dog, v0.5 no oven either.
+LVIS names its categories by WordNet synsets and synonyms. A COCO class is the LVIS category with
+its name among the synonyms; `SYNSETS` has the other ones. The result is the mapping published by
+the authors of LVIS. LVIS has no hot dog, and v0.5 no oven.
 """
 
 import json
@@ -21,7 +21,7 @@ from point_rend.utils.files import write_text
 
 COCO_CLASSES = {x["id"]: x["name"] for x in COCO_CATEGORIES if x["isthing"]}
 
-# The classes that LVIS calls otherwise, or only with an explanation, as in car_(automobile).
+# Classes with another name in LVIS, or with an explanation in it, as in car_(automobile).
 SYNSETS = {
     "bus": "bus.n.01",
     "car": "car.n.01",
@@ -48,7 +48,7 @@ COCOFIED = {
 }
 SPLIT = "val2017"  # of COCO; models have seen the images of the others
 
-# What LVIS's records have beyond COCO's.
+# Fields that LVIS's records have in addition to COCO's.
 LVIS_FIELDS: dict[str, dict[str, type]] = {
     "categories": {"synset": str, "synonyms": list, "frequency": str},
     "images": {"neg_category_ids": list, "not_exhaustive_category_ids": list},
@@ -60,7 +60,7 @@ class Cocofied(NamedTuple):
 
     Attributes:
         content: In LVIS's format, with COCO's category ids and names.
-        missing: COCO's classes that LVIS has not.
+        missing: COCO's classes that LVIS lacks.
         left_out: Number of images that are not of COCO's val2017.
     """
 
@@ -105,12 +105,12 @@ def cocofy(json_file: str) -> Cocofied:
         json_file: An annotation file of LVIS v0.5 or v1.
 
     Returns:
-        Its annotations of COCO's classes on the images of val2017. What LVIS says of the absence of
-        categories from an image, and of those not marked exhaustively, is kept.
+        Its annotations of COCO's classes on the images of val2017. The lists of categories that are
+        absent from an image or not annotated exhaustively are kept.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not LVIS's, or shares no class or no image with COCO.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not in LVIS's format, or shares no class or no image with COCO.
     """
     content = read_coco(json_file, image_name="coco_url")
     for kind, fields in LVIS_FIELDS.items():
@@ -175,7 +175,7 @@ def write_cocofied(source: Path, target: Path) -> Cocofied:
 
 
 def register_cocofied_lvis() -> None:
-    """Register the sets that Detectron2 does not, in the same folder; again is harmless."""
+    """Register the sets that Detectron2 lacks, in the same folder; repetition has no effect."""
     root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     for name in COCOFIED.values():
         if name not in DatasetCatalog:

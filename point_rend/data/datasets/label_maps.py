@@ -1,7 +1,7 @@
-"""Data sets for semantic segmentation: label maps in folders, registering and checking them.
+"""Data sets for semantic segmentation: folders of label maps and their registration.
 
-A label map is a grayscale PNG file of its image's size; each value is the index of a class, or the
-value of pixels that do not count.
+A label map is a grayscale PNG file of the size of its image; each value is the index of a class, or
+the value of ignored pixels.
 """
 
 import logging
@@ -17,13 +17,13 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def register_sem_seg(name: str, image_root: str, label_root: str, classes: str) -> int:
-    """Register a folder of images and one of label maps under a name; again is harmless.
+    """Register a folder of images and one of label maps; registering them again has no effect.
 
     Args:
         name: Name for DATASETS.TRAIN and DATASETS.TEST.
-        image_root: Folder of the images; subfolders belong to it.
-        label_root: Folder of the label maps, each as its image, with the suffix .png; 255 does not
-            count.
+        image_root: Folder of the images, with its subfolders.
+        label_root: Folder of the label maps, named like their images, with the suffix .png; 255 is
+            ignored.
         classes: A text file with one class name per line, or the names with commas between them.
 
     Returns:
@@ -59,11 +59,11 @@ def register_sem_seg(name: str, image_root: str, label_root: str, classes: str) 
 
 
 def read_class_names(classes: str) -> list[str]:
-    """Read class names out of a text file, one per line, or out of a list with commas.
+    """Read class names from a text file, one per line, or from a list with commas.
 
     Raises:
-        FileNotFoundError: If a file is meant that does not exist.
-        ValueError: If there is no name, or if a name stands there twice.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If there is no name, or if a name occurs twice.
     """
     if os.path.isfile(classes):
         names = Path(classes).read_text(encoding="utf-8").splitlines()
@@ -82,11 +82,11 @@ def read_class_names(classes: str) -> list[str]:
 
 
 def load_sem_seg_folders(image_root: str, label_root: str) -> list[dict[str, Any]]:
-    """List the images of a folder, each with the label map that belongs to it.
+    """List the images of a folder, each with its label map.
 
     Args:
-        image_root: Folder of the images; subfolders belong to it.
-        label_root: Folder of the label maps; whether they exist is not looked at.
+        image_root: Folder of the images, with its subfolders.
+        label_root: Folder of the label maps; their existence is not checked.
 
     Returns:
         Records in Detectron2's format, in the order of the names.

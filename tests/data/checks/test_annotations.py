@@ -424,7 +424,7 @@ def test_an_image_of_another_size_than_declared_is_named(tiny: CocoSet) -> None:
     spoil(tiny, "images", 1, width=WIDTH + 1)
     for position in (3, 4, 5):
         spoil(tiny, "annotations", position, segmentation=[TRIANGLE])
-    with pytest.raises(ValueError, match=r"001\.png is 96 x 64 pixels, declared are 97 x 64"):
+    with pytest.raises(ValueError, match=r"001\.png is 96 x 64 pixels, expected 97 x 64"):
         check_dataset("tiny", training=True, masks=True)
 
 
@@ -432,7 +432,7 @@ def test_the_size_counts_after_turning_the_image_upright(tiny: CocoSet) -> None:
     exif = Image.Exif()
     exif[274] = 6  # a quarter turn
     turned = encode("JPEG", exif=exif.tobytes())
-    with pytest.raises(ValueError, match="is 64 x 96 pixels, declared are 96 x 64"):
+    with pytest.raises(ValueError, match="is 64 x 96 pixels, expected 96 x 64"):
         check_first_image(tiny, turned)
     spoil(tiny, "images", 0, width=HEIGHT, height=WIDTH)
     for position in (0, 1, 2):

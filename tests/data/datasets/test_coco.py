@@ -86,7 +86,7 @@ def change(kind: str, position: int, **fields: Any) -> Callable[[dict[str, Any]]
         (change("images", 1, file_name=None), r"image at position 1 needs a valid 'file_name'"),
         (change("images", 1, height="64"), r"image at position 1 needs a valid 'height'"),
         (change("images", 1, height=64.0), r"image at position 1 needs a valid 'height' \(int\)"),
-        (change("images", 1, width=0), r"image 2 \(001\.png\) is said to be 0 x 64 pixels"),
+        (change("images", 1, width=0), r"image 2 \(001\.png\) has a size of 0 x 64 pixels"),
         (change("categories", 2, name=None), r"category at position 2 needs a valid 'name'"),
         (change("annotations", 4, bbox=None), r"annotation at position 4 needs a valid 'bbox'"),
         (change("annotations", 4, bbox=[]), r"annotation 5 of image 2: bbox must be 4 numbers"),
@@ -103,8 +103,8 @@ def change(kind: str, position: int, **fields: Any) -> Callable[[dict[str, Any]]
         ),
         (lambda content: content["images"].append("x"), r"image at position 2 needs"),
         (lambda content: content.update(annotations={}), r"'annotations' must be a list"),
-        (lambda content: content.update(images=[]), r"not one image"),
-        (lambda content: content.update(categories=[], annotations=[]), r"not one category"),
+        (lambda content: content.update(images=[]), r"at least one image"),
+        (lambda content: content.update(categories=[], annotations=[]), r"at least one category"),
     ],
 )
 def test_what_contradicts_itself_is_named_with_its_file(
