@@ -70,7 +70,7 @@ def load_settings(
     stored = read_stored_metadata(cfg.MODEL.WEIGHTS, allow_unsafe=allow_unsafe)
 
     def is_set(key: str) -> bool:
-        return classes.says(config_file, opts, key)
+        return classes.is_set(config_file, opts, key)
 
     _set_class_counts(cfg, is_set, given if given is not None else stored.classes)
     return _finish(cfg, stored, given, device, opts)
