@@ -17,6 +17,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
+import yaml
 from detectron2.utils import comm
 
 from point_rend.cli import train
@@ -178,9 +179,14 @@ def signaling_itself(number: int, *, iteration: int, rank: int = 0) -> Iterator[
 
 
 def final(output: Path) -> dict[str, Any]:
-    """Read the last checkpoint of a finished training."""
+    """Read the last checkpoint of a finished training, without the keys that differ by run."""
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
-    return torch.load(output / "model_final.pth", weights_only=True)
+    checkpoint = torch.load(output / "model_final.pth", weights_only=True)
+    config = yaml.safe_load(checkpoint["metadata"]["config"])
+    assert config.pop("OUTPUT_DIR") == str(output)
+    del config["DATALOADER"]["NUM_WORKERS"]
+    checkpoint["metadata"]["config"] = config
+    return checkpoint
 
 
 def tagged_iteration(output: Path) -> int:

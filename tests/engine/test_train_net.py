@@ -183,8 +183,13 @@ def test_a_training_may_start_from_a_model_of_other_classes(tiny: CocoSet, tmp_p
     assert ids == [{3: 0, 7: 1, 12: 2}, {1: 0, 2: 1}]
 
 
-def test_a_trained_checkpoint_is_all_that_a_predictor_needs(tiny: CocoSet, tmp_path: Path) -> None:
-    train.main(command(tiny, tmp_path / "run", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"))
+def test_a_trained_checkpoint_is_all_that_a_predictor_needs(
+    tiny: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = command(tiny, tmp_path / "run", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1")
+    argv[argv.index(POINTREND)] = "pointrend_rcnn_R_50_FPN_1x_coco"  # a name, not a file
+    train.main(argv)
     (tmp_path / "run" / "model_final.pth").rename(tmp_path / "m.pth")
     predictor = Predictor.from_checkpoint(tmp_path / "m.pth")
     assert predictor.metadata.thing_classes == list(KINDS)
