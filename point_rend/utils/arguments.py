@@ -8,17 +8,15 @@ from pathlib import Path
 
 
 def named_result(text: str) -> tuple[str, Path]:
-    """Read [NAME=]FILE, a file that exists."""
+    """Parse [NAME=]FILE with an existing file."""
     name, file = named_file(text)
     if not file.is_file():
-        raise argparse.ArgumentTypeError(
-            f"expected [NAME=]FILE with a file that exists, got {text}"
-        )
+        raise argparse.ArgumentTypeError(f"expected [NAME=]FILE with an existing file, got {text}")
     return name, file
 
 
 def named_file(text: str) -> tuple[str, Path]:
-    """Read NAME=FILE, or FILE, which then is its own name; only FILE may hold further "="."""
+    """Parse NAME=FILE, or FILE, which is then also the name; only FILE may contain "="."""
     name, equals, file = text.partition("=")
     if not equals or os.path.exists(text):
         return text, Path(text)
@@ -26,10 +24,10 @@ def named_file(text: str) -> tuple[str, Path]:
 
 
 def check_names(flag: str, named: Sequence[tuple[str, Path]]) -> None:
-    """Refuse a name that a flag gives to several files or folders.
+    """Make sure that a flag gives each name once.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If a name is given to several files or folders.
     """
     for name, number in Counter(name for name, _ in named).items():
         if number > 1:

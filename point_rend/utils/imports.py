@@ -18,13 +18,13 @@ def lacks_detectron2(error: ImportError) -> bool:
 def after_import(awaited: str, action: Callable[[], None], *, undisturbed: Sequence[str]) -> None:
     """Call an action once a module has been imported, or now if it already has been.
 
-    Modules that import the awaited one may not be ready for the action yet: with their names in
-    `undisturbed`, the action waits until they have been executed, too.
+    Modules that import the awaited one may not be ready for the action yet: the action also waits
+    for the end of those in `undisturbed`.
 
     Args:
         awaited: Dotted name of the module.
         action: Called once.
-        undisturbed: Dotted names of modules or packages, each with everything inside it.
+        undisturbed: Dotted names of modules, or of packages with all their modules.
     """
     spec = getattr(sys.modules.get(awaited), "__spec__", None)
     if spec is not None and not getattr(spec, "_initializing", False):
@@ -34,10 +34,10 @@ def after_import(awaited: str, action: Callable[[], None], *, undisturbed: Seque
 
 
 class _Watcher(MetaPathFinder):
-    """Notices when watched modules begin and end to execute; the other finders find them.
+    """Notices the begin and end of the execution of watched modules; other finders find them.
 
     Args:
-        awaited, action, undisturbed: As of :func:`after_import`.
+        awaited, action, undisturbed: As for :func:`after_import`.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class _Watcher(MetaPathFinder):
         self.awaited = awaited
         self.action = action
         self.watched = (awaited, *undisturbed)
-        self.executing = 0  # watched modules, one inside the other
-        self.is_asking = False  # the other finders
+        self.executing = 0  # nested watched modules
+        self.is_asking = False  # whether the other finders are searching
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Let the other finders find a watched module, and have its execution noticed."""
+        """Let the other finders find a watched module, and observe its execution."""
         del path, target
         is_watched = any(f"{fullname}.".startswith(f"{name}.") for name in self.watched)
         if self.is_asking or not is_watched:

@@ -1,7 +1,7 @@
-"""Random numbers as a function of what they are for, not of what was drawn before.
+"""Random numbers as a function of a key, such as seed and iteration, not of earlier draws.
 
-A training that is interrupted then draws the same numbers as one that is not, whatever an
-evaluation, another process or a worker has drawn in between.
+An interrupted training then draws the same numbers as an uninterrupted one, whatever an evaluation,
+another process or a worker draws in between.
 """
 
 import contextlib
@@ -16,20 +16,19 @@ def seed_all(*key: int) -> None:
     """Seed Python, NumPy and torch on all devices.
 
     Args:
-        key: What the random numbers are for; each number 0 or more. The streams of different keys
-            have nothing to do with each other.
+        key: Numbers of 0 or more. The streams of different keys are independent.
     """
     torch.manual_seed(_seed_others(key))
 
 
 @contextlib.contextmanager
 def random_numbers_of(*key: int) -> Iterator[None]:
-    """Let Python, NumPy and torch on the CPU draw from a stream of its own within a block.
+    """Let Python, NumPy and torch on the CPU draw from the stream of a key within a block.
 
-    Behind the block their generators go on as if nothing had been drawn.
+    After the block their generators continue as if nothing had been drawn.
 
     Args:
-        key: As of :func:`seed_all`.
+        key: As for :func:`seed_all`.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
@@ -43,7 +42,7 @@ def random_numbers_of(*key: int) -> Iterator[None]:
 
 def _seed_others(key: tuple[int, ...]) -> int:
     """Seed Python and NumPy, and return a seed for torch."""
-    # To NumPy (1, 2) and (1, 2, 0) are the same: the length tells them apart.
+    # NumPy treats (1, 2) and (1, 2, 0) alike: the length distinguishes them.
     words = np.random.SeedSequence((len(key), *key)).generate_state(8)
     random.seed(words[:3].tobytes())
     np.random.seed(words[3:6])

@@ -1,4 +1,4 @@
-"""Pictures of masks and points: colored overlays, enlarged windows, panels, figures, animations.
+"""Pictures of masks and points: colored overlays, points, names and uncertainty maps.
 
 Images are (H, W, 3) uint8 in BGR, the order in which Detectron2 reads and OpenCV writes; masks are
 (I, H, W) bool. Windows are x0, y0, x1, y1.
@@ -15,8 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]
 
-
-# Bright, and far apart in hue for neighbors in the list; BGR.
+# Bright colors, consecutive ones far apart in hue; BGR.
 PALETTE: tuple[Color, ...] = (
     (75, 25, 230),
     (75, 200, 60),
@@ -36,7 +35,7 @@ POINT_COLOR: Color = (60, 40, 255)
 
 
 def color_of(index: int) -> Color:
-    """Return the color of the instance with this number; the palette repeats."""
+    """Return the color of the instance with this index; the palette repeats."""
     return PALETTE[index % len(PALETTE)]
 
 
@@ -48,20 +47,20 @@ def overlay_masks(
     opacity: float = 0.6,
     outline: int = 2,
 ) -> np.ndarray:
-    """Paint masks over a grayed image, each in its color with a white outline.
+    """Paint masks over a darkened gray image, each in its color with a white outline.
 
     Args:
         image: (H, W, 3) uint8.
-        masks: (I, H, W) bool; later ones are painted over earlier ones.
-        colors: one per mask; the palette in order if not given.
-        opacity: of the fill, 0..1.
-        outline: line width in pixels, 0 for none.
+        masks: (I, H, W) bool; later ones cover earlier ones.
+        colors: One per mask; by default the palette in order.
+        opacity: Opacity of the fill, 0..1.
+        outline: Line width in pixels, 0 for none.
 
     Returns:
         (H, W, 3) uint8, a new array.
 
     Raises:
-        ValueError: the sizes or the numbers differ.
+        ValueError: If the sizes or the numbers differ.
     """
     if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
         raise ValueError(f"masks {masks.shape} do not fit an image of {image.shape[:2]}")
@@ -87,7 +86,7 @@ def paint_labels(labels: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
 
     Args:
         labels: (H, W) uint8, the indices of the classes.
-        colors: one per class.
+        colors: One per class.
 
     Returns:
         (H, W, 3) uint8.
@@ -98,11 +97,11 @@ def paint_labels(labels: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
 
 
 def match_colors(boxes: np.ndarray, reference: np.ndarray) -> list[Color]:
-    """Give each box the color of the reference box that it overlaps most.
+    """Assign to each box the color of the reference box that it overlaps most.
 
     Args:
         boxes: (I, 4) x0, y0, x1, y1.
-        reference: (J, 4), colored by the palette in order.
+        reference: (J, 4), with the colors of the palette in order.
 
     Returns:
         I colors; gray for a box whose best intersection over union is below 0.3.
@@ -122,14 +121,14 @@ def draw_points(
     radius: float = 2.0,
     color: Color = POINT_COLOR,
 ) -> np.ndarray:
-    """Draw dots with a thin dark rim.
+    """Draw points as dots with a thin dark rim.
 
     Args:
         picture: (H, W, 3) uint8.
-        points: (P, 2) x, y; the left upper corner of the picture is (0, 0), and the center of its
-            first pixel (0.5, 0.5). Points outside do not show.
-        radius: in pixels.
-        color: of the dots.
+        points: (P, 2) x, y; the upper left corner of the picture is (0, 0), and the center of its
+            first pixel (0.5, 0.5). Points outside are not visible.
+        radius: Radius of the dots in pixels.
+        color: Color of the dots.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -145,12 +144,12 @@ def draw_points(
 
 
 def write_names(picture: np.ndarray, masks: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Write a name on every mask, where the mask is widest.
+    """Write a name on every mask, at its widest place.
 
     Args:
         picture: (H, W, 3) uint8.
-        masks: (I, H, W) bool; nothing is written on an empty one.
-        names: one per mask.
+        masks: (I, H, W) bool; an empty one gets no name.
+        names: One per mask.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -175,7 +174,7 @@ def write_names(picture: np.ndarray, masks: np.ndarray, names: Sequence[str]) ->
 
 
 def uncertainty_picture(uncertainty: np.ndarray) -> np.ndarray:
-    """Color uncertainties from black over red to yellow, which is most unsure.
+    """Color uncertainties from black through red to yellow, the most uncertain.
 
     Args:
         uncertainty: (H, W), at most 0: minus the difference of the two largest logits, as
@@ -198,11 +197,11 @@ def places_of_difference(
     Args:
         one: (H, W) of any type.
         other: (H, W).
-        side: of the squares, in pixels; they are cut to the map.
-        count: how many at most. They do not overlap by more than a quarter.
+        side: Side of the squares in pixels, at most that of the map.
+        count: Maximum number of squares. They overlap by at most a quarter.
 
     Returns:
-        Windows inside the map, most different first; none where nothing differs.
+        Windows inside the map, most different first; none if nothing differs.
     """
     height, width = one.shape
     rows, columns = min(side, height), min(side, width)

@@ -15,7 +15,7 @@ from point_rend.visualization.drawing import POINT_COLOR, _font, draw_points
 MILLISECONDS = 1000
 INCHES_PER_PANEL = 2.2  # a figure of three columns is as wide as a page
 DOTS_PER_INCH = 72
-UNDATED: dict[str, dict[str, None]] = {  # what leaves the date out of a figure, by its suffix
+UNDATED: dict[str, dict[str, None]] = {  # metadata without the date, by the suffix of a figure
     ".pdf": {"CreationDate": None},
     ".svg": {"Date": None},
     ".svgz": {"Date": None},
@@ -23,13 +23,13 @@ UNDATED: dict[str, dict[str, None]] = {  # what leaves the date out of a figure,
 
 
 class Panel(NamedTuple):
-    """A picture with points that are still to be drawn on it.
+    """A picture with points to be drawn on it.
 
     Attributes:
         picture: (H, W, 3) uint8.
-        title: what stands above it.
+        title: Title above the picture.
         points: (P, 2) x, y in pixels of the picture.
-        radius: of a point, in pixels.
+        radius: Radius of a point in pixels.
     """
 
     picture: np.ndarray
@@ -45,18 +45,18 @@ class Panel(NamedTuple):
 def side_by_side(
     panels: Sequence[np.ndarray], titles: Sequence[str] | None = None, *, gap: int = 8
 ) -> np.ndarray:
-    """Put pictures of one height in a row on white, each under its title.
+    """Put pictures of the same height in a row on white, each under its title.
 
     Args:
         panels: (H, W, 3) uint8 each; the widths may differ.
-        titles: one per panel; no room is left for them if not given.
-        gap: white pixels between panels.
+        titles: One per panel; without them no space is left.
+        gap: White pixels between panels.
 
     Returns:
         One picture (H + title height, sum of widths + gaps, 3) uint8.
 
     Raises:
-        ValueError: no panel, different heights, or another number of titles than panels.
+        ValueError: If there is no panel, or if heights or numbers of titles and panels differ.
     """
     heights = {panel.shape[0] for panel in panels}
     if len(heights) != 1:
@@ -78,11 +78,11 @@ def side_by_side(
 
 
 def stack(rows: Sequence[np.ndarray], *, gap: int = 8) -> np.ndarray:
-    """Put pictures below one another on white; narrower ones keep white at their right.
+    """Stack pictures on white, aligned at the left.
 
     Args:
         rows: (H, W, 3) uint8 each, at least one; the sizes may differ.
-        gap: white pixels between rows.
+        gap: White pixels between rows.
 
     Returns:
         One picture as wide as the widest row.
@@ -101,11 +101,11 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
     """Write a picture; the file appears complete or not at all.
 
     Args:
-        path: file name with the suffix of a format that OpenCV knows; folders are made.
+        path: File name with the suffix of a format of OpenCV; folders are created.
         picture: (H, W, 3) uint8; or (H, W) uint8, or uint16 for PNG.
 
     Raises:
-        ValueError: an unknown suffix.
+        ValueError: If the suffix is unknown.
     """
     path = Path(path)
     try:
@@ -118,15 +118,15 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
 def save_animation(
     path: str | Path, pictures: Sequence[np.ndarray], *, seconds: float = 1.0
 ) -> None:
-    """Write a GIF that shows pictures one after the other, for ever; the last one twice as long.
+    """Write a looping GIF of pictures, the last one shown twice as long.
 
     Args:
-        path: file name; folders are made.
+        path: File name; folders are created.
         pictures: (H, W, 3) uint8, at least one, all of one size.
-        seconds: how long each is shown.
+        seconds: Time for which each is shown.
 
     Raises:
-        ValueError: no picture, or pictures of different sizes.
+        ValueError: If there is no picture, or if sizes differ.
     """
     sizes = {picture.shape for picture in pictures}
     if len(sizes) != 1:
@@ -146,17 +146,17 @@ def save_animation(
 
 
 def panels_picture(rows: Sequence[Sequence[Panel]]) -> np.ndarray:
-    """Put rows of panels, each row of one height, below one another in one picture."""
+    """Return one picture of rows of panels; the panels of a row have the same height."""
     return stack([side_by_side([p.drawn() for p in row], [p.title for p in row]) for row in rows])
 
 
 def save_figure(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
-    """Write rows of panels as a figure for a paper; points and titles are not pixels but vectors.
+    """Write rows of panels as a figure for a paper, with points and titles as vectors.
 
     Args:
-        path: file name with the suffix of a format that Matplotlib knows; .pdf and .svg are of
-            vectors, and the same rows give the same file.
-        rows: of panels, at least one.
+        path: File name with the suffix of a format of Matplotlib. The same rows give the same .pdf
+            or .svg file.
+        rows: At least one row of panels.
     """
     # Matplotlib takes a second to import, and only this function needs it.
     import matplotlib
@@ -189,7 +189,7 @@ def save_figure(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
 
 
 def _title(text: str, size: tuple[int, int]) -> np.ndarray:
-    """Draw centered black text on white, (H, W, 3) uint8; smaller where it would not fit."""
+    """Draw centered black text on white, (H, W, 3) uint8, smaller if it does not fit."""
     height, width = size
     strip = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(strip)

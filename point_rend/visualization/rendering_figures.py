@@ -32,22 +32,22 @@ from point_rend.visualization.view import View
 
 Window = tuple[float, float, float, float]
 MAX_COLUMNS = 4
-MARGIN = 0.12  # around a box where more than its mask is shown
+MARGIN = 0.12  # around a box, as a share of its sides
 MASK_COLOR = color_of(3)
 NUM_ZOOMS = 2
-ZOOM = 5  # times, about
+ZOOM = 5  # approximate magnification
 
 
 class Subject(NamedTuple):
-    """A region of an image, and how it was rendered.
+    """A region of an image and its rendering.
 
     Attributes:
         image: (H, W, 3) uint8, BGR.
-        rendering: with this region among others.
-        region: its number there.
-        frame: what the grids of the rendering cover, in pixels of the image.
-        window: the part of the image to show.
-        colors: of the classes, where the rendering has them all.
+        rendering: Rendering of this and other regions.
+        region: Index of the region in the rendering.
+        frame: Area of the grids of the rendering, in pixels of the image.
+        window: Part of the image to show.
+        colors: Colors of the classes, if the rendering has a channel for each class.
     """
 
     image: np.ndarray
@@ -58,15 +58,15 @@ class Subject(NamedTuple):
     colors: Sequence[Color]
 
     def logits(self, grids: Tensor) -> np.ndarray:
-        """Take this region's (C, H, W) out of grids (N, C, H, W)."""
+        """Return this region (C, H, W) of grids (N, C, H, W)."""
         return grids[self.region].float().cpu().numpy()
 
     def view(self, size: int) -> View:
-        """Show the window at a size, the length of its longer side in pixels."""
+        """Return the view of the window; `size` is its longer side in pixels."""
         return View.around(self.window, size, self.frame)
 
     def with_margin(self) -> "Subject":
-        """Show also what lies around the window, inside the image."""
+        """Enlarge the window by a margin, inside the image."""
         x0, y0, x1, y1 = self.window
         dx, dy = MARGIN * (x1 - x0), MARGIN * (y1 - y0)
         height, width = self.image.shape[:2]
@@ -74,7 +74,7 @@ class Subject(NamedTuple):
         return self._replace(window=larger)
 
     def squared(self) -> "Subject":
-        """Show a square around the window; what is outside the image repeats its border."""
+        """Extend the window to a square; outside the image its border is repeated."""
         x0, y0, x1, y1 = self.window
         half = max(x1 - x0, y1 - y0) / 2
         x, y = (x0 + x1) / 2, (y0 + y1) / 2
@@ -83,14 +83,14 @@ class Subject(NamedTuple):
     def labels(
         self, view: View, logits: np.ndarray, mode: Literal["bilinear", "nearest"]
     ) -> np.ndarray:
-        """Segment what a view shows by logits (C, h, w): (H, W), 1 for the mask or the class."""
+        """Segment a view by logits (C, h, w): (H, W), 1 for the mask, or the class."""
         if len(logits) == 1:
             probabilities = torch.from_numpy(logits).sigmoid().numpy()
             return (view.of_map(probabilities, mode)[0] > 0.5).astype(np.int64)
         return view.of_map(logits, mode).argmax(axis=0)
 
     def painted(self, view: View, labels: np.ndarray, *, outline: int) -> np.ndarray:
-        """Paint labels (H, W) over what a view shows of the image."""
+        """Paint labels (H, W) over a view of the image."""
         classes = np.unique(labels)
         colors = [self.colors[k] for k in classes] if self.colors else [MASK_COLOR]
         if not self.colors:
@@ -100,7 +100,7 @@ class Subject(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure, and the panels of it that make an animation. A notebook shows it by itself."""
+    """A figure with the panels of its animation. Notebooks display it."""
 
     rows: list[list[Panel]]
     frames: list[Panel]
@@ -114,7 +114,7 @@ class Figure(NamedTuple):
 
 
 def in_rows(panels: Sequence[Panel]) -> Figure:
-    """Arrange panels of one size in rows; all of them make the animation."""
+    """Arrange panels of the same size in rows; the animation shows all of them."""
     num_rows = math.ceil(len(panels) / MAX_COLUMNS)
     columns = math.ceil(len(panels) / num_rows)
     rows = [list(panels[i : i + columns]) for i in range(0, len(panels), columns)]
@@ -122,17 +122,18 @@ def in_rows(panels: Sequence[Panel]) -> Figure:
 
 
 def side_text(grid: Tensor | np.ndarray) -> str:
-    """Write the height and width of a grid."""
+    """Return the height and width of a grid as text."""
     return "×".join(map(str, grid.shape[-2:]))
 
 
-# The figures
 @torch.no_grad()
 def all_grids(rendering: Rendering) -> list[tuple[Step, str]]:
-    """List the coarse grid, those that rendering skips because every cell is chosen, and the steps.
+    """List the coarse grid, the grids that rendering skips, and the steps.
+
+    Rendering skips a grid on which every cell would be selected.
 
     Returns:
-        Each with what its points are.
+        Each grid with a description of its points.
     """
     first, *steps = rendering.steps()
     grids = []
@@ -156,7 +157,7 @@ def all_grids(rendering: Rendering) -> list[tuple[Step, str]]:
 
 
 def steps_figure(subject: Subject, size: int) -> Figure:
-    """Show the mask after each step with the points that the step predicted."""
+    """Show the mask after each step with the points of the step."""
     view = subject.view(size)
     panels = [Panel(view.of_image(subject.image), "input")]
     for step, what in all_grids(subject.rendering):
@@ -171,7 +172,7 @@ def steps_figure(subject: Subject, size: int) -> Figure:
 
 
 def _radius(view: View, columns: int) -> float:
-    """Return the radius of a point that stands for a cell of a grid with so many columns."""
+    """Return the radius of a point on a grid with this number of columns."""
     shown = (view.frame[2] - view.frame[0]) / (view.window[2] - view.window[0])
     return float(np.clip(0.3 * view.size[1] * shown / columns, 1.2, 5))
 
@@ -179,10 +180,10 @@ def _radius(view: View, columns: int) -> float:
 def training_points_figure(
     subject: Subject, size: int, samplers: Sequence[PointSampler], seed: int
 ) -> Figure:
-    """Show where training would sample, over the coarse prediction.
+    """Show the points that training would sample, over the coarse prediction.
 
-    A head that makes no coarse prediction, as the implicit one, trains at uniform points; here its
-    first grid takes the place of it.
+    A head without a coarse prediction, such as the implicit one, trains at uniform points; its
+    first grid is shown instead.
     """
     rendering = subject.rendering
     coarse = rendering.coarse_logits
@@ -202,7 +203,7 @@ def training_points_figure(
 
 
 def uncertainty_figure(subject: Subject, size: int) -> Figure:
-    """Show the maps by which the steps chose their points, and the one that remains."""
+    """Show the uncertainty by which the steps selected their points, and the final one."""
     view = subject.view(size)
     maps = []
     for step in subject.rendering.steps():
@@ -219,7 +220,7 @@ def uncertainty_figure(subject: Subject, size: int) -> Figure:
 
 
 def comparison_figure(subject: Subject, size: int) -> Figure:
-    """Show coarse and fine side by side, and the places where they differ most, enlarged."""
+    """Show the coarse and the fine mask, and the places where they differ most, enlarged."""
     subject = subject.with_margin()
     view = subject.view(size)
     top, labels = _coarse_and_fine(subject, view)
@@ -235,7 +236,7 @@ def comparison_figure(subject: Subject, size: int) -> Figure:
 
 
 def instances_figure(subjects: Sequence[Subject], size: int) -> Figure:
-    """Show coarse and fine of many instances, each in a square, two instances in a row."""
+    """Show the coarse and the fine masks of many instances, two instances in a row."""
     squares = [subject.with_margin().squared() for subject in subjects]
     panels = [_coarse_and_fine(subject, subject.view(size))[0] for subject in squares]
     pairs = [panels[i : i + 2] for i in range(0, len(panels), 2)]
@@ -243,7 +244,7 @@ def instances_figure(subjects: Sequence[Subject], size: int) -> Figure:
 
 
 def _coarse_and_fine(subject: Subject, view: View) -> tuple[list[Panel], list[np.ndarray]]:
-    """Draw the input, the coarse mask and the rendered one; return also the labels of the two."""
+    """Draw the input, the coarse and the rendered mask; also return the labels of the masks."""
     first, *steps = subject.rendering.steps()
     coarse = subject.rendering.coarse_logits
     coarse = first.logits if coarse is None else coarse
@@ -256,7 +257,7 @@ def _coarse_and_fine(subject: Subject, view: View) -> tuple[list[Panel], list[np
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
-    """Write a figure in some formats; `path` has no suffix. Returns the files."""
+    """Write a figure in several formats; `path` has no suffix. Returns the files."""
     writers: dict[str, Callable[[Path], None]] = {
         "png": lambda file: save_picture(file, panels_picture(figure.rows)),
         "gif": lambda file: save_animation(

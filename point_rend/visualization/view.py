@@ -11,15 +11,15 @@ from point_rend.rendering.sampling import point_sample
 
 @dataclass(frozen=True)
 class View:
-    """A window of an image, enlarged, and a frame in it that maps of other resolutions cover.
+    """An enlarged window of an image, with a frame that is covered by maps of other resolutions.
 
     Args:
-        frame: what the maps cover, in pixels of the image; it may lie partly outside the window.
-        window: what is shown, in pixels of the image.
-        size: height and width of the view.
+        frame: Area of the maps in pixels of the image; it may lie partly outside the window.
+        window: Visible area in pixels of the image.
+        size: Height and width of the view.
 
     Raises:
-        ValueError: if one of them is empty.
+        ValueError: If one of them is empty.
     """
 
     frame: tuple[float, float, float, float]
@@ -40,7 +40,7 @@ class View:
         longest_side: int,
         frame: tuple[float, float, float, float] | None = None,
     ) -> "View":
-        """Show a window in its proportions; the frame is the window if not given."""
+        """Create the view of a window with its aspect ratio; the frame defaults to the window."""
         width, height = window[2] - window[0], window[3] - window[1]
         scale = longest_side / max(width, height, 1e-9)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -53,8 +53,8 @@ class View:
 
         Args:
             values: (C, h, w).
-            mode: ``nearest`` shows the cells as they are; ``bilinear`` interpolates, and fades to
-                0 outside the frame, as masks are pasted into images.
+            mode: ``nearest`` shows the cells; ``bilinear`` interpolates and fades to 0 outside the
+                frame, as in pasting masks into images.
 
         Returns:
             (C, H, W) float32.
@@ -68,7 +68,7 @@ class View:
         return np.round(shown.transpose(1, 2, 0)).astype(np.uint8, order="C")
 
     def of_points(self, coords: np.ndarray) -> np.ndarray:
-        """Convert (P, 2) in [0, 1]² of the frame to pixels of the view; only those that show."""
+        """Convert points (P, 2) in [0, 1]² of the frame to pixels of the view, visible ones only."""
         x0, y0, x1, y1 = self.frame
         left, top, right, bottom = self.window
         in_image = coords * (x1 - x0, y1 - y0) + (x0, y0)
@@ -77,7 +77,7 @@ class View:
         return in_window[showing] * self.size[::-1]
 
     def zoomed(self, window: tuple[int, int, int, int], longest_side: int) -> "View":
-        """Return the view of a part of this one, given in this one's pixels."""
+        """Return the view of a part of this one, given in pixels of this view."""
         left, top, right, bottom = self.window
         scale = ((right - left) / self.size[1], (bottom - top) / self.size[0]) * 2
         x0, y0, x1, y1 = (v * s for v, s in zip(window, scale, strict=True))

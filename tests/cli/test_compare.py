@@ -80,7 +80,7 @@ def test_a_file_that_is_not_there_is_named(
     planted: Planted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refusal(command(planted, "output", "a=nowhere.json"), capsys)
-    assert "expected [NAME=]FILE with a file that exists, got a=nowhere.json" in said
+    assert "expected [NAME=]FILE with an existing file, got a=nowhere.json" in said
 
 
 def test_an_output_that_is_a_file_is_named_before_the_work(
