@@ -184,11 +184,11 @@ LOWEST = [
         *("sampling", "projected_sampling", "subdivision"),
     )
 ]
+WITH_MODULES = {"rendering/bound_head.py", "rendering/recording.py"}
 FUNCTIONS_ONLY = [
-    *LOWEST,
-    "rendering/features.py",
-    *[name for name in files_of("ground_truth") if not name.endswith("__init__.py")],
-    "point_features.py",
+    name
+    for name in files_of("rendering", "ground_truth", "point_features")
+    if not name.endswith("__init__.py") and name not in WITH_MODULES
 ]
 
 

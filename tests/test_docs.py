@@ -25,7 +25,7 @@ from point_rend.rendering.bound_head import _BoundForward, bind_point_head
 from point_rend.rendering.uncertainty import top2_margin_uncertainty
 from tests.conftest import REPOSITORY
 from tests.synthetic import randomize
-from tests.test_architecture import LAYERS
+from tests.test_architecture import MAY_IMPORT
 
 COCO = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
@@ -73,9 +73,13 @@ def test_the_readme_leads_to_every_page():
 
 def test_the_table_of_layers_is_the_one_that_is_enforced():
     page = (REPOSITORY / "docs" / "EXTENDING.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| L(\d) \| ([^|]+) \|", page, flags=re.MULTILINE)
-    assert [int(level) for level, _ in rows] == list(range(len(LAYERS)))
-    assert [set(re.findall(r"`(\w+)`", modules)) for _, modules in rows] == LAYERS
+    table: dict[str, set[str]] = {}
+    for rooms, allowed in re.findall(r"^\| (`[^|]+) \| [^|]+ \| ([^|]+) \|", page, re.MULTILINE):
+        names = re.findall(r"`(\w+)`", allowed)
+        lower = table[names[0]] if allowed.startswith("as ") else set()
+        for room in re.findall(r"`(\w+)`", rooms):
+            table[room] = {*lower, *names[allowed.startswith("as ") :]}
+    assert table == {room: may for room, may in MAY_IMPORT.items() if room != "__main__"}
 
 
 # --- figures ------------------------------------------------------------------------------------

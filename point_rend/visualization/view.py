@@ -68,7 +68,7 @@ class View:
         return np.round(shown.transpose(1, 2, 0)).astype(np.uint8, order="C")
 
     def of_points(self, coords: np.ndarray) -> np.ndarray:
-        """Convert points (P, 2) in [0, 1]² of the frame to pixels of the view, visible ones only."""
+        """Convert points (P, 2) in [0, 1]² of the frame to pixels; keep those in the view."""
         x0, y0, x1, y1 = self.frame
         left, top, right, bottom = self.window
         in_image = coords * (x1 - x0, y1 - y0) + (x0, y0)
