@@ -42,7 +42,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> nbformat.NotebookNode:
 
 @pytest.fixture(scope="module", params=["committed", "executed"])
 def results(request: pytest.FixtureRequest) -> Results:
-    """What each cell has put out."""
+    """Outputs of each cell."""
     notebook = request.getfixturevalue(request.param)
     return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
 
@@ -68,12 +68,12 @@ def scores(results: Results) -> dict[str, dict[str, float]]:
     columns = re.split(r"\s{2,}", header.strip())
     table = {}
     for row in rows:
-        name, *figures = re.split(r"\s{2,}", row)
-        table[name] = dict(zip(columns, map(float, figures), strict=True))
+        name, *numbers = re.split(r"\s{2,}", row)
+        table[name] = dict(zip(columns, map(float, numbers), strict=True))
     return table
 
 
-def test_no_cell_says_anything_on_stderr(results: Results) -> None:
+def test_no_cell_writes_to_stderr(results: Results) -> None:
     assert len(results) >= 18
     for cell, outputs in results.items():
         for output in outputs:
@@ -141,14 +141,14 @@ def test_the_committed_results_are_those_of_the_committed_cells(
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
 
 
-def test_the_committed_results_show_what_the_text_says(committed: nbformat.NotebookNode) -> None:
+def test_the_committed_results_support_the_text(committed: nbformat.NotebookNode) -> None:
     results = {cell.id: cell.outputs for cell in committed.cells if cell.cell_type == "code"}
     coarse, fine = scores(results).values()
     assert fine["AP"] > coarse["AP"]
     assert fine["boundary AP"] > coarse["boundary AP"]
 
 
-def test_the_committed_notebook_is_small_and_knows_no_machine() -> None:
+def test_the_committed_notebook_is_small_and_names_no_machine() -> None:
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert len(text.encode()) < MAX_BYTES
     outside_pictures = re.sub(r'"image/(jpeg|png)": ".*"', "", text)

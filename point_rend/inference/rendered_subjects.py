@@ -106,8 +106,8 @@ def find_region(
     *_, last = rendering.steps()
     height, width = last.logits.shape[-2:]  # a cell is a pixel of the input
     frame = (0.0, 0.0, width * scale[0], height * scale[1])
-    whole = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
-    return Subject(image, rendering, 0, frame, window or whole, colors)
+    full_window = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
+    return Subject(image, rendering, 0, frame, window or full_window, colors)
 
 
 def _scale(inputs: dict[str, Any]) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 
 @contextmanager
 def log_of(name: str) -> Iterator[list[str]]:
-    """Collect what one logger says at INFO or above, whatever other tests did to its parents."""
+    """Collect the messages of a logger from INFO on, independently of its parents."""
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(f"{record.levelname} {record.getMessage()}")

@@ -143,16 +143,16 @@ def coarse_mask_fc(key: str) -> str:
     return key.replace("coarse_head.fc", "coarse_head.coarse_mask_fc")
 
 
-def heads_beside(key: str) -> str:
+def sibling_heads(key: str) -> str:
     key = key.replace("mask_head.point_head", "mask_point_head")
     return key.replace("mask_head.coarse_head", "mask_coarse_head")
 
 
-def heads_beside_with_coarse_mask_fc(key: str) -> str:
-    return heads_beside(coarse_mask_fc(key))
+def sibling_heads_with_coarse_mask_fc(key: str) -> str:
+    return sibling_heads(coarse_mask_fc(key))
 
 
-FORMATS = [present, coarse_mask_fc, heads_beside, heads_beside_with_coarse_mask_fc]
+FORMATS = [present, coarse_mask_fc, sibling_heads, sibling_heads_with_coarse_mask_fc]
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def write_model(path: Path, state: dict[str, torch.Tensor]) -> str:
     return str(path)
 
 
-# Plain StandardROIHeads never sees the keys beside its mask head: there only our loader knows.
+# Plain StandardROIHeads never sees keys outside its mask head: only our loader renames them.
 CASES = [
     (checkpointer, roi_heads, names)
     for checkpointer in (DetectionCheckpointer, SafeDetectionCheckpointer)
@@ -176,7 +176,7 @@ CASES = [
     if not (
         checkpointer is DetectionCheckpointer
         and roi_heads == "StandardROIHeads"
-        and names in (heads_beside, heads_beside_with_coarse_mask_fc)
+        and names in (sibling_heads, sibling_heads_with_coarse_mask_fc)
     )
 ]
 

@@ -39,7 +39,7 @@ def test_the_stock_checkpointer_resumes_what_ours_saved(tmp_path: Path):
     assert_same_state(again.state_dict(), model.state_dict())
 
 
-def test_resuming_in_an_empty_directory_starts_afresh_and_says_so(tmp_path: Path):
+def test_resuming_in_an_empty_directory_starts_from_the_weights_with_a_warning(tmp_path: Path):
     weights = save_net(tmp_path / "weights.pth")
     (tmp_path / "empty").mkdir()
     model = net()
@@ -127,7 +127,7 @@ def test_a_last_checkpoint_that_names_no_file_is_an_error(tmp_path: Path, name: 
 
 
 class Progress:
-    """Something that is saved beside a model."""
+    """An object that is saved together with a model."""
 
     def __init__(self, iteration: int = -1) -> None:
         self.iteration = iteration
@@ -140,7 +140,7 @@ class Progress:
 
 
 def save_run(folder: Path, iterations: int = 3) -> None:
-    """Save checkpoints of a training, a second apart, and beside them weights that are newer."""
+    """Save checkpoints of a training, a second apart, and newer weights in the same folder."""
     for iteration in range(iterations):
         trainer = Progress(iteration)
         name = f"model_{iteration}"
@@ -170,7 +170,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, os.remove])
-def test_resuming_goes_back_to_the_newest_readable_checkpoint_and_says_so(
+def test_resuming_goes_back_to_the_newest_readable_checkpoint_with_a_warning(
     tmp_path: Path, damage: Callable[[Path], None]
 ):
     save_run(tmp_path)
@@ -185,7 +185,7 @@ def test_resuming_goes_back_to_the_newest_readable_checkpoint_and_says_so(
 
 
 @pytest.mark.parametrize("tag", ["", "gone.pth"])
-def test_resuming_finds_the_newest_checkpoint_where_the_tag_is_of_no_use(tmp_path: Path, tag: str):
+def test_resuming_finds_the_newest_checkpoint_if_the_tag_is_useless(tmp_path: Path, tag: str):
     save_run(tmp_path)
     (tmp_path / "last_checkpoint").write_text(tag)
     trainer, (warning,) = resumed(tmp_path)

@@ -15,7 +15,7 @@ from tests.checkpoint.nets import (
     save_net,
     write_pickle,
 )
-from tests.checkpoint.test_legacy_keys import heads_beside
+from tests.checkpoint.test_legacy_keys import sibling_heads
 
 CLASS_KEYS = [
     "box_predictor.cls_score.weight",
@@ -84,7 +84,7 @@ def test_only_the_dimension_of_the_classes_may_differ(tmp_path: Path, key: str):
 
 
 def test_shapes_are_checked_under_the_present_names(tmp_path: Path):
-    state = {heads_beside(key): value for key, value in net(classes=7).state_dict().items()}
+    state = {sibling_heads(key): value for key, value in net(classes=7).state_dict().items()}
     path = str(tmp_path / "model.pth")
     torch.save({"model": state}, path)
     with pytest.raises(ValueError, match=r"mask_head\.point_head\.fc1\.weight: \(5, 12, 1\)"):

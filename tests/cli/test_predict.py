@@ -150,8 +150,8 @@ def exit_code(*arguments: object, config: str = POINTREND, opts: Sequence[str] =
 def test_coco_json_masks_and_pictures_hold_what_was_predicted(tmp_path: Path) -> None:
     write_pictures(tmp_path / "in", [0, 3])
     write_pictures(tmp_path / "in" / "sub", [5])
-    truth = write_coco(tmp_path / "coco").json_file  # with the category ids 3, 7, 12
-    arguments = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--classes", truth]
+    json_file = write_coco(tmp_path / "coco").json_file  # with the category ids 3, 7, 12
+    arguments = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--classes", json_file]
     run(*arguments, "--formats", "pictures", "coco", "masks", "--batch-size", 2)
     assert Planted.batch_sizes == [2, 1]
     numbers = {"0": 0, "3": 3, "sub/5": 5}
@@ -182,20 +182,20 @@ def test_coco_json_masks_and_pictures_hold_what_was_predicted(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("_planted")
-def test_a_file_that_cannot_be_read_is_named_at_the_end_and_stops_nothing(
+def test_an_unreadable_file_is_named_at_the_end_and_does_not_stop_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_pictures(tmp_path / "in", [1, 2, 4], ".jpg")
-    whole = (folder / "2.jpg").read_bytes()
-    (folder / "2.jpg").write_bytes(whole[: len(whole) // 2])
+    content = (folder / "2.jpg").read_bytes()
+    (folder / "2.jpg").write_bytes(content[: len(content) // 2])
     (folder / "0.jpg").write_text("no picture")
     (folder / "notes.txt").write_text("not asked for")
     missing = tmp_path / "missing_*.jpg"
     assert exit_code("--input", missing, folder, "--output", tmp_path / "out") == 1
     assert files_below(tmp_path / "out") == ["1.jpg", "4.jpg"]
-    said = [x for x in capsys.readouterr().err.splitlines() if "cannot be read" in x]
-    assert len(said) == 3
-    for line, name in zip(said, ("missing_*.jpg", "0.jpg", "2.jpg"), strict=True):
+    lines = [x for x in capsys.readouterr().err.splitlines() if "cannot be read" in x]
+    assert len(lines) == 3
+    for line, name in zip(lines, ("missing_*.jpg", "0.jpg", "2.jpg"), strict=True):
         assert name in line
 
 
@@ -243,14 +243,14 @@ def test_a_picture_that_would_not_be_read_as_it_is_counts_as_unreadable(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48 * 64)  # an error from twice as many on
     assert exit_code("--input", folder, "--output", tmp_path / "out") == 1
     assert files_below(tmp_path / "out") == ["1.png"]
-    said = [x for x in capsys.readouterr().err.splitlines() if "cannot be read" in x]
-    assert len(said) == 2
-    assert "deep.png: is of mode I;16: expected 8 bits per channel" in said[0]
-    assert "large.png: Image size (12288 pixels) exceeds limit" in said[1]
+    lines = [x for x in capsys.readouterr().err.splitlines() if "cannot be read" in x]
+    assert len(lines) == 2
+    assert "deep.png: is of mode I;16: expected 8 bits per channel" in lines[0]
+    assert "large.png: Image size (12288 pixels) exceeds limit" in lines[1]
 
 
 @pytest.mark.usefixtures("_planted")
-def test_what_cannot_be_written_is_said_in_one_line(
+def test_an_unwritable_output_is_one_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_pictures(tmp_path / "in", [1])
@@ -283,7 +283,7 @@ def test_one_picture_can_have_a_name_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_planted")
-def test_what_cannot_work_is_refused_in_one_line(
+def test_contradictory_options_are_one_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_pictures(tmp_path / "in", [1, 2])
@@ -301,8 +301,8 @@ def test_what_cannot_work_is_refused_in_one_line(
     ]
     for arguments, message in cases:
         assert exit_code(*arguments) == 2
-        said = capsys.readouterr().err.splitlines()
-        assert message in said[-1]
+        lines = capsys.readouterr().err.splitlines()
+        assert message in lines[-1]
     named = ["--input", folder, "--output", out, "--classes", "a,b"]
     assert exit_code(*named, opts=["MODEL.ROI_HEADS.NUM_CLASSES", "3"]) == 2
     assert "has 2 names, but MODEL.ROI_HEADS.NUM_CLASSES is 3" in capsys.readouterr().err
@@ -348,15 +348,15 @@ def test_a_video_that_cannot_be_read_is_named(
 
 
 @pytest.mark.usefixtures("_planted")
-def test_a_video_with_fewer_frames_than_it_announces_is_told_and_its_frames_stay(
+def test_a_video_with_fewer_frames_than_announced_is_reported_and_its_frames_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video = write_video(tmp_path / "walk.avi", 20)
     arguments = ["--video-input", video, "--output", tmp_path / "out", "--formats", "coco"]
     run(*arguments)
     assert "announces" not in capsys.readouterr().err
-    whole = video.read_bytes()
-    video.write_bytes(whole[: len(whole) * 9 // 10])
+    content = video.read_bytes()
+    video.write_bytes(content[: len(content) * 9 // 10])
     number = len(read_frames(video))
     assert 0 < number < 20
     run(*arguments)
@@ -502,12 +502,12 @@ def test_weights_of_another_kind_of_model_are_one_error(
     keys = ours.state_dict().keys()
     missing = [key for key in keys if key not in theirs.state_dict()]
     assert 0 < len(missing) < len(keys)
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
         f"error: {tmp_path / 'm.pth'} lacks {len(missing)} ({', '.join(missing[:5])}, ...) of the "
         f"{len(keys)} parameters: expected weights of this model"
-    ) in said.splitlines()[-1]
-    assert "not found in the checkpoint" not in said
+    ) in stderr.splitlines()[-1]
+    assert "not found in the checkpoint" not in stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -535,8 +535,8 @@ def test_names_on_the_command_line_give_the_number_of_classes_too() -> None:
 
 def test_classes_are_those_of_the_checkpoint(images: Path, tmp_path: Path) -> None:
     ids = {index + 5: index for index in range(3)}
-    told = {"thing_classes": list(KINDS), "thing_dataset_id_to_contiguous_id": ids}
-    opts = checkpoint_of(tmp_path / "m.pth", **told)
+    metadata = {"thing_classes": list(KINDS), "thing_dataset_id_to_contiguous_id": ids}
+    opts = checkpoint_of(tmp_path / "m.pth", **metadata)
     base = ["--input", images, "--formats", "coco", "--confidence-threshold", 0, "--output"]
     run(*base, tmp_path / "a", opts=opts)
     run(*base, tmp_path / "b", "--classes", "x,y,z", opts=opts)

@@ -80,7 +80,7 @@ def run(
     return {file.name: file for file in files}
 
 
-# What is drawn
+# Figures
 
 
 @pytest.mark.parametrize("kind", ["standard", "implicit", "panoptic"])
@@ -214,7 +214,7 @@ def test_the_uncertainty_maps_are_those_by_which_points_were_chosen() -> None:
         assert brightness[y, x].mean() > brightness.mean()
 
 
-def test_places_are_enlarged_where_coarse_and_fine_differ() -> None:
+def test_regions_are_enlarged_where_coarse_and_fine_differ() -> None:
     subject = subject_of("standard")
     figure = rendering_figures.comparison_figure(subject, SIZE)
     assert [p.title for p in figure.frames] == ["input", "coarse 7×7", "fine 224×224"]
@@ -234,7 +234,7 @@ def test_the_regular_grid_of_any_number_of_points_is_square(image_file: Path) ->
     assert list(run("semantic", image_file, *chosen, opts=number)) == ["training-points.png"]
 
 
-def test_what_cannot_be_read_or_written_is_said_in_one_line(
+def test_unreadable_inputs_and_unwritable_outputs_are_one_error(
     image_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = image_file.parent / "out"
@@ -270,7 +270,7 @@ def test_every_figure_is_written_in_every_format(kind: str, formats: str, image_
             assert file.read_bytes().startswith(b"%PDF")
 
 
-def test_a_box_of_ones_own_is_rendered_for_its_class(image_file: Path) -> None:
+def test_a_given_box_is_rendered_for_its_class(image_file: Path) -> None:
     box = ["--region", 10, 12, 50, 52, "--figures", "steps", "--formats", "png"]
     pictures = []
     for name in KINDS[:2]:
@@ -286,7 +286,7 @@ def test_a_box_of_ones_own_is_rendered_for_its_class(image_file: Path) -> None:
     assert (pictures[0] != pictures[1]).any()
 
 
-def test_what_means_nothing_is_refused_in_one_line(
+def test_options_that_select_nothing_are_one_error(
     image_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = ["MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", "False"]

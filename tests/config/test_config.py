@@ -20,7 +20,7 @@ from point_rend.config.files import config_file_option, get_config_file
 from point_rend.config.loading import load_config, merge_from_file_safely, parse_config
 
 ZOO = Path(model_zoo.__file__).parent / "configs"
-# What the stock project has not, besides the keys of DeepLab.
+# Keys that the stock project lacks, besides those of DeepLab.
 OWN_POINT_HEAD_KEYS = {
     "TRAIN_ON_REGULAR_GRID": False,
     "SUBDIVISION_BOXES_PER_CHUNK": 64,
@@ -371,12 +371,12 @@ class TestBadFiles:
             ("VERSION: two", "broken.yaml: VERSION must be a number from 0 to 2, got 'two'"),
         ],
     )
-    def test_what_is_wrong_with_a_file_is_said(self, tmp_path, text, message):
+    def test_a_malformed_file_is_named_with_its_fault(self, tmp_path, text, message):
         path = write(tmp_path / "broken.yaml", text)
         with pytest.raises(ValueError, match=message):
             load_config(path)
 
-    def test_bytes_that_are_no_text_are_refused(self, tmp_path):
+    def test_binary_files_are_refused(self, tmp_path):
         (tmp_path / "binary.yaml").write_bytes(b"SEED: \xff\xfe\x00")
         with pytest.raises(ValueError, match=r"binary.yaml is not valid YAML"):
             load_config(str(tmp_path / "binary.yaml"))

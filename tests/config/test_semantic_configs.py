@@ -327,7 +327,7 @@ def load(name: str, opts: tuple[str, ...] = ()) -> CfgNode:
 
 
 def plain(value: object) -> object:
-    """Values whose type, tuple or list, says nothing."""
+    """Make lists and tuples comparable."""
     return tuple(value) if isinstance(value, list) else value
 
 
