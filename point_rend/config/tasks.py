@@ -1,8 +1,9 @@
 """The heads and the outputs of each meta-architecture."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from detectron2.config import CfgNode
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 # Fields of a model's results.
 INSTANCES = frozenset({"instances"})
@@ -36,11 +37,11 @@ _BY_NAME = {
 }
 
 
-def meta_architecture(cfg: CfgNode) -> MetaArchitecture:
+def meta_architecture(cfg: "CfgNode") -> MetaArchitecture:
     """Look up MODEL.META_ARCHITECTURE; others, as RetinaNet, detect instances without ROI heads."""
     return _BY_NAME.get(cfg.MODEL.META_ARCHITECTURE, MetaArchitecture())
 
 
-def model_outputs(cfg: CfgNode) -> frozenset[str]:
+def model_outputs(cfg: "CfgNode") -> frozenset[str]:
     """Return the fields of a model's results."""
     return meta_architecture(cfg).outputs
