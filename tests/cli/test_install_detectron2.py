@@ -4,6 +4,7 @@ import base64
 import hashlib
 import importlib.metadata
 import os
+import sys
 import sysconfig
 import venv
 import zipfile
@@ -79,6 +80,12 @@ def bare_python(tmp_path: Path) -> Iterator[Path]:
 def site_packages_of(python: Path) -> Path:
     (folder,) = python.parents[1].glob("lib/python*/site-packages")
     return folder
+
+
+def test_installer_needs_the_standard_library_only(tmp_path: Path) -> None:
+    done = run([sys.executable, "-I", "-S", DOOR, "--help"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith("usage: install_detectron2.py [-h]")
 
 
 def test_importable_detectron2_is_kept(tmp_path: Path, bare_python: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from point_rend import StandardPointHead
-from point_rend.cli import visualize as visualize_points
+from point_rend.cli import visualize
 from tests.conftest import REPOSITORY
 from tests.tiny_datasets import load_script
 
@@ -19,7 +19,7 @@ draw_figures = load_script("tools/dev/draw_figures.py")
 
 PAGE = REPOSITORY / "docs" / "HOW_IT_WORKS.md"
 FOLDER = REPOSITORY / "docs" / "images" / "how_it_works"
-PICTURES = {f"{name}.png" for name in visualize_points.FIGURES}
+PICTURES = {f"{name}.png" for name in visualize.FIGURES}
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -30,12 +30,12 @@ def test_the_page_shows_every_figure_that_the_command_draws_and_each_is_small():
         assert file.stat().st_size < 120_000, file.name
 
 
-def test_the_diagram_of_the_page_is_what_the_command_draws():
+def test_the_diagram_of_the_page_is_the_one_that_the_command_draws():
     drawn = draw_figures.published_diagram()
     assert (FOLDER / "point-head.svg").read_text(encoding="utf-8") == drawn
 
 
-def test_a_diagram_tells_the_widths_of_all_layers_on_an_opaque_card():
+def test_a_diagram_shows_the_widths_of_all_layers_on_an_opaque_card():
     head = StandardPointHead(in_channels=30, coarse_channels=4, num_classes=3, fc_dim=20, num_fc=2)
     root = ElementTree.fromstring(draw_figures.point_head_diagram(head, 5))
     words = [element.text for element in root.iter(f"{SVG}text")]
@@ -63,7 +63,7 @@ def test_pictures_keep_their_look_in_a_palette(tmp_path: Path, monkeypatch: pyte
         Image.fromarray(picture).save(file)
         return [file]
 
-    monkeypatch.setattr(visualize_points, "main", draw)
+    monkeypatch.setattr(visualize, "main", draw)
     weights.parent.mkdir(parents=True)
     weights.touch()
     arguments = ["--demo", str(demo), "--output", str(tmp_path / "figures")]

@@ -1,4 +1,4 @@
-"""A rehearsal on two nodes where namespaces can be made, and its message where they cannot."""
+"""The rehearsal on two nodes, and its message on machines that cannot create namespaces."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def test_programs_that_are_missing_are_named(
     assert "unshare (util-linux), nsenter (util-linux), ip (iproute2)" in capsys.readouterr().err
 
 
-def test_namespaces_that_cannot_be_made_are_said_to_be_the_reason(
+def test_namespaces_that_cannot_be_created_are_named_as_the_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tool, "PROGRAMS", {})
@@ -42,8 +42,8 @@ def test_an_output_that_cannot_be_used_is_named_before_the_rehearsal(
     file = tmp_path / "shapes" / "file"
     file.parent.mkdir()
     file.touch()
-    said = {file: f"--output {file} cannot be written", tmp_path: f"{file.parent} is not empty"}
-    for output, message in said.items():
+    messages = {file: f"--output {file} cannot be written", tmp_path: f"{file.parent} is not empty"}
+    for output, message in messages.items():
         with pytest.raises(SystemExit) as ended:
             tool.main(["--output", str(output)])
         assert ended.value.code == 2
@@ -61,7 +61,7 @@ def test_a_rehearsal_that_is_killed_leaves_nothing_running() -> None:
     killed = subprocess.run(
         [sys.executable, "-c", script],
         cwd=REPOSITORY,
-        stdout=subprocess.PIPE,  # whose end is that of the last process that could write into it
+        stdout=subprocess.PIPE,  # closed when the last process that holds it has ended
         check=False,
         timeout=120,
     )
@@ -84,5 +84,5 @@ def test_two_nodes_train_together(launcher: str, tmp_path: Path) -> None:
     )
     assert (tmp_path / "model_final.pth").is_file()
     for rank, log in enumerate(("log.txt", "log.txt.rank1")):
-        said = f"Rank of current process: {rank}. World size: 2"
-        assert re.search(said, (tmp_path / log).read_text())
+        line = f"Rank of current process: {rank}. World size: 2"
+        assert re.search(line, (tmp_path / log).read_text())

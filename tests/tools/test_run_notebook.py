@@ -1,4 +1,4 @@
-"""The tool that executes notebooks, on notebooks of a few lines."""
+"""The script that executes notebooks, on notebooks of a few lines."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def write(folder: Path, *sources: str) -> Path:
     return file
 
 
-def test_results_are_written_and_nothing_of_the_time(tmp_path: Path) -> None:
+def test_results_are_written_and_metadata_are_reproducible(tmp_path: Path) -> None:
     file = write(
         tmp_path, "SIDE = 7", "import os\nprint(2 * SIDE, os.path.exists('notebook.ipynb'))"
     )
@@ -43,7 +43,7 @@ def test_results_are_written_and_nothing_of_the_time(tmp_path: Path) -> None:
     assert run_notebook.sources_hash(done) != before
 
 
-def test_given_parameters_take_the_place_of_those_of_the_notebook(tmp_path: Path) -> None:
+def test_given_parameters_override_those_of_the_notebook(tmp_path: Path) -> None:
     file = write(tmp_path, "SIDE = 7\nNAME = 'a'", "print(SIDE, NAME)")
     untouched = file.read_bytes()
     output = tmp_path / "new" / "done.ipynb"
@@ -54,7 +54,7 @@ def test_given_parameters_take_the_place_of_those_of_the_notebook(tmp_path: Path
     assert file.read_bytes() == untouched
 
 
-def test_a_cell_that_does_not_run_leaves_the_file_as_it_was(
+def test_a_failing_cell_leaves_the_file_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(tmp_path, "SIDE = 7", "print(SIDE)", "SIDE / 0")
@@ -81,7 +81,7 @@ def test_a_cell_that_does_not_run_leaves_the_file_as_it_was(
         (["notebook.ipynb", "--output", "list.ipynb/a"], "written: list.ipynb is not a folder"),
     ],
 )
-def test_what_the_user_gets_wrong_is_one_line(
+def test_user_errors_are_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -13,7 +13,7 @@ from tests.tiny_datasets import REPOSITORY
 DOORS = [REPOSITORY / "train_net.py", *sorted((REPOSITORY / "tools").glob("*.py"))]
 SCRIPTS = [*DOORS, *sorted((REPOSITORY / "tools" / "dev").glob("*.py"))]
 BY_TRAIN_NET = {"train", "evaluate"}
-# Each starts in a fork of a process that has imported what takes long.
+# Each starts in a fork of a process that has imported the slow modules.
 START = """
 import os, runpy, sys
 import cv2, detectron2.engine, matplotlib, pycocotools.mask, torch
@@ -31,14 +31,14 @@ for start in sys.argv[1:]:
                 runpy.run_module("point_rend", run_name="__main__", alter_sys=True)
         except SystemExit as end:
             sys.stdout.flush()
-            os._exit(end.code or 0)  # at once: to take down what was imported takes a second
-        raise SystemExit("it has not ended after its help")
+            os._exit(end.code or 0)  # at once: unloading the modules takes a second
+        raise SystemExit("did not exit after its help")
     code = os.waitstatus_to_exitcode(os.wait()[1])
     print(f"\\n# exit code {code}", flush=True)
 """
 
 
-def test_every_start_answers_for_help_beside_a_foreign_package_called_tools(tmp_path: Path) -> None:
+def test_every_start_answers_for_help_with_a_foreign_package_called_tools(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign" / "tools"
     foreign.mkdir(parents=True)
     (foreign / "__init__.py").write_text("IS_FOREIGN = True\n")

@@ -112,7 +112,7 @@ def test_first_run_takes_every_step_and_second_run_none(checkout: Checkout) -> N
     assert checkout.commands() == []
 
 
-def test_failing_step_is_named_with_advice_and_packages_begin_anew(checkout: Checkout) -> None:
+def test_failing_step_is_named_with_advice_and_packages_are_reinstalled(checkout: Checkout) -> None:
     checkout.trouble.write_text("editable")
     failed = checkout.make()
     assert failed.returncode != 0
@@ -144,7 +144,7 @@ def test_steps_before_a_failing_detectron2_are_kept(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "setup.py", INSTALLER])
-def test_changed_source_makes_the_environment_anew(checkout: Checkout, name: str) -> None:
+def test_changed_source_recreates_the_environment(checkout: Checkout, name: str) -> None:
     checkout.make()
     checkout.commands()
     with (checkout.folder / name).open("a") as file:
@@ -153,7 +153,7 @@ def test_changed_source_makes_the_environment_anew(checkout: Checkout, name: str
     assert len(checkout.commands()) == 5
 
 
-def test_moved_checkout_makes_its_environment_anew(checkout: Checkout) -> None:
+def test_moved_checkout_recreates_its_environment(checkout: Checkout) -> None:
     checkout.make()
     checkout.commands()
     checkout.folder = checkout.folder.rename(checkout.folder.parent / "moved")
@@ -161,7 +161,7 @@ def test_moved_checkout_makes_its_environment_anew(checkout: Checkout) -> None:
     assert len(checkout.commands()) == 5
 
 
-def test_environment_whose_python_does_not_run_is_made_anew(checkout: Checkout) -> None:
+def test_environment_with_a_broken_python_is_recreated(checkout: Checkout) -> None:
     checkout.make()
     checkout.commands()
     (checkout.folder / ".venv" / "bin" / "python").write_text("#!/no/such/interpreter\n")
@@ -169,7 +169,7 @@ def test_environment_whose_python_does_not_run_is_made_anew(checkout: Checkout) 
     assert len(checkout.commands()) == 5
 
 
-def test_environment_that_lost_a_package_is_made_anew(checkout: Checkout) -> None:
+def test_environment_without_a_package_is_recreated(checkout: Checkout) -> None:
     checkout.make()
     checkout.commands()
     checkout.loss.touch()
