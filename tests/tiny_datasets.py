@@ -1,6 +1,6 @@
-"""Data sets of a few small images in the true formats of COCO, LVIS and Cityscapes; a tiny model.
+"""Data sets of a few small images in the formats of COCO, LVIS and Cityscapes; a tiny model.
 
-The objects are discs, boxes and triangles, each kind of one color.
+The objects are discs, boxes and triangles; each kind has its color.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ KINDS = ("disc", "box", "triangle")
 COLORS = ((40, 40, 220), (40, 220, 40), (220, 40, 40))
 HEIGHT, WIDTH = 64, 96
 
-# Options that make any of the published configs small enough for seconds on a CPU.
+# Options that make a published config small enough for seconds on a CPU.
 TINY_MODEL = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "SEED", "1"),
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
@@ -49,7 +49,7 @@ TINY_MODEL = [
 
 
 def load_script(name: str) -> ModuleType:
-    """Import a script of the repository's top folder, which is no package."""
+    """Import a script by its path in the repository."""
     spec = importlib.util.spec_from_file_location(Path(name).stem, REPOSITORY / name)
     assert spec is not None
     assert spec.loader is not None
@@ -60,12 +60,12 @@ def load_script(name: str) -> ModuleType:
 
 @contextlib.contextmanager
 def process_state_restored() -> Iterator[None]:
-    """Take back what a run leaves in the process: registered data sets and log handlers."""
+    """Undo the effects of a run on the process: registered data sets and log handlers."""
     catalogs = [(catalog, dict(catalog)) for catalog in (DatasetCatalog, MetadataCatalog)]
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "point_rend")]
     settings = [(logger, logger.level, logger.propagate, [*logger.handlers]) for logger in loggers]
     setup_logger.cache_clear()
-    gc.freeze()  # so that the collection below looks at no more than what came after
+    gc.freeze()  # the collection below then only examines later objects
     try:
         yield
     finally:
@@ -78,7 +78,7 @@ def process_state_restored() -> Iterator[None]:
             logger.setLevel(level)
         setup_logger.cache_clear()
         with warnings.catch_warnings():
-            # A trainer whose training ends early never closes its metrics file.
+            # A trainer that ends early does not close its metrics file.
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()
         gc.unfreeze()
@@ -132,7 +132,7 @@ def uncompressed(rle: dict[str, Any]) -> dict[str, Any]:
 
 
 def annotation(identity: int, image_id: int, category: int, corners: np.ndarray) -> dict[str, Any]:
-    """One COCO annotation; polygon, compressed and uncompressed RLE take turns."""
+    """One COCO annotation; polygon, compressed and uncompressed RLE alternate."""
     polygon = corners.ravel().tolist()
     rle = mask_util.merge(mask_util.frPyObjects([polygon], HEIGHT, WIDTH))
     (x0, y0), (x1, y1) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
@@ -172,7 +172,7 @@ def write_coco(
 
 
 def write_lvis(folder: Path, *, images: int = 2) -> CocoSet:
-    """Write an LVIS v1 set; its image root is the folder above the one that the addresses name."""
+    """Write an LVIS v1 set; its image root is the parent of the folder in the addresses."""
     split = folder / "val2017"
     split.mkdir(parents=True)
     frequency = ("r", "c", "f")
@@ -215,7 +215,7 @@ def write_lvis(folder: Path, *, images: int = 2) -> CocoSet:
 
 
 def write_cityscapes(root: Path, *, split: str = "val", images: int = 2) -> tuple[str, str]:
-    """Write a Cityscapes split as published; the label images are made by cityscapesscripts.
+    """Write a Cityscapes split as published, with label images of cityscapesscripts.
 
     Returns:
         The folders of the images and of the ground truth.

@@ -1,4 +1,4 @@
-"""A file in the true format of LVIS v1, with all its categories and a few annotations."""
+"""A file in the format of LVIS v1, with all categories and a few annotations."""
 
 import json
 from pathlib import Path

@@ -29,7 +29,7 @@ class SemSegSet(NamedTuple):
 
 
 def label_map(number: int) -> np.ndarray:
-    """The labels (HEIGHT, WIDTH) of a scene: 0 ground, then the kinds; outlines do not count."""
+    """The labels (HEIGHT, WIDTH) of a scene: 0 ground, then the kinds; outlines are ignored."""
     image, shapes = scene(number)
     labels = np.zeros(image.shape[:2], dtype=np.uint8)
     for kind, corners in shapes:
@@ -61,7 +61,7 @@ def write_label(path: Path, labels: np.ndarray) -> None:
 
 
 def write_train_ids(gt_dir: Path) -> None:
-    """Add the label maps for training to a split, by the table of cityscapesscripts."""
+    """Add the label maps for training to a split, with the table of cityscapesscripts."""
     from cityscapesscripts.helpers.labels import id2label
 
     table = np.array([id2label[i].trainId % 256 if i in id2label else IGNORED for i in range(256)])

@@ -1,4 +1,4 @@
-"""The photometric distortion, against limits that leave the image alone and hand-made colors."""
+"""Color augmentation, compared with identities and hand-derived colors; recipes."""
 
 import random
 
@@ -23,7 +23,7 @@ def picture(seed: int = 0) -> np.ndarray:
 
 
 def nothing(**changes) -> ColorAugSSDTransform:
-    """A distortion whose ranges are single points without effect, but for ``changes``."""
+    """A distortion whose ranges have no effect, except for ``changes``."""
     still = {
         "brightness_delta": 0,
         "contrast_low": 1,
@@ -37,12 +37,12 @@ def nothing(**changes) -> ColorAugSSDTransform:
 
 @pytest.fixture
 def always(monkeypatch):
-    """Let every step be applied."""
+    """Apply every step."""
     monkeypatch.setattr(random, "randrange", lambda _stop: 1)
 
 
 @pytest.mark.parametrize("img_format", ["BGR", "RGB"])
-def test_images_keep_their_kind_and_the_input_stays(img_format):
+def test_images_keep_their_dtype_and_the_input_is_unchanged(img_format):
     transform, image = ColorAugSSDTransform(img_format), picture()
     kept = image.copy()
     for seed in range(20):
@@ -53,7 +53,7 @@ def test_images_keep_their_kind_and_the_input_stays(img_format):
         assert np.array_equal(image, kept)
 
 
-def test_the_same_seed_gives_the_same_image_and_others_others():
+def test_the_same_seed_gives_the_same_image_and_other_seeds_other_images():
     transform, results = ColorAugSSDTransform("BGR"), []
     for seed in (1, 1, 2):
         random.seed(seed)
@@ -63,7 +63,7 @@ def test_the_same_seed_gives_the_same_image_and_others_others():
 
 
 @pytest.mark.parametrize("img_format", ["BGR", "RGB"])
-def test_both_orders_of_channels_show_the_same_picture(img_format):
+def test_both_channel_orders_give_the_same_picture(img_format):
     order = [2, 1, 0] if img_format == "RGB" else [0, 1, 2]
     for seed in range(10):
         random.seed(seed)
@@ -78,7 +78,7 @@ def test_brightness_shifts_and_clips():
     random.seed(3)
     shift = np.float32(random.uniform(-80, 80))
     random.seed(3)
-    # The turn through hue and saturation rounds colors, gray ones excepted.
+    # The conversion to hue and saturation rounds colors other than gray.
     image = np.repeat(np.arange(0, 256, dtype=np.uint8)[None, :, None], 3, axis=2)
     result = nothing(brightness_delta=80).apply_image(image)
     expected = np.clip(image.astype(np.float32) + shift, 0, 255).astype(np.uint8)
@@ -99,7 +99,7 @@ def test_saturation_of_zero_leaves_gray():
     result = nothing(saturation_low=0, saturation_high=0).apply_image(picture())
     assert result.dtype == np.uint8
     assert (result == result[:, :, :1]).all()
-    assert np.array_equal(result[:, :, 0], picture().max(axis=2))  # the value of HSV stays
+    assert np.array_equal(result[:, :, 0], picture().max(axis=2))  # the value of HSV is unchanged
 
 
 @pytest.mark.usefixtures("always")
@@ -121,7 +121,7 @@ def test_each_step_is_applied_half_of_the_time():
     assert 400 < changed < 600
 
 
-def test_labels_and_coordinates_are_left_alone():
+def test_labels_and_coordinates_are_unchanged():
     transform = ColorAugSSDTransform("RGB")
     coords, labels = np.random.rand(5, 2), np.arange(6).reshape(2, 3)
     assert np.array_equal(transform.apply_coords(coords), coords)
@@ -136,7 +136,7 @@ def test_another_order_of_channels_is_refused_with_the_key():
 # The distortion as an augmentation
 
 
-def test_a_drawn_distortion_is_the_same_for_whatever_it_is_given():
+def test_a_drawn_distortion_is_the_same_for_every_image():
     for seed in range(10):
         random.seed(seed)
         drawn = ColorAugSSD("BGR").get_transform(picture())
@@ -165,7 +165,7 @@ def test_the_augmentation_can_be_printed_and_refuses_other_orders():
 
 
 def recipe(*more, meta_arch: str = "SemanticSegmentor") -> CfgNode:
-    """A small copy of the recipe of semantic segmentation."""
+    """A small version of the semantic recipe."""
     return load_config(
         POINTREND,
         [
@@ -199,17 +199,17 @@ def test_other_models_crop_first():
     assert names(recipe(meta_arch="GeneralizedRCNN")) == order
 
 
-def test_what_is_switched_off_is_left_out():
+def test_augmentations_that_are_off_are_not_built():
     off = ["INPUT.CROP.ENABLED", "False", "INPUT.COLOR_AUG_SSD", "False"]
     assert names(recipe(*off, "INPUT.RANDOM_FLIP", "none")) == ["ResizeToPixels"]
 
 
-def test_variants_at_test_time_start_from_the_image_as_it_is():
+def test_test_time_variants_start_from_the_original_image():
     assert names(recipe("TEST.AUG.ENABLED", "True"), is_train=False) == []
 
 
-def test_image_and_labels_stay_together():
-    """An image that shows its own labels shows them after every augmentation but color."""
+def test_image_and_labels_are_transformed_together():
+    """An image of its labels still shows them after every augmentation except color."""
     steps = AugmentationList(
         build_augmentations(recipe("INPUT.COLOR_AUG_SSD", "False"), is_train=True)
     )
@@ -223,7 +223,7 @@ def test_image_and_labels_stay_together():
         assert sample.image.shape == (32, 48, 3)
         assert sample.sem_seg.shape == (32, 48)
         agree = np.abs(sample.image[..., 0] / 20 - sample.sem_seg) < 0.1
-        assert agree.mean() > 0.7  # all but the seams, which the image blends
+        assert agree.mean() > 0.7  # except at boundaries, which the image interpolates
     assert {CropTransform, HFlipTransform} <= kinds
 
 
@@ -251,10 +251,10 @@ def test_the_short_side_of_a_very_long_image_keeps_a_pixel(size, expected):
         assert (sample.image == 9).all()
 
 
-def test_no_class_fills_more_of_a_crop_than_the_bound_and_ignored_pixels_do_not_count():
+def test_a_class_fills_at_most_the_allowed_share_of_a_crop_without_ignored_pixels():
     crop = build_augmentations(recipe(), is_train=True)[1]
     labels = np.zeros((32, 480), np.uint8)
-    labels[:, 240:] = 1  # most crops see one class only
+    labels[:, 240:] = 1  # most crops contain one class
     labels[:16] = IGNORED
     image = np.zeros((32, 480, 3), np.uint8)
     shares = []
@@ -263,7 +263,7 @@ def test_no_class_fills_more_of_a_crop_than_the_bound_and_ignored_pixels_do_not_
         seen = crop.get_transform(image, labels).apply_segmentation(labels)
         counts = np.bincount(seen.ravel(), minlength=256)[:2]
         shares.append(counts.max() / counts.sum())
-    # One crop in ten straddles the border; ten tries find one in two of three cases.
+    # One crop in ten contains the boundary; ten tries find one in two of three cases.
     assert np.mean(np.array(shares) < 0.75) > 0.3
     for seed in range(60):
         np.random.seed(seed)
@@ -273,7 +273,7 @@ def test_no_class_fills_more_of_a_crop_than_the_bound_and_ignored_pixels_do_not_
     assert np.mean(np.array(shares) < 0.75) < 0.2
 
 
-def test_a_crop_without_one_labeled_pixel_is_a_crop():
+def test_a_crop_without_labeled_pixels_is_allowed():
     crop = build_augmentations(recipe(), is_train=True)[1]
     nothing = np.full((64, 96), IGNORED, np.uint8)
     seen = crop.get_transform(np.zeros((64, 96, 3), np.uint8), nothing)
@@ -294,7 +294,7 @@ def test_the_mapper_gives_image_and_labels_of_the_recipe(tmp_path):
     assert (sample["height"], sample["width"]) == label_map(0).shape
 
 
-def test_drawn_distortions_leave_labels_and_coordinates_alone():
+def test_drawn_distortions_leave_labels_and_coordinates_unchanged():
     drawn = DrawnColorTransform([], is_rgb=True)
     coords, labels = np.random.rand(5, 2), np.arange(6).reshape(2, 3)
     assert np.array_equal(drawn.apply_coords(coords), coords)

@@ -1,4 +1,4 @@
-"""The mapper whose errors name the image."""
+"""The mapper: masks, errors that name the image."""
 
 import pickle
 import warnings
@@ -74,11 +74,11 @@ def assert_equal_samples(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
 @pytest.mark.parametrize("opts", [[], AUGMENTED, CROPPED], ids=["plain", "augmented", "cropped"])
-def test_nothing_but_how_masks_are_held_differs_from_detectron2(
+def test_only_the_storage_of_masks_differs_from_detectron2(
     cfg: CfgNode, records: list[dict[str, Any]], opts: list[str], mask_format: str
 ) -> None:
     cfg.merge_from_list([*opts, "INPUT.MASK_FORMAT", mask_format])
-    if mask_format == "polygon":  # Detectron2 takes nothing else there
+    if mask_format == "polygon":  # Detectron2 accepts only polygons
         for annotation in (a for record in records for a in record["annotations"]):
             x, y, width, height = annotation["bbox"]
             corners = [x, y, x + width, y, x + width / 3, y + height]
@@ -91,7 +91,9 @@ def test_nothing_but_how_masks_are_held_differs_from_detectron2(
         assert_equal_samples(*samples)
 
 
-def test_rle_in_a_set_of_polygons_stays_pixels(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
+def test_rle_in_a_set_of_polygons_remains_a_bitmask(
+    cfg: CfgNode, records: list[dict[str, Any]]
+) -> None:
     as_pixels = [NamingDatasetMapper(cfg, is_train=True)(record) for record in records]
     cfg.INPUT.MASK_FORMAT = "polygon"
     for record, pixels in zip(records, as_pixels, strict=True):
@@ -103,7 +105,7 @@ def test_rle_in_a_set_of_polygons_stays_pixels(cfg: CfgNode, records: list[dict[
         assert torch.equal(masks.tensor, pixels["instances"].gt_masks.tensor)
 
 
-def test_torch_does_not_warn_of_masks_that_were_resized(
+def test_resized_masks_cause_no_warning_of_torch(
     cfg: CfgNode, records: list[dict[str, Any]]
 ) -> None:
     cfg.INPUT.MIN_SIZE_TRAIN = (50,)
@@ -133,10 +135,10 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_labels_of_polygons_go_with_the_augmentation(
+def test_polygons_follow_the_augmentation(
     cfg: CfgNode, records: list[dict[str, Any]], name: str
 ) -> None:
-    """A point and its image under the augmentation have the same label."""
+    """A point and its transformed position have the same label."""
     cfg.INPUT.MASK_FORMAT = "polygon"
     transforms = TRANSFORMS[name]
     record = records[0] | {"annotations": records[0]["annotations"][:1]}
@@ -156,10 +158,10 @@ def test_labels_of_polygons_go_with_the_augmentation(
     expected = sample_point_labels([plain], before[None])[0, seen]
     labels = sample_point_labels([sample["instances"]], after[None])[0, seen]
     assert 0.01 < labels.mean() < 0.6
-    assert (labels != expected).float().mean() < 0.001  # rounding, next to the outline
+    assert (labels != expected).float().mean() < 0.001  # rounding near the outline
 
 
-def test_workers_send_masks_as_bits_of_their_windows(
+def test_workers_send_masks_as_packed_bits_of_their_windows(
     cfg: CfgNode, records: list[dict[str, Any]]
 ) -> None:
     cfg.INPUT.MIN_SIZE_TRAIN = (640,)
@@ -167,7 +169,7 @@ def test_workers_send_masks_as_bits_of_their_windows(
     masks = mapper(records[0])["instances"].gt_masks
     images = masks.tensor.numel()
     assert images == 3 * 640 * 960
-    assert len(pickle.dumps(masks)) < images / 8 / 3  # objects of a third of the image's width
+    assert len(pickle.dumps(masks)) < images / 8 / 3  # each object is a third of the image wide
     loaded = [
         next(
             iter(

@@ -21,7 +21,7 @@ from point_rend.utils.files import (
 
 
 def fill(target: BinaryIO | Path, content: str) -> None:
-    """Write into what one of the three forms gives."""
+    """Write into the target of one of the three forms."""
     if isinstance(target, Path):
         (target / "part" if target.is_dir() else target).write_text(content)
     else:
@@ -56,13 +56,13 @@ def test_a_folder_appears_with_all_its_files_or_not_at_all(tmp_path: Path):
     with pytest.raises(RuntimeError):
         write(atomic_folder, folder, "half")
     assert not list(folder.parent.iterdir())
-    folder.mkdir()  # an empty one may be there
+    folder.mkdir()  # it may exist if it is empty
     write(atomic_folder, folder, "complete")
     assert (folder / "part").read_text() == "complete"
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_a_path_to_write_has_the_suffix_by_which_libraries_know_a_format(tmp_path: Path):
+def test_a_temporary_path_keeps_the_suffix(tmp_path: Path):
     with atomic_path(tmp_path / "a.b.mp4") as unfinished:
         assert unfinished.suffix == ".mp4"
         unfinished.touch()
@@ -102,7 +102,7 @@ def read_a_missing_file(_: object) -> None:
         pass
 
 
-def test_an_error_about_another_file_keeps_its_words(tmp_path: Path):
+def test_an_error_about_another_file_is_unchanged(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="missing"), atomic_file(tmp_path / "x") as file:
         read_a_missing_file(file)
     assert not list(tmp_path.iterdir())
@@ -121,7 +121,7 @@ def test_a_file_system_that_cannot_flush_folders_is_no_error(
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_an_output_that_can_be_written_passes_and_nothing_is_left(tmp_path: Path, folder: bool):
+def test_a_writable_output_passes_and_nothing_is_created(tmp_path: Path, folder: bool):
     (tmp_path / "there").mkdir()
     for output in ("new", "there/new", "new/deep/new"):
         check_output(tmp_path / output, folder=folder)
@@ -141,7 +141,7 @@ def test_an_output_that_can_be_written_passes_and_nothing_is_left(tmp_path: Path
         ("there", False, "it is a folder, expected a file"),
     ],
 )
-def test_an_output_that_cannot_be_written_is_named_with_the_reason(
+def test_an_unwritable_output_is_named_with_the_reason(
     tmp_path: Path, output: str, folder: bool, reason: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -153,9 +153,7 @@ def test_an_output_that_cannot_be_written_is_named_with_the_reason(
     assert str(raised.value) == expected
 
 
-def test_a_folder_without_the_right_to_write_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "tmp123")
 

@@ -13,7 +13,7 @@ def draws() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
-def test_a_key_gives_the_same_numbers_whatever_was_drawn_before() -> None:
+def test_a_key_gives_the_same_numbers_after_any_draws() -> None:
     results = []
     for _ in range(2):
         seed_all(5, 7)
@@ -34,7 +34,7 @@ def test_different_keys_give_different_numbers() -> None:
         assert all(a != b for a, b in zip(one, other, strict=True))
 
 
-def test_behind_a_block_the_generators_go_on_as_if_nothing_had_been_drawn() -> None:
+def test_after_a_block_the_generators_continue_as_if_nothing_had_been_drawn() -> None:
     seed_all(1)
     expected = [draws(), draws()]
     seed_all(1)
@@ -44,7 +44,7 @@ def test_behind_a_block_the_generators_go_on_as_if_nothing_had_been_drawn() -> N
     assert [first, draws()] == expected
 
 
-def test_the_numbers_of_consecutive_keys_are_uniform_and_not_related() -> None:
+def test_the_numbers_of_consecutive_keys_are_uniform_and_uncorrelated() -> None:
     found = np.empty((2000, 3))
     for position in range(len(found)):
         with random_numbers_of(3, position):

@@ -43,7 +43,7 @@ def square(top: int, left: int, side: int = 12) -> np.ndarray:
     return mask
 
 
-def test_a_mask_gets_its_color_inside_and_nothing_changes_far_outside() -> None:
+def test_a_mask_is_painted_inside_and_nothing_changes_outside() -> None:
     masks = np.stack([square(4, 4), square(20, 40)])
     colors = [(255, 0, 0), (0, 0, 255)]
     source = image()
@@ -58,7 +58,7 @@ def test_a_mask_gets_its_color_inside_and_nothing_changes_far_outside() -> None:
     np.testing.assert_array_equal(source, before)
 
 
-def test_the_outline_runs_along_holes_too() -> None:
+def test_holes_are_outlined_too() -> None:
     ring = square(5, 5, 24) & ~square(11, 11, 12)
     black = np.zeros((40, 60, 3), dtype=np.uint8)
     picture = overlay_masks(black, ring[None], [(0, 0, 200)], outline=1)
@@ -88,7 +88,7 @@ def test_a_box_takes_the_color_of_the_reference_it_overlaps() -> None:
     assert match_colors(boxes[:0], reference) == []
 
 
-def test_panels_lie_side_by_side_under_their_titles() -> None:
+def test_panels_are_side_by_side_under_their_titles() -> None:
     panels = [image(), image(40, 30)]
     bare = side_by_side(panels, gap=5)
     assert bare.shape == (40, 60 + 5 + 30, 3)
@@ -112,7 +112,7 @@ def test_a_title_never_reaches_the_edges_of_its_panel(title: str) -> None:
     assert (head < 128).any() == bool(title)
 
 
-def test_panels_that_cannot_share_a_row_are_refused() -> None:
+def test_panels_of_different_heights_are_refused() -> None:
     with pytest.raises(ValueError, match=r"one height, got \[30, 40\]"):
         side_by_side([image(30), image(40)])
     with pytest.raises(ValueError, match=r"one height, got \[\]"):
@@ -121,7 +121,7 @@ def test_panels_that_cannot_share_a_row_are_refused() -> None:
         side_by_side([image()], ["a", "b"])
 
 
-def test_rows_lie_below_one_another() -> None:
+def test_rows_are_stacked() -> None:
     picture = stack([image(10, 20), image(5, 30)], gap=2)
     assert picture.shape == (17, 30, 3)
     np.testing.assert_array_equal(picture[:10, :20], image(10, 20))
@@ -149,7 +149,7 @@ def test_a_map_of_labels_reads_back_the_same(tmp_path: Path) -> None:
 # Points and names
 
 
-def test_a_dot_covers_its_disc_and_nothing_else() -> None:
+def test_a_dot_covers_only_its_disc() -> None:
     black = np.zeros((40, 60, 3), dtype=np.uint8)
     picture = draw_points(black, np.array([[20.5, 10.5], [500.0, 3.0]]), radius=4)
     y, x = np.mgrid[:40, :60]
@@ -172,17 +172,17 @@ def test_a_name_stands_where_its_mask_is_widest() -> None:
     assert np.ptp(x) < 100
 
 
-def test_letters_of_formulas_are_drawn_as_different_ones() -> None:
+def test_mathematical_symbols_have_glyphs_of_their_own() -> None:
     mask = np.ones((1, 40, 60), dtype=bool)
     black = np.zeros((40, 60, 3), dtype=np.uint8)
     drawn = {write_names(black, mask, [letter]).tobytes() for letter in "×βл"}
-    assert len(drawn) == 3  # a font shows letters that it lacks as one and the same box
+    assert len(drawn) == 3  # a font draws missing glyphs as the same box
 
 
 # Uncertainty and differences
 
 
-def test_what_is_less_certain_is_brighter() -> None:
+def test_less_certain_is_brighter() -> None:
     picture = uncertainty_picture(np.array([[-30.0, -4.0, -1.0, -0.2, 0.0]]))
     assert picture.dtype == np.uint8
     brightness = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)[0].astype(int)
@@ -191,7 +191,7 @@ def test_what_is_less_certain_is_brighter() -> None:
     assert brightness[-1] > 240
 
 
-def test_the_places_are_those_of_a_slow_search() -> None:
+def test_the_places_of_difference_match_a_slow_search() -> None:
     rng = np.random.default_rng(1)
     one, other = rng.integers(0, 2, (2, 30, 41))
     other[:, :20] = one[:, :20]
@@ -203,7 +203,7 @@ def test_the_places_are_those_of_a_slow_search() -> None:
     assert counts[x0, y0] == max(counts.values())
 
 
-def test_places_are_as_many_as_there_are_differences_and_lie_in_the_map() -> None:
+def test_places_of_difference_lie_in_the_map_and_only_where_maps_differ() -> None:
     one = np.zeros((20, 30), dtype=bool)
     other = one.copy()
     assert places_of_difference(one, other, side=8, count=3) == []
@@ -222,7 +222,7 @@ def test_places_are_as_many_as_there_are_differences_and_lie_in_the_map() -> Non
 # Views
 
 
-def test_a_view_of_the_whole_at_its_own_size_is_the_image() -> None:
+def test_a_view_of_the_entire_image_at_its_size_is_the_image() -> None:
     view = View.around((0, 0, 60, 40), 60)
     shown = view.of_image(image())
     assert view.size == (40, 60)
@@ -230,7 +230,7 @@ def test_a_view_of_the_whole_at_its_own_size_is_the_image() -> None:
     np.testing.assert_array_equal(shown, image())
 
 
-def test_cells_of_a_map_show_as_blocks_in_their_places() -> None:
+def test_cells_of_a_map_appear_as_blocks() -> None:
     cells = np.arange(6.0).reshape(1, 2, 3)
     view = View(frame=(10, 20, 40, 40), window=(10, 20, 40, 40), size=(40, 60))
     shown = view.of_map(cells)
@@ -240,17 +240,17 @@ def test_cells_of_a_map_show_as_blocks_in_their_places() -> None:
     np.testing.assert_array_equal(half, shown[:, :, 30:])
 
 
-def test_a_mask_shows_as_it_is_pasted_into_an_image() -> None:
+def test_a_mask_appears_as_pasted_into_the_image() -> None:
     probabilities = torch.rand(1, 14, 14, generator=torch.Generator().manual_seed(0))
     box = torch.tensor([[8.3, 5.1, 41.2, 37.7]])
     pasted = paste_masks_in_image(probabilities, box, (40, 60), threshold=0.5)[0].numpy()
     view = View(frame=tuple(box[0].tolist()), window=(0, 0, 60, 40), size=(40, 60))
     shown = view.of_map(probabilities.numpy(), "bilinear")[0] > 0.5
     assert pasted.sum() > 100
-    assert (shown != pasted).mean() < 0.001  # rounding, where it is a half
+    assert (shown != pasted).mean() < 0.001  # rounding of halves
 
 
-def test_points_lie_in_the_cells_that_they_mean() -> None:
+def test_points_lie_in_their_cells() -> None:
     view = View(frame=(10, 20, 40, 40), window=(0, 10, 40, 50), size=(80, 80))
     cells = np.zeros((1, 4, 4))
     cells[0, 1, 2] = 1
@@ -309,15 +309,13 @@ def test_an_animation_shows_its_pictures_in_order(tmp_path: Path) -> None:
         save_animation(tmp_path / "b.gif", [shades[0], image()])
 
 
-@pytest.mark.parametrize(
-    ("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("SVG", b"<?xml")]
-)
+@pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("SVG", b"<?xml")])
 def test_a_figure_is_the_same_file_every_time_and_its_points_are_vectors(
     suffix: str, start: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [tmp_path / f"{name}.{suffix}" for name in ("1", "2", "none")]
     for file, epoch in zip(files, ("0", "86400"), strict=False):
-        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)  # what Matplotlib takes for today
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)  # the date for Matplotlib
         save_figure(file, [panels(2), panels(1)])
     save_figure(files[2], [[p._replace(points=np.zeros((0, 2))) for p in panels(2)], panels(1)])
     contents = [file.read_bytes() for file in files]

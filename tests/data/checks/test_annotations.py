@@ -70,7 +70,7 @@ def bar() -> np.ndarray:
 
 
 def clean(segmentation: Any, *, masks: bool = True, **fields: Any) -> tuple[Any, str]:
-    """What is left of a segmentation, and what is said of the rest."""
+    """The usable part of a segmentation and the faults of the rest."""
     annotation = {"bbox": [1, 1, 8, 7], "segmentation": segmentation} | fields
     left, reasons = clean_annotation(annotation, HEIGHT, WIDTH, masks)
     return left and left["segmentation"], "; ".join(reason.text for reason in reasons)
@@ -90,15 +90,15 @@ def clean(segmentation: Any, *, masks: bool = True, **fields: Any) -> tuple[Any,
         compressed(bar()) | {"counts": compressed(bar())["counts"].encode()},
     ],
 )
-def test_a_sound_mask_stays_as_it_is(segmentation: Any) -> None:
+def test_a_valid_mask_is_unchanged(segmentation: Any) -> None:
     assert clean(segmentation) == (segmentation, "")
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_compressed_runs_of_any_mask_decode(seed: int) -> None:
+def test_compressed_runs_of_any_mask_are_decoded(seed: int) -> None:
     rng = np.random.default_rng(seed)
     mask = rng.random((HEIGHT, WIDTH)) < rng.random()
-    mask[:, : seed * 4] = seed % 2  # long runs as well
+    mask[:, : seed * 4] = seed % 2  # long runs too
     mask[0, -1] = True
     assert clean(compressed(mask))[1] == ""
 
@@ -127,19 +127,19 @@ def test_compressed_runs_of_any_mask_decode(seed: int) -> None:
         ({"size": [WIDTH, HEIGHT], "counts": [5]}, "RLE of size"),
     ],
 )
-def test_an_impossible_mask_is_left_out_with_its_reason(segmentation: Any, said: str) -> None:
+def test_an_impossible_mask_is_removed_with_its_reason(segmentation: Any, said: str) -> None:
     left, reasons = clean(segmentation)
     assert left is None
     assert said in reasons
 
 
-def test_a_truncated_rle_is_noticed_wherever_it_ends() -> None:
+def test_a_truncated_rle_is_detected_wherever_it_ends() -> None:
     rle = compressed(bar())
     for length in range(len(rle["counts"])):
         assert clean(rle | {"counts": rle["counts"][:length]})[0] is None
 
 
-def test_impossible_parts_go_and_possible_ones_stay() -> None:
+def test_impossible_parts_are_removed_and_possible_ones_kept() -> None:
     left, reasons = clean([[1, 2, 3], TRIANGLE, [NAN] * 6])
     assert left == [TRIANGLE]
     assert "polygon 1 of 3 has 3 numbers" in reasons
@@ -147,16 +147,16 @@ def test_impossible_parts_go_and_possible_ones_stay() -> None:
 
 
 @pytest.mark.parametrize("bbox", [[1, 1, 0, 5], [1, 1, 5, 0], [1, 1, -3, 5]])
-def test_a_box_without_area_is_left_out(bbox: list[float]) -> None:
+def test_a_box_without_area_is_removed(bbox: list[float]) -> None:
     assert clean([TRIANGLE], bbox=bbox)[0] is None
 
 
-def test_the_corners_of_a_box_are_not_taken_for_its_sides() -> None:
+def test_the_corners_of_a_box_are_not_mistaken_for_its_sides() -> None:
     assert clean([TRIANGLE], bbox=(9, 9, 5, 12), bbox_mode=BoxMode.XYXY_ABS)[0] is None
     assert clean([TRIANGLE], bbox=(9, 9, 12, 12), bbox_mode=BoxMode.XYXY_ABS)[0] is not None
 
 
-def test_masks_are_not_looked_at_where_none_are_needed() -> None:
+def test_masks_are_not_checked_if_none_are_needed() -> None:
     assert clean([[1, 2]], masks=False) == ([[1, 2]], "")
 
 
@@ -164,13 +164,13 @@ def test_masks_are_not_looked_at_where_none_are_needed() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_sound_set_has_all_its_annotations(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_valid_set_keeps_all_its_annotations(caplog: pytest.LogCaptureFixture) -> None:
     assert check_dataset("tiny", training=True, masks=True) == Usable(6, 0)
     assert check_dataset("tiny", training=False, masks=True) == Usable(6, 0)
     assert not caplog.records
 
 
-def test_crowds_are_nothing_to_train_on(tiny: CocoSet) -> None:
+def test_crowds_do_not_count_as_usable_annotations(tiny: CocoSet) -> None:
     spoil(tiny, "annotations", 0, iscrowd=1)
     assert check_dataset("tiny", training=True, masks=True) == Usable(5, 0)
 
@@ -201,7 +201,7 @@ def test_of_many_impossible_annotations_the_first_are_named(
     assert "and 1 more" in caplog.text
 
 
-def test_a_training_goes_without_impossible_annotations(tiny: CocoSet) -> None:
+def test_a_training_drops_impossible_annotations(tiny: CocoSet) -> None:
     spoil(tiny, "annotations", 0, segmentation=[[NAN] * 6, TRIANGLE])
     spoil(tiny, "annotations", 1, segmentation={"size": [HEIGHT, WIDTH], "counts": [7, 7]})
     spoil(tiny, "annotations", 2, segmentation=None)
@@ -235,7 +235,7 @@ def test_broken_images_of_a_training_may_be_skipped(
         check_datasets(["tiny"], [], masks=True, skip_broken_images=True)
 
 
-def test_of_several_sets_one_may_have_nothing_but_background(tiny: CocoSet, tmp_path: Path) -> None:
+def test_one_of_several_sets_may_have_only_background(tiny: CocoSet, tmp_path: Path) -> None:
     empty = write_coco(tmp_path / "empty")
     empty.rewrite(empty.read() | {"annotations": []})
     register_coco("empty", *empty)
@@ -245,7 +245,7 @@ def test_of_several_sets_one_may_have_nothing_but_background(tiny: CocoSet, tmp_
         check_datasets(["empty"], [], masks=True)
 
 
-def test_what_is_left_over_after_the_check_is_what_the_training_gets(tiny: CocoSet) -> None:
+def test_a_training_gets_the_annotations_that_pass_the_check(tiny: CocoSet) -> None:
     for position, segmentation in enumerate([[[1, 2, 3]], [[1, 1, 5, 5, 9, 9]], [TRIANGLE]]):
         spoil(tiny, "annotations", position, segmentation=segmentation)
     usable = check_dataset("tiny", training=True, masks=True)
@@ -264,7 +264,7 @@ def test_an_evaluation_keeps_annotations_without_area(
 
 
 @pytest.mark.parametrize("segmentation", [[[1, 2, 3, 4]], [[NAN] * 6], None])
-def test_an_evaluation_refuses_what_it_cannot_read(tiny: CocoSet, segmentation: Any) -> None:
+def test_an_evaluation_refuses_unreadable_annotations(tiny: CocoSet, segmentation: Any) -> None:
     spoil(tiny, "annotations", 0, segmentation=segmentation)
     with pytest.raises(
         ValueError, match=r"tiny .*cannot be evaluated: 1 .*annotation 1 of image 1"
@@ -273,9 +273,7 @@ def test_an_evaluation_refuses_what_it_cannot_read(tiny: CocoSet, segmentation: 
 
 
 @pytest.mark.parametrize("field", ["area", "iscrowd"])
-def test_neither_a_training_nor_an_evaluation_needs_what_follows_from_the_mask(
-    tiny: CocoSet, field: str
-) -> None:
+def test_fields_that_follow_from_the_mask_may_be_missing(tiny: CocoSet, field: str) -> None:
     content = tiny.read()
     for annotation in content["annotations"]:
         del annotation[field]
@@ -284,7 +282,7 @@ def test_neither_a_training_nor_an_evaluation_needs_what_follows_from_the_mask(
     assert check_dataset("tiny", training=False, masks=True) == Usable(6, 0)
 
 
-def test_an_evaluation_refuses_an_object_of_nothing_at_all(tiny: CocoSet) -> None:
+def test_an_evaluation_refuses_an_object_without_mask_and_area(tiny: CocoSet) -> None:
     spoil(tiny, "annotations", 0, bbox=[3, 4, 0, 0], segmentation=[])
     assert check_dataset("tiny", training=True, masks=True) == Usable(5, 1)
     with pytest.raises(ValueError, match=r"bbox of size 0 x 0; no segmentation"):
@@ -293,7 +291,7 @@ def test_an_evaluation_refuses_an_object_of_nothing_at_all(tiny: CocoSet) -> Non
 
 
 @pytest.mark.usefixtures("tiny")
-def test_records_without_annotations_stay_without() -> None:
+def test_records_without_annotations_are_unchanged() -> None:
     records = DatasetCatalog.get("tiny")
     for record in records:
         del record["annotations"]
@@ -303,7 +301,7 @@ def test_records_without_annotations_stay_without() -> None:
     assert all(not record["annotations"] for record in DatasetCatalog.get("bare"))
 
 
-def test_the_file_of_a_set_that_detectron2_knows_is_checked_too(tiny: CocoSet) -> None:
+def test_the_file_of_a_builtin_set_is_checked_too(tiny: CocoSet) -> None:
     spoil(tiny, "annotations", 0, category_id=55)
     with pytest.raises(ValueError, match="refers to category 55"):
         check_dataset("tiny", training=True, masks=True)
@@ -341,11 +339,11 @@ def test_a_set_of_another_kind_is_loaded_once_and_checked(
     for _ in range(2):
         (record,) = DatasetCatalog.get("own")
         assert [a["segmentation"] for a in record["annotations"]] == [[TRIANGLE]]
-        record["annotations"].clear()  # what a reader does to it stays with that reader
+        record["annotations"].clear()  # each reader gets a copy
     assert len(loads) == 1
 
 
-def test_a_model_without_masks_asks_for_none(tiny: CocoSet) -> None:
+def test_a_model_without_masks_needs_none(tiny: CocoSet) -> None:
     spoil(tiny, "annotations", 0, segmentation=None)
     assert check_dataset("tiny", training=True, masks=False) == Usable(6, 0)
 
@@ -385,7 +383,7 @@ def check_first_image(written: CocoSet, content: bytes) -> None:
         *[("BMP", "RGB"), ("TIFF", "RGB"), ("WEBP", "RGB")],
     ],
 )
-def test_whole_images_pass_in_every_format_and_mode(tiny: CocoSet, form: str, mode: str) -> None:
+def test_complete_images_pass_in_every_format_and_mode(tiny: CocoSet, form: str, mode: str) -> None:
     check_first_image(tiny, encode(form, mode))
 
 
@@ -403,11 +401,11 @@ def test_an_image_of_more_than_8_bits_is_named(tiny: CocoSet, form: str, mode: s
         check_first_image(tiny, encode(form, mode))
 
 
-def test_a_jpeg_may_have_more_behind_its_end(tiny: CocoSet) -> None:
+def test_a_jpeg_may_have_bytes_after_its_end(tiny: CocoSet) -> None:
     check_first_image(tiny, encode("JPEG") + b"appendix of a camera")
 
 
-def test_a_text_is_no_image(tiny: CocoSet) -> None:
+def test_a_text_file_is_not_an_image(tiny: CocoSet) -> None:
     with pytest.raises(ValueError, match=r"image 1, .* is truncated or not an image"):
         check_first_image(tiny, b"not an image" * 10)
 
@@ -420,7 +418,7 @@ def test_an_image_of_more_pixels_than_pillow_reads_is_named(
         check_first_image(tiny, encode("PNG"))
 
 
-def test_an_image_of_another_size_than_declared_is_named(tiny: CocoSet) -> None:
+def test_an_image_of_another_size_than_its_record_is_named(tiny: CocoSet) -> None:
     spoil(tiny, "images", 1, width=WIDTH + 1)
     for position in (3, 4, 5):
         spoil(tiny, "annotations", position, segmentation=[TRIANGLE])
@@ -428,9 +426,9 @@ def test_an_image_of_another_size_than_declared_is_named(tiny: CocoSet) -> None:
         check_dataset("tiny", training=True, masks=True)
 
 
-def test_the_size_counts_after_turning_the_image_upright(tiny: CocoSet) -> None:
+def test_the_size_is_that_of_the_upright_image(tiny: CocoSet) -> None:
     exif = Image.Exif()
-    exif[274] = 6  # a quarter turn
+    exif[274] = 6  # rotated by 90 degrees
     turned = encode("JPEG", exif=exif.tobytes())
     with pytest.raises(ValueError, match="is 64 x 96 pixels, expected 96 x 64"):
         check_first_image(tiny, turned)
@@ -441,9 +439,7 @@ def test_the_size_counts_after_turning_the_image_upright(tiny: CocoSet) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_what_is_to_be_evaluated_is_checked_like_what_is_to_be_learnt(
-    tiny: CocoSet, training: bool
-) -> None:
+def test_test_sets_are_checked_like_training_sets(tiny: CocoSet, training: bool) -> None:
     assert check_dataset("tiny", training=training, masks=True) == Usable(6, 0)
     (Path(tiny.image_root) / "001.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"image 2, .*001\.png"):

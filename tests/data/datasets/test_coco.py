@@ -23,11 +23,11 @@ def tiny(tmp_path: Path) -> CocoSet:
     return write_coco(tmp_path / "tiny")
 
 
-def test_a_sound_file_is_read_as_it_is(tiny: CocoSet) -> None:
+def test_a_valid_file_is_read_unchanged(tiny: CocoSet) -> None:
     assert read_coco(tiny.json_file) == tiny.read()
 
 
-def test_a_test_set_without_ground_truth_is_sound(tiny: CocoSet) -> None:
+def test_a_test_set_without_ground_truth_is_valid(tiny: CocoSet) -> None:
     content = tiny.read()
     del content["annotations"]
     tiny.rewrite(content)
@@ -46,7 +46,7 @@ def test_a_missing_file_is_named() -> None:
         read_coco("nowhere.json")
 
 
-def test_a_folder_is_no_annotation_file(tmp_path: Path) -> None:
+def test_a_folder_is_not_an_annotation_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=f"{tmp_path} cannot be read"):
         read_coco(str(tmp_path))
 
@@ -59,7 +59,7 @@ def test_a_truncated_file_is_named(tiny: CocoSet, share: float) -> None:
         read_coco(tiny.json_file)
 
 
-def test_an_image_is_no_json(tiny: CocoSet) -> None:
+def test_an_image_is_not_json(tiny: CocoSet) -> None:
     with pytest.raises(ValueError, match=r"000\.png is truncated or not JSON"):
         read_coco(f"{tiny.image_root}/000.png")
 
@@ -107,7 +107,7 @@ def change(kind: str, position: int, **fields: Any) -> Callable[[dict[str, Any]]
         (lambda content: content.update(categories=[], annotations=[]), r"at least one category"),
     ],
 )
-def test_what_contradicts_itself_is_named_with_its_file(
+def test_contradictions_are_named_with_their_file(
     tiny: CocoSet, spoil: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     content = tiny.read()
@@ -131,10 +131,10 @@ def test_categories_are_counted_in_the_order_of_their_ids(tiny: CocoSet) -> None
     tiny.rewrite(content)
     register_coco("tiny", *tiny)
     assert class_names(["tiny"]) == ["disc", "box", "triangle"]
-    DatasetCatalog.get("tiny")  # Detectron2 would refuse another order
+    DatasetCatalog.get("tiny")  # Detectron2 refuses another order
 
 
-def test_registering_the_same_again_is_harmless(tiny: CocoSet) -> None:
+def test_registering_the_same_set_again_has_no_effect(tiny: CocoSet) -> None:
     register_coco("tiny", *tiny)
     indirect = f"{tiny.image_root}/../instances.json"
     assert register_coco("tiny", indirect, tiny.image_root) == 3
@@ -156,7 +156,7 @@ def test_a_missing_image_folder_is_named(tiny: CocoSet) -> None:
         register_coco("tiny", tiny.json_file, "nowhere")
 
 
-def test_an_unsound_file_registers_nothing(tiny: CocoSet) -> None:
+def test_an_invalid_file_registers_nothing(tiny: CocoSet) -> None:
     tiny.rewrite({})
     with pytest.raises(ValueError, match="not in COCO's"):
         register_coco("tiny", *tiny)
@@ -170,7 +170,7 @@ def test_sets_with_different_classes_are_both_named(tiny: CocoSet, tmp_path: Pat
         class_names(["tiny", "pair"])
 
 
-def test_sets_with_the_same_classes_under_other_ids_go_together(
+def test_sets_with_the_same_classes_under_other_ids_are_compatible(
     tiny: CocoSet, tmp_path: Path
 ) -> None:
     register_coco("tiny", *tiny)
@@ -178,17 +178,17 @@ def test_sets_with_the_same_classes_under_other_ids_go_together(
     assert class_names(["tiny", "other"]) == ["disc", "box", "triangle"]
 
 
-def test_a_name_that_is_not_registered_is_refused() -> None:
+def test_an_unregistered_name_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'balloons' is not registered.*--register-coco"):
         class_names(["balloons"])
 
 
-def test_sets_that_tell_no_classes_give_none() -> None:
+def test_sets_without_class_names_give_none() -> None:
     DatasetCatalog.register("silent", list)
     assert class_names(["silent"]) is None
 
 
-def test_the_metadata_of_classes_are_those_of_the_first_set_that_names_them() -> None:
+def test_class_metadata_come_from_the_first_set_with_class_names() -> None:
     DatasetCatalog.register("silent", list)
     known = class_metadata(["silent", "coco_2017_val"], "thing")
     names = known.pop("thing_classes")
@@ -199,7 +199,7 @@ def test_the_metadata_of_classes_are_those_of_the_first_set_that_names_them() ->
     assert class_metadata(["silent", "coco_2017_val"], "stuff") == {}
 
 
-def test_ids_of_classes_are_known_when_the_set_has_been_read(tiny: CocoSet) -> None:
+def test_class_ids_are_known_after_reading_the_set(tiny: CocoSet) -> None:
     register_coco("tiny", *tiny)
     DatasetCatalog.get("tiny")
     assert class_metadata(["tiny"], "thing") == {

@@ -1,4 +1,4 @@
-"""LVIS annotations of COCO's classes: the mapping of the categories, and what is kept."""
+"""LVIS annotations of COCO's classes: category mapping and kept annotations."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from point_rend.data.datasets.cocofied_lvis import (
 from tests.tiny_datasets import process_state_restored
 from tests.tiny_lvis import NAMED, V1, lvis_image, write_lvis_v1
 
-# What LVIS's authors give as the synsets of COCO's classes, in the order of their ids.
+# Synsets of COCO's classes published by the authors of LVIS, in the order of their ids.
 PUBLISHED = """
     person.n.01 bicycle.n.01 car.n.01 motorcycle.n.01 airplane.n.01 bus.n.01 train.n.01 truck.n.01
     boat.n.01 traffic_light.n.01 fireplug.n.01 stop_sign.n.01 parking_meter.n.01 bench.n.01
@@ -56,7 +56,7 @@ def test_two_categories_of_one_name_are_refused() -> None:
         category_mapping([{"id": k, "synset": "z", "synonyms": ["zebra"]} for k in (1, 2)])
 
 
-def test_annotations_of_cocos_classes_on_val2017_are_kept_under_cocos_ids(tmp_path: Path) -> None:
+def test_annotations_of_coco_classes_on_val2017_keep_coco_ids(tmp_path: Path) -> None:
     content, missing, left_out = cocofy(str(write_lvis_v1(tmp_path)))
     assert (missing, left_out) == (("hot dog",), 1)
     ids = {name: coco_id for coco_id, name in COCO_CLASSES.items()}
@@ -80,7 +80,7 @@ def test_annotations_of_cocos_classes_on_val2017_are_kept_under_cocos_ids(tmp_pa
         ("images", {"coco_url": 5}, r"needs a valid 'coco_url'"),
     ],
 )
-def test_a_file_that_is_not_of_lvis_is_refused(
+def test_a_file_in_another_format_is_refused(
     kind: str, change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     path = write_lvis_v1(tmp_path)
@@ -91,7 +91,7 @@ def test_a_file_that_is_not_of_lvis_is_refused(
         cocofy(str(path))
 
 
-def test_a_file_without_cocos_classes_or_images_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_coco_classes_or_images_is_refused(tmp_path: Path) -> None:
     path = write_lvis_v1(tmp_path)
     content = json.loads(path.read_text())
     path.write_text(
@@ -104,7 +104,7 @@ def test_a_file_without_cocos_classes_or_images_is_refused(tmp_path: Path) -> No
         cocofy(str(path))
 
 
-def test_the_set_is_registered_and_loads_what_was_prepared(
+def test_the_registered_set_loads_the_prepared_annotations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lvis").mkdir()

@@ -1,4 +1,4 @@
-"""Semantic data sets: registering folders, and looking at every label map before a run."""
+"""Semantic data sets: registration of folders, checks of every label map before a run."""
 
 import logging
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def check(*, train: tuple[str, ...] = ("tiny",), test: tuple[str, ...] = ()) -> 
 # Registering
 
 
-def test_each_image_has_the_label_map_of_its_name(tiny: SemSegSet) -> None:
+def test_each_image_has_the_label_map_with_its_name(tiny: SemSegSet) -> None:
     assert DatasetCatalog.get("tiny") == [
         {"file_name": str(tiny.image(i)), "sem_seg_file_name": str(tiny.label(i))} for i in (0, 1)
     ]
@@ -45,7 +45,7 @@ def test_each_image_has_the_label_map_of_its_name(tiny: SemSegSet) -> None:
     assert metadata.evaluator_type == "sem_seg"
 
 
-def test_subfolders_belong_to_the_names(tmp_path: Path) -> None:
+def test_subfolders_are_part_of_the_names(tmp_path: Path) -> None:
     written = write_sem_seg(tmp_path)
     for folder, number in ((written.image_root, 0), (written.label_root, 0)):
         (Path(folder) / "town").mkdir()
@@ -76,14 +76,14 @@ def test_class_names_are_a_list_or_a_file(classes: str, tmp_path: Path) -> None:
         (",".join(map(str, range(256))), ValueError, "got 256"),
     ],
 )
-def test_class_names_that_cannot_be_used_are_refused(
+def test_unusable_class_names_are_refused(
     classes: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         read_class_names(classes)
 
 
-def test_registering_again_is_harmless_and_otherwise_refused(
+def test_registering_the_same_has_no_effect_and_another_set_is_refused(
     tiny: SemSegSet, tmp_path: Path
 ) -> None:
     assert register_sem_seg("tiny", *tiny) == len(CLASSES)
@@ -125,18 +125,18 @@ def test_pixels_are_counted_by_class() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_reading_the_label_maps_says_its_time(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_time_of_reading_label_maps_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="point_rend"):
         check()
     assert "tiny: read 2 label maps in" in caplog.text
 
 
-def test_images_of_several_sizes_are_fine(tmp_path: Path) -> None:
+def test_images_may_have_different_sizes(tmp_path: Path) -> None:
     register_sem_seg("mixed", *write_sem_seg(tmp_path / "mixed", scales=(1, 0.5, 1.75)))
     check(train=("mixed",), test=("mixed",))
 
 
-def test_a_photograph_that_is_stored_on_its_side_fits_its_upright_label_map(
+def test_a_rotated_photograph_fits_its_upright_label_map(
     tiny: SemSegSet,
 ) -> None:
     exif = Image.Exif()
@@ -161,7 +161,7 @@ def test_a_label_map_of_another_size_is_named_with_both(tiny: SemSegSet) -> None
         check()
 
 
-def test_values_beside_the_classes_are_named(tiny: SemSegSet) -> None:
+def test_values_outside_the_classes_are_named(tiny: SemSegSet) -> None:
     labels = label_map(0)
     labels[0, :3] = (4, 77, 254)
     write_label(tiny.label(0), labels)
@@ -213,7 +213,7 @@ def test_a_missing_image_is_named(tiny: SemSegSet) -> None:
         check()
 
 
-def test_an_image_without_one_labeled_pixel_is_fine_a_set_is_not(tiny: SemSegSet) -> None:
+def test_an_image_may_lack_labeled_pixels_but_a_set_may_not(tiny: SemSegSet) -> None:
     nothing = np.full((HEIGHT, WIDTH), IGNORED)
     write_label(tiny.label(0), nothing)
     check(test=("tiny",))
@@ -225,7 +225,7 @@ def test_an_image_without_one_labeled_pixel_is_fine_a_set_is_not(tiny: SemSegSet
 
 
 @pytest.mark.usefixtures("tiny")
-def test_one_training_set_with_labels_is_enough(tmp_path: Path) -> None:
+def test_one_training_set_with_labels_suffices(tmp_path: Path) -> None:
     other = write_sem_seg(tmp_path / "other", scales=(1,))
     write_label(other.label(0), np.full((HEIGHT, WIDTH), IGNORED))
     register_sem_seg("other", *other)
@@ -234,7 +234,7 @@ def test_one_training_set_with_labels_is_enough(tmp_path: Path) -> None:
         check(test=("tiny", "other"))
 
 
-def test_one_class_is_nothing_to_learn_but_can_be_evaluated(tmp_path: Path) -> None:
+def test_a_single_class_cannot_be_trained_but_evaluated(tmp_path: Path) -> None:
     written = write_sem_seg(tmp_path, scales=(1,))
     write_label(written.label(0), np.where(label_map(0) == 0, 0, IGNORED))
     register_sem_seg("ground", *written[:2], "ground")
@@ -246,7 +246,7 @@ def test_one_class_is_nothing_to_learn_but_can_be_evaluated(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("tiny")
-def test_another_ignored_value_than_that_of_the_data_is_refused_with_both() -> None:
+def test_a_different_ignored_value_is_refused_with_both_values() -> None:
     with pytest.raises(ValueError, match=r"IGNORE_VALUE is 0.*value 255 in tiny"):
         check_semantic_datasets(["tiny"], [], ignore_value=0)
 
@@ -257,22 +257,22 @@ def test_a_set_without_label_maps_is_refused_by_name() -> None:
         check(train=("boxes",))
 
 
-def test_pairs_that_only_their_order_has_made_are_refused(tiny: SemSegSet) -> None:
-    """Detectron2's own loader pairs by order if both folders have as many files."""
+def test_pairs_matched_only_by_order_are_refused(tiny: SemSegSet) -> None:
+    """Detectron2's loader pairs by order if both folders have the same number of files."""
     record = {"file_name": str(tiny.image(0)), "sem_seg_file_name": str(tiny.label(1))}
     DatasetCatalog["tiny"] = lambda: [record]
     with pytest.raises(ValueError, match=r"000\.jpg has no label map; .*001\.png"):
         check()
 
 
-def test_a_set_that_does_not_name_its_classes_is_refused_by_name(tiny: SemSegSet) -> None:
+def test_a_set_without_class_names_is_refused_by_name(tiny: SemSegSet) -> None:
     record = {"file_name": str(tiny.image(0)), "sem_seg_file_name": str(tiny.label(0))}
     DatasetCatalog.register("nameless", lambda: [record])
     with pytest.raises(ValueError, match=r"nameless has no class names.*stuff_classes"):
         check(train=("nameless",))
 
 
-def test_what_detectron2_asserts_while_loading_is_an_error_with_the_name() -> None:
+def test_an_assertion_of_detectron2_while_loading_names_the_set() -> None:
     def load() -> list:
         raise AssertionError("No annotations found in there.")
 

@@ -1,4 +1,4 @@
-"""The loaders of a run: Detectron2's order over interruptions, workers, ranks, broken images."""
+"""Data loaders: Detectron2's order with interruptions, workers, ranks, broken images."""
 
 import itertools
 import logging
@@ -111,14 +111,12 @@ def test_the_order_is_that_of_detectron2_without_workers(grouping: bool) -> None
     "sampler",
     ["TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"],
 )
-def test_a_resumed_order_goes_on_as_if_it_had_not_been_interrupted(
-    sampler: str, grouping: bool
-) -> None:
+def test_a_resumed_order_continues_as_if_uninterrupted(sampler: str, grouping: bool) -> None:
     settings = {
         "DATALOADER__SAMPLER_TRAIN": sampler,
         "DATALOADER__ASPECT_RATIO_GROUPING": grouping,
     }
-    whole = take(loader(**settings), 40)
+    full = take(loader(**settings), 40)
     found: list[Batch] = []
     state: dict[str, int] = {}
     for batches in (1, 0, 16, 23):
@@ -128,7 +126,7 @@ def test_a_resumed_order_goes_on_as_if_it_had_not_been_interrupted(
         found += take(part, batches)
         state = part.state_dict()
     assert state["batches"] == 40
-    assert found == whole
+    assert found == full
 
 
 def test_different_seeds_give_different_orders() -> None:
@@ -140,14 +138,14 @@ def test_different_seeds_give_different_orders() -> None:
         assert orders[0] != orders[1], name
 
 
-def test_without_a_seed_one_is_drawn_and_a_resumed_order_follows_it() -> None:
+def test_without_a_seed_one_is_drawn_and_resumed() -> None:
     drawn = [loader(SEED=-1, DATALOADER__SAMPLER_TRAIN="RepeatFactorTrainingSampler") for _ in "ab"]
     assert drawn[0].seed != drawn[1].seed
-    whole = [take(one, 6) for one in drawn]
-    assert ids(whole[0]) != ids(whole[1])
+    full = [take(one, 6) for one in drawn]
+    assert ids(full[0]) != ids(full[1])
     other = loader(SEED=-1, DATALOADER__SAMPLER_TRAIN="RepeatFactorTrainingSampler")
     other.load_state_dict(drawn[0].state_dict() | {"batches": 2})
-    assert take(other, 4) == whole[0][2:]
+    assert take(other, 4) == full[0][2:]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -158,7 +156,7 @@ def test_samples_are_the_same_for_any_number_of_workers(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loading_leaves_the_random_numbers_of_the_training_alone(workers: int) -> None:
+def test_loading_does_not_change_the_random_numbers_of_the_training(workers: int) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -182,20 +180,22 @@ def test_ranks_share_the_stream_without_overlap(monkeypatch: pytest.MonkeyPatch)
     assert list(itertools.chain(*zip(*shares, strict=True))) == alone
 
 
-def test_with_other_ranks_a_resumed_order_goes_on_at_the_same_image_and_says_so(
+def test_with_other_ranks_a_resumed_order_continues_at_the_same_image_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = list(itertools.chain(*take(of_rank(monkeypatch, 0, 1), 10)))
+    full = list(itertools.chain(*take(of_rank(monkeypatch, 0, 1), 10)))
     state = of_rank(monkeypatch, 0, 3).state_dict() | {"batches": 4}
     part = of_rank(monkeypatch, 0, 1)
     with caplog.at_level(logging.WARNING):
         part.load_state_dict(state)
     assert "world size 3 -> 1" in caplog.text
     assert "after image 24" in caplog.text
-    assert list(itertools.chain(*take(part, 6))) == whole[24:]
+    assert list(itertools.chain(*take(part, 6))) == full[24:]
 
 
-def test_a_batch_that_the_ranks_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_size_that_the_ranks_cannot_divide_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(ValueError, match="IMS_PER_BATCH is 6: it must be a multiple of the 4"):
         of_rank(monkeypatch, 0, 4)
 
@@ -224,7 +224,7 @@ def test_a_broken_image_may_be_skipped_with_a_counted_warning(
     assert f"Skipped, number {faults} of this run: file" in caplog.text
 
 
-def test_a_data_set_of_broken_images_ends_the_training_all_the_same() -> None:
+def test_a_data_set_of_broken_images_always_ends_the_training() -> None:
     def refuse(record: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"file {record['file_name']} cannot be used")
 
@@ -235,7 +235,7 @@ def test_a_data_set_of_broken_images_ends_the_training_all_the_same() -> None:
 # Workers
 
 
-def test_exhausted_shared_memory_costs_one_warning_and_no_image(
+def test_exhausted_shared_memory_gives_one_warning_and_loses_no_image(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     batches = iter(loader(large, DATALOADER__NUM_WORKERS=2))
@@ -258,7 +258,7 @@ def test_a_test_set_is_read_in_order_with_any_shared_memory(limit: int | None) -
     assert all(torch.all(sample["image"] == sample["image_id"]) for (sample,) in found)
 
 
-def test_a_worker_ends_for_its_main_process_and_ignores_others() -> None:
+def test_a_worker_ends_with_its_main_process_and_ignores_others() -> None:
     batches = iter(loader(DATALOADER__NUM_WORKERS=1))
     next(batches)
     (worker,) = multiprocessing.active_children()

@@ -1,4 +1,4 @@
-"""The order of a stream of images, its batches, and how it is taken up in the middle."""
+"""The order of a stream of images, its batches, and resuming in the middle."""
 
 import itertools
 import random
@@ -41,30 +41,30 @@ def test_groups_are_those_of_detectron2() -> None:
     assert len(ours) >= 30
 
 
-def test_one_kind_makes_batches_of_consecutive_items() -> None:
+def test_a_single_kind_gives_batches_of_consecutive_items() -> None:
     assert list(batches_of_a_kind(range(7), one_kind, 2)) == [[0, 1], [2, 3], [4, 5]]
 
 
 @pytest.mark.parametrize("kind", [by_three, one_kind])
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 @pytest.mark.parametrize("batches", [0, 1, 7, 20])
-def test_behind_some_batches_come_those_that_come_behind_them(
+def test_skipping_batches_gives_the_following_ones(
     kind: Callable[[int], object], batch_size: int, batches: int
 ) -> None:
-    whole = list(batches_of_a_kind(stream(), kind, batch_size))
+    full = list(batches_of_a_kind(stream(), kind, batch_size))
     rest = skip_batches(iter(stream()), kind, batch_size, batches)
-    assert len(whole) > batches
-    assert list(batches_of_a_kind(rest, kind, batch_size)) == whole[batches:]
+    assert len(full) > batches
+    assert list(batches_of_a_kind(rest, kind, batch_size)) == full[batches:]
 
 
-def test_turns_of_all_ranks_together_are_the_stream() -> None:
-    whole = list(stream_positions(stream()))
-    assert whole == [StreamPosition(position, record) for position, record in enumerate(stream())]
+def test_positions_of_all_ranks_together_are_the_stream() -> None:
+    full = list(stream_positions(stream()))
+    assert full == [StreamPosition(position, record) for position, record in enumerate(stream())]
     shares = [
         list(stream_positions(itertools.islice(stream(), rank, None, 3), rank=rank, world_size=3))
         for rank in range(3)
     ]
-    assert sorted(itertools.chain(*shares)) == whole
+    assert sorted(itertools.chain(*shares)) == full
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ def image_file(tmp_path: Path) -> Iterator[Callable[..., str]]:
     return write
 
 
-def test_the_kind_of_an_image_follows_from_its_record_without_its_file() -> None:
+def test_the_orientation_is_read_from_the_record_if_it_has_a_size() -> None:
     records = [record | {"file_name": "nowhere.jpg"} for record in (WIDE, HIGH, SQUARE)]
     assert list(map(IsLandscape(records), range(3))) == [True, False, False]
 
 
-def test_the_kind_of_an_image_whose_record_says_no_size_is_that_of_the_image_as_it_is_read(
+def test_the_orientation_is_that_of_the_image_as_read_if_the_record_has_no_size(
     image_file: Callable[..., str],
 ) -> None:
     files = [image_file(30, 20), image_file(20, 30), image_file(30, 20, 6), image_file(20, 30, 8)]

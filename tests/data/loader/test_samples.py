@@ -1,4 +1,4 @@
-"""Samples of stream_positions, and how they leave a worker."""
+"""Samples at stream positions, and their packing."""
 
 import pickle
 import random
@@ -20,7 +20,7 @@ SEED = 3
 
 
 class Noise:
-    """A mapper whose samples are random, and which refuses some records."""
+    """A mapper with random samples that refuses some records."""
 
     def __init__(self, *refused: int) -> None:
         self.refused = refused
@@ -36,7 +36,7 @@ def records(count: int = 5) -> Any:
     return [{"id": number} for number in range(count)]
 
 
-def test_a_sample_is_a_function_of_seed_and_turn() -> None:
+def test_a_sample_is_a_function_of_seed_and_position() -> None:
     samples = Samples(records(), Noise(), seed=SEED)
     wanted = [StreamPosition(position, position % 5) for position in range(8)]
     once = {position: samples[position] for position in wanted}
@@ -49,7 +49,7 @@ def test_a_sample_is_a_function_of_seed_and_turn() -> None:
     )
 
 
-def test_drawing_a_sample_leaves_the_generators_of_the_process_alone() -> None:
+def test_drawing_a_sample_does_not_change_the_generators_of_the_process() -> None:
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     Samples(records(), Noise(0), seed=SEED, attempts=2)[StreamPosition(0, 0)]
     assert random.getstate() == before[0]
@@ -57,12 +57,12 @@ def test_drawing_a_sample_leaves_the_generators_of_the_process_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_a_record_that_cannot_be_used_is_told_of_and_not_raised() -> None:
+def test_an_unusable_record_is_reported_and_not_raised() -> None:
     sample = Samples(records(), Noise(2), seed=SEED)[StreamPosition(9, 2)]
     assert sample == Sample(StreamPosition(9, 2), None, ("image 2 cannot be used",))
 
 
-def test_the_next_records_take_the_turn_of_those_that_cannot_be_used() -> None:
+def test_the_next_records_replace_unusable_ones() -> None:
     samples = Samples(records(), Noise(3, 4), seed=SEED, attempts=3)
     sample = samples[StreamPosition(9, 3)]
     assert sample.data is not None
@@ -101,7 +101,7 @@ def test_tensors_are_moved_to_shared_memory_wherever_they_are() -> None:
     assert all(map(torch.equal, tensors(received), expected))
 
 
-def test_what_is_packed_needs_no_more_shared_memory_on_its_way() -> None:
+def test_a_packed_sample_needs_no_more_shared_memory() -> None:
     given = content()
     masks = SharedMasks.of(given["instances"].gt_masks, (40, 50))  # pickling makes its tensors
     parcel = pack(masks)

@@ -1,4 +1,4 @@
-"""The built-in data set in Cityscapes' own layout, read by those who read Cityscapes."""
+"""The built-in data set in the layout of Cityscapes, read by the tools for Cityscapes."""
 
 import json
 import re
@@ -127,7 +127,7 @@ def test_the_19_classes_of_the_benchmark_are_drawn_and_little_is_void():
 
 
 def test_a_label_lies_where_its_color_was_painted():
-    """Inside an object that nothing hides, the hue is that of its class."""
+    """The hue inside an unoccluded object is that of its class."""
     checked = 0
     for i in range(6):
         street = draw_street(np.random.default_rng([9, i]), SIZE)
@@ -151,7 +151,7 @@ def test_detectron2_reads_the_semantic_annotation(dataset):
 
 
 class SerialPool:
-    """In place of the processes that Detectron2 starts for a few files and never ends."""
+    """Replaces the processes that Detectron2 starts and never ends."""
 
     def __init__(self, processes: int) -> None:  # noqa: ARG002
         self.map = lambda function, items: [function(item) for item in items]
@@ -183,13 +183,13 @@ def metadata(dataset):
     MetadataCatalog.pop(name)
 
 
-def test_the_scripts_give_the_truth_itself_an_miou_of_100(dataset, metadata, tmp_path, monkeypatch):
+def test_the_scripts_give_the_ground_truth_an_miou_of_100(dataset, metadata, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     evaluator = CityscapesSemSegEvaluator(metadata)
     evaluator.reset()
     for path in annotations(dataset["val"], "labelTrainIds.png"):
-        truth = torch.as_tensor(read(path)).long()
-        logits = torch.nn.functional.one_hot(truth.clamp(max=19), 20)[..., :19].permute(2, 0, 1)
+        labels = torch.as_tensor(read(path)).long()
+        logits = torch.nn.functional.one_hot(labels.clamp(max=19), 20)[..., :19].permute(2, 0, 1)
         evaluator.process(
             [{"file_name": path.name.replace("_gtFine_", "_")}], [{"sem_seg": logits}]
         )
@@ -241,12 +241,12 @@ def test_an_image_depends_on_seed_size_split_and_number_only(dataset, tmp_path):
         assert np.any(read(path) != read(dataset[split].image_dir / path.parent.name / path.name))
 
 
-def test_what_is_there_is_kept_and_anything_else_refused(tmp_path):
+def test_an_existing_set_is_kept_and_another_one_refused(tmp_path):
     settings = {"num_train": 1, "num_val": 1, "image_size": (64, 64)}
     split = generate_cityscapes(tmp_path, **settings)["val"]
     (path,) = annotations(split, "polygons.json")
     manifest = json.loads((tmp_path / "shapes.json").read_text())
-    assert manifest["generator"] == "point_rend.data.cityscapes_layout 1"  # of the first version
+    assert manifest["generator"] == "point_rend.data.cityscapes_layout 1"  # as in the first version
     changed = path.stat().st_mtime_ns
     assert generate_cityscapes(tmp_path, **settings)["val"] == split
     assert path.stat().st_mtime_ns == changed
@@ -268,7 +268,7 @@ def test_the_command_line_writes_the_layout(tmp_path, capsys):
     assert (content["imgHeight"], content["imgWidth"]) == (64, 96)
 
 
-def test_the_missing_scripts_are_named(tmp_path, capsys, monkeypatch):
+def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, cityscapes_layout.__name__)
     monkeypatch.setitem(sys.modules, "cityscapesscripts", None)
     monkeypatch.setitem(sys.modules, "cityscapesscripts.helpers.labels", None)

@@ -24,7 +24,7 @@ def scenes(count: int = 12) -> list[Scene]:
 
 
 def planted(*figures: np.ndarray, label: int = 0) -> Scene:
-    """A scene with hand-made subpixels, from the rearmost to the foremost."""
+    """A scene of given masks, from back to front."""
     owners = np.full([side * SUPERSAMPLING for side in figures[0].shape], -1, dtype=np.int8)
     for i, figure in enumerate(figures):
         owners[np.kron(figure, np.ones((SUPERSAMPLING, SUPERSAMPLING), dtype=bool))] = i
@@ -79,11 +79,11 @@ def test_the_masks_are_where_the_image_shows_the_objects() -> None:
     assert edge >= 5
 
 
-def test_a_front_object_cuts_the_one_behind() -> None:
+def test_a_front_object_occludes_the_one_behind() -> None:
     scene = planted(disc(12), disc(6, (20, 40)))
-    whole = disc(12)
+    full = disc(12)
     assert not (scene.masks[0] & disc(6, (20, 40))).any()
-    np.testing.assert_array_equal(scene.masks[0], whole & ~disc(6, (20, 40)))
+    np.testing.assert_array_equal(scene.masks[0], full & ~disc(6, (20, 40)))
 
 
 def test_a_ring_is_an_rle_with_its_hole_and_a_disc_is_a_polygon() -> None:
@@ -120,7 +120,7 @@ def test_polygons_agree_with_the_visible_mask_up_to_boundary_pixels() -> None:
             share = (scene.owners == i).reshape(SIZE[0], SUPERSAMPLING, SIZE[1], SUPERSAMPLING)
             share = share.mean(axis=(1, 3))
             differs = as_mask(annotation["segmentation"], SIZE) != mask
-            # Where the object fills a pixel and its neighbors, or none of them, there is no doubt.
+            # Certain pixels: the object fills the pixel with all neighbors, or none of them.
             padded = np.pad(share, 1, mode="edge")
             around = [padded[y : y + SIZE[0], x : x + SIZE[1]] for y in range(3) for x in range(3)]
             clear = (np.min(around, axis=0) == 1) | (np.max(around, axis=0) == 0)
@@ -217,7 +217,7 @@ def test_an_identical_set_is_reused_untouched(tmp_path: Path) -> None:
     first = generate(tmp_path / "shapes", **arguments)
     times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "shapes").rglob("*"))]
     manifest = json.loads((tmp_path / "shapes" / "shapes.json").read_text())
-    assert manifest == {  # as the first version wrote it
+    assert manifest == {  # as in the first version
         "generator": "point_rend.data.shapes 1",
         "train": 2,
         "val": 1,
@@ -269,7 +269,7 @@ def test_impossible_numbers_are_refused(tmp_path: Path, arguments: dict, message
         generate(tmp_path / "shapes", **arguments)
 
 
-def test_the_command_line_writes_the_sizes_asked_for(
+def test_the_command_line_writes_the_requested_sizes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     numbers = ["--train", "1", "--val", "1", "--size", "64", "96", "--seed", "2"]
