@@ -22,7 +22,7 @@ OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
-    *(["--no-sandbox"] if os.geteuid() == 0 else []),  # in which Chromium does not start as root
+    *(["--no-sandbox"] if os.geteuid() == 0 else []),  # Chromium refuses to sandbox root
 )
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's key for a reference
 TAB, ENTER, SPACE, LEFT, RIGHT, DOWN = "\ue004", "\ue007", " ", "\ue012", "\ue014", "\ue015"
@@ -30,9 +30,9 @@ SECONDS = 60
 
 
 class Browser:
-    """A browser with a profile of its own in an empty folder; a context manager.
+    """A browser with a separate profile in an empty folder; a context manager.
 
-    Where Chromium is missing the test that asks for it is skipped.
+    Skips the test if Chromium is not installed.
     """
 
     def __init__(self, profile: Path) -> None:
@@ -67,12 +67,12 @@ class Browser:
             self._stop()
 
     def open(self, page: Path) -> None:
-        """Load a page of the file system, without what an earlier one has logged."""
+        """Load a local page, and clear the console."""
         self.log()
         self._ask("POST", "/url", {"url": page.resolve().as_uri()})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Run a script in the page; return what it returns."""
+        """Run a script in the page; return its result."""
         return self._ask("POST", "/execute/sync", {"script": script, "args": arguments})
 
     def all(self, selector: str) -> list[dict[str, str]]:
@@ -80,7 +80,7 @@ class Browser:
         return self._ask("POST", "/elements", {"using": "css selector", "value": selector})
 
     def press(self, *keys: str) -> None:
-        """Press and release keys one after the other, wherever the focus is."""
+        """Press and release keys one after the other, at the current focus."""
         strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self._ask("POST", "/actions", {"actions": [{"type": "key", "id": "k", "actions": strokes}]})
 
@@ -105,7 +105,7 @@ class Browser:
         self._devtools("Emulation.setEmulatedMedia", {"features": [feature]})
 
     def log(self) -> list[str]:
-        """Return what the console has shown since the last call."""
+        """Return the messages of the console since the last call."""
         return [entry["message"] for entry in self._ask("POST", "/se/log", {"type": "browser"})]
 
     def screenshot(self) -> bytes:
@@ -118,7 +118,7 @@ class Browser:
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data=data, method=method)
-        # The driver is on this machine, whatever proxy the environment names.
+        # The driver runs on this machine: ignore proxies of the environment.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=SECONDS) as answer:

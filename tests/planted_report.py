@@ -1,7 +1,7 @@
-"""An evaluation with planted masks for the tests of `tools/report.py`.
+"""An evaluation with planted masks, for the tests of the report page.
 
-Every object is a square of 40 pixels; a result is the square less so many pixels on every side, and
-so every IoU is known.
+Each object is a square of 40 pixels; a result is the same square reduced by some pixels on all
+sides, so all IoUs are known.
 """
 
 import json
@@ -34,7 +34,7 @@ NAMES = ("4×conv", "PointRend")
 
 
 def square(number: int, smaller: int = 0) -> np.ndarray:
-    """The mask (SIDE, SIDE) of an object, or of a result that is smaller on every side."""
+    """Return the mask (SIDE, SIDE) of an object, or of a result that is smaller on all sides."""
     x, y = (5, 5) if number % 2 else (52, 50)
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     mask[y + smaller : y + 40 - smaller, x + smaller : x + 40 - smaller] = True
@@ -73,7 +73,7 @@ class Planted:
         }
         self.annotations = self.write("truth.json", self.content)
         self.results = [self.results_of(which) for which in (2, 3)]
-        # Right, but unsure: it counts for AP and is not shown.
+        # Correct, but with a low score: it counts for AP and is not shown.
         self.results[1].append(self.result(6, 3, 1, square(6), 0.3))
         for name, results in zip(NAMES, self.results, strict=True):
             self.write(f"{name}.json", results)

@@ -40,7 +40,7 @@ def without_boxes(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: x[key] for key in x if key != "bbox"} for x in records]
 
 
-def test_results_of_masks_alone_have_the_boxes_around_them(planted: Planted) -> None:
+def test_results_without_boxes_get_those_of_their_masks(planted: Planted) -> None:
     first = NAMES[0]
     bare = planted.write("bare.json", without_boxes(planted.results[0]))
     expected = pictures(planted, "whole", f"{first}={planted.folder / first}.json")
@@ -48,7 +48,7 @@ def test_results_of_masks_alone_have_the_boxes_around_them(planted: Planted) -> 
     assert pictures(planted, "bare", f"{first}={bare}") == expected
 
 
-def test_a_mask_of_any_kind_has_the_box_around_it() -> None:
+def test_masks_of_all_encodings_have_the_same_box() -> None:
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     mask[20:50, 10:40] = True
     runs = [10 * SIDE + 20, *[30, SIDE - 30] * 29, 30]
@@ -64,8 +64,8 @@ def test_two_results_of_one_name_are_refused(
     planted: Planted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [planted.folder / f"{name}.json" for name in NAMES]
-    said = refusal(command(planted, "output", *(f"x={file}" for file in files)), capsys)
-    assert "--results: the name 'x' is given 2 times, expected once" in said
+    error = refusal(command(planted, "output", *(f"x={file}" for file in files)), capsys)
+    assert "--results: the name 'x' is given 2 times, expected once" in error
     assert not (planted.folder / "output").exists()
 
 
@@ -76,11 +76,9 @@ def test_a_file_needs_no_name(planted: Planted, capsys: pytest.CaptureFixture[st
     assert names == [str(file), "a"]
 
 
-def test_a_file_that_is_not_there_is_named(
-    planted: Planted, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = refusal(command(planted, "output", "a=nowhere.json"), capsys)
-    assert "expected [NAME=]FILE with an existing file, got a=nowhere.json" in said
+def test_a_missing_file_is_named(planted: Planted, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refusal(command(planted, "output", "a=nowhere.json"), capsys)
+    assert "expected [NAME=]FILE with an existing file, got a=nowhere.json" in error
 
 
 def test_an_output_that_is_a_file_is_named_before_the_work(
@@ -88,5 +86,5 @@ def test_an_output_that_is_a_file_is_named_before_the_work(
 ) -> None:
     monkeypatch.setattr("point_rend.evaluation.coco_results.average_precision", None)
     file = planted.folder / f"{NAMES[0]}.json"
-    said = refusal(command(planted, file.name, str(file)), capsys)
-    assert f"--output {file} cannot be written: {file} is not a folder" in said
+    error = refusal(command(planted, file.name, str(file)), capsys)
+    assert f"--output {file} cannot be written: {file} is not a folder" in error

@@ -30,16 +30,16 @@ def arguments(tmp_path: Path) -> list[str]:
     images, labels = tmp_path / "images", tmp_path / "labels"
     images.mkdir()
     labels.mkdir()
-    truth, shifted = {}, {}
+    gt, shifted = {}, {}
     for number in range(3):
         label = np.zeros((40, 60), dtype=np.uint8)
         label[:, 20 + number :] = 1
         label[30:, :] = 255
-        truth[str(number)] = np.where(label == 255, 0, label)
-        shifted[str(number)] = np.roll(truth[str(number)], 2, axis=1)
+        gt[str(number)] = np.where(label == 255, 0, label)
+        shifted[str(number)] = np.roll(gt[str(number)], 2, axis=1)
         cv2.imwrite(str(images / f"{number}.jpg"), np.full((40, 60, 3), 90, dtype=np.uint8))
         cv2.imwrite(str(labels / f"{number}.png"), label)
-    perfect = predictions(tmp_path, images, truth, "perfect")
+    perfect = predictions(tmp_path, images, gt, "perfect")
     wrong = predictions(tmp_path, images, shifted, "shifted")
     return [
         *("--images", str(images), "--labels", str(labels), "--classes", "left,right"),
@@ -53,12 +53,12 @@ def metrics(table: str) -> dict[str, list[float]]:
     return {row[0]: [float(x) for x in row[1:]] for row in rows if row and row[0] != "mIoU"}
 
 
-def test_the_truth_scores_100_and_a_shift_costs_boundaries_most(arguments, capsys):
+def test_the_ground_truth_scores_100_and_a_shift_costs_boundaries_most(arguments, capsys):
     compare_semantic.main(arguments)
     table = capsys.readouterr().out.split("Pictures")[0]
     rows = metrics(table)
     assert rows["perfect"] == [100, 100]
-    # 2 + 2 of 60 columns change sides; the bands, one pixel wide, hardly meet
+    # 2 + 2 of 60 columns change their class; the bands, one pixel wide, hardly overlap.
     assert 80 < rows["shifted"][0] < 95
     assert rows["shifted"][1] < 80
     folder = Path(arguments[arguments.index("--output") + 1])
@@ -68,7 +68,7 @@ def test_the_truth_scores_100_and_a_shift_costs_boundaries_most(arguments, capsy
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Compare, and return the one line that says why it ends."""
+    """Return the one line with which the command refuses its input."""
     with pytest.raises(SystemExit) as stop:
         compare_semantic.main(arguments)
     assert stop.value.code == 2
@@ -90,7 +90,7 @@ def test_a_missing_label_map_is_named_before_the_work(arguments, tmp_path, capsy
     assert not (tmp_path / "pictures").exists()
 
 
-def test_a_label_map_and_a_photograph_that_are_no_images_are_named(arguments, tmp_path, capsys):
+def test_invalid_label_maps_and_photographs_are_named(arguments, tmp_path, capsys):
     for file in (tmp_path / "images" / "1.jpg", tmp_path / "labels" / "0.png"):
         file.write_bytes(b"text")
         assert f"{file} does not exist or is not an image" in refusal(arguments, capsys)
@@ -99,8 +99,8 @@ def test_a_label_map_and_a_photograph_that_are_no_images_are_named(arguments, tm
 def test_predictions_without_a_label_map_of_their_size_are_named(arguments, tmp_path, capsys):
     file = tmp_path / "labels" / "1.png"
     cv2.imwrite(str(file), np.zeros((40, 50), np.uint8))
-    said = refusal(arguments, capsys)
-    assert f"{file} and 'shifted', with 2 --classes: expected a prediction and a label map" in said
+    error = refusal(arguments, capsys)
+    assert f"{file} and 'shifted', with 2 --classes: expected a prediction and a label map" in error
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_predictions_without_a_label_map_of_their_size_are_named(arguments, tmp_
 )
 def test_a_file_of_another_kind_is_named(arguments, tmp_path, capsys, text):
     (tmp_path / "shifted.json").write_text(text)
-    said = refusal(arguments, capsys)
-    assert "shifted.json is not a sem_seg_predictions.json of train_net.py" in said
+    error = refusal(arguments, capsys)
+    assert "shifted.json is not a sem_seg_predictions.json of train_net.py" in error
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_file_that_is_broken_or_empty_is_named(arguments, tmp_path, capsys, te
         ({"segmentation": {"size": [40, 60], "counts": "0"}}, "has an RLE of 0 pixels"),
     ],
 )
-def test_a_prediction_that_cannot_be_is_named(arguments, tmp_path, capsys, change, message):
+def test_an_invalid_prediction_is_named(arguments, tmp_path, capsys, change, message):
     file = tmp_path / "shifted.json"
     records = json.loads(file.read_text())
     records[1] |= change
@@ -146,8 +146,10 @@ def test_results_of_different_images_are_refused(arguments, tmp_path, capsys):
     file = tmp_path / "shifted.json"
     records = [x for x in json.loads(file.read_text()) if not x["file_name"].endswith("2.jpg")]
     file.write_text(json.dumps(records))
-    said = refusal(arguments, capsys)
-    assert "expected the same images in all, but 2.jpg is in 'perfect' and not in 'shifted'" in said
+    error = refusal(arguments, capsys)
+    assert (
+        "expected the same images in all, but 2.jpg is in 'perfect' and not in 'shifted'" in error
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_results_of_different_images_are_refused(arguments, tmp_path, capsys):
         ("--num-images", "-1", "--num-images: expected 0 or more, got -1"),
     ],
 )
-def test_an_option_that_cannot_be_is_named_before_the_work(
+def test_an_invalid_option_is_named_before_the_work(
     arguments, tmp_path, capsys, monkeypatch, flag, value, message
 ):
     monkeypatch.chdir(tmp_path)

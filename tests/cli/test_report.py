@@ -34,7 +34,7 @@ MISSING = NONE
 
 
 class Parsed(HTMLParser):
-    """Tables by their captions, as rows of texts, and the attributes of all elements."""
+    """Parser of the page: tables by caption as rows of texts, and attributes of all elements."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -83,11 +83,11 @@ def parsed(page: Path) -> Parsed:
 
 
 def coco_metrics(planted: Planted, which: int, category: int | None = None) -> list[float]:
-    """AP, AP50, AP75, APs, APm and APl by pycocotools."""
+    """Compute AP, AP50, AP75, APs, APm and APl with pycocotools."""
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(planted.annotations))
-        found = truth.loadRes([dict(x) for x in planted.results[which]])
-        evaluation = COCOeval(truth, found, "segm")
+        gt = COCO(str(planted.annotations))
+        found = gt.loadRes([dict(x) for x in planted.results[which]])
+        evaluation = COCOeval(gt, found, "segm")
         if category is not None:
             evaluation.params.catIds = [category]
         evaluation.evaluate()
@@ -101,13 +101,13 @@ def written(values: list[float]) -> list[str]:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_the_table_of_ap_is_that_of_pycocotools(planted: Planted, parsed: Parsed, which: int):
+def test_the_table_of_ap_equals_that_of_pycocotools(planted: Planted, parsed: Parsed, which: int):
     rows = {row[0]: row[1:] for row in parsed.tables["AP in percent"]}
     assert rows[NAMES[which]] == written(coco_metrics(planted, which))
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_the_table_of_boundary_ap_is_that_of_the_evaluation(
+def test_the_table_of_boundary_ap_equals_the_evaluation(
     planted: Planted, parsed: Parsed, which: int
 ):
     rows = {row[0]: row[1:] for row in parsed.tables["boundary AP in percent"]}
@@ -124,7 +124,7 @@ def test_the_difference_is_of_the_unrounded_metrics(planted: Planted, parsed: Pa
     assert row == ["difference", *(text.replace("-", "−") for text in expected)]
 
 
-def test_a_class_has_the_ap_that_pycocotools_gives_it_alone(planted: Planted, parsed: Parsed):
+def test_the_ap_of_a_class_equals_that_of_pycocotools(planted: Planted, parsed: Parsed):
     head, *rows = parsed.tables["AP by class in percent"]
     assert head[:5] == ["class", "objects", "AP, 4×conv", "AP, PointRend", "difference"]
     assert [row[0] for row in rows] == ["star", "key", EVIL]
@@ -134,7 +134,7 @@ def test_a_class_has_the_ap_that_pycocotools_gives_it_alone(planted: Planted, pa
         assert row[2:4] == written(expected)
 
 
-def test_means_are_over_the_objects_that_both_have(parsed: Parsed):
+def test_means_are_over_the_objects_that_both_models_match(parsed: Parsed):
     rows = parsed.tables["Single objects"]
     common = [planted[2:] for planted in OBJECTS if None not in planted]
     for which, count in ((0, 4), (1, 5)):
@@ -142,7 +142,7 @@ def test_means_are_over_the_objects_that_both_have(parsed: Parsed):
         assert rows[which + 1][:3] == [NAMES[which], f"{count} of 6", f"{mean:.3f}"]
 
 
-def test_a_card_tells_the_ious_that_were_planted(parsed: Parsed):
+def test_a_card_shows_the_planted_ious(parsed: Parsed):
     for number, (image, category, *smaller) in enumerate(OBJECTS, start=1):
         name = {1: "star", 2: "key", 3: EVIL}[category]
         rows = parsed.tables[f"metrics of {name} in {FILES[image]}, object {number}"]
@@ -158,7 +158,7 @@ def test_a_card_tells_the_ious_that_were_planted(parsed: Parsed):
 
 
 def numbers_in_order(planted: Planted, title: str) -> list[int]:
-    """Numbers of the objects that an order ranks, in its order."""
+    """Return the numbers of the objects in an order of the gallery."""
     pairs = [
         matched_items.read_result(
             name,
@@ -184,7 +184,7 @@ def test_the_gallery_is_sorted_by_gain_by_loss_and_by_failure(planted: Planted):
     assert failures == BY_FAILURE_IN_MASK_IOU
 
 
-def test_curves_of_precision_have_ap_as_their_mean(planted: Planted):
+def test_the_mean_height_of_a_precision_curve_is_ap(planted: Planted):
     precision = CocoAP(planted.content).precision(planted.results[1], "segm")
     _, ap50, ap75, *_ = coco_metrics(planted, 1)
     for threshold, expected in ((0, ap50), (5, ap75)):
@@ -193,7 +193,7 @@ def test_curves_of_precision_have_ap_as_their_mean(planted: Planted):
         assert 100 * np.mean(heights) == pytest.approx(expected)
 
 
-def test_the_page_asks_for_nothing_and_every_picture_is_in_it(page: Path, parsed: Parsed):
+def test_the_page_is_self_contained(page: Path, parsed: Parsed):
     text = page.read_text(encoding="utf-8")
     assert "http:" not in text
     assert "https:" not in text
@@ -213,7 +213,7 @@ def test_names_stay_text(parsed: Parsed):
     assert not any(key.startswith("on") for _, attributes in parsed.elements for key in attributes)
 
 
-def test_so_many_objects_are_shown_and_the_page_says_how_many_are_left_out(planted: Planted):
+def test_the_number_of_objects_is_limited_and_the_rest_counted(planted: Planted):
     page = planted.page("--items", "3")
     cards = Parsed(page).with_class("card")
     assert len(cards) == 3
@@ -222,13 +222,13 @@ def test_so_many_objects_are_shown_and_the_page_says_how_many_are_left_out(plant
     assert "3 are left out (--items)" in text
 
 
-def test_the_first_of_every_order_are_chosen_in_turn():
+def test_items_are_selected_from_each_order_in_turn():
     assert matched_items.select_items([[4, 1, 2], [3, 4, 0], [4]], 3) == {4, 3, 1}
     assert matched_items.select_items([[4, 1, 2], []], 10) == {1, 2, 4}
     assert matched_items.select_items([], 3) == set()
 
 
-def test_one_result_is_compared_with_the_truth(planted: Planted):
+def test_a_single_result_is_compared_with_the_ground_truth(planted: Planted):
     parsed = Parsed(planted.page(results=NAMES[1:]))
     assert [row[0] for row in parsed.tables["AP in percent"]] == ["", "PointRend"]
     assert len(parsed.tables["AP by class in percent"][0]) == 4
@@ -243,7 +243,7 @@ def test_without_photographs_the_page_has_plain_gray(planted: Planted, monkeypat
     assert len(parsed.with_class("card")) == len(OBJECTS)
 
 
-def test_no_result_at_all_is_an_evaluation_too(planted: Planted):
+def test_an_empty_result_file_is_accepted(planted: Planted):
     planted.write("nothing.json", [])
     parsed = Parsed(planted.page(results=("nothing", "PointRend")))
     assert parsed.tables["AP in percent"][1][:2] == ["nothing", "0.0"]
@@ -265,7 +265,7 @@ def test_no_result_at_all_is_an_evaluation_too(planted: Planted):
 )
 def test_an_outline_encloses_the_pixels_of_its_mask_and_no_others(mask: np.ndarray):
     height, width = mask.shape
-    crossings = np.zeros((height, width), dtype=int)  # of a ray from each pixel to the left
+    crossings = np.zeros((height, width), dtype=int)  # with a ray from each pixel to the left
     for loop in outline_path(mask, (10, 20)).split("M")[1:]:
         start, moves = re.fullmatch(r"(\d+ \d+)((?:[hv]-?\d+)+)z", loop).groups()
         x, y = first = [int(v) for v in start.split()]
@@ -293,7 +293,7 @@ def test_without_a_positive_value_an_axis_ends_at_one():
     assert nice_ticks(0.0) == nice_ticks(float("nan")) == [0.0, 1.0]
 
 
-def test_of_an_iteration_done_twice_the_last_counts_and_a_cut_last_line_none(tmp_path: Path):
+def test_repeated_iterations_and_a_truncated_last_line_are_handled(tmp_path: Path):
     records = [
         {"iteration": 0, "total_loss": 5, "loss_mask": 1, "time": 3, "lr": 0.1},
         {"iteration": 1, "total_loss": 4, "loss_mask": float("nan"), "segm/AP": 3.0},
@@ -310,7 +310,7 @@ def test_a_folder_without_metrics_has_no_curves(tmp_path: Path):
 
 
 @pytest.mark.parametrize("count", [1, 399, 400, 401, 1000])
-def test_long_curves_become_means_of_equally_many(count: int):
+def test_long_curves_are_averaged_over_equal_pieces(count: int):
     points = [(float(k), float(k * k)) for k in range(count)]
     short = training_curves.averaged(points)
     length = -(-count // 400)
@@ -342,7 +342,7 @@ def refusal(planted: Planted, capsys: pytest.CaptureFixture, *options: str, **ch
         (("PointRend", "4×conv", "boxes"), r"--results: expected one or two, got 3"),
     ],
 )
-def test_results_that_cannot_be_shown_are_named(planted, capsys, results, message):
+def test_invalid_results_are_named(planted, capsys, results, message):
     planted.write("other.json", [planted.results[0][0] | {"image_id": 99}])
     box = {k: v for k, v in planted.results[0][0].items() if k != "segmentation"}
     planted.write("boxes.json", [box])
@@ -360,7 +360,7 @@ def test_results_that_cannot_be_shown_are_named(planted, capsys, results, messag
         (("--annotations", "nowhere.json"), "nowhere.json"),
     ],
 )
-def test_a_flag_that_cannot_be_is_named(planted, capsys, options, message):
+def test_an_invalid_option_is_named(planted, capsys, options, message):
     assert message in refusal(planted, capsys, *options)
 
 
@@ -390,13 +390,13 @@ def test_a_missing_image_and_one_of_another_size_are_named(planted, capsys, tmp_
     assert re.search(r"image .*\.png does not exist", refusal(planted, capsys, *options))
 
 
-def test_metrics_that_are_broken_in_the_middle_are_named(planted, capsys, tmp_path):
+def test_a_broken_line_of_metrics_is_named(planted, capsys, tmp_path):
     (tmp_path / "metrics.json").write_text('{"iteration": 0}\nnonsense\n{"iteration": 1}\n')
     error = refusal(planted, capsys, "--run", str(tmp_path))
     assert "metrics.json: line 2 is not a JSON object with an iteration: nonsense" in error
 
 
-def test_nothing_is_left_behind_after_an_error(planted, capsys, tmp_path):
+def test_an_error_leaves_no_files(planted, capsys, tmp_path):
     output = tmp_path / "new.html"
     refusal(planted, capsys, "--output", str(output), "--items", "0")
     assert list(tmp_path.iterdir()) == []

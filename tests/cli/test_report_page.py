@@ -1,6 +1,6 @@
-"""The page of an evaluation in a browser: its controls, by mouse and by keyboard alone, its looks.
+"""The report page in a browser: its controls, by mouse and by keyboard, and its appearance.
 
-The tests are skipped where Chromium is missing.
+The tests are skipped if Chromium is missing.
 """
 
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def opened(browser: Browser, page: Path) -> Iterator[None]:
-    """Every test begins with the page just loaded and ends with an empty console."""
+    """Load the page before each test; the console must be empty afterwards."""
     browser.show(width=1440)
     browser.open(page)
     yield
@@ -83,7 +83,7 @@ def choose(browser: Browser, name: str, value: str) -> None:
 
 
 def value_of(browser: Browser, name: str, text: str) -> str:
-    """The value of a choice, by the beginning of its text."""
+    """Return the value of an option, given the beginning of its text."""
     return browser.run(
         """return [...document.getElementById(arguments[0]).options].find(
         (option) => option.text.startsWith(arguments[1])).value""",
@@ -93,7 +93,7 @@ def value_of(browser: Browser, name: str, text: str) -> str:
 
 
 def visible_numbers(browser: Browser) -> list[int]:
-    """Numbers of the objects whose cards are to be seen, in their order."""
+    """Return the numbers of the objects with visible cards, in order."""
     return browser.run(
         """return [...document.querySelectorAll(".card")].filter((card) => card.offsetHeight)
         .map((card) => Number(card.querySelector("small").textContent.split(" ").pop()))"""
@@ -101,7 +101,7 @@ def visible_numbers(browser: Browser) -> list[int]:
 
 
 def clips(browser: Browser) -> list[float]:
-    """Where on the first visible card the left and the right mask begin and end, in its width."""
+    """Return start and end of the left and right mask on the first visible card, over its width."""
     return browser.run(
         """const svg = document.querySelector(".card:not([hidden]) .stage svg");
         const box = svg.viewBox.baseVal;
@@ -114,7 +114,7 @@ def clips(browser: Browser) -> list[float]:
 
 
 def stage_pixels(browser: Browser) -> np.ndarray:
-    """What the first card shows, (H, W, 3) uint8."""
+    """Return a screenshot of the first card's picture, (H, W, 3) uint8."""
     x, y, side = browser.run(
         """const stage = document.querySelector(".stage");
         stage.scrollIntoView({block: "center"});
@@ -171,7 +171,7 @@ def test_the_filter_shows_the_objects_of_a_class(browser: Browser):
     assert len(visible_numbers(browser)) == len(OBJECTS)
 
 
-def test_objects_are_filtered_by_the_models_that_have_them(browser: Browser):
+def test_objects_are_filtered_by_the_models_that_match_them(browser: Browser):
     for value in ("11", "10", "01", "00"):
         choose(browser, "matched", value)
         expected = {
@@ -194,7 +194,7 @@ def test_the_gallery_is_sorted(browser: Browser):
     assert visible_numbers(browser) == stars
 
 
-def test_a_zoom_enlarges_a_piece_of_the_boundary_and_whole_shows_all_again(browser: Browser):
+def test_zoom_enlarges_a_part_of_the_boundary_and_can_be_reset(browser: Browser):
     sides = """return [...document.querySelectorAll(".card:first-child [data-box]")].map(
         (b) => b.dataset.box.split(" ").map(Number))"""
     whole, window = browser.run(sides)[:2]
@@ -277,7 +277,7 @@ def test_the_keyboard_alone_sorts_filters_slides_and_zooms(browser: Browser):
     )
 
 
-def test_nothing_is_asked_of_the_network_and_names_are_text(browser: Browser):
+def test_the_page_makes_no_requests_and_names_are_text(browser: Browser):
     entries = browser.run(
         """return [...performance.getEntriesByType("resource"),
         ...performance.getEntriesByType("navigation")].map((entry) => entry.name)"""
@@ -311,7 +311,7 @@ def test_the_page_fits_its_window_and_wide_tables_scroll_in_their_boxes(
 
 @pytest.mark.parametrize("width", [360, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_light_and_in_dark(browser: Browser, scheme: str, width: int):
+def test_text_has_contrast_in_light_and_dark_mode(browser: Browser, scheme: str, width: int):
     browser.show(width=width, scheme=scheme)
     back = browser.run("return getComputedStyle(document.body).backgroundColor")
     brightness = np.mean([int(v) for v in back.removeprefix("rgb(").removesuffix(")").split(",")])
@@ -330,7 +330,7 @@ def test_nothing_moves_by_itself(browser: Browser):
     assert moving == 0
 
 
-def test_one_result_alone_is_compared_with_the_ground_truth(browser: Browser, tmp_path: Path):
+def test_a_single_result_is_compared_with_the_ground_truth(browser: Browser, tmp_path: Path):
     browser.open(Planted(tmp_path).page(results=NAMES[1:]))
     sides = browser.run(
         'return [...document.querySelectorAll(".card:first-child .side")].map((x) => x.innerText)'

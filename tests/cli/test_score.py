@@ -32,14 +32,14 @@ class Files:
         annotations = [
             {key: x[key] for key in KEYS} | {"iscrowd": 0} for x in cocofied["annotations"]
         ]
-        # COCO has not found the book, and a cup in an image that LVIS has not.
+        # In COCO the book is missing; it has a cup in an image that LVIS does not contain.
         del annotations[2]
         annotations.append(annotations[0] | {"id": 9, "image_id": 11, "category_id": 47})
         categories = [{"id": k, "name": name} for k, name in COCO_CLASSES.items()]
         self.content = {"images": images, "annotations": annotations, "categories": categories}
         self.coco = self.write("coco.json", self.content)
         self.lvis = self.write("lvis.json", cocofied)
-        self.truth = [*cocofied["annotations"], annotations[-1]]
+        self.gt = [*cocofied["annotations"], annotations[-1]]
 
     def write(self, name: str, content: Any) -> Path:
         path = self.folder / name
@@ -48,7 +48,7 @@ class Files:
 
     def results(self, *, shift: int = 0) -> Records:
         size = {"height": HEIGHT, "width": WIDTH}
-        masks = [np.roll(decode(x["segmentation"], size), shift, axis=1) for x in self.truth]
+        masks = [np.roll(decode(x["segmentation"], size), shift, axis=1) for x in self.gt]
         return [
             {
                 "image_id": x["image_id"],
@@ -57,7 +57,7 @@ class Files:
                 "bbox": x["bbox"],
                 "segmentation": encoded(mask),
             }
-            for k, (x, mask) in enumerate(zip(self.truth, masks, strict=True))
+            for k, (x, mask) in enumerate(zip(self.gt, masks, strict=True))
         ]
 
 
@@ -67,7 +67,7 @@ def files(tmp_path: Path) -> Files:
 
 
 def run(files: Files, *options: str, **results: Any) -> dict[str, Any]:
-    """Score results with the tool; return what it has written."""
+    """Run the command on results; return the metrics that it writes."""
     named = [f"{name}={files.write(f'{name}.json', content)}" for name, content in results.items()]
     output = files.folder / "scores.json"
     flags = [word for name in named for word in ("--results", name)]
@@ -86,7 +86,7 @@ def refusal(files: Files, capsys: pytest.CaptureFixture, *options: str, **result
     return error
 
 
-def test_ap_ap_star_and_their_boundary_twins_are_measured(
+def test_ap_ap_star_and_their_boundary_variants_are_computed(
     files: Files, capsys: pytest.CaptureFixture
 ) -> None:
     options = ("--lvis-annotations", str(files.lvis))
@@ -104,7 +104,7 @@ def test_ap_ap_star_and_their_boundary_twins_are_measured(
         assert name in output
 
 
-def test_metrics_are_those_of_the_evaluation(files: Files) -> None:
+def test_metrics_equal_those_of_the_evaluation(files: Files) -> None:
     results = files.results(shift=2)
     scores = run(files, moved=results)["moved"]
     evaluation = CocoAP(files.content)
@@ -114,27 +114,26 @@ def test_metrics_are_those_of_the_evaluation(files: Files) -> None:
     )
 
 
-def test_images_that_lvis_has_not_do_not_count_for_ap_star(files: Files) -> None:
+def test_images_missing_in_lvis_do_not_count_for_ap_star(files: Files) -> None:
     results = files.results()[:3]
     scores = run(files, "--lvis-annotations", str(files.lvis), some=results)["some"]
     assert scores["AP"]["AP"] == pytest.approx(100 * 2 / 3)
     assert scores["AP*"]["AP"] == pytest.approx(100)
 
 
-def test_classes_are_shown_if_asked_for(files: Files, capsys: pytest.CaptureFixture) -> None:
+def test_by_class_shows_all_classes(files: Files, capsys: pytest.CaptureFixture) -> None:
     run(files, "--by-class", exact=files.results())
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["cow", "100.0", "100.0"] in lines
     assert ["zebra", "nan", "nan"] in lines
 
 
-def test_the_ap_of_the_only_class_is_that_of_all(
+def test_a_single_class_is_not_shown_separately(
     files: Files, capsys: pytest.CaptureFixture
 ) -> None:
     files.coco = files.write(
         "one_class.json",
-        files.content
-        | {"categories": [{"id": 21, "name": "cow"}], "annotations": [files.truth[0]]},
+        files.content | {"categories": [{"id": 21, "name": "cow"}], "annotations": [files.gt[0]]},
     )
     scores = run(files, "--by-class", exact=files.results()[:1])
     assert scores["exact"]["AP"]["AP"] == pytest.approx(100)
@@ -155,7 +154,7 @@ def test_two_files_of_one_name_are_refused(files: Files, capsys: pytest.CaptureF
         ({"size": [HEIGHT, WIDTH], "counts": [9]}, "RLE of 9 pixels, its size"),
     ],
 )
-def test_annotations_without_a_mask_score_boxes_alone(
+def test_annotations_without_masks_give_box_ap_only(
     files: Files, capsys: pytest.CaptureFixture, mask: Any, fault: str
 ) -> None:
     annotations = [x | {"segmentation": mask} for x in files.content["annotations"]]
@@ -179,10 +178,10 @@ def test_results_without_masks_have_a_box_ap(files: Files) -> None:
     assert [row["AP"] for row in scores.values()] == pytest.approx([100, 100])
 
 
-def test_polygons_are_masks_too(files: Files) -> None:
+def test_polygons_are_accepted_as_masks(files: Files) -> None:
     results = [
-        x | {"segmentation": truth["segmentation"]}
-        for x, truth in zip(files.results(), files.truth, strict=True)
+        x | {"segmentation": gt["segmentation"]}
+        for x, gt in zip(files.results(), files.gt, strict=True)
     ]
     scores = run(files, "--lvis-annotations", str(files.lvis), polygons=results)["polygons"]
     assert [row["AP"] for row in scores.values()] == pytest.approx([100] * 4)
@@ -210,7 +209,7 @@ def test_a_name_ends_at_the_first_equals_sign(text: str, name: str, file: str) -
     assert arguments.named_file(text) == (name, Path(file))
 
 
-def test_what_is_there_as_a_whole_has_no_name(
+def test_an_existing_path_with_an_equals_sign_has_no_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -247,7 +246,7 @@ def test_what_is_there_as_a_whole_has_no_name(
         ({"segmentation": [[1, 2, 3]]}, r"result 1 has the polygons \[\[1, 2, 3\]\], expected"),
     ],
 )
-def test_a_result_that_cannot_be_is_named(
+def test_an_invalid_result_is_named(
     change: dict[str, Any], message: str, files: Files, capsys: pytest.CaptureFixture
 ) -> None:
     results = files.results()
@@ -257,9 +256,7 @@ def test_a_result_that_cannot_be_is_named(
     assert re.search(message, error)
 
 
-def test_a_result_that_lacks_something_is_named(
-    files: Files, capsys: pytest.CaptureFixture
-) -> None:
+def test_an_incomplete_result_is_named(files: Files, capsys: pytest.CaptureFixture) -> None:
     results = files.results()
     del results[2]["score"]
     assert "result 2 has no 'score': it has image_id, cat" in refusal(files, capsys, bad=results)
@@ -270,7 +267,7 @@ def test_a_result_that_lacks_something_is_named(
     assert "result 3 has neither" in refusal(files, capsys, bad=results)
 
 
-def test_a_file_that_is_no_list_of_results_is_named(
+def test_a_file_that_is_not_a_list_of_results_is_named(
     files: Files, capsys: pytest.CaptureFixture
 ) -> None:
     assert "expected a list of results" in refusal(files, capsys, bad={"annotations": []})

@@ -1,4 +1,4 @@
-"""What the processes of a test do; each leaves its findings in a file."""
+"""Work of the processes in test_launch.py; each process saves its findings in a file."""
 
 import os
 import signal
@@ -21,8 +21,8 @@ from point_rend.engine.launch import distribute
 from point_rend.engine.train_step import CheckedTrainer, NonFiniteError
 from tests.tiny_datasets import HEIGHT, POINTREND, TINY_MODEL, WIDTH, scene
 
-# Nothing is left to chance: all proposals are used, and the points lie on a grid. No layer mixes
-# the images of a batch.
+# No randomness: all proposals are used, and the points lie on a grid. No layer mixes the images of
+# a batch.
 DETERMINISTIC = [
     *("MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID", "True"),
     *("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.RESNETS.NORM", "FrozenBN"),
@@ -40,7 +40,7 @@ def tiny_cfg(*opts: str) -> CfgNode:
 
 
 def image(number: int, *, objects: int = 3, background: int = 2) -> dict[str, Any]:
-    """A scene with its first objects, and as proposals a box near each, and some beside them."""
+    """Build a scene with its first objects; proposals lie near objects and in the background."""
     pixels, shapes = scene(number)
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     boxes, masks = [], []
@@ -66,7 +66,7 @@ def image(number: int, *, objects: int = 3, background: int = 2) -> dict[str, An
 
 
 def shares(case: str) -> tuple[Batch, Batch]:
-    """The batches of two ranks."""
+    """Build the batches of two ranks."""
     second = {
         "equal": [image(3), image(4)],
         "unequal": [image(3, objects=1), image(4, objects=2, background=7)],
@@ -76,7 +76,7 @@ def shares(case: str) -> tuple[Batch, Batch]:
 
 
 def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """The gradient of the sum of the losses by parameter; those without any are left out."""
+    """Return the gradient of the total loss for each parameter that has one."""
     model.zero_grad()
     with EventStorage():
         losses = model(batch)
@@ -86,7 +86,7 @@ def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 
 class Toy(nn.Module):
-    """One weight and a loss that a rank may plant."""
+    """One weight, and an offset of the loss that differs between ranks."""
 
     def __init__(self, planted: float) -> None:
         super().__init__()
@@ -98,28 +98,28 @@ class Toy(nn.Module):
 
 
 def end_of_training(model: nn.Module, batch: Batch) -> tuple[str, bool]:
-    """The error that ends the first step, and whether all weights are still as they were."""
+    """Return the error of the first step, and whether all weights are unchanged."""
     before = [parameter.clone() for parameter in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = CheckedTrainer(distribute(model), [batch], optimizer)
-    said = ""
+    message = ""
     with EventStorage():
         try:
             trainer.run_step()
         except NonFiniteError as error:
-            said = str(error)
-    return said, all(map(torch.equal, before, model.parameters()))
+            message = str(error)
+    return message, all(map(torch.equal, before, model.parameters()))
 
 
 def batch_normalized(images: Tensor) -> Tensor:
-    """Images through Detectron2's batch normalization across processes."""
+    """Normalize images with Detectron2's batch normalization across processes."""
     norm = get_norm("naiveSyncBN", images.shape[1])
     assert norm is not None
     return norm(images).detach()
 
 
 def refusal_to_resume(folder: str) -> str:
-    """The error of resuming in a folder of each rank's own; rank 0 alone has a checkpoint there."""
+    """Return the error of resuming in separate folders; only that of rank 0 has a checkpoint."""
     toy = Toy(0.0)
     checkpointer = SafeDetectionCheckpointer(toy, f"{folder}/disk{comm.get_rank()}")
     Path(checkpointer.save_dir).mkdir()
@@ -133,10 +133,10 @@ def refusal_to_resume(folder: str) -> str:
 
 
 def findings_of_rank(folder: str) -> None:
-    """Try out all that two processes do together; then rank 1 dies while rank 0 waits for it."""
+    """Save the findings of all cases; then rank 1 is killed while rank 0 waits for it."""
     rank = comm.get_rank()
     found: dict[str, Any] = {}
-    torch.manual_seed(rank)  # so that equal beginnings are no accident
+    torch.manual_seed(rank)  # so that equal initial weights are no coincidence
     model = distribute(build_model(tiny_cfg(*DETERMINISTIC)))
     found["state"] = {n: x.clone() for n, x in model.module.state_dict().items()}
     for case in ("equal", "unequal", "empty"):
@@ -163,7 +163,7 @@ def findings_of_rank(folder: str) -> None:
 
 
 def stumble() -> None:
-    """Rank 1 fails while rank 0 waits for it."""
+    """Fail on rank 1 while rank 0 waits for it."""
     if comm.get_rank():
         raise RuntimeError("rank 1 stumbles")
     comm.synchronize()

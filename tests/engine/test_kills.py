@@ -1,4 +1,4 @@
-"""Trainings that are really killed, and compared bit by bit with one that is not."""
+"""Trainings that are killed and resumed, compared bit by bit with an uninterrupted one."""
 
 import random
 import signal
@@ -36,35 +36,39 @@ def test_a_training_that_is_stopped_and_killed_ends_with_the_same_state_for_any_
 ) -> None:
     schedule = ["SOLVER.MAX_ITER", "9", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3"]
     schedule += ["TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"]
-    whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log.txt"
-    undisturbed = Run(command(mixed, whole, *schedule), tmp_path / "whole.txt", forked=True)
-    argv = command(mixed, parts, *schedule, "DATALOADER.NUM_WORKERS", "2")
+    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
+    log = tmp_path / "log.txt"
+    reference = Run(
+        command(mixed, uninterrupted, *schedule), tmp_path / "uninterrupted.txt", forked=True
+    )
+    argv = command(mixed, resumed, *schedule, "DATALOADER.NUM_WORKERS", "2")
 
     with signaling_itself(signal.SIGTERM, iteration=2):
         stopped = Run(argv, log, forked=True)
     assert stopped.end() == 128 + signal.SIGTERM
-    assert tagged_iteration(parts) == 2
+    assert tagged_iteration(resumed) == 2
 
     with signaling_itself(signal.SIGKILL, iteration=6):
         killed = Run(argv, log, forked=True)
     assert killed.end() == -signal.SIGKILL
-    assert tagged_iteration(parts) == 5
+    assert tagged_iteration(resumed) == 5
     assert "Starting training from iteration 3\n" in killed.output()
 
     assert Run(argv, log, forked=True).end() == 0
-    assert undisturbed.end() == 0
-    assert_identical(final(parts), final(whole))
+    assert reference.end() == 0
+    assert_identical(final(resumed), final(uninterrupted))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
-def test_ten_kills_at_random_moments_change_nothing(
+def test_ten_kills_at_random_moments_do_not_change_the_result(
     seed: int, mixed: CocoSet, tmp_path: Path
 ) -> None:
     moments = random.Random(seed)
     schedule = ["SOLVER.MAX_ITER", "300", "SOLVER.CHECKPOINT_PERIOD", "7", "TEST.EVAL_PERIOD", "40"]
-    whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log.txt"
-    argv = command(mixed, parts, *schedule, "DATALOADER.NUM_WORKERS", "2")
+    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
+    log = tmp_path / "log.txt"
+    argv = command(mixed, resumed, *schedule, "DATALOADER.NUM_WORKERS", "2")
     signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL] * 2
     reached = -1
     for number in signals:
@@ -75,8 +79,13 @@ def test_ten_kills_at_random_moments_change_nothing(
         code = -number if number == signal.SIGKILL else 128 + number
         assert run.end() == code, run.output()
         assert f"Starting training from iteration {reached + 1}\n" in run.output()
-        assert tagged_iteration(parts) >= reached
-        reached = tagged_iteration(parts)
+        assert tagged_iteration(resumed) >= reached
+        reached = tagged_iteration(resumed)
     assert Run(argv, log, forked=False).end() == 0
-    assert Run(command(mixed, whole, *schedule), tmp_path / "whole.txt", forked=False).end() == 0
-    assert_identical(final(parts), final(whole))
+    assert (
+        Run(
+            command(mixed, uninterrupted, *schedule), tmp_path / "uninterrupted.txt", forked=False
+        ).end()
+        == 0
+    )
+    assert_identical(final(resumed), final(uninterrupted))

@@ -1,4 +1,4 @@
-"""Two real processes over gloo, and how processes find their places."""
+"""Two real processes over gloo, and the ranks that launchers assign."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from point_rend.engine.launch import RankInfo, launch, rank_from_launcher
 from tests.engine.killing import PATIENCE
 from tests.engine.ranks import DETERMINISTIC, findings_of_rank, gradients, shares, stumble, tiny_cfg
 
-# Where processes find their places
+# Ranks given by launchers
 
 TORCHRUN = {
     "RANK": "5",
@@ -35,7 +35,7 @@ SRUN = {
 }
 
 
-def test_the_place_is_read_as_torchrun_gives_it() -> None:
+def test_the_rank_of_torchrun_is_read() -> None:
     assert rank_from_launcher(TORCHRUN) == RankInfo(5, 8, 1, "env://")
 
 
@@ -54,7 +54,7 @@ def test_under_srun_the_processes_meet_on_the_first_machine(nodes: str, host: st
     assert info == RankInfo(5, 8, 1, f"tcp://{host}:23456")
 
 
-def test_under_srun_a_given_meeting_point_is_taken() -> None:
+def test_under_srun_a_given_rendezvous_is_used() -> None:
     given = {"MASTER_ADDR": "10.0.0.9", "MASTER_PORT": "1234"}
     assert rank_from_launcher(SRUN | given) == RankInfo(5, 8, 1, "tcp://10.0.0.9:1234")
 
@@ -69,24 +69,24 @@ def test_under_srun_a_given_meeting_point_is_taken() -> None:
         {"WORLD_SIZE": "2"},
     ],
 )
-def test_without_several_processes_there_is_no_place(environ: dict[str, str]) -> None:
+def test_a_single_process_has_no_rank(environ: dict[str, str]) -> None:
     assert rank_from_launcher(environ) is None
 
 
-def test_the_command_line_overrules_srun_and_contradicts_torchrun() -> None:
+def test_the_command_line_overrides_srun_and_contradicts_torchrun() -> None:
     assert rank_from_launcher(SRUN, requested=16) is None
     with pytest.raises(ValueError, match="leave out --num-gpus"):
         rank_from_launcher(TORCHRUN, requested=16)
 
 
 @pytest.mark.parametrize("name", ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_a_variable_that_a_launcher_has_left_out_is_named(name: str) -> None:
+def test_a_missing_variable_of_a_launcher_is_named(name: str) -> None:
     environ = {key: value for key, value in TORCHRUN.items() if key != name}
     with pytest.raises(ValueError, match=f"but not {name}:"):
         rank_from_launcher(environ)
 
 
-def test_a_variable_that_is_no_number_is_named() -> None:
+def test_a_variable_that_is_not_a_number_is_named() -> None:
     with pytest.raises(ValueError, match="RANK: expected a number, got 'first'"):
         rank_from_launcher(TORCHRUN | {"RANK": "first"})
 
@@ -95,7 +95,7 @@ def test_a_variable_that_is_no_number_is_named() -> None:
 
 
 @pytest.mark.parametrize("num_local", [0, 1])
-def test_a_single_process_is_this_one(num_local: int) -> None:
+def test_a_single_process_runs_here(num_local: int) -> None:
     callers: list[int] = []
     launch(lambda: callers.append(os.getpid()), (), device="cpu", num_local=num_local)
     assert callers == [os.getpid()]
@@ -110,7 +110,7 @@ def test_a_negative_number_of_processes_is_refused() -> None:
 
 
 class Findings(NamedTuple):
-    """What two processes have found, and how they ended."""
+    """Findings of two processes, and the way they ended."""
 
     ranks: list[dict[str, Any]]
     exit_code: int
@@ -131,7 +131,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
 
 @pytest.fixture(scope="module")
 def alone() -> nn.Module:
-    """The model of rank 0 in a single process."""
+    """Build the model of rank 0 in a single process."""
     torch.manual_seed(0)
     return build_model(tiny_cfg(*DETERMINISTIC))
 
@@ -146,7 +146,7 @@ def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]
         )
 
 
-def test_gradients_of_equal_shares_are_those_of_one_process_on_the_joined_batch(
+def test_gradients_of_equal_shares_equal_those_of_one_process_with_the_whole_batch(
     found: Findings, alone: nn.Module
 ) -> None:
     first, second = shares("equal")
@@ -154,11 +154,11 @@ def test_gradients_of_equal_shares_are_those_of_one_process_on_the_joined_batch(
 
 
 @pytest.mark.parametrize("case", ["unequal", "empty"])
-def test_gradients_of_unequal_shares_are_those_of_the_mean_of_the_losses(
+def test_gradients_of_unequal_shares_are_averaged_over_the_ranks(
     case: str, found: Findings, alone: nn.Module
 ) -> None:
     first, second = (gradients(alone, share) for share in shares(case))
-    assert first.keys() == second.keys()  # empty images reach all parameters, too
+    assert first.keys() == second.keys()  # empty images reach all parameters as well
     mean = {name: (first[name] + second[name]) / 2 for name in first}
     assert_equal_gradients(found.ranks[0][case], mean)
 
@@ -171,7 +171,7 @@ def test_all_ranks_get_the_same_gradients(found: Findings) -> None:
 
 
 @pytest.mark.parametrize("model", ["state", "implicit state"])
-def test_all_ranks_begin_with_the_weights_and_the_buffers_of_rank_0(
+def test_all_ranks_start_with_the_weights_and_buffers_of_rank_0(
     model: str, found: Findings
 ) -> None:
     zero, one = (rank[model] for rank in found.ranks)
@@ -182,13 +182,13 @@ def test_all_ranks_begin_with_the_weights_and_the_buffers_of_rank_0(
 @pytest.mark.parametrize(
     ("case", "cause"), [("loss", "loss_toy inf"), ("proposals", "Training has diverged")]
 )
-def test_what_is_not_finite_on_one_rank_ends_all_in_the_same_step(
+def test_non_finite_values_on_one_rank_end_all_ranks_in_the_same_step(
     case: str, cause: str, found: Findings
 ) -> None:
-    said = [rank[case][0] for rank in found.ranks]
-    assert said[0] == said[1]
-    assert "the loss is infinite or NaN in iteration 0" in said[0]
-    lines = said[0].splitlines()
+    messages = [rank[case][0] for rank in found.ranks]
+    assert messages[0] == messages[1]
+    assert "the loss is infinite or NaN in iteration 0" in messages[0]
+    lines = messages[0].splitlines()
     assert [line[:9] for line in lines[1:]] == ["  rank 0:", "  rank 1:"]
     assert cause not in lines[1]
     assert cause in lines[2]
@@ -198,15 +198,15 @@ def test_what_is_not_finite_on_one_rank_ends_all_in_the_same_step(
     assert all(rank[case][1] for rank in found.ranks)
 
 
-def test_disks_that_are_not_shared_are_refused_by_all_ranks_that_resume(found: Findings) -> None:
-    said = [rank["resume"] for rank in found.ranks]
-    assert "only 1 of 2 processes see a checkpoint to resume" in said[0]
-    assert "there is none for rank 1 in" in said[0]
-    assert "disk1': OUTPUT_DIR has to be one folder that all machines share" in said[0]
-    assert said[1] == said[0]
+def test_all_ranks_refuse_to_resume_from_disks_that_are_not_shared(found: Findings) -> None:
+    messages = [rank["resume"] for rank in found.ranks]
+    assert "only 1 of 2 processes see a checkpoint to resume" in messages[0]
+    assert "there is none for rank 1 in" in messages[0]
+    assert "disk1': OUTPUT_DIR has to be one folder that all machines share" in messages[0]
+    assert messages[1] == messages[0]
 
 
-def test_naive_sync_bn_takes_the_place_of_sync_bn_without_gpus(found: Findings) -> None:
+def test_naive_sync_bn_normalizes_over_all_processes_on_cpus(found: Findings) -> None:
     torch.manual_seed(3)
     joined = nn.BatchNorm2d(5)(torch.randn(4, 5, 6, 7)).detach()
     together = torch.cat([rank["normalized"] for rank in found.ranks])

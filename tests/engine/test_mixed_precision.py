@@ -17,7 +17,7 @@ from tests.runs import set_up, without_finite_gradient
 from tests.tiny_datasets import CONFIGS, TINY_MODEL, process_state_restored
 
 ITERATIONS, WINDOW = 24, 8
-LARGER_SAMPLES = [  # whose losses are less noisy
+LARGER_SAMPLES = [  # for less noisy losses
     *("SOLVER.IMS_PER_BATCH", "4", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "256"),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "64", "SOLVER.BASE_LR", "0.02"),
 ]
@@ -31,7 +31,7 @@ def _restore() -> Iterator[None]:
 
 
 def curve(config: str, output: Path, *more: str) -> np.ndarray:
-    """The total loss of a training on the built-in set, as means over WINDOW iterations."""
+    """Train on the built-in set; return the total loss, averaged over WINDOW iterations each."""
     split = generate(output / "shapes", num_train=8, num_val=1, image_size=(96, 96))["train"]
     argv = ["--config-file", str(CONFIGS / f"{config}.yaml")]
     argv += ["--register-coco", "shapes", str(split.json_file), str(split.image_root)]
@@ -55,7 +55,7 @@ def curve(config: str, output: Path, *more: str) -> np.ndarray:
         pytest.param(IMPLICIT, ["float16", "bfloat16"], marks=pytest.mark.slow),
     ],
 )
-def test_the_built_in_set_is_learnt_as_in_float32(
+def test_training_on_the_built_in_set_converges_as_in_float32(
     config: str, types: list[str], tmp_path: Path
 ) -> None:
     full = curve(config, tmp_path)
@@ -77,7 +77,7 @@ def test_the_built_in_set_is_learnt_as_in_float32(
 @pytest.mark.parametrize(
     "precision", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
 )
-def test_losses_are_in_float32_and_near_those_without_mixed_precision(
+def test_losses_are_in_float32_and_close_to_those_without_mixed_precision(
     config: str, precision: torch.dtype
 ) -> None:
     cfg = load(config, SMALL)
@@ -85,7 +85,7 @@ def test_losses_are_in_float32_and_near_those_without_mixed_precision(
     model = build_model(cfg)
     for name, parameter in model.named_parameters():
         if name.endswith("bbox_pred.bias"):
-            torch.nn.init.constant_(parameter, 0.1)  # or the loss of the boxes were rounding alone
+            torch.nn.init.constant_(parameter, 0.1)  # otherwise the box loss is only rounding
     found = []
     for enabled in (False, True):
         torch.manual_seed(1)

@@ -161,7 +161,7 @@ def test_processes_of_a_launcher_diverge_together(
     check_divergence(output, "".join(printed for _, printed in ended), 2)
 
 
-def test_batch_rate_and_length_follow_from_the_reference_world_size(
+def test_the_reference_world_size_scales_batch_learning_rate_and_length(
     diverged: tuple[Path, list[tuple[int, str]]],
 ) -> None:
     log = (diverged[0] / "log.txt").read_text()
@@ -170,7 +170,7 @@ def test_batch_rate_and_length_follow_from_the_reference_world_size(
 
 
 @pytest.mark.slow
-def test_what_cannot_work_ends_all_processes_of_a_launcher_with_one_message(
+def test_invalid_input_ends_all_processes_of_a_launcher_with_one_message(
     tiny: CocoSet, tmp_path: Path
 ) -> None:
     (Path(tiny.image_root) / "003.png").unlink()

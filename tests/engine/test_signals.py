@@ -1,4 +1,4 @@
-"""Signals that ask a process to end."""
+"""Handling of SIGTERM and SIGINT in one process."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ def raise_here(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_noted_and_raised_where_it_is_asked_for(number: int) -> None:
+def test_a_signal_is_recorded_and_raised_by_the_check(number: int) -> None:
     signals = StopSignals()
     with signals.listening():
         signals.check()
@@ -29,7 +29,7 @@ def test_a_signal_is_noted_and_raised_where_it_is_asked_for(number: int) -> None
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_ends_a_block_that_may_end_at_once(number: int) -> None:
+def test_a_signal_interrupts_an_interruptible_block(number: int) -> None:
     signals = StopSignals()
 
     def end() -> None:
@@ -41,7 +41,7 @@ def test_a_signal_ends_a_block_that_may_end_at_once(number: int) -> None:
         end()
 
 
-def test_a_block_that_may_end_at_once_does_not_begin_after_a_signal() -> None:
+def test_an_interruptible_block_does_not_start_after_a_signal() -> None:
     signals = StopSignals()
     with signals.listening():
         raise_here(signal.SIGTERM)
@@ -49,7 +49,7 @@ def test_a_block_that_may_end_at_once_does_not_begin_after_a_signal() -> None:
             pytest.fail("the block has begun")
 
 
-def test_the_former_handlers_come_back() -> None:
+def test_the_former_handlers_are_restored() -> None:
     former = [signal.getsignal(number) for number in SIGNALS]
     with StopSignals().listening():
         assert [signal.getsignal(number) for number in SIGNALS] != former
@@ -57,7 +57,7 @@ def test_the_former_handlers_come_back() -> None:
 
 
 def exit_code_of(work: Callable[[], None]) -> int:
-    """Call a function in a fork of this process."""
+    """Call a function in a fork of this process; return its exit code."""
     pid = os.fork()
     if not pid:
         try:
@@ -82,7 +82,7 @@ def test_a_second_signal_ends_the_process_at_once(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_request_that_comes_twice_within_a_moment_is_one(
+def test_two_signals_in_quick_succession_are_one_request(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signals_module, "SAME_REQUEST", float("inf"))

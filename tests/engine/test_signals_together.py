@@ -1,4 +1,4 @@
-"""Signals to the ranks of a training, as a launcher starts them."""
+"""Signals to the ranks of a training that a launcher started."""
 
 import os
 import signal
@@ -42,18 +42,20 @@ def test_a_signal_to_one_rank_ends_both_after_the_same_iteration_and_loses_nothi
 ) -> None:
     more = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "9"]
     with signaling_itself(signal.SIGTERM, iteration=4, rank=1):
-        runs = start_two("torchrun", command(mixed, tmp_path / "parts", *more), tmp_path)
+        runs = start_two("torchrun", command(mixed, tmp_path / "resumed", *more), tmp_path)
     assert [run.end() for run in runs] == [143, 143], runs[0].output()
     last = runs[0].output().splitlines()[-1]
     assert "train_net.py: stopped by SIGTERM" in last
     assert "resume with: <the same launcher> " in last
     assert "stopped by" not in runs[1].output()
-    assert tagged_iteration(tmp_path / "parts") == 4
+    assert tagged_iteration(tmp_path / "resumed") == 4
 
-    for output in (tmp_path / "parts", tmp_path / "whole"):
+    for output in (tmp_path / "resumed", tmp_path / "uninterrupted"):
         runs = start_two("torchrun", command(mixed, output, *more), tmp_path)
         assert [run.end() for run in runs] == [0, 0]
-    assert_identical(final(tmp_path / "parts")["model"], final(tmp_path / "whole")["model"])
+    assert_identical(
+        final(tmp_path / "resumed")["model"], final(tmp_path / "uninterrupted")["model"]
+    )
 
 
 def test_an_image_that_one_rank_cannot_read_ends_both_with_its_name_and_loses_nothing(

@@ -1,4 +1,4 @@
-"""train_net.py from its command line to the files that it writes, on tiny data sets."""
+"""Training and evaluation from the command line to the written files, on tiny data sets."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ def tiny(tmp_path: Path) -> CocoSet:
 
 
 def command(written: CocoSet, output: Path, *more: str, config: str = POINTREND) -> list[str]:
-    """A command line that trains on a set and evaluates on it."""
+    """Build a command line that trains and evaluates on a data set."""
     flags = [*("--config-file", config), *("--register-coco", "tiny", *written)]
     while more and more[0].startswith("--"):
         flags, more = [*flags, more[0]], more[1:]
@@ -62,7 +62,7 @@ def predictions(output: Path, name: str = "tiny") -> list[dict[str, Any]]:
 
 
 def random_weights(argv: list[str], path: Path) -> list[str]:
-    """Write a checkpoint of an untrained model; return the words that choose it."""
+    """Write a checkpoint of an untrained model; return the options that select it."""
     cfg = set_up(argv).cfg
     torch.save({"model": Trainer.build_model(cfg).state_dict()}, path)
     return ["MODEL.WEIGHTS", str(path)]
@@ -94,7 +94,7 @@ def test_training_evaluates_at_its_end_and_evaluating_the_checkpoint_gives_the_s
     assert not (evaluated / "model_final.pth").exists()
 
 
-def test_no_gpu_means_a_training_in_this_process(
+def test_without_gpus_the_training_runs_in_this_process(
     tiny: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     callers = []
@@ -103,21 +103,23 @@ def test_no_gpu_means_a_training_in_this_process(
     assert callers == [os.getpid()]
 
 
-def test_a_resumed_training_says_that_it_keeps_its_learning_rate(
+def test_a_resumed_training_warns_that_it_keeps_its_learning_rate(
     tiny: CocoSet, tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
     more = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER"]
     train.main(command(tiny, output, *more, "1"))
     train.main(command(tiny, output, "--resume", *more, "2"))
-    said = "keeps the learning rates of its checkpoint, [0.0005], not those of this config, [0.001]"
+    warning = (
+        "keeps the learning rates of its checkpoint, [0.0005], not those of this config, [0.001]"
+    )
     log = output / "log.txt"
     assert "keeps the learning rates" not in log.read_text()
     train.main(command(tiny, output, "--resume", *more, "3", "SOLVER.BASE_LR", "0.001"))
-    assert said in log.read_text()
+    assert warning in log.read_text()
 
 
-def test_nothing_to_resume_is_said_and_the_training_starts_afresh(
+def test_without_a_checkpoint_resuming_starts_a_new_training_and_logs_it(
     tiny: CocoSet, tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
@@ -128,7 +130,7 @@ def test_nothing_to_resume_is_said_and_the_training_starts_afresh(
     assert (output / "model_final.pth").is_file()
 
 
-def test_several_test_sets_are_evaluated_each_by_itself(tiny: CocoSet, tmp_path: Path) -> None:
+def test_several_test_sets_are_evaluated_separately(tiny: CocoSet, tmp_path: Path) -> None:
     other = write_coco(tmp_path / "other", images=1)
     output = tmp_path / "output"
     weights = random_weights(command(tiny, output), tmp_path / "weights.pth")
@@ -155,9 +157,7 @@ def test_cityscapes_is_trained_and_evaluated(tmp_path: Path) -> None:
     assert "segm/AP50" in metrics(output)[-1]
 
 
-def test_impossible_annotations_are_named_in_the_log_and_left_out(
-    tiny: CocoSet, tmp_path: Path
-) -> None:
+def test_invalid_annotations_are_logged_and_left_out(tiny: CocoSet, tmp_path: Path) -> None:
     content = tiny.read()
     content["annotations"][0]["segmentation"] = [[float("nan")] * 6]
     tiny.rewrite(content)
@@ -169,7 +169,9 @@ def test_impossible_annotations_are_named_in_the_log_and_left_out(
     assert (output / "model_final.pth").is_file()
 
 
-def test_a_training_may_start_from_a_model_of_other_classes(tiny: CocoSet, tmp_path: Path) -> None:
+def test_a_training_may_start_from_a_model_with_other_classes(
+    tiny: CocoSet, tmp_path: Path
+) -> None:
     pair = write_coco(tmp_path / "pair", categories=(1, 2))
     train.main(command(tiny, tmp_path / "three", "DATASETS.TEST", "()"))
     weights = ["MODEL.WEIGHTS", str(tmp_path / "three" / "model_final.pth")]
@@ -219,7 +221,7 @@ def test_the_class_count_follows_from_the_data(tiny: CocoSet, tmp_path: Path) ->
     assert job.cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
 
 
-def test_a_class_count_that_agrees_may_be_said(tiny: CocoSet, tmp_path: Path) -> None:
+def test_a_class_count_that_agrees_with_the_data_is_accepted(tiny: CocoSet, tmp_path: Path) -> None:
     counts = ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.POINT_HEAD.NUM_CLASSES", "3"]
     argv = command(tiny, tmp_path / "output", *counts)
     job = set_up(argv)
@@ -228,16 +230,16 @@ def test_a_class_count_that_agrees_may_be_said(tiny: CocoSet, tmp_path: Path) ->
 
 @pytest.mark.parametrize("key", ["MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.POINT_HEAD.NUM_CLASSES"])
 @pytest.mark.parametrize("count", ["2", "80"])
-def test_a_class_count_that_contradicts_the_data_is_refused_with_both(
+def test_a_class_count_that_contradicts_the_data_is_refused_naming_both(
     key: str, count: str, tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refusal(command(tiny, tmp_path / "output", key, count), capsys)
-    assert f"{key} is {count}" in said
-    assert f"is 3 in tiny ({tiny.json_file})" in said
-    assert f"leave the key out and it follows the data, or pass {key} 3" in said
+    error = refusal(command(tiny, tmp_path / "output", key, count), capsys)
+    assert f"{key} is {count}" in error
+    assert f"is 3 in tiny ({tiny.json_file})" in error
+    assert f"leave the key out and it follows the data, or pass {key} 3" in error
 
 
-def test_the_default_count_written_in_a_config_file_counts_as_said(
+def test_a_default_class_count_in_a_config_file_counts_as_explicit(
     tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "eighty.yaml"
@@ -245,13 +247,13 @@ def test_the_default_count_written_in_a_config_file_counts_as_said(
     config.write_text(yaml.safe_dump(tree))
     key = "MODEL.ROI_HEADS.NUM_CLASSES"
     for more in ([], [key, "80"]):
-        said = refusal(command(tiny, tmp_path / "output", *more, config=str(config)), capsys)
-        assert f"{key} is 80" in said
-        assert f"eighty.yaml or its base sets it; to overrule it pass {key} 3" in said
-        assert "leave the key out" not in said
+        error = refusal(command(tiny, tmp_path / "output", *more, config=str(config)), capsys)
+        assert f"{key} is 80" in error
+        assert f"eighty.yaml or its base sets it; to overrule it pass {key} 3" in error
+        assert "leave the key out" not in error
 
 
-def test_only_the_sets_of_the_run_are_asked_for_their_classes(
+def test_class_counts_come_from_the_data_sets_of_the_run_only(
     tiny: CocoSet, tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
@@ -265,15 +267,15 @@ def test_sets_of_different_classes_are_refused(
     tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = command(tiny, tmp_path / "output", "DATASETS.TEST", "('coco_2017_val',)")
-    said = refusal(argv, capsys)
-    assert "tiny" in said
-    assert "coco_2017_val" in said
+    error = refusal(argv, capsys)
+    assert "tiny" in error
+    assert "coco_2017_val" in error
 
 
 # Bad input
 
 
-def test_a_command_that_fails_leaves_the_config_of_the_training(
+def test_a_failing_command_keeps_the_config_of_the_training(
     tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output"
@@ -288,7 +290,9 @@ def test_a_command_that_fails_leaves_the_config_of_the_training(
     assert (output / "config.yaml").read_bytes() == written
 
 
-def test_a_failure_or_an_evaluation_puts_the_config_of_the_training_back(tmp_path: Path) -> None:
+def test_the_config_of_a_training_is_restored_after_a_failure_or_an_evaluation(
+    tmp_path: Path,
+) -> None:
     config = tmp_path / "config.yaml"
     for on_success, fails, expected in (
         (False, True, "of the training"),
@@ -308,7 +312,7 @@ def test_a_failure_or_an_evaluation_puts_the_config_of_the_training_back(tmp_pat
 
 
 @pytest.mark.parametrize("more", [(), ("--resume",)])
-def test_an_evaluation_of_random_weights_says_so(
+def test_evaluating_random_weights_is_logged(
     more: tuple[str, ...], tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output"
@@ -359,7 +363,7 @@ def test_an_evaluation_of_random_weights_says_so(
         (["OUTPUT_DIR", "/dev/null/output"], "OUTPUT_DIR '/dev/null/output' cannot be written"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(
+def test_invalid_options_are_refused_in_one_line(
     more: list[str],
     message: str,
     tiny: CocoSet,
@@ -368,11 +372,11 @@ def test_what_cannot_work_is_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    said = refusal(command(tiny, tmp_path / "output", *more), capsys)
-    assert message in said
+    error = refusal(command(tiny, tmp_path / "output", *more), capsys)
+    assert message in error
 
 
-def test_more_gpus_than_there_are_is_refused(
+def test_more_gpus_than_available_are_refused(
     tiny: CocoSet,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -416,12 +420,12 @@ def test_a_bad_image_is_refused_by_name_and_id(
     image.unlink()
     if content is not None:
         image.write_bytes(content)
-    said = refusal(command(tiny, tmp_path / "output"), capsys)
-    assert "image 2" in said
-    assert str(image) in said
+    error = refusal(command(tiny, tmp_path / "output"), capsys)
+    assert "image 2" in error
+    assert str(image) in error
 
 
-def test_shapes_that_do_not_fit_are_refused_by_their_keys(
+def test_weights_of_other_shapes_are_refused_by_key(
     tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     key = "roi_heads.mask_head.point_head.fc2.weight"
@@ -437,7 +441,7 @@ def test_a_hostile_checkpoint_is_refused_unless_it_is_allowed(
 ) -> None:
     weights = tmp_path / "hostile.pth"
     bias = {"backbone.fpn_lateral2.bias": torch.zeros(16)}
-    torch.save({"model": bias, "path": tmp_path}, weights)  # a path is an object like any other
+    torch.save({"model": bias, "path": tmp_path}, weights)  # a Path is an arbitrary object
     more = ["--eval-only", "MODEL.WEIGHTS", str(weights)]
     assert str(weights) in refusal(command(tiny, tmp_path / "output", *more), capsys)
     train.main(command(tiny, tmp_path / "output", "--allow-unsafe-checkpoint", *more))

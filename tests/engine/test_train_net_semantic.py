@@ -1,4 +1,4 @@
-"""train_net.py with semantic models, from its command line to its results, on tiny data sets."""
+"""Training and evaluation of semantic models from the command line, on tiny data sets."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +66,7 @@ def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> str:
-    """A config file for semantic models that leaves the class count to the data."""
+    """Write a config of a semantic model whose class count follows from the data."""
     file = tmp_path / "semantic.yaml"
     crop = {"ENABLED": True, "TYPE": "absolute", "SIZE": [48, 64]}
     crop["SINGLE_CATEGORY_MAX_AREA"] = 0.75
@@ -81,7 +81,7 @@ def tiny(tmp_path: Path) -> SemSegSet:
 
 
 def command(config: str, written: SemSegSet, output: Path, *more: str) -> list[str]:
-    """A command line that trains on a set and evaluates on it."""
+    """Build a command line that trains and evaluates on a data set."""
     flags = ["--config-file", config, "--register-sem-seg", "tiny", *written]
     while more and more[0].startswith("--"):
         flags, more = [*flags, more[0]], more[1:]
@@ -99,7 +99,7 @@ def test_training_evaluates_at_its_end_and_evaluating_the_checkpoint_gives_the_s
     output = tmp_path / "output"
     train.main(command(config, tiny, output, *HEADS[head]))
     training, evaluation = metrics(output)
-    assert training["total_loss"] > 0  # which is all that Detectron2 writes of a single loss
+    assert training["total_loss"] > 0  # a single loss is logged under this name only
     assert ("loss_sem_seg_point" in training) == (head == "PointRendSemSegHead")
     assert 0 <= evaluation["sem_seg/mIoU"] <= 100
     assert {f"sem_seg/IoU-{name}" for name in CLASSES} <= evaluation.keys()
@@ -129,7 +129,7 @@ def test_images_of_several_sizes_and_one_without_labels_are_trained_and_evaluate
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_multi_scale_and_flip_need_no_more_than_their_key(
+def test_test_time_augmentation_needs_only_its_config_key(
     head: str, config: str, tiny: SemSegSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(32, 64, 112)"]
@@ -150,7 +150,7 @@ def test_multi_scale_and_flip_need_no_more_than_their_key(
     assert seen == [size for size in ((32, 48), (64, 96), (112, 168)) for _ in range(2)] * 2
 
 
-def test_cityscapes_is_trained_and_evaluated_by_its_own_scripts_and_leaves_no_file(
+def test_cityscapes_is_evaluated_by_its_own_scripts_without_leaving_files(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image_dir, gt_dir = write_cityscapes(tmp_path)
@@ -177,7 +177,7 @@ def test_cityscapes_is_trained_and_evaluated_by_its_own_scripts_and_leaves_no_fi
 # Class counts
 
 
-def test_a_class_count_that_agrees_may_be_said(
+def test_a_class_count_that_agrees_with_the_data_is_accepted(
     config: str, tiny: SemSegSet, tmp_path: Path
 ) -> None:
     counts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "MODEL.POINT_HEAD.NUM_CLASSES", "4"]
@@ -188,7 +188,7 @@ def test_a_class_count_that_agrees_may_be_said(
 
 @pytest.mark.parametrize("key", ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.POINT_HEAD.NUM_CLASSES"])
 @pytest.mark.parametrize("count", ["3", "54"])
-def test_a_class_count_that_contradicts_the_data_is_refused_with_both(
+def test_a_class_count_that_contradicts_the_data_is_refused_naming_both(
     key: str,
     count: str,
     config: str,
@@ -196,9 +196,9 @@ def test_a_class_count_that_contradicts_the_data_is_refused_with_both(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said = refusal(command(config, tiny, tmp_path / "output", key, count), capsys)
-    assert f"{key} is {count}" in said
-    assert "is 4 in tiny" in said
+    error = refusal(command(config, tiny, tmp_path / "output", key, count), capsys)
+    assert f"{key} is {count}" in error
+    assert "is 4 in tiny" in error
 
 
 def test_sets_of_different_classes_are_refused(
@@ -207,9 +207,9 @@ def test_sets_of_different_classes_are_refused(
     other = write_sem_seg(tmp_path / "other")
     argv = ["--register-sem-seg", "other", *other[:2], "a,b"]
     argv += command(config, tiny, tmp_path / "output", "DATASETS.TEST", "('other',)")
-    said = refusal(argv, capsys)
-    assert "tiny has 4" in said
-    assert "other has 2 (a, b)" in said
+    error = refusal(argv, capsys)
+    assert "tiny has 4" in error
+    assert "other has 2 (a, b)" in error
 
 
 # Bad input
@@ -257,7 +257,7 @@ def test_a_bad_file_is_named_before_the_run(
         (["DATASETS.TRAIN", "('streets',)"], "--register-sem-seg NAME IMAGES LABELS CLASSES"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(
+def test_invalid_options_are_refused_in_one_line(
     more: list[str],
     message: str,
     config: str,
@@ -268,16 +268,16 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert message in refusal(command(config, tiny, tmp_path / "output", *more), capsys)
 
 
-def test_a_set_without_one_labeled_pixel_is_refused(
+def test_a_data_set_without_labeled_pixels_is_refused(
     config: str, tiny: SemSegSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in (0, 1):
         write_label(tiny.label(number), np.full_like(label_map(number), IGNORED))
-    said = refusal(command(config, tiny, tmp_path / "output"), capsys)
-    assert "no pixel is labeled in tiny" in said
+    error = refusal(command(config, tiny, tmp_path / "output"), capsys)
+    assert "no pixel is labeled in tiny" in error
 
 
-def test_a_model_is_not_evaluated_on_what_it_does_not_predict(
+def test_an_evaluation_needs_the_outputs_of_the_model(
     config: str, tiny: SemSegSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     coco: CocoSet = write_coco(tmp_path / "coco")
@@ -285,11 +285,11 @@ def test_a_model_is_not_evaluated_on_what_it_does_not_predict(
     argv = command(config, tiny, tmp_path / "output", "DATASETS.TEST", "('boxes',)")
     assert "cannot evaluate on boxes" in refusal([*register, *argv], capsys)
     argv = command(POINTREND, tiny, tmp_path / "output", "DATASETS.TRAIN", "('boxes',)")
-    said = refusal([*register, *argv], capsys)
-    assert "evaluator_type 'sem_seg' needs sem_seg" in said
+    error = refusal([*register, *argv], capsys)
+    assert "evaluator_type 'sem_seg' needs sem_seg" in error
 
 
-def test_a_name_of_another_set_is_refused(
+def test_the_name_of_another_data_set_is_refused(
     config: str, tiny: SemSegSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["--register-sem-seg", "coco_2017_val", *tiny]

@@ -19,7 +19,7 @@ LowPrecision = pytest.mark.parametrize(
 
 
 class Planted(nn.Module):
-    """A linear layer behind a batch normalization, with a loss that a test plants."""
+    """A batch normalization and a linear layer, with a planted loss."""
 
     def __init__(self, loss: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def infinite_loss_of_finite_gradient(outputs: Tensor) -> Tensor:
 
 
 def finite_loss_of_infinite_gradient(outputs: Tensor) -> Tensor:
-    return (outputs - outputs.detach()).float().sqrt().sum()  # the root at 0 is infinitely steep
+    return (outputs - outputs.detach()).float().sqrt().sum()  # the slope of the root at 0
 
 
 def breaking_off(_: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def step(trained: SimpleTrainer, count: int = 1) -> EventStorage:
 
 
 def everything(trained: SimpleTrainer) -> list[Tensor]:
-    """Weights, floating-point buffers and momenta."""
+    """Return copies of weights, floating-point buffers and momenta."""
     state = [x.clone() for x in trained.model.state_dict().values() if x.is_floating_point()]
     momenta = [x["momentum_buffer"].clone() for x in trained.optimizer.state.values()]
     return state + momenta
@@ -110,7 +110,7 @@ def test_without_mixed_precision_steps_are_those_of_detectron2() -> None:
     ],
 )
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
-def test_what_is_not_finite_ends_the_step_before_anything_has_changed(
+def test_non_finite_values_end_the_step_before_anything_changes(
     loss: Callable[[Tensor], Tensor], message: str, precision: torch.dtype
 ) -> None:
     trained = trainer(no_loss, precision=precision)
@@ -123,7 +123,7 @@ def test_what_is_not_finite_ends_the_step_before_anything_has_changed(
     assert "in iteration 2" in str(ended.value)
 
 
-def test_an_image_that_is_not_finite_leaves_no_trace_in_the_averages() -> None:
+def test_a_non_finite_image_does_not_change_the_running_statistics() -> None:
     trained = trainer(no_loss)
     step(trained)
     trained.model.norm.running_mean = torch.ones(4)  # as PreciseBN replaces it
@@ -135,14 +135,14 @@ def test_an_image_that_is_not_finite_leaves_no_trace_in_the_averages() -> None:
     torch.testing.assert_close(everything(trained), before, rtol=0, atol=0)
 
 
-def test_the_error_says_every_loss_and_every_image() -> None:
+def test_the_error_lists_all_losses_and_images() -> None:
     trained = trainer(nan_loss)
     with pytest.raises(NonFiniteError) as ended:
         step(trained)
-    said = str(ended.value)
-    assert "rank 0: loss_plain 0." in said
-    assert "loss_planted nan" in said
-    assert "images 0 (0.jpg), 1 (1.jpg), 2 (2.jpg)" in said
+    report = str(ended.value)
+    assert "rank 0: loss_plain 0." in report
+    assert "loss_planted nan" in report
+    assert "images 0 (0.jpg), 1 (1.jpg), 2 (2.jpg)" in report
 
 
 @LowPrecision
@@ -167,7 +167,7 @@ def test_mixed_precision_steps_are_those_of_float32_up_to_rounding(precision: to
 
 
 def overflowing_above(limit: float) -> Callable[[Tensor], Tensor]:
-    """A loss of no gradient, unless it is multiplied by more than a limit."""
+    """Return a loss with zero gradient, or an infinite one if it is scaled above a limit."""
 
     class Overflowing(torch.autograd.Function):
         @staticmethod
@@ -194,7 +194,7 @@ def test_in_float16_an_overflow_skips_steps_until_the_scale_fits() -> None:
     assert not torch.equal(trained.model.linear.weight, before[2])
 
 
-def test_in_float16_a_gradient_that_no_scale_saves_ends_the_training() -> None:
+def test_in_float16_a_gradient_that_overflows_at_any_scale_ends_the_training() -> None:
     trained = trainer(finite_loss_of_infinite_gradient, precision=torch.float16)
     with pytest.raises(NonFiniteError, match="the gradient of"):
         step(trained, 30)
@@ -202,7 +202,7 @@ def test_in_float16_a_gradient_that_no_scale_saves_ends_the_training() -> None:
     assert all(x.isfinite().all() for x in trained.model.state_dict().values())
 
 
-def test_clipping_sees_the_gradient_without_the_scale_of_float16() -> None:
+def test_clipping_acts_on_the_unscaled_gradient() -> None:
     cfg = get_cfg()
     cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY = 1.0, 0.0, 0.0
     clipping = cfg.SOLVER.CLIP_GRADIENTS
@@ -213,7 +213,7 @@ def test_clipping_sees_the_gradient_without_the_scale_of_float16() -> None:
     assert (model.linear.weight - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_the_scale_is_part_of_the_state_and_a_state_without_one_is_taken_too() -> None:
+def test_the_loss_scale_is_part_of_the_state_and_optional_in_it() -> None:
     trained = trainer(finite_loss_of_infinite_gradient, precision=torch.float16)
     step(trained, 3)
     other = trainer(no_loss, precision=torch.float16)
@@ -225,7 +225,7 @@ def test_the_scale_is_part_of_the_state_and_a_state_without_one_is_taken_too() -
     assert other.grad_scaler.get_scale() == 2.0**13
 
 
-def test_a_step_leaves_the_forward_of_the_model_alone() -> None:
+def test_a_step_does_not_change_the_forward_method_of_the_model() -> None:
     trained = trainer(no_loss)
     step(trained)
     assert "forward" not in vars(trained.model)

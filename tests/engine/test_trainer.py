@@ -1,4 +1,4 @@
-"""Ends of a training of train_net.py: signals, full disks, broken images, failing evaluations."""
+"""Trainings that end early: signals, full disks, broken images, failing evaluations."""
 
 import os
 import random
@@ -50,7 +50,7 @@ def last_line(run: Run) -> str:
     return line
 
 
-def test_a_resumed_training_ends_with_the_random_states_of_one_that_was_not_interrupted(
+def test_a_resumed_training_ends_with_the_random_states_of_an_uninterrupted_one(
     mixed: CocoSet, tmp_path: Path
 ) -> None:
     def states_after(output: Path, iterations: int) -> list[Any]:
@@ -58,14 +58,14 @@ def test_a_resumed_training_ends_with_the_random_states_of_one_that_was_not_inte
         train.main(command(mixed, output, *more))
         return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()]
 
-    whole = states_after(tmp_path / "whole", 3)
-    states_after(tmp_path / "parts", 2)
-    resumed = states_after(tmp_path / "parts", 3)
-    assert resumed[:2] == whole[:2]
-    assert torch.equal(resumed[2], whole[2])
+    uninterrupted = states_after(tmp_path / "uninterrupted", 3)
+    states_after(tmp_path / "resumed", 2)
+    resumed = states_after(tmp_path / "resumed", 3)
+    assert resumed[:2] == uninterrupted[:2]
+    assert torch.equal(resumed[2], uninterrupted[2])
 
 
-def test_a_signal_in_an_iteration_saves_it_and_says_exactly_how_to_resume(
+def test_a_signal_saves_the_iteration_and_prints_the_resuming_command(
     mixed: CocoSet, tmp_path: Path
 ) -> None:
     argv = command(mixed, tmp_path / "output", *ENDLESS)
@@ -83,11 +83,11 @@ def test_a_signal_in_an_iteration_saves_it_and_says_exactly_how_to_resume(
     assert (script, words) == ("train_net.py", argv)
 
 
-def test_a_signal_saves_an_iteration_even_if_nobody_reads_what_the_run_says_any_more(
+def test_a_signal_saves_the_iteration_even_if_nobody_reads_the_output_any_more(
     mixed: CocoSet, tmp_path: Path
 ) -> None:
     reader, writer = os.pipe()
-    os.close(reader)  # as of a tee that Ctrl-C has ended, too
+    os.close(reader)  # like a `tee` that Ctrl-C ended as well
     with signaling_itself(signal.SIGINT, iteration=1):
         pid = fork(command(mixed, tmp_path / "output", *ENDLESS), writer)
     os.close(writer)
@@ -98,7 +98,7 @@ def test_a_signal_saves_an_iteration_even_if_nobody_reads_what_the_run_says_any_
 @pytest.mark.parametrize(
     "schedule", [[*ENDLESS, "TEST.EVAL_PERIOD", "2"], ["SOLVER.MAX_ITER", "2"]]
 )
-def test_a_signal_in_an_evaluation_ends_it_at_once_and_the_iteration_before_it_is_saved(
+def test_a_signal_ends_an_evaluation_at_once_and_saves_the_last_iteration(
     schedule: list[str], mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def test(*_: Any) -> None:
@@ -115,7 +115,7 @@ def test_a_signal_in_an_evaluation_ends_it_at_once_and_the_iteration_before_it_i
     assert len(list((tmp_path / "output").glob("*.pth"))) == 1
 
 
-def test_a_signal_while_saving_lets_the_file_become_whole(
+def test_a_signal_while_saving_does_not_truncate_the_file(
     mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def save(*arguments: Any) -> None:
@@ -131,7 +131,7 @@ def test_a_signal_while_saving_lets_the_file_become_whole(
     assert [path.name for path in (tmp_path / "output").glob("*.pth")] == ["model_0000001.pth"]
 
 
-def test_an_evaluation_that_fails_loses_no_iteration(
+def test_a_failing_evaluation_loses_no_iteration(
     mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def test(*_: Any) -> None:
@@ -163,7 +163,7 @@ def test_a_full_disk_ends_a_training_with_one_line_that_names_the_file(
 
 
 def train_with_a_broken_image(tmp_path: Path, *more: str) -> str:
-    """Train on a set of which an image breaks after the start; return its name."""
+    """Train on a data set in which an image breaks after the start; return its path."""
     written = write_mixed(tmp_path / "broken")
     argv = command(written, tmp_path / "output", *more)
     job = set_up(argv)
@@ -193,7 +193,7 @@ def test_a_broken_image_ends_a_training_with_its_name_and_loses_no_iteration(
     assert state["data"]["batches"] == iteration + 1
 
 
-def test_an_image_that_breaks_before_the_statistics_leaves_the_last_checkpoint_as_it_was(
+def test_a_failure_in_precise_bn_keeps_the_last_checkpoint(
     mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def update_stats(_: hooks.PreciseBN) -> None:
@@ -227,7 +227,7 @@ def test_resuming_under_torchrun_names_no_interpreter(monkeypatch: pytest.Monkey
     assert resume_command() == f"torchrun <with the same options> {words}"
 
 
-def test_an_unknown_reaction_to_broken_images_is_refused(mixed: CocoSet, tmp_path: Path) -> None:
+def test_an_unknown_value_of_on_corrupt_image_is_refused(mixed: CocoSet, tmp_path: Path) -> None:
     argv = command(mixed, tmp_path / "output", "DATALOADER.ON_CORRUPT_IMAGE", "ignore")
     with pytest.raises(ValueError, match="ON_CORRUPT_IMAGE must be stop or skip, got 'ignore'"):
         set_up(argv)

@@ -1,4 +1,4 @@
-"""Slow and obvious implementations of what the evaluations promise, and results to try them on."""
+"""Slow and obvious reference implementations of the metrics, and random data to test them on."""
 
 import functools
 import itertools
@@ -18,7 +18,7 @@ SIZES = {
 
 
 def eroded(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a mask whose eight neighbors are all in it; beyond the image there is none."""
+    """Return the pixels of a mask whose eight neighbors are in it; outside the image none are."""
     padded = np.pad(mask, 1)
     height, width = mask.shape
     shifts = itertools.product(range(3), repeat=2)
@@ -38,7 +38,7 @@ def iou(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def boundary_iou(first: np.ndarray, second: np.ndarray, ratio: float = 0.02) -> float:
-    """The lesser of mask IoU and Boundary IoU."""
+    """Return the smaller of mask IoU and Boundary IoU."""
     return min(iou(first, second), iou(band(first, ratio), band(second, ratio)))
 
 
@@ -52,7 +52,7 @@ def decode(segmentation: Any, image: dict[str, Any]) -> np.ndarray:
 
 
 class SlowAP:
-    """AP of masks by the words of the definition, one result at a time.
+    """AP of masks computed literally from the definition, one result at a time.
 
     Args:
         content: Annotations.
@@ -73,7 +73,7 @@ class SlowAP:
         self.images = {image["id"]: image for image in content["images"]}
         self.overlap = functools.cache(self._boundary_iou if boundaries else self._iou)
         self.federated = federated
-        self.truth = self.with_masks(content["annotations"])
+        self.gt = self.with_masks(content["annotations"])
         self.results = self.with_masks(results)
         self.names = {category["id"]: category["name"] for category in content["categories"]}
 
@@ -85,10 +85,10 @@ class SlowAP:
         ]
 
     def _iou(self, result: int, annotation: int) -> float:
-        return iou(self.results[result]["mask"], self.truth[annotation]["mask"])
+        return iou(self.results[result]["mask"], self.gt[annotation]["mask"])
 
     def _boundary_iou(self, result: int, annotation: int) -> float:
-        return boundary_iou(self.results[result]["mask"], self.truth[annotation]["mask"])
+        return boundary_iou(self.results[result]["mask"], self.gt[annotation]["mask"])
 
     def metrics(self) -> dict[str, float]:
         found = {
@@ -117,26 +117,24 @@ class SlowAP:
         }
 
     def class_ap(self, category: int, area: tuple[float, float], threshold: float) -> float | None:
-        right: list[tuple[float, bool]] = []  # score, whether it is right
+        right: list[tuple[float, bool]] = []  # score, whether it is a true positive
         objects = 0
         for image in self.images.values():
-            truth = self.of(self.truth, image["id"], category)
+            gt = self.of(self.gt, image["id"], category)
             found = sorted(self.of(self.results, image["id"], category), key=lambda x: -x["score"])
-            if self.federated and not truth and category not in image["neg_category_ids"]:
+            if self.federated and not gt and category not in image["neg_category_ids"]:
                 continue
-            ignored = [
-                bool(x.get("iscrowd", 0)) or not area[0] <= x["area"] <= area[1] for x in truth
-            ]
+            ignored = [bool(x.get("iscrowd", 0)) or not area[0] <= x["area"] <= area[1] for x in gt]
             objects += ignored.count(False)
-            free = set(range(len(truth)))
+            free = set(range(len(gt)))
             for result in found[: 300 if self.federated else 100]:
-                match = self.match(result, truth, ignored, free, threshold)
+                match = self.match(result, gt, ignored, free, threshold)
                 if match is None:
                     unknown = self.federated and category in image["not_exhaustive_category_ids"]
                     if area[0] <= result["mask"].sum() <= area[1] and not unknown:
                         right.append((result["score"], False))
                     continue
-                if not truth[match].get("iscrowd", 0):
+                if not gt[match].get("iscrowd", 0):
                     free.remove(match)
                 if not ignored[match]:
                     right.append((result["score"], True))
@@ -146,19 +144,19 @@ class SlowAP:
     def of(records: list[dict[str, Any]], image_id: int, category: int) -> list[dict[str, Any]]:
         return [x for x in records if (x["image_id"], x["category_id"]) == (image_id, category)]
 
-    def match(self, result, truth, ignored, free, threshold) -> int | None:
-        """The best object that counts, or else the best of the others."""
+    def match(self, result, gt, ignored, free, threshold) -> int | None:
+        """Return the best object that counts or, if there is none, the best of the others."""
         for wanted in (False, True):
             best, best_overlap = None, threshold - 1e-12
             for k in sorted(free):
-                crowd = truth[k].get("iscrowd", 0)
+                crowd = gt[k].get("iscrowd", 0)
                 if ignored[k] is not wanted:
                     continue
                 if crowd:
-                    common = np.count_nonzero(result["mask"] & truth[k]["mask"])
+                    common = np.count_nonzero(result["mask"] & gt[k]["mask"])
                     overlap = common / max(1, np.count_nonzero(result["mask"]))
                 else:
-                    overlap = self.overlap(result["number"], truth[k]["number"])
+                    overlap = self.overlap(result["number"], gt[k]["number"])
                 if overlap >= best_overlap:
                     best, best_overlap = k, overlap
             if best is not None:
@@ -167,7 +165,7 @@ class SlowAP:
 
 
 def interpolated_ap(right: list[tuple[float, bool]], objects: int) -> float:
-    """The mean over 101 recalls of the best precision at this recall or beyond."""
+    """Average, over 101 recalls, the best precision at each recall or beyond."""
     right = sorted(right, key=lambda x: -x[0])
     curve = []
     true = 0
@@ -182,7 +180,7 @@ def interpolated_ap(right: list[tuple[float, bool]], objects: int) -> float:
 
 
 def blob(rng: np.random.Generator, height: int, width: int, radius: float) -> np.ndarray:
-    """A mask (height, width) of a wavy disc, often cut by the border of the image."""
+    """Draw a wavy disc (height, width), often cut by the image border."""
     y, x = np.mgrid[:height, :width]
     cy, cx = rng.uniform(0, height), rng.uniform(0, width)
     angle = np.arctan2(y - cy, x - cx)
@@ -196,7 +194,7 @@ def encoded(mask: np.ndarray) -> dict[str, Any]:
 
 
 def worse(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """The mask moved, thicker or thinner by a few pixels."""
+    """Return a mask shifted, dilated or eroded by a few pixels."""
     kernel = np.ones((int(rng.integers(1, 6)),) * 2, np.uint8)
     change = cv2.dilate if rng.random() < 0.5 else cv2.erode
     moved = np.roll(mask, rng.integers(-3, 4, 2), axis=(0, 1))
@@ -206,7 +204,7 @@ def worse(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
 def random_set(
     seed: int, *, images: int = 4, classes: int = 3, size: tuple[int, int] = (90, 120)
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Annotations with crowds, of all sizes; results: right, doubled, wrong, of equal scores."""
+    """Draw annotations of all sizes, also crowds, and correct, duplicate and wrong results."""
     rng = np.random.default_rng(seed)
     height, width = size
     annotations: list[dict[str, Any]] = []

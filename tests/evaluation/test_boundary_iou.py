@@ -1,4 +1,4 @@
-"""Inner bands and the IoU that looks at them, against a slow erosion and planted truths."""
+"""Inner bands and Boundary IoU, against a slow erosion and planted cases."""
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -44,7 +44,7 @@ def test_a_thin_mask_is_all_band():
 
 @pytest.mark.parametrize("width", [1, 4])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_the_band_is_the_mask_less_its_slow_erosion_whatever_the_mask(width, order):
+def test_the_band_is_the_mask_minus_its_slow_erosion(width, order):
     rng = np.random.default_rng(width)
     masks = [blob(rng, 40, 61, radius) for radius in (2, 7, 12, 20, 50)]
     masks += [np.zeros((40, 61), dtype=bool), masks[0] | masks[2], rng.random((40, 61)) < 0.9]
@@ -67,14 +67,14 @@ def test_the_band_of_an_encoded_mask_is_that_of_its_image():
         np.testing.assert_array_equal(result.astype(bool), band(mask))
 
 
-def test_the_lesser_iou_counts_but_for_crowds():
+def test_the_smaller_iou_counts_except_for_crowds():
     rng = np.random.default_rng(3)
-    truth = [blob(rng, 90, 120, radius) for radius in (10, 30, 50)]
-    found = [np.roll(mask, 2, axis=1) for mask in truth] + [truth[0]]
-    ious = np.array([[iou(ours, theirs) for theirs in truth] for ours in found])
-    records = [{"segmentation": encoded(mask), "iscrowd": k == 1} for k, mask in enumerate(truth)]
+    gt = [blob(rng, 90, 120, radius) for radius in (10, 30, 50)]
+    found = [np.roll(mask, 2, axis=1) for mask in gt] + [gt[0]]
+    ious = np.array([[iou(ours, theirs) for theirs in gt] for ours in found])
+    records = [{"segmentation": encoded(mask), "iscrowd": k == 1} for k, mask in enumerate(gt)]
     result = lower_to_boundary_iou(ious, [{"segmentation": encoded(x)} for x in found], records)
-    expected = np.array([[boundary_iou(ours, theirs) for theirs in truth] for ours in found])
+    expected = np.array([[boundary_iou(ours, theirs) for theirs in gt] for ours in found])
     expected[:, 1] = ious[:, 1]
     assert result.shape == (4, 3)
     np.testing.assert_allclose(result, expected, rtol=1e-12)
@@ -82,7 +82,7 @@ def test_the_lesser_iou_counts_but_for_crowds():
 
 
 def test_a_band_is_computed_once(monkeypatch):
-    truth = [{"segmentation": encoded(blob(np.random.default_rng(0), 30, 30, 9))}]
-    first = lower_to_boundary_iou(np.ones((1, 1)), truth, truth)
+    gt = [{"segmentation": encoded(blob(np.random.default_rng(0), 30, 30, 9))}]
+    first = lower_to_boundary_iou(np.ones((1, 1)), gt, gt)
     monkeypatch.setattr("point_rend.evaluation.boundary_iou.band_of_rle", None)
-    np.testing.assert_array_equal(lower_to_boundary_iou(np.ones((1, 1)), truth, truth), first)
+    np.testing.assert_array_equal(lower_to_boundary_iou(np.ones((1, 1)), gt, gt), first)

@@ -24,7 +24,7 @@ Scene = tuple[np.ndarray, list[Prediction]]
 
 
 def scene(seed: int, *, only_objects: bool = False) -> Scene:
-    """Instance ids (H, W) with objects, groups, void and specks, and predictions of all sorts."""
+    """Return instance ids (H, W) with objects, groups, void and specks, and diverse predictions."""
     rng = np.random.default_rng(seed)
     ids = np.full(SIZE, ROAD, dtype=np.uint16)
     found = []
@@ -57,24 +57,24 @@ def metrics(scenes: list[Scene], *, boundaries: bool) -> dict[str, float]:
 
 
 def official_matches(scenes: list[Scene], folder: Path) -> tuple[dict[str, Any], Any]:
-    """Let the scripts match predictions in files, as a user does."""
+    """Let the scripts match predictions in files, as users do."""
     args = scripts.CArgs()
     vars(args).update(vars(scripts.args), instLabels=list(CLASSES), quiet=True)
     args.predictionPath = str(folder)
     matches = {}
     for number, (ids, found) in enumerate(scenes):
-        truth = folder / f"{number}_instanceIds.png"
-        Image.fromarray(ids).save(truth)
+        gt = folder / f"{number}_instanceIds.png"
+        Image.fromarray(ids).save(gt)
         lines = []
         for k, (label, score, mask) in enumerate(found):
             Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{number}_{k}.png")
             lines.append(f"{number}_{k}.png {label} {score}")
         (folder / f"{number}.txt").write_text("\n".join(lines))
-        instances = instances2dict([str(truth)], False)
+        instances = instances2dict([str(gt)], False)
         known = scripts.filterGtInstances(next(iter(instances.values())), args)
         predictions = scripts.readPredInfo(str(folder / f"{number}.txt"), args)
-        ours, theirs = scripts.assignGt2Preds(known, Image.open(truth), predictions, args)
-        matches[str(truth)] = {"groundTruth": ours, "prediction": theirs}
+        ours, theirs = scripts.assignGt2Preds(known, Image.open(gt), predictions, args)
+        matches[str(gt)] = {"groundTruth": ours, "prediction": theirs}
     return matches, args
 
 
@@ -86,7 +86,7 @@ def official_figures(matches: dict[str, Any], args: Any) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_mask_ap_is_that_of_the_published_scripts(seed: int, tmp_path: Path) -> None:
+def test_mask_ap_equals_that_of_the_published_scripts(seed: int, tmp_path: Path) -> None:
     scenes = [scene(10 * seed + number) for number in range(3)]
     expected = official_figures(*official_matches(scenes, tmp_path))
     result = metrics(scenes, boundaries=False)
@@ -95,35 +95,35 @@ def test_mask_ap_is_that_of_the_published_scripts(seed: int, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_boundary_ap_is_that_of_the_scripts_if_overlaps_are_the_lesser_ious(
+def test_boundary_ap_equals_that_of_the_scripts_given_the_smaller_ious(
     seed: int, tmp_path: Path
 ) -> None:
     scenes = [scene(100 + 10 * seed + number, only_objects=True) for number in range(2)]
     matches, args = official_matches(scenes, tmp_path)
 
     def lower(first: dict[str, Any], second: dict[str, Any], overlap: float) -> None:
-        """Give a pair the intersection from which the scripts compute an overlap."""
+        """Return the intersection of a pair that gives the scripts a certain overlap."""
         pixels = first["pixelCount"] + second["pixelCount"]
         second["intersection"] = overlap * pixels / (1 + overlap)
 
     for (ids, found), match in zip(scenes, matches.values(), strict=True):
         counted = [x for x in found if x.label in NAMES and x.mask.any()]
         for name in CLASSES:
-            # In the order of their files, the scripts number the predictions of all classes.
+            # The scripts number the predictions of all classes in the order of their files.
             for prediction in match["prediction"][name]:
-                for truth in prediction["matchedGt"]:
+                for gt in prediction["matchedGt"]:
                     mask = counted[prediction["predID"]].mask
-                    lower(prediction, truth, boundary_iou(mask, ids == truth["instID"], 0.005))
-            for truth in match["groundTruth"][name]:
-                for prediction in truth["matchedPred"]:
+                    lower(prediction, gt, boundary_iou(mask, ids == gt["instID"], 0.005))
+            for gt in match["groundTruth"][name]:
+                for prediction in gt["matchedPred"]:
                     mask = counted[prediction["predID"]].mask
-                    lower(truth, prediction, boundary_iou(mask, ids == truth["instID"], 0.005))
+                    lower(gt, prediction, boundary_iou(mask, ids == gt["instID"], 0.005))
     result = metrics(scenes, boundaries=True)
     assert result == pytest.approx(official_figures(matches, args), rel=1e-9)
     assert result["AP"] < metrics(scenes, boundaries=False)["AP"]
 
 
-def test_the_objects_themselves_score_100_and_a_class_without_objects_nothing() -> None:
+def test_the_ground_truth_scores_100_and_a_class_without_objects_nan() -> None:
     ids = np.full(SIZE, ROAD)
     ids[10:40, 20:60] = 1000 * name2label["car"].id
     ids[60:90, 80:140] = 1000 * name2label["person"].id + 1
@@ -134,16 +134,16 @@ def test_the_objects_themselves_score_100_and_a_class_without_objects_nothing() 
         assert result == pytest.approx(expected, nan_ok=True)
 
 
-def test_without_predictions_nothing_is_found() -> None:
+def test_without_predictions_ap_is_0() -> None:
     ids, _ = scene(0)
     assert metrics([(ids, [])], boundaries=True)["AP"] == 0
 
 
-def test_without_images_nothing_is_a_number() -> None:
+def test_without_images_all_metrics_are_nan() -> None:
     assert all(math.isnan(figure) for figure in metrics([], boundaries=True).values())
 
 
-def test_images_may_be_counted_in_several_places() -> None:
+def test_images_may_be_added_to_several_objects_and_merged() -> None:
     scenes = [scene(number) for number in range(3)]
     first, second = (CityscapesAP(NAMES, VOID, boundaries=True) for _ in range(2))
     for number, (ids, found) in enumerate(scenes):

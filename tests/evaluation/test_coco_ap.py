@@ -1,4 +1,4 @@
-"""AP and boundary AP by COCO's rule, against a slow definition, pycocotools and other oracles."""
+"""AP and boundary AP of COCO, against a slow definition, pycocotools and other oracles."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ DETECTION = "point_rend.evaluation.coco_ap.has_faster_coco_eval"
 
 @pytest.fixture(params=["faster-coco-eval", "pycocotools"])
 def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each of the packages that compute."""
+    """Select one of the two packages that compute AP."""
     if request.param == "pycocotools":
         monkeypatch.setattr(DETECTION, lambda: False)
     return request.param
@@ -32,7 +32,7 @@ def without_boxes(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("package")
 @pytest.mark.parametrize("task", ["segm", "boundary"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_figures_are_those_of_the_definition(task: str, seed: int) -> None:
+def test_metrics_follow_the_definition(task: str, seed: int) -> None:
     content, results = random_set(seed, size=(150, 200))
     expected = SlowAP(content, results, boundaries=task == "boundary").metrics()
     metrics = CocoAP(content).metrics(results, task)
@@ -60,14 +60,14 @@ def test_both_packages_agree_to_a_millionth(
 
 @pytest.mark.usefixtures("package")
 @pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_figures_are_those_of_pycocotools_used_as_its_authors_do(task: str) -> None:
+def test_metrics_equal_those_of_pycocotools_as_its_authors_use_it(task: str) -> None:
     content, results = random_set(seed=7, size=(150, 200))
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = content
-        truth.createIndex()
-        found = truth.loadRes(results if task == "bbox" else without_boxes(results))
-        official = COCOeval(truth, found, task)
+        gt = COCO()
+        gt.dataset = content
+        gt.createIndex()
+        found = gt.loadRes(results if task == "bbox" else without_boxes(results))
+        official = COCOeval(gt, found, task)
         official.evaluate()
         official.accumulate()
         official.summarize()
@@ -77,16 +77,14 @@ def test_figures_are_those_of_pycocotools_used_as_its_authors_do(task: str) -> N
     np.testing.assert_allclose([metrics[name] for name in METRICS], expected, atol=1e-6)
 
 
-def test_boundary_ap_is_that_of_faster_coco_eval_which_finds_boundaries_itself() -> None:
+def test_boundary_ap_equals_that_of_faster_coco_eval() -> None:
     import faster_coco_eval
 
     content, results = random_set(seed=3, size=(150, 200))
     metrics = CocoAP(content).metrics(results, "boundary")
-    truth = faster_coco_eval.COCO(content)
-    found = truth.loadRes(without_boxes(results))
-    theirs = faster_coco_eval.COCOeval_faster(
-        truth, found, "boundary", boundary_dilation_ratio=0.02
-    )
+    gt = faster_coco_eval.COCO(content)
+    found = gt.loadRes(without_boxes(results))
+    theirs = faster_coco_eval.COCOeval_faster(gt, found, "boundary", boundary_dilation_ratio=0.02)
     theirs.evaluate()
     theirs.accumulate()
     theirs.summarize()
@@ -109,20 +107,19 @@ def test_ids_of_images_may_be_anything(task: str, new_id: Callable[[int], int | 
 
 
 @pytest.mark.usefixtures("package")
-def test_a_shifted_square_is_found_up_to_the_iou_of_its_frame() -> None:
-    """In 60×80 pixels bands are 2 wide; squares of 20, one moved by 2.
+def test_a_shifted_square_has_the_ap_derived_by_hand() -> None:
+    """In 60×80 pixels the bands are 2 pixels wide; one of two squares of 20 is shifted by 2.
 
-    Masks: 20·18 of 20·22 pixels in common, IoU 0.818: 7 thresholds. Bands: 144 pixels each. In
-    common are the 2·2 rows of 18, and of the 16 rows between them nothing but the columns at which
-    a left side meets none of the other: 72 of 216 pixels, IoU 1/3.
+    Masks: they share 20·18 of 20·22 pixels, IoU 0.818: 7 thresholds. Bands: 144 pixels each. They
+    share 2·2 rows of 18 pixels and nothing in the 16 rows between: 72 of 216 pixels, IoU 1/3.
     """
     square = {"image_id": 1, "category_id": 1, "iscrowd": 0}
-    truth = square | {"id": 1, "bbox": [10, 10, 20, 20], "area": 400}
-    truth["segmentation"] = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    gt = square | {"id": 1, "bbox": [10, 10, 20, 20], "area": 400}
+    gt["segmentation"] = [[10, 10, 30, 10, 30, 30, 10, 30]]
     content = {
         "images": [{"id": 1, "file_name": "a.png", "height": 60, "width": 80}],
         "categories": [{"id": 1, "name": "square"}],
-        "annotations": [truth],
+        "annotations": [gt],
     }
     moved = square | {"score": 0.5, "segmentation": [[12, 10, 32, 10, 32, 30, 12, 30]]}
     scores = CocoAP(content)
@@ -132,7 +129,7 @@ def test_a_shifted_square_is_found_up_to_the_iou_of_its_frame() -> None:
 
 @pytest.mark.usefixtures("package")
 @pytest.mark.parametrize("task", TASKS)
-def test_without_results_nothing_is_found(task: str) -> None:
+def test_without_results_ap_is_0(task: str) -> None:
     content, _ = random_set(seed=0)
     metrics = CocoAP(content).metrics([], task)
     assert metrics["AP"] == metrics["AP-class 1"] == 0
@@ -140,14 +137,14 @@ def test_without_results_nothing_is_found(task: str) -> None:
 
 
 @pytest.mark.usefixtures("package")
-def test_without_objects_nothing_is_a_number() -> None:
+def test_without_objects_all_metrics_are_nan() -> None:
     content, results = random_set(seed=0)
     metrics = CocoAP(content | {"annotations": []}).metrics(results, "segm")
     assert all(math.isnan(figure) for figure in metrics.values())
 
 
 @pytest.mark.usefixtures("package")
-def test_all_encodings_of_a_mask_are_the_same_mask() -> None:
+def test_all_encodings_of_a_mask_are_equivalent() -> None:
     content, results = random_set(seed=5)
     scores = CocoAP(content)
     runs = [x | {"segmentation": uncompressed(x["segmentation"])} for x in results]
@@ -189,6 +186,6 @@ def test_annotations_may_lack_area_and_crowd_flag_and_have_the_id_0() -> None:
     assert metrics == pytest.approx(expected, nan_ok=True)
 
 
-def test_an_unknown_kind_is_refused() -> None:
+def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(ValueError, match="bbox, segm, boundary, got 'masks'"):
         CocoAP(random_set(seed=0)[0]).metrics([], "masks")

@@ -38,7 +38,9 @@ def results_of(split: Split, path: Path, *, thicker: int = 0) -> Path:
     return path
 
 
-def test_the_ground_truth_has_an_ap_of_100_and_nothing_has_0(split: Split, tmp_path: Path) -> None:
+def test_the_ground_truth_has_an_ap_of_100_and_empty_results_of_0(
+    split: Split, tmp_path: Path
+) -> None:
     perfect = average_precision(split.json_file, results_of(split, tmp_path / "perfect.json"))
     assert perfect == pytest.approx({"AP": 100, "AP50": 100, "AP75": 100, "boundary AP": 100})
     (tmp_path / "empty.json").write_text("[]")
@@ -75,14 +77,14 @@ def test_results_are_compared_in_a_table_and_in_one_picture_per_image(
     assert error[2] < error[1] < error[0]
 
 
-def test_a_result_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_result_file_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "none.json"
     with pytest.raises(SystemExit) as stop:
         compare.main(["--results", f"a={missing}"])
     assert stop.value.code == 2
 
 
-def test_annotations_and_images_that_cannot_be_used_are_named(
+def test_invalid_annotations_and_images_are_named(
     split: Split, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     results = results_of(split, tmp_path / "results.json")

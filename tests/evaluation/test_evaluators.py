@@ -1,4 +1,4 @@
-"""The evaluators, fed with the ground truth as predictions."""
+"""The instance evaluators, with the ground truth as predictions."""
 
 import json
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def with_boundaries(cfg: CfgNode) -> CfgNode:
 
 
 def evaluate(cfg: CfgNode, name: str, *, shifted: int = 0) -> dict[str, dict[str, float]]:
-    """Score the ground truth of a data set against itself, or moved aside by some pixels."""
+    """Evaluate the ground truth of a data set as predictions, optionally shifted."""
     records = DatasetCatalog.get(name)
     evaluator = build_evaluator(cfg, name)
     evaluator.reset()
@@ -95,7 +95,7 @@ def register(kind: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["coco", "lvis"])
-def test_the_ground_truth_scores_100_and_moved_aside_less(
+def test_the_ground_truth_scores_100_and_a_shifted_one_less(
     kind: str, cfg: CfgNode, tmp_path: Path
 ) -> None:
     name = register(kind, tmp_path)
@@ -106,13 +106,13 @@ def test_the_ground_truth_scores_100_and_moved_aside_less(
 # Detectron2's loader calls shapely in an old way and leaves its worker processes to the collector.
 @pytest.mark.filterwarnings("ignore:The 'resolution' argument:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool:ResourceWarning")
-def test_cityscapes_masks_of_its_own_polygons_score_high_and_moved_aside_less(
+def test_cityscapes_polygons_score_high_and_shifted_ones_less(
     cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    # Detectron2 reads the polygons half a pixel fatter than the label images, so not quite 100.
+    # Detectron2 reads polygons half a pixel larger than the label images, so not quite 100.
     name = register("cityscapes_instance", Path("../city"))
     assert evaluate(cfg, name)["segm"]["AP"] > 70
     assert evaluate(cfg, name)["segm"]["AP50"] == pytest.approx(100)
@@ -120,7 +120,7 @@ def test_cityscapes_masks_of_its_own_polygons_score_high_and_moved_aside_less(
     assert not list(here.iterdir())
 
 
-def test_keypoints_are_scored_as_detectron2_does(cfg: CfgNode, tmp_path: Path) -> None:
+def test_keypoint_metrics_equal_those_of_detectron2(cfg: CfgNode, tmp_path: Path) -> None:
     written = write_coco(tmp_path / "set")
     content = written.read()
     for annotation in content["annotations"]:
@@ -144,7 +144,7 @@ def test_keypoints_are_scored_as_detectron2_does(cfg: CfgNode, tmp_path: Path) -
             instances = as_prediction(record["annotations"])
             points = [np.reshape(x["keypoints"], (-1, 3)) for x in record["annotations"]]
             instances.pred_keypoints = torch.tensor(np.array(points))
-            instances.pred_keypoints[::2, 0, 0] += 3.0  # every second object has one point astray
+            instances.pred_keypoints[::2, 0, 0] += 3.0  # one point of every second object is off
             evaluator.process([record], [{"instances": instances}])
         found.append(evaluator.evaluate())
     assert found[0].keys() == found[1].keys()
@@ -152,7 +152,7 @@ def test_keypoints_are_scored_as_detectron2_does(cfg: CfgNode, tmp_path: Path) -
     assert 10 < found[0]["keypoints"]["AP"] < 100
 
 
-def test_without_results_there_is_no_keypoint_ap_either(cfg: CfgNode, tmp_path: Path) -> None:
+def test_without_results_keypoint_ap_is_nan(cfg: CfgNode, tmp_path: Path) -> None:
     name = register("coco", tmp_path)
     cfg.MODEL.KEYPOINT_ON = True
     evaluator = build_evaluator(cfg, name)
@@ -173,7 +173,7 @@ BY_FREQUENCY = ("APr", "APc", "APf")
         ("lvis", [*BY_SIZE, *BY_FREQUENCY, *(f"AP-name_{number}" for number in range(1, 5))]),
     ],
 )
-def test_boundaries_are_measured_if_the_config_asks_for_it(
+def test_boundary_metrics_are_computed_if_the_config_asks_for_them(
     kind: str, metrics: list[str], cfg: CfgNode, tmp_path: Path
 ) -> None:
     name = register(kind, tmp_path)
@@ -187,7 +187,7 @@ def test_boundaries_are_measured_if_the_config_asks_for_it(
     assert evaluate(with_boundaries(cfg), name)["boundary"]["AP"] == pytest.approx(100)
 
 
-def test_figures_of_coco_are_those_of_detectron2(cfg: CfgNode, tmp_path: Path) -> None:
+def test_coco_metrics_equal_those_of_detectron2(cfg: CfgNode, tmp_path: Path) -> None:
     name = register("coco", tmp_path)
     ours = evaluate(cfg, name, shifted=2)
     stock = COCOEvaluator(name, ("bbox", "segm"), use_fast_impl=False, output_dir=str(tmp_path))
@@ -207,7 +207,7 @@ def test_figures_of_coco_are_those_of_detectron2(cfg: CfgNode, tmp_path: Path) -
 
 @pytest.mark.filterwarnings("ignore:The 'resolution' argument:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool:ResourceWarning")
-def test_boundaries_of_cityscapes_are_measured_if_the_config_asks_for_it(
+def test_boundary_metrics_of_cityscapes_are_computed_if_the_config_asks_for_them(
     cfg: CfgNode, tmp_path: Path
 ) -> None:
     name = register("cityscapes_instance", tmp_path / "city")
@@ -218,7 +218,7 @@ def test_boundaries_of_cityscapes_are_measured_if_the_config_asks_for_it(
     assert results["boundary"]["AP-car"] > 0
 
 
-def test_a_set_without_annotations_has_predictions_but_no_figures(
+def test_a_data_set_without_annotations_gives_predictions_but_no_metrics(
     cfg: CfgNode, tmp_path: Path
 ) -> None:
     written = write_coco(tmp_path)
@@ -236,7 +236,7 @@ def test_a_set_without_annotations_has_predictions_but_no_figures(
     assert len(json.loads(file.read_text())) == 6
 
 
-def test_a_model_that_finds_nothing_has_results_for_boxes_and_masks(
+def test_a_model_without_detections_has_results_for_boxes_and_masks(
     cfg: CfgNode, tmp_path: Path
 ) -> None:
     name = register("coco", tmp_path)
@@ -248,9 +248,7 @@ def test_a_model_that_finds_nothing_has_results_for_boxes_and_masks(
     assert np.isnan([results[task]["AP"] for task in ("bbox", "segm", "boundary")]).all()
 
 
-def test_a_class_without_annotations_has_no_ap_and_the_others_have(
-    cfg: CfgNode, tmp_path: Path
-) -> None:
+def test_a_class_without_annotations_has_no_ap(cfg: CfgNode, tmp_path: Path) -> None:
     written = write_coco(tmp_path)
     content = written.read()
     content["categories"].append({"id": 99, "name": "unicorn"})
@@ -262,20 +260,20 @@ def test_a_class_without_annotations_has_no_ap_and_the_others_have(
     assert segm["AP"] == pytest.approx(100)
 
 
-def test_results_of_several_sets_go_to_folders_of_their_own(cfg: CfgNode, tmp_path: Path) -> None:
+def test_results_of_several_data_sets_go_to_separate_folders(cfg: CfgNode, tmp_path: Path) -> None:
     for name in ("first", "second"):
         register_coco(name, *write_coco(tmp_path / name))
         evaluate(cfg, name)
         assert (Path(cfg.OUTPUT_DIR) / "inference" / name / "coco_instances_results.json").is_file()
 
 
-def test_an_unknown_type_of_evaluation_is_named(cfg: CfgNode) -> None:
+def test_an_unknown_evaluator_type_is_named(cfg: CfgNode) -> None:
     MetadataCatalog.get("odd").set(evaluator_type="odd_metric")
     with pytest.raises(ValueError, match=r"odd.*odd_metric"):
         build_evaluator(cfg, "odd")
 
 
-def test_an_unknown_type_of_evaluation_is_refused_before_the_training() -> None:
+def test_an_unknown_evaluator_type_is_refused_before_the_training() -> None:
     MetadataCatalog.get("odd").set(evaluator_type="odd_metric")
     check_evaluators(["odd"], [])
     with pytest.raises(ValueError, match=r"odd.*odd_metric"):

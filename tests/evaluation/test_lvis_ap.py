@@ -1,4 +1,4 @@
-"""AP and boundary AP by LVIS's rule, against a slow definition and LVIS's own summary."""
+"""AP and boundary AP of LVIS, against a slow definition and LVIS's own summary."""
 
 import json
 import math
@@ -17,7 +17,7 @@ Records = list[dict[str, Any]]
 
 
 def federated_set(seed: int) -> tuple[dict[str, Any], Records]:
-    """Annotations without crowds, some classes of some images unknown, absent or not exhaustive."""
+    """Draw annotations in which some classes of images are unknown, absent or not exhaustive."""
     content, results = random_set(seed, images=5, size=(150, 200))
     rng = np.random.default_rng(seed)
     ids = [category["id"] for category in content["categories"]]
@@ -43,7 +43,7 @@ def load(content: dict[str, Any], folder: Path) -> LVIS:
 
 @pytest.mark.parametrize("task", ["segm", "boundary"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_figures_are_those_of_the_definition(task: str, seed: int, tmp_path: Path) -> None:
+def test_metrics_follow_the_definition(task: str, seed: int, tmp_path: Path) -> None:
     content, results = federated_set(seed)
     slow = SlowAP(content, results, boundaries=task == "boundary", federated=True).metrics()
     metrics = lvis_metrics(load(content, tmp_path), results, task)
@@ -58,7 +58,7 @@ def test_figures_are_those_of_the_definition(task: str, seed: int, tmp_path: Pat
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_figures_are_those_of_lvis_itself(task: str, tmp_path: Path) -> None:
+def test_metrics_equal_those_of_lvis_itself(task: str, tmp_path: Path) -> None:
     content, results = federated_set(3)
     metrics = lvis_metrics(load(content, tmp_path), results, task)
     if task == "segm":
@@ -79,12 +79,12 @@ def test_results_are_not_changed(tmp_path: Path) -> None:
 
 def test_a_second_evaluation_on_the_same_annotations_gives_the_same(tmp_path: Path) -> None:
     content, results = federated_set(1)
-    truth = load(content, tmp_path)
-    first = lvis_metrics(truth, results, "boundary")
-    assert lvis_metrics(truth, results, "boundary") == pytest.approx(first, nan_ok=True)
+    gt = load(content, tmp_path)
+    first = lvis_metrics(gt, results, "boundary")
+    assert lvis_metrics(gt, results, "boundary") == pytest.approx(first, nan_ok=True)
 
 
-def test_without_results_nothing_is_a_number(tmp_path: Path) -> None:
+def test_without_results_all_metrics_are_nan(tmp_path: Path) -> None:
     metrics = lvis_metrics(load(federated_set(1)[0], tmp_path), [], "segm")
     assert list(metrics) == [*METRICS, *FREQUENCIES]
     assert all(math.isnan(figure) for figure in metrics.values())

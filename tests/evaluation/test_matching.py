@@ -1,4 +1,4 @@
-"""Pairs of objects and results, against planted truths and slow IoUs."""
+"""Matching of objects and results, against planted cases and slow IoUs."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_the_best_pair_comes_first_and_takes_its_row_and_column():
     np.testing.assert_array_equal(ious, before)
 
 
-def test_what_hardly_overlaps_makes_no_pair():
+def test_small_overlaps_make_no_pair():
     assert greedy_pairs(np.array([[MIN_IOU, 0.0], [0.0, MIN_IOU - 1e-6]])) == [(0, 0)]
 
 
@@ -29,26 +29,26 @@ def test_without_rows_or_columns_there_is_no_pair(shape):
 
 def test_a_match_has_the_ious_of_the_masks_and_of_their_bands():
     rng = np.random.default_rng(3)
-    truths = [blob(rng, 60, 80, 18) for _ in range(4)]
-    masks = [np.roll(truth, (2, 1), axis=(0, 1)) for truth in truths[::-1]]
-    objects = [record(truth, image) for image, truth in enumerate(truths)]
+    gt_masks = [blob(rng, 60, 80, 18) for _ in range(4)]
+    masks = [np.roll(gt, (2, 1), axis=(0, 1)) for gt in gt_masks[::-1]]
+    objects = [record(gt, image) for image, gt in enumerate(gt_masks)]
     results = [record(mask, 3 - image) for image, mask in enumerate(masks)]
     matches = match_objects(objects, results)
-    for index, (truth, match) in enumerate(zip(truths, matches, strict=True)):
+    for index, (gt, match) in enumerate(zip(gt_masks, matches, strict=True)):
         assert match is not None
         assert match.result == 3 - index
-        assert match.iou == pytest.approx(iou(truth, masks[3 - index]))
-        assert match.boundary_iou == pytest.approx(iou(band(truth), band(masks[3 - index])))
+        assert match.iou == pytest.approx(iou(gt, masks[3 - index]))
+        assert match.boundary_iou == pytest.approx(iou(band(gt), band(masks[3 - index])))
 
 
-def test_another_image_or_class_is_no_match():
+def test_objects_of_other_images_or_classes_do_not_match():
     mask = np.ones((10, 10), dtype=bool)
     results = [record(mask, image=2), record(mask, category=2)]
     assert match_objects([record(mask)], results) == [None]
 
 
-def test_the_inputs_stay_as_they_are():
+def test_the_inputs_are_not_changed():
     mask = np.ones((10, 10), dtype=bool)
-    truth, result = record(mask), record(mask)
-    match_objects([truth], [result])
-    assert set(truth) == set(result) == {"image_id", "category_id", "segmentation"}
+    gt, result = record(mask), record(mask)
+    match_objects([gt], [result])
+    assert set(gt) == set(result) == {"image_id", "category_id", "segmentation"}

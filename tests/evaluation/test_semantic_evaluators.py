@@ -1,4 +1,4 @@
-"""The evaluators of label maps, fed with the ground truth as predictions."""
+"""The evaluators of label maps, with the ground truth as predictions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,13 +44,13 @@ def cfg(tmp_path: Path) -> CfgNode:
 
 
 def scores_of(labels: np.ndarray, num_classes: int) -> Tensor:
-    """Logits (K, H, W) that are highest at the labels; class 0 where pixels do not count."""
+    """Return logits (K, H, W) whose maxima are the labels; class 0 at ignored pixels."""
     hard = torch.from_numpy(np.where(labels == IGNORED, 0, labels).astype(np.int64))
     return torch.nn.functional.one_hot(hard, num_classes).permute(2, 0, 1).float()
 
 
 def evaluate(cfg: CfgNode, name: str, *, shift: int = 0, task: str = "sem_seg") -> dict[str, float]:
-    """Score the label maps of a data set against themselves, or moved aside."""
+    """Evaluate the label maps of a data set as predictions, optionally shifted."""
     evaluator = build_evaluator(cfg, name)
     evaluator.reset()
     for record in DatasetCatalog.get(name):
@@ -61,7 +61,7 @@ def evaluate(cfg: CfgNode, name: str, *, shift: int = 0, task: str = "sem_seg") 
     return evaluator.evaluate()[task]
 
 
-def test_the_label_maps_score_100_in_every_class(cfg: CfgNode, tmp_path: Path) -> None:
+def test_the_ground_truth_scores_100_in_every_class(cfg: CfgNode, tmp_path: Path) -> None:
     register_sem_seg("tiny", *write_sem_seg(tmp_path))
     results = evaluate(cfg, "tiny")
     for figure in ("mIoU", "fwIoU", "mACC", "pACC", *(f"IoU-{name}" for name in CLASSES)):
@@ -70,15 +70,15 @@ def test_the_label_maps_score_100_in_every_class(cfg: CfgNode, tmp_path: Path) -
     assert (Path(cfg.OUTPUT_DIR) / "inference" / "tiny" / "sem_seg_predictions.json").is_file()
 
 
-def test_the_mean_iou_is_that_of_a_slow_count(cfg: CfgNode, tmp_path: Path) -> None:
+def test_the_mean_iou_equals_a_slow_count(cfg: CfgNode, tmp_path: Path) -> None:
     register_sem_seg("tiny", *write_sem_seg(tmp_path))
     overlap, union = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
     for number in (0, 1):
-        truth = label_map(number)
-        found = np.roll(truth, 5, axis=1)
+        gt = label_map(number)
+        found = np.roll(gt, 5, axis=1)
         found[found == IGNORED] = 0
         for value in range(len(CLASSES)):
-            a, b = truth == value, (found == value) & (truth != IGNORED)
+            a, b = gt == value, (found == value) & (gt != IGNORED)
             overlap[value] += (a & b).sum()
             union[value] += (a | b).sum()
     results = evaluate(cfg, "tiny", shift=5)
@@ -86,7 +86,9 @@ def test_the_mean_iou_is_that_of_a_slow_count(cfg: CfgNode, tmp_path: Path) -> N
     assert results["mIoU"] < 80
 
 
-def test_boundaries_are_measured_if_the_config_asks_for_it(cfg: CfgNode, tmp_path: Path) -> None:
+def test_boundary_metrics_are_computed_if_the_config_asks_for_them(
+    cfg: CfgNode, tmp_path: Path
+) -> None:
     register_sem_seg("tiny", *write_sem_seg(tmp_path))
     cfg.TEST.BOUNDARY_METRICS = True
     evaluator = build_evaluator(cfg, "tiny")
@@ -107,7 +109,7 @@ def test_boundaries_are_measured_if_the_config_asks_for_it(cfg: CfgNode, tmp_pat
     np.testing.assert_allclose(by_class, 100 * expected.boundary_iou)
 
 
-def test_boundaries_are_measured_over_all_processes(
+def test_boundary_metrics_cover_all_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register_sem_seg("tiny", *write_sem_seg(tmp_path))
@@ -125,7 +127,7 @@ def test_boundaries_are_measured_over_all_processes(
     assert parts[1].evaluate() is None
 
 
-def test_cityscapes_own_scripts_give_100_and_leave_no_file(
+def test_the_scripts_of_cityscapes_give_100_and_leave_no_files(
     cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "here"
@@ -146,7 +148,7 @@ def test_cityscapes_own_scripts_give_100_and_leave_no_file(
     assert not list(here.iterdir())
 
 
-def test_panoptic_sets_give_miou_and_ap_and_say_what_else_is_needed(
+def test_panoptic_data_sets_give_miou_and_ap_and_name_the_missing_package(
     cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     written = write_coco(tmp_path / "coco")
@@ -173,9 +175,7 @@ def test_panoptic_sets_give_miou_and_ap_and_say_what_else_is_needed(
     assert {"bbox", "segm"} <= results.keys()
 
 
-def test_without_an_ignored_label_in_the_metadata_it_is_that_of_the_config(
-    cfg: CfgNode, tmp_path: Path
-) -> None:
+def test_the_ignored_label_defaults_to_that_of_the_config(cfg: CfgNode, tmp_path: Path) -> None:
     labels = write_sem_seg(tmp_path / "maps")
     records = [
         {"file_name": str(labels.label(n)), "sem_seg_file_name": str(labels.label(n))}
@@ -193,7 +193,7 @@ def test_without_an_ignored_label_in_the_metadata_it_is_that_of_the_config(
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
 
 
-def test_what_a_model_does_not_predict_is_not_evaluated() -> None:
+def test_a_data_set_that_needs_other_outputs_is_refused() -> None:
     for kind in ("coco", "sem_seg", "coco_panoptic_seg"):
         MetadataCatalog.get(f"set_{kind}").set(evaluator_type=kind)
     check_evaluators([], ["set_coco"], outputs=INSTANCES)

@@ -1,4 +1,4 @@
-"""mIoU and boundary mIoU of label maps, against slow loops and planted truths."""
+"""mIoU and boundary mIoU of label maps, against slow loops and planted cases."""
 
 import itertools
 import math
@@ -13,13 +13,13 @@ IGNORE = 255
 
 
 def eroded_once(mask: set[tuple[int, int]]) -> set[tuple[int, int]]:
-    """The pixels of a set whose eight neighbors are all in it."""
+    """Return the pixels of a set whose eight neighbors are all in it."""
     steps = [*itertools.product((-1, 0, 1), repeat=2)]
     return {(y, x) for y, x in mask if all((y + v, x + u) in mask for v, u in steps)}
 
 
 def slow_scores(pairs, num_classes: int, width: int) -> tuple[list[float], list[float]]:
-    """IoU and boundary IoU by class from sets of pixels, one pixel at a time."""
+    """Compute IoU and Boundary IoU of each class from sets of pixels, one pixel at a time."""
     scores: tuple[list[float], list[float]] = ([], [])
     for k in range(num_classes):
         counts = [[0, 0], [0, 0]]
@@ -46,7 +46,7 @@ def blobs(rng: np.random.Generator, size: tuple[int, int], classes: int) -> np.n
 
 
 def split_at(column: int, size: tuple[int, int] = (20, 40)) -> np.ndarray:
-    """Class 0 left of a column and class 1 from there on."""
+    """Return a label map of class 0 left of a column and class 1 from there on."""
     return np.broadcast_to(np.arange(size[1]) >= column, size).astype(np.uint8)
 
 
@@ -71,7 +71,7 @@ def test_scores_equal_those_of_sets_of_pixels(size):
     assert math.isnan(iou[5])
 
 
-def test_the_truth_scores_100():
+def test_the_ground_truth_scores_100():
     label = blobs(np.random.default_rng(0), (30, 40), 3)
     label[:5] = IGNORE
     scores = SemanticIoU(3)
@@ -80,16 +80,16 @@ def test_the_truth_scores_100():
 
 
 def test_a_shifted_edge_costs_the_boundary_more_than_the_area():
-    """In 20×40 pixels the bands have width 1: the frame of each part."""
+    """In 20×40 pixels the bands are 1 pixel wide: the frame of each part."""
     scores = SemanticIoU(2)
     scores.add(split_at(23), split_at(20))
     np.testing.assert_allclose(scores.iou, [20 / 23, 17 / 20])
-    # Class 0: frames of 20×20 (76 pixels) and 20×23 (82); in common 2 × 20 of the long sides and 18
-    # of the left one. Class 1: frames of 20×20 and 20×17 (70), in common 2 × 17 and 18.
+    # Class 0: frames of 20×20 (76 pixels) and 20×23 (82); intersection: 2 × 20 on the long sides
+    # and 18 on the left. Class 1: frames of 20×20 and 20×17 (70), intersection: 2 × 17 and 18.
     np.testing.assert_allclose(scores.boundary_iou, [58 / 100, 52 / 94])
 
 
-def test_what_is_predicted_on_ignored_pixels_does_not_matter():
+def test_predictions_on_ignored_pixels_do_not_matter():
     rng = np.random.default_rng(1)
     label = blobs(rng, (40, 50), 3)
     label[10:25, 15:30] = IGNORE
@@ -104,12 +104,12 @@ def test_what_is_predicted_on_ignored_pixels_does_not_matter():
 
 def test_counts_are_summed_over_images_before_they_are_divided():
     scores = SemanticIoU(2)
-    scores.add(split_at(40), split_at(40))  # class 0 only, right everywhere
-    scores.add(split_at(0), split_at(10))  # class 1 only, where class 0 has 10 of 40 columns
+    scores.add(split_at(40), split_at(40))  # class 0 only, all correct
+    scores.add(split_at(0), split_at(10))  # class 1 predicted everywhere, 10 of 40 columns wrong
     np.testing.assert_allclose(scores.iou, [40 / 50, 30 / 40])
 
 
-def test_images_may_be_counted_in_several_places():
+def test_images_may_be_added_to_several_objects_and_merged():
     rng = np.random.default_rng(2)
     whole, first, second = (SemanticIoU(3) for _ in range(3))
     for part in (first, second):
@@ -121,7 +121,7 @@ def test_images_may_be_counted_in_several_places():
     np.testing.assert_array_equal(first.boundary_iou, whole.boundary_iou)
 
 
-def test_a_class_that_is_predicted_without_being_there_counts_as_0():
+def test_a_class_that_is_predicted_but_absent_counts_as_0():
     scores = SemanticIoU(3)
     label = np.zeros((8, 8), dtype=np.uint8)
     prediction = label.copy()
@@ -131,7 +131,7 @@ def test_a_class_that_is_predicted_without_being_there_counts_as_0():
     assert scores.means()["mIoU"] == pytest.approx(100 * (63 / 64 + 0) / 2)
 
 
-def test_nothing_counted_is_not_a_number():
+def test_without_counted_pixels_all_metrics_are_nan():
     scores = SemanticIoU(2)
     scores.add(np.zeros((4, 4), dtype=int), np.full((4, 4), IGNORE))
     assert all(math.isnan(value) for value in scores.means().values())
@@ -146,6 +146,6 @@ def test_nothing_counted_is_not_a_number():
         (np.zeros((4, 4), int), np.full((4, 4), -1), r"label map has the values \[-1\]"),
     ],
 )
-def test_maps_that_do_not_fit_are_refused(prediction, label, message):
+def test_invalid_label_maps_are_refused(prediction, label, message):
     with pytest.raises(ValueError, match=message):
         SemanticIoU(3).add(prediction, label)

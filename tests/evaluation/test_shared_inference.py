@@ -1,4 +1,4 @@
-"""One pass over the images for the evaluators of several data sets."""
+"""Shared inference for the evaluators of several data sets."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def _restore() -> Iterator[None]:
 
 
 class Doubling(nn.Module):
-    """Doubles the numbers that it is given, and counts its calls."""
+    """Doubles image ids and records the images it sees."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ class Doubling(nn.Module):
         return [2 * record["image_id"] for record in inputs]
 
 
-class Noting(DatasetEvaluator):
-    """Returns what it was given."""
+class Recording(DatasetEvaluator):
+    """Returns the outputs it receives."""
 
     def reset(self) -> None:
         self.given: dict[int, int] = {}
@@ -53,7 +53,7 @@ def record(number: int, folder: str = "a", **changes: Any) -> dict[str, Any]:
 
 
 def run(**sets: list[dict[str, Any]]) -> tuple[dict[str, Any], list[int]]:
-    """Evaluate data sets; return the results, and the images that the model has seen."""
+    """Evaluate data sets; return the results and the images that the model saw."""
     for name, records in sets.items():
         DatasetCatalog.register(name, lambda records=records: records)
     model = Doubling()
@@ -61,8 +61,8 @@ def run(**sets: list[dict[str, Any]]) -> tuple[dict[str, Any], list[int]]:
     def loader(name: str) -> list[list[dict[str, Any]]]:
         return [sets[name][start : start + 2] for start in range(0, len(sets[name]), 2)]
 
-    # Detectron2's loop warms up for some batches and asks for the length.
-    results = evaluate_with_shared_inference(model, list(sets), loader, lambda _name: Noting())
+    # Detectron2's loop needs some warm-up batches and the length.
+    results = evaluate_with_shared_inference(model, list(sets), loader, lambda _name: Recording())
     return results, model.seen
 
 
@@ -70,7 +70,7 @@ def expected(*numbers: int) -> dict[str, Any]:
     return {"task": {f"image {number}": 2.0 * number for number in numbers}}
 
 
-def test_a_set_whose_images_are_among_those_of_another_needs_no_pass_of_its_own() -> None:
+def test_a_data_set_contained_in_another_shares_its_inference() -> None:
     some, more = [record(4), record(2)], [record(number) for number in range(1, 6)]
     results, seen = run(some=some, more=more)
     assert seen == [1, 2, 3, 4, 5]
@@ -79,7 +79,7 @@ def test_a_set_whose_images_are_among_those_of_another_needs_no_pass_of_its_own(
     assert results["more"] == expected(1, 2, 3, 4, 5)
 
 
-def test_sets_that_overlap_only_in_part_are_passed_over_each_by_itself() -> None:
+def test_data_sets_that_overlap_only_partly_do_not_share_inference() -> None:
     results, seen = run(first=[record(1), record(2)], second=[record(2), record(3)])
     assert sorted(seen) == [1, 2, 2, 3]
     assert results == {"first": expected(1, 2), "second": expected(2, 3)}
@@ -94,19 +94,19 @@ def test_another_file_id_or_size_is_another_image(change: dict[str, Any]) -> Non
     assert results["second"] == expected(change.get("image_id", 1))
 
 
-def test_two_names_of_a_folder_are_one_folder() -> None:
+def test_two_paths_of_a_folder_are_the_same_folder() -> None:
     _, seen = run(first=[record(1)], second=[record(1, folder="b/../a")])
     assert seen == [1]
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_sets_that_do_not_say_their_sizes_are_evaluated_on_all_their_images(shared: bool) -> None:
+def test_data_sets_without_sizes_are_evaluated_on_all_their_images(shared: bool) -> None:
     def unsized(*numbers: int, folder: str = "a") -> list[dict[str, Any]]:
         return [{"file_name": f"{folder}/{n}.png", "image_id": n} for n in numbers]
 
     first, second = unsized(1, 2), unsized(*((2,) if shared else (3,)), folder="b/../a")
     sets = {"first": first, "second": second}
-    evaluators = {name: Noting() for name in sets}
+    evaluators = {name: Recording() for name in sets}
     for name, records in sets.items():
         DatasetCatalog.register(name, lambda records=records: records)
 
@@ -121,14 +121,14 @@ def test_sets_that_do_not_say_their_sizes_are_evaluated_on_all_their_images(shar
         assert evaluators[name].files == [entry["file_name"] for entry in records]
 
 
-def test_groups_have_their_largest_set_first() -> None:
+def test_the_largest_data_set_of_a_group_comes_first() -> None:
     keys = [(name, 0, 0, 0) for name in "abc"]
     sets = {"a": keys[:1], "c": keys[2:], "abc": keys, "none": []}
     groups = group_by_images({name: frozenset(content) for name, content in sets.items()})
     assert groups == [["abc", "a", "c", "none"]]
 
 
-def test_the_model_is_evaluated_without_gradients_and_in_its_own_mode_afterwards() -> None:
+def test_evaluation_needs_no_gradients_and_restores_the_mode_of_the_model() -> None:
     model = Doubling().train()
     flags = []
     model.register_forward_pre_hook(
@@ -136,7 +136,7 @@ def test_the_model_is_evaluated_without_gradients_and_in_its_own_mode_afterwards
     )
     DatasetCatalog.register("one", lambda: [record(1)])
     evaluate_with_shared_inference(
-        model, ["one"], lambda _name: [[record(1)]], lambda _name: Noting()
+        model, ["one"], lambda _name: [[record(1)]], lambda _name: Recording()
     )
     assert flags == [(False, False)]
     assert model.training

@@ -1,4 +1,4 @@
-"""Multi-scale and flip, against separate runs of the model."""
+"""Test-time augmentation, against separate runs of the model."""
 
 import itertools
 import weakref
@@ -25,7 +25,7 @@ K = 5
 
 
 class Segmentor(nn.Module):
-    """A model that is neither symmetric nor indifferent to scale; it counts its live results."""
+    """A model that is neither flip- nor scale-invariant; it counts its results in memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def test_one_variant_without_resizing_has_the_classes_of_the_plain_model() -> No
     assert torch.equal(wrapped([inputs])[0]["sem_seg"].argmax(dim=0), plain)
 
 
-def test_one_result_of_the_model_lives_at_a_time() -> None:
+def test_only_one_result_of_the_model_is_in_memory_at_a_time() -> None:
     model = Segmentor()
     wrapped = MultiScaleSegmentor(model, min_sizes=range(20, 90, 10), max_size=200, flip=True)
     wrapped([{"image": picture()}] * 2)
@@ -120,7 +120,7 @@ def test_one_result_of_the_model_lives_at_a_time() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_variants() -> None:
-    """Bytes allocated by the sum itself; the model gives views of one map."""
+    """Return the bytes allocated by the sum itself; the model returns views of one map."""
     logits = torch.randn(K, 256, 256)
 
     class Constant(nn.Module):
@@ -146,7 +146,7 @@ def test_memory_does_not_grow_with_the_number_of_variants() -> None:
     assert many < 1.1 * one
 
 
-def test_images_of_a_batch_are_seen_one_by_one_with_sizes_of_their_own() -> None:
+def test_images_of_a_batch_are_processed_one_by_one_in_their_own_sizes() -> None:
     model = Segmentor()
     wrapped = MultiScaleSegmentor(model, min_sizes=(20, 40), max_size=60, flip=False)
     results = wrapped([{"image": picture(40, 70)}, {"image": picture(50, 50), "height": 9}])
@@ -155,7 +155,7 @@ def test_images_of_a_batch_are_seen_one_by_one_with_sizes_of_their_own() -> None
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_wrapping_leaves_the_mode_of_the_model(training: bool) -> None:
+def test_wrapping_keeps_the_mode_of_the_model(training: bool) -> None:
     model = Segmentor().train(training)
     wrapped = MultiScaleSegmentor(model, min_sizes=(20,), max_size=200, flip=False)
     assert model.training == wrapped.training == training
@@ -166,7 +166,7 @@ def test_no_gradient_is_kept() -> None:
     assert not wrapped([{"image": picture()}])[0]["sem_seg"].requires_grad
 
 
-def test_settings_that_cannot_work_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="MIN_SIZES"):
         MultiScaleSegmentor(Segmentor(), min_sizes=(), max_size=200, flip=True)
     for sizes in ("()", "(0, 100)"):
@@ -206,12 +206,12 @@ def test_instance_models_take_detectron2s_augmentation(config: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_mixed_precision_is_that_of_the_products_and_ends_with_the_model(dtype):
+def test_autocast_applies_inside_the_model_only(dtype):
     model = Segmentor()
     image = {"image": picture(), "height": 40, "width": 70}
     (exact,) = model([image])
     (result,) = AutocastModel(model, dtype)([image])
-    assert result["sem_seg"].dtype == dtype  # as the convolution computes it
+    assert result["sem_seg"].dtype == dtype  # the output of the convolution
     assert not torch.equal(result["sem_seg"].float(), exact["sem_seg"])
     error = (result["sem_seg"].float() - exact["sem_seg"]).abs().max()
     assert error < 0.02 * exact["sem_seg"].abs().max()
