@@ -50,7 +50,6 @@ from point_rend.utils.program import command_words, is_executable, program
 
 logger = logging.getLogger(__name__)
 
-
 # Raised by a full disk, a quota, a file size limit and a read-only disk.
 OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
