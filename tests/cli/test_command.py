@@ -1,6 +1,8 @@
 """The command `pointrend`: help, errors, imports, warnings, processes, completion."""
 
+import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +20,9 @@ from point_rend.utils.program import program
 from tests.commands import run
 from tests.tiny_datasets import REPOSITORY, TINY_MODEL, CocoSet, write_coco
 
+PAGES = sorted(
+    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "tools/README.md"]
+)
 # Modules that help needs none of, and code that makes some of them missing.
 HEAVY = ("torch", "torchvision", "detectron2", "numpy", "cv2", "matplotlib", "pycocotools", "PIL")
 BLOCK = """
@@ -159,6 +164,28 @@ def test_options_of_training_include_those_of_detectron2_with_their_defaults() -
 def test_usage_begins_with_the_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/venv/bin/pointrend", name])
     assert module_of(name).build_parser().format_usage().startswith(f"usage: pointrend {name} [-h]")
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    found = set()
+    for action in parser._actions:
+        found |= set(action.option_strings)
+        if isinstance(action.choices, dict):
+            found |= {x for parser in action.choices.values() for x in options_of(parser)}
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documents_use_existing_commands_and_options(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    assert not re.search(r"python (-m )?tools[./](?!dev/)", text)
+    for line in re.findall(r"(?<![/\w])pointrend ([a-z][^`\n]*)", text):
+        name, *words = re.findall(r"(?<!\S)[a-z][\w-]*|(?<!\S)--[\w-]+", line)
+        assert name in COMMANDS, line
+        known = options_of(module_of(name).build_parser())
+        if name == "ablate":
+            known |= options_of(build_parser())
+        assert {word for word in words if word.startswith("--")} <= known, line
 
 
 # --- warnings and processes -----------------------------------------------------------------------
