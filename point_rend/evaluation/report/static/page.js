@@ -58,7 +58,7 @@
     split(card);
   }
 
-  // Shows a part of a card, or the whole again.
+  // Zooms into a part of a card, or back to the full view.
   function enlarge(card, button) {
     const svg = card.querySelector(".stage svg");
     svg.setAttribute("viewBox", button.dataset.box);
