@@ -248,6 +248,16 @@ def test_a_config_is_read_in_config_from_config_and_builders_only():
             assert allowed, f"{name}: {function or 'the module itself'} uses cfg"
 
 
+def test_exit_codes_have_names():
+    """Those of utils/errors.py; 0 is success."""
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                function = ast.unparse(node.func).split(".")[-1]
+                if function in {"SystemExit", "exit", "_exit"}:
+                    assert node.args[0].value == 0, f"{name}:{node.lineno}"
+
+
 def test_the_stock_project_is_named_in_registration_only():
     naming = {name for name, path in FILES.items() if STOCK in path.read_text(encoding="utf-8")}
     assert naming == {"registration.py"}

@@ -161,6 +161,8 @@ def check_output(path: str | Path, *, folder: bool = False) -> None:
             reason = f"{nearest} is not a folder"
         elif path.is_dir() and not folder:
             reason = "it is a folder, expected a file"
+        elif path.exists() and not path.is_file() and not folder:
+            reason = "it is a device or a pipe, expected a file"
         else:
             check_writable(nearest)
             return

@@ -139,6 +139,7 @@ def test_a_writable_output_passes_and_nothing_is_created(tmp_path: Path, folder:
         ("file/new/newer", False, "{}/file is not a folder"),
         ("nowhere/new", True, "{}/nowhere is not a folder"),
         ("there", False, "it is a folder, expected a file"),
+        ("pipe", False, "it is a device or a pipe, expected a file"),
     ],
 )
 def test_an_unwritable_output_is_named_with_the_reason(
@@ -147,6 +148,7 @@ def test_an_unwritable_output_is_named_with_the_reason(
     (tmp_path / "file").touch()
     (tmp_path / "there").mkdir()
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="cannot be written") as raised:
         check_output(tmp_path / output, folder=folder)
     expected = f"--output {tmp_path / output} cannot be written: {reason.format(tmp_path)}"

@@ -1,0 +1,39 @@
+"""User errors and exit codes."""
+
+import signal
+
+import pytest
+
+from point_rend.utils import errors
+
+
+def test_exit_codes_are_those_of_the_documents():
+    assert (errors.FAILED, errors.USER_ERROR, errors.DIVERGED) == (1, 2, 3)
+    assert errors.INTERRUPTED == errors.signal_exit_code(signal.SIGINT) == 130
+    assert errors.signal_exit_code(signal.SIGTERM) == 143
+
+
+@pytest.mark.parametrize("error", [ValueError("no\n  such key"), FileNotFoundError(2, "no", "x")])
+def test_a_user_error_is_one_line_with_the_program(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.argv", ["/usr/bin/pointrend", "predict", "--input"])
+    with pytest.raises(SystemExit) as ended, errors.user_errors():
+        raise error
+    assert ended.value.code == errors.USER_ERROR
+    said = capsys.readouterr().err
+    assert said.startswith("pointrend predict: error: ")
+    assert said.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(KeyError), errors.user_errors():
+        raise KeyError("bug")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("MODEL.MASK_NO", "; did you mean MODEL.MASK_ON?"), ("x", "")],
+)
+def test_the_nearest_known_name_is_suggested(name: str, nearest: str):
+    assert errors.did_you_mean(name, ["MODEL.MASK_ON", "INPUT.FORMAT"]) == nearest
