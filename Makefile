@@ -35,7 +35,8 @@ notebook: venv
 
 # One thread in each of a few processes is faster than many threads on small tensors.
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .

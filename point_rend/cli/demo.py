@@ -74,7 +74,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     print(f"\n{format_table(table)}")
     files = draw_pictures(
-        CONFIG, weights, annotations, data / "val", output / "pictures", coarse_opts=COARSE
+        CONFIG,
+        weights,
+        annotations,
+        data / "val",
+        fine / results,
+        output / "pictures",
+        coarse_opts=COARSE,
     )
     page = output / "report.html"
     steps.run_step(

@@ -45,6 +45,23 @@ def test_a_closeup_shows_the_middle_of_the_box_in_the_middle() -> None:
     assert cut[:3, :3].max() < 40
 
 
+def test_the_closeups_show_the_largest_detected_object_of_each_class() -> None:
+    def thing(category: int, area: int, x: int, image: int = 1) -> dict:
+        box = [x, 0, 10, 10]
+        return {"category_id": category, "area": area, "bbox": box, "image_id": image}
+
+    small, missed = thing(1, area=5, x=0), thing(1, area=9, x=50)
+    unsure, elsewhere = thing(2, area=3, x=0), thing(2, area=2, x=0, image=2)
+    results = [
+        {**thing(1, area=0, x=2), "score": 0.9},  # overlaps the small object by two thirds
+        {**thing(1, area=0, x=56), "score": 0.9},  # and the large one too little
+        {**thing(2, area=0, x=0), "score": 0.4},
+    ]
+    found = instances.largest_detected([missed, small, unsure, elsewhere], results)
+    assert found == {1: small, 2: unsure}
+    assert instances.largest_detected([missed, small], []) == {1: missed}
+
+
 @pytest.mark.parametrize("command", [demo, demo_semantic])
 def test_an_output_that_is_a_file_is_named_before_the_work(
     command: ModuleType,

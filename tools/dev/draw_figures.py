@@ -25,7 +25,7 @@ from point_rend.utils.errors import user_errors
 from point_rend.utils.files import atomic_file, check_output, write_text
 
 CONFIG = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
-PHOTOGRAPH, INSTANCE = "000005.jpg", 0
+PHOTOGRAPH, INSTANCE = "000005.jpg", 1
 PANEL_SIDE = 224
 NUM_COLORS = 256
 

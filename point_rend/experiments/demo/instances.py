@@ -15,7 +15,8 @@ from point_rend.visualization.layout import save_picture, side_by_side, stack
 
 NUM_PICTURES = 6
 MAGNIFICATION = 3  # of the pictures
-MIN_SCORE = 0.7  # of the detections shown
+MIN_SCORE = 0.6  # of the detections shown
+MIN_BOX_IOU = 0.5  # of a detection with its object
 TITLES = ("input", "coarse 7x7", "PointRend", "ground truth")
 
 
@@ -88,22 +89,51 @@ def closeup(panels: Sequence[np.ndarray], box: np.ndarray, side: int = 260) -> l
     ]
 
 
+def largest_detected(
+    annotations: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]
+) -> dict[int, dict[str, Any]]:
+    """Find the largest detected object of every class; the largest one if none was detected.
+
+    Args:
+        annotations: COCO annotations.
+        results: Detections in COCO's result format.
+
+    Returns:
+        An annotation for each category id.
+    """
+    boxes: dict[tuple[int, int], list[Any]] = {}
+    for result in results:
+        if result["score"] >= MIN_SCORE:
+            key = (result["image_id"], result["category_id"])
+            boxes.setdefault(key, []).append(result["bbox"])
+
+    def rank(annotation: dict[str, Any]) -> tuple[bool, float]:
+        key = (annotation["image_id"], annotation["category_id"])
+        overlaps = mask_util.iou(boxes.get(key, []), [annotation["bbox"]], [0])
+        return np.max(overlaps, initial=0.0) >= MIN_BOX_IOU, annotation["area"]
+
+    ranked = sorted(annotations, key=rank)
+    return {annotation["category_id"]: annotation for annotation in ranked}
+
+
 def draw_pictures(
     config: str,
     weights: Path,
     json_file: Path,
     image_root: Path,
+    results: Path,
     folder: Path,
     *,
     coarse_opts: Sequence[str],
 ) -> list[Path]:
-    """Draw the first validation images and the largest object of every class.
+    """Draw the first validation images and the largest detected object of every class.
 
     Args:
         config: Name of the model's config.
         weights: The trained model.
         json_file: COCO annotations of the validation set.
         image_root: Its images.
+        results: Detections of the model, in COCO's result format.
         folder: Folder of the pictures.
         coarse_opts: Config keys and values with which the model predicts its coarse masks.
 
@@ -115,9 +145,7 @@ def draw_pictures(
     by_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation)
-    largest: dict[int, dict[str, Any]] = {}
-    for annotation in sorted(content["annotations"], key=lambda a: a["area"]):
-        largest[annotation["category_id"]] = annotation
+    largest = largest_detected(content["annotations"], json.loads(results.read_text()))
 
     count = ("MODEL.ROI_HEADS.NUM_CLASSES", str(len(names)))
     predictors = [
