@@ -191,9 +191,12 @@ def test_documents_use_existing_commands_and_options(page: Path) -> None:
 # --- warnings and processes -----------------------------------------------------------------------
 
 
-def test_warnings_of_third_parties_are_hidden_by_name_and_ours_are_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["cli", "inference", "engine.spawned"])
+def test_warnings_of_third_parties_are_hidden_by_name_and_ours_are_shown(
+    module: str, tmp_path: Path
+) -> None:
     code = (
-        "import logging, warnings, point_rend.cli\n"
+        f"import logging, warnings, point_rend.{module}\n"
         "warnings.warn('`torch.jit.script` is deprecated. Use another', FutureWarning)\n"
         "warnings.warn('torch.meshgrid: in an upcoming release, it will', UserWarning)\n"
         "logging.getLogger('torch.fx._symbolic_trace').warning('is_fx_tracing will return true "
