@@ -3,7 +3,6 @@
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,9 @@ from tests.engine.killing import (
     tagged_iteration,
     write_mixed,
 )
-from tests.tiny_datasets import CocoSet, process_state_restored
+from tests.tiny_datasets import CocoSet
 
-
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    with process_state_restored():
-        yield
+pytestmark = pytest.mark.usefixtures("_restored")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Models in mixed precision compared with the same models in float32."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from point_rend.data.shapes.coco import generate
 from point_rend.engine.trainer import Trainer
 from tests.config.test_semantic_configs import PANOPTIC, SMALL, load, sample
 from tests.runs import set_up, without_finite_gradient
-from tests.tiny_datasets import CONFIGS, TINY_MODEL, process_state_restored
+from tests.tiny_datasets import CONFIGS, TINY_MODEL
 
 ITERATIONS, WINDOW = 24, 8
 LARGER_SAMPLES = [  # for less noisy losses
@@ -24,10 +23,7 @@ LARGER_SAMPLES = [  # for less noisy losses
 IMPLICIT = "implicit_pointrend_R_50_FPN_1x_coco"
 
 
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    with process_state_restored():
-        yield
+pytestmark = pytest.mark.usefixtures("_restored")
 
 
 def curve(config: str, output: Path, *more: str) -> np.ndarray:

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,17 +20,11 @@ from tests.tiny_datasets import (
     REPOSITORY,
     TINY_MODEL,
     CocoSet,
-    process_state_restored,
     write_coco,
 )
 from tests.tiny_semantic import write_sem_seg
 
-
-@pytest.fixture(autouse=True)
-def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("sys.argv", ["train_net.py"])
-    with process_state_restored():
-        yield
+pytestmark = pytest.mark.usefixtures("_restored")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,13 @@ from tests.engine.killing import (
     signaling_itself,
     start_two,
     tagged_iteration,
-    write_mixed,
 )
-from tests.tiny_datasets import CocoSet, process_state_restored
+from tests.tiny_datasets import CocoSet
 
 ENDLESS = ["SOLVER.MAX_ITER", "1000000", "SOLVER.CHECKPOINT_PERIOD", "1000000"]
 
 
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    with process_state_restored():
-        yield
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> CocoSet:
-    return write_mixed(tmp_path_factory.mktemp("mixed") / "mixed")
+pytestmark = pytest.mark.usefixtures("_restored")
 
 
 def test_a_signal_to_one_rank_ends_both_after_the_same_iteration_and_loses_nothing(

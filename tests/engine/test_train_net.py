@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +28,11 @@ from tests.tiny_datasets import (
     POINTREND,
     TINY_MODEL,
     CocoSet,
-    process_state_restored,
     write_cityscapes,
     write_coco,
 )
 
-
-@pytest.fixture(autouse=True)
-def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("sys.argv", ["train_net.py"])
-    with process_state_restored():
-        yield
+pytestmark = pytest.mark.usefixtures("_restored")
 
 
 @pytest.fixture

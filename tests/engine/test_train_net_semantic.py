@@ -1,6 +1,5 @@
 """Training and evaluation of semantic models from the command line, on tiny data sets."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from tests.tiny_datasets import (
     POINTREND,
     TINY_MODEL,
     CocoSet,
-    process_state_restored,
     write_cityscapes,
     write_coco,
 )
@@ -57,11 +55,7 @@ HEADS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("sys.argv", ["train_net.py"])
-    with process_state_restored():
-        yield
+pytestmark = pytest.mark.usefixtures("_restored")
 
 
 @pytest.fixture

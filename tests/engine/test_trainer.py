@@ -5,7 +5,6 @@ import random
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +27,12 @@ from tests.engine.killing import (
     write_mixed,
 )
 from tests.runs import files_limited_to, set_up
-from tests.tiny_datasets import CocoSet, process_state_restored
+from tests.tiny_datasets import CocoSet
 
 ENDLESS = ["SOLVER.MAX_ITER", "1000000", "SOLVER.CHECKPOINT_PERIOD", "1000000"]
 
 
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    with process_state_restored():
-        yield
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> CocoSet:
-    return write_mixed(tmp_path_factory.mktemp("mixed") / "mixed")
+pytestmark = pytest.mark.usefixtures("_restored")
 
 
 def last_line(run: Run) -> str:
