@@ -1,4 +1,4 @@
-"""What the documents say, held against the repository: links, layers, and the examples' code."""
+"""Checks of the documents against the repository: links, layers, and the examples' code."""
 
 import re
 from pathlib import Path

@@ -4,6 +4,7 @@ Detectron2's path manager resolves the names as soon as this module has been imp
 downloaded once and cached as Detectron2 caches its own.
 """
 
+import logging
 from pathlib import PurePosixPath
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
@@ -46,6 +47,10 @@ def published_url(path: str) -> str:
     return PUBLISHED[name]
 
 
+def _without_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR
+
+
 class ZooHandler(PathHandler):
     """Resolves `zoo://` for Detectron2's path manager."""
 
@@ -59,6 +64,8 @@ class ZooHandler(PathHandler):
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         url = published_url(path)
+        iopath = logging.getLogger("iopath.common.download")
+        iopath.addFilter(_without_error)  # the error below names the address and the reason
         try:
             return PathManager.get_local_path(url, force, **kwargs)
         except (URLError, ConnectionError, TimeoutError) as error:
@@ -69,6 +76,8 @@ class ZooHandler(PathHandler):
                 f"{path} cannot be downloaded from {url} ({reason}): download the file by other "
                 "means and pass it as MODEL.WEIGHTS"
             ) from error
+        finally:
+            iopath.removeFilter(_without_error)
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         return open(self._get_local_path(path), mode, buffering, **kwargs)

@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ],
     )
 
+    compared = time.monotonic()
     print("\n=== Compare\n", flush=True)
     results = Path("inference") / "shapes_val" / "coco_instances_results.json"
     from point_rend.evaluation.coco_results import average_precision, format_table
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         output / "pictures",
         coarse_opts=COARSE,
     )
+    steps.print_time(compared)
     page = output / "report.html"
     steps.run_step(
         "Write one page with all results",

@@ -52,10 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         DETECTRON2_DATASETS=output,  # Detectron2 looks for cityscapes/ there
     )
 
+    compared = time.monotonic()
     print("\n=== Compare\n", flush=True)
     from point_rend.evaluation.coco_results import format_table
     from point_rend.experiments.demo.semantic import evaluate
 
     pictures = output / "pictures"
     print(format_table(evaluate(CONFIG, results / "model_final.pth", data, pictures)))
+    steps.print_time(compared)
     steps.print_end(start, [pictures / "images.png", pictures / "closeups.png"], output)

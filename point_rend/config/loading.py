@@ -112,13 +112,13 @@ def _settings_of_opts(opts: Sequence[str]) -> list[_Setting]:
     flag = next((word for word in opts if str(word).startswith("--")), None)
     if flag is not None:
         raise ValueError(
-            f"{COMMAND_LINE}: {flag} stands among the config keys; options that start with - go "
-            "before the first KEY VALUE"
+            f"{COMMAND_LINE}: {flag} stands among the config keys; options that start with - must "
+            "come before the first KEY VALUE pair"
         )
     if len(opts) % 2:
         raise ValueError(
             f"{COMMAND_LINE}: expected pairs KEY VALUE separated by a space, "
-            f"got {len(opts)} words: {' '.join(map(str, opts))}"
+            f"got an odd number of words: {' '.join(map(str, opts))}"
         )
     keys = [str(key) for key in opts[::2]]
     return [

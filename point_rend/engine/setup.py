@@ -105,7 +105,10 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         ValueError: If no file is given, or the file or an option is invalid.
     """
     if not args.config_file:
-        raise ValueError("--config-file is missing; the published configs are below configs/")
+        raise ValueError(
+            "--config-file is missing: pass a file or the name of a config, such as "
+            "InstanceSegmentation/pointrend_rcnn_R_50_FPN_3x_coco.yaml"
+        )
     return load_config(args.config_file, args.opts)
 
 

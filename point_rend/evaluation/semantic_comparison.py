@@ -89,7 +89,9 @@ def read_predictions(file: Path, image_root: Path, num_classes: int) -> Predicti
     except ValueError as error:
         raise ValueError(f"{file} is truncated or not JSON: {error}") from error
     if not isinstance(content, list) or not all(map(_is_prediction, content)):
-        raise ValueError(f"{file} is not a sem_seg_predictions.json of train_net.py")
+        raise ValueError(
+            f"{file} is not a sem_seg_predictions.json as `pointrend evaluate` writes it"
+        )
     if not content:
         raise ValueError(f"{file} has no predictions: expected some for every image")
     root = image_root.resolve()
@@ -98,7 +100,7 @@ def read_predictions(file: Path, image_root: Path, num_classes: int) -> Predicti
         image = Path(record["file_name"]).resolve()
         if not image.is_relative_to(root):
             raise ValueError(
-                f"{file}: prediction {number} is about {image}, which is not in --images "
+                f"{file}: prediction {number} refers to {image}, which is not in --images "
                 f"{image_root}"
             )
         of_image = predictions[image.relative_to(root)]

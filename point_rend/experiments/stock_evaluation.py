@@ -27,7 +27,7 @@ def evaluate_both(args: argparse.Namespace) -> tuple[Results, Results]:
     """Evaluate a checkpoint with our heads, and then with the stock project's.
 
     Args:
-        args: Parsed options of train_net.py, with --eval-only.
+        args: Parsed options of `pointrend train`, with --eval-only.
 
     Returns:
         Our results and the stock project's.
@@ -63,7 +63,7 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode, heads: str) -> Results:
     """Evaluate with the heads that are registered at the moment.
 
     Args:
-        args: Parsed options of train_net.py.
+        args: Parsed options of `pointrend train`.
         cfg: Config of the checkpoint.
         heads: Name for the folder of the results, below OUTPUT_DIR.
     """

@@ -58,10 +58,11 @@ def read_image(file: Path) -> np.ndarray:
             return _convert(image)
     # Pillow reports a broken file as any of the first three, by format.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{file}: {reason}") from error
 
 
 def _convert(image: Image.Image) -> np.ndarray:
     if image.mode.startswith(MODES_BEYOND_8_BITS):
-        raise ValueError(f"is of mode {image.mode}: expected 8 bits per channel")
+        raise ValueError(f"the image is of mode {image.mode}: expected 8 bits per channel")
     return np.ascontiguousarray(convert_PIL_to_numpy(ImageOps.exif_transpose(image), "BGR"))

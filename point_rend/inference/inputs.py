@@ -53,7 +53,7 @@ def find_images(inputs: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
         )
         files = [pair for path in paths for pair in _named_files(path)]
         if not files:
-            missing.append(f"{text}: there is no image")
+            missing.append(f"no image found at {text}")
         for name, file in files:
             if found.setdefault(name, file).resolve() != file.resolve():
                 raise ValueError(

@@ -39,6 +39,6 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         nargs=argparse.REMAINDER,
         default=[],
         metavar="KEY VALUE",
-        help="config keys that overrule the file, such as MODEL.WEIGHTS; these come last",
+        help="config keys that override the file, such as MODEL.WEIGHTS; these come last",
     )
     return parser

@@ -83,7 +83,7 @@ class Predictor:
         Args:
             config_file: Path, URL, or the name of a config of this package, such as
                 "InstanceSegmentation/pointrend_rcnn_R_50_FPN_3x_coco.yaml".
-            opts: Config keys and values in turn; they overrule the file.
+            opts: Config keys and values in turn; they override the file.
             weights: File, URL or `zoo://` name, such as "zoo://pointrend_rcnn_R_50_FPN_3x_coco"; by
                 default MODEL.WEIGHTS.
             device: "cpu", "cuda" or "cuda:N"; by default MODEL.DEVICE, or the CPU if the file asks

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 
 from point_rend.checkpoint.class_metadata import StoredMetadata, read_stored_metadata
+from point_rend.checkpoint.zoo import PREFIX, published_url
 from point_rend.config.loading import load_config, parse_config
 from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets import classes
@@ -45,7 +46,7 @@ def load_settings(
 
     Args:
         config_file: As of :func:`load_config`.
-        opts: Config keys and values in turn; they overrule the file.
+        opts: Config keys and values in turn; they override the file.
         weights: File, URL or `zoo://` name; by default MODEL.WEIGHTS.
         device: cpu, cuda or cuda:N; by default MODEL.DEVICE, or the CPU if the file asks for CUDA
             and this machine has none.
@@ -94,6 +95,13 @@ def load_stored_settings(
         ValueError: If something does not fit.
     """
     path = os.fspath(checkpoint)
+    if path.startswith(PREFIX):
+        published_url(path)
+        name = path.removeprefix(PREFIX)
+        raise ValueError(
+            f"{path} has no config in the file: use Predictor.from_config_file({name!r}, "
+            f"weights={path!r})"
+        )
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no checkpoint {path}")
     stored = read_stored_metadata(path, allow_unsafe=allow_unsafe)

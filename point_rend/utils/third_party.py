@@ -26,10 +26,10 @@ def hide_third_party_warnings() -> None:
 
 
 class _Without(logging.Filter):
-    """Drops the records whose message begins with a text.
+    """Drops the records whose message starts with a prefix.
 
     Args:
-        start: The text.
+        start: The prefix.
     """
 
     def __init__(self, start: str) -> None:

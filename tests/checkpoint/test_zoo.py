@@ -91,7 +91,11 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones() -> None:
 
 @pytest.mark.parametrize(("url", "reason"), [("{}", "404 "), ("http://127.0.0.1:9", "refused")])
 def test_a_failed_download_names_the_address_and_the_way_around(
-    requests: list[str], monkeypatch: pytest.MonkeyPatch, url: str, reason: str
+    requests: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    url: str,
+    reason: str,
 ) -> None:
     del requests
     url = f"{url.format(zoo.PUBLISHED[NAME].rpartition('/')[0])}/missing.pkl"
@@ -99,6 +103,7 @@ def test_a_failed_download_names_the_address_and_the_way_around(
     message = rf"^zoo://{NAME} cannot be downloaded from {url} \(.*{reason}.*\): download the file"
     with pytest.raises(OSError, match=message):
         SafeDetectionCheckpointer(net()).load(f"zoo://{NAME}")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_run_refuses_an_unknown_name_before_it_starts() -> None:

@@ -109,7 +109,9 @@ def test_predictions_without_a_label_map_of_their_size_are_named(arguments, tmp_
 def test_a_file_of_another_kind_is_named(arguments, tmp_path, capsys, text):
     (tmp_path / "shifted.json").write_text(text)
     error = refusal(arguments, capsys)
-    assert "shifted.json is not a sem_seg_predictions.json of train_net.py" in error
+    assert (
+        "shifted.json is not a sem_seg_predictions.json as `pointrend evaluate` writes it" in error
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_a_file_that_is_broken_or_empty_is_named(arguments, tmp_path, capsys, te
         ({"category_id": -1}, "is of class -1, expected 0 to 1"),
         (
             {"file_name": "/elsewhere/0.jpg"},
-            "is about /elsewhere/0.jpg, which is not in --images",
+            "refers to /elsewhere/0.jpg, which is not in --images",
         ),
         ({"segmentation": {"size": [40, 59], "counts": "0"}}, "has an RLE of size (40, 59), the"),
         ({"segmentation": {"size": [40, 60], "counts": "0"}}, "has an RLE of 0 pixels"),

@@ -97,7 +97,8 @@ def test_the_quick_demo_runs_from_nothing_to_pictures_in_the_current_folder(
     monkeypatch.chdir(tmp_path)
     demo.main(["--quick"])
     out, err = capfd.readouterr()
-    assert out.count("\n$ ") == out.count("\n--- ") == 4
+    assert out.count("\n$ ") == 4
+    assert out.count("\n--- ") == out.count("\n=== ") == 5
     assert "\n$ pointrend train --resume --config-file Demo/pointrend_shapes.yaml " in out
     assert "\n$ pointrend evaluate --config-file Demo/pointrend_shapes.yaml " in out
     assert "eta: " in out

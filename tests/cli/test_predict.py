@@ -209,7 +209,7 @@ def test_without_any_input_no_model_is_built_and_former_results_stay(
     (tmp_path / "empty").mkdir()
     missing, empty, video = (tmp_path / x for x in ("no.jpg", "empty", "no.mp4"))
     cases = [
-        (["--input", missing, empty], f"{missing}: there is no image; {empty}: there is no image"),
+        (["--input", missing, empty], f"no image found at {missing}; no image found at {empty}"),
         (["--video-input", video], f"--video-input: there is no video {video}"),
     ]
     for source, message in cases:
@@ -245,7 +245,7 @@ def test_a_picture_that_would_not_be_read_as_it_is_counts_as_unreadable(
     assert files_below(tmp_path / "out") == ["1.png"]
     lines = [x for x in capsys.readouterr().err.splitlines() if "cannot be read" in x]
     assert len(lines) == 2
-    assert "deep.png: is of mode I;16: expected 8 bits per channel" in lines[0]
+    assert "deep.png: the image is of mode I;16: expected 8 bits per channel" in lines[0]
     assert "large.png: Image size (12288 pixels) exceeds limit" in lines[1]
 
 

@@ -416,12 +416,15 @@ class TestBadKeysAndValues:
         [
             (["solver.base_lr", "0.1"], "unknown .* solver.base_lr; did you mean SOLVER.BASE_LR"),
             (["SEED=1", "MODEL.DEVICE=cpu"], "unknown config key SEED=1; write KEY VALUE"),
-            (["SEED=1"], "expected pairs KEY VALUE separated by a space, got 1 words: SEED=1"),
+            (
+                ["SEED=1"],
+                "expected pairs KEY VALUE separated by a space, got an odd number of words: SEED=1",
+            ),
             (
                 ["SEED", "1", "--num-gpus", "2"],
-                "--num-gpus stands among .*; options that start with - go before",
+                "--num-gpus stands among .*; options that start with - must",
             ),
-            (["SEED", "1", "--resume"], "--resume stands among .*; options that start with - go"),
+            (["SEED", "1", "--resume"], "--resume stands among .*; options that start with - must"),
             (["_BASE_", "x.yaml"], "unknown config key _BASE_"),
             (["MODEL", "{'DEVICE': 'cpu'}"], "MODEL must be a section of keys, got dict"),
             (["INPUT.MIN_SIZE_TRAIN", "(800)"], "INPUT.MIN_SIZE_TRAIN must be tuple .* int 800"),

@@ -242,7 +242,7 @@ def test_a_default_class_count_in_a_config_file_counts_as_explicit(
     for more in ([], [key, "80"]):
         error = refusal(command(tiny, tmp_path / "output", *more, config=str(config)), capsys)
         assert f"{key} is 80" in error
-        assert f"eighty.yaml or its base sets it; to overrule it pass {key} 3" in error
+        assert f"eighty.yaml or its base sets it; to override it pass {key} 3" in error
         assert "leave the key out" not in error
 
 

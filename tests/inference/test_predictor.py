@@ -321,6 +321,11 @@ def test_a_checkpoint_without_a_config_is_one_error_that_names_both_places(tmp_p
         Predictor.from_checkpoint(tmp_path / "m.pth")
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*none\.pth"):
         Predictor.from_checkpoint(tmp_path / "none.pth")
+    published = "zoo://pointrend_rcnn_R_50_FPN_3x_coco"
+    with pytest.raises(ValueError, match=rf"use Predictor\.from_config_file.*{published}"):
+        Predictor.from_checkpoint(published)
+    with pytest.raises(FileNotFoundError, match="is published; did you mean"):
+        Predictor.from_checkpoint(f"{published}o")
 
 
 def test_a_config_without_weights_is_an_error(tmp_path: Path) -> None:

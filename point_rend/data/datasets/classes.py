@@ -162,7 +162,7 @@ def fill_class_count(
             advice = f"leave the key out and it follows the data, or pass {key} {len(classes)}"
             if is_set(config_file, (), key):
                 advice = (
-                    f"{config_file} or its base sets it; to overrule it pass {key} {len(classes)}"
+                    f"{config_file} or its base sets it; to override it pass {key} {len(classes)}"
                 )
             raise ValueError(
                 f"{key} is {value_of(cfg, key)}, but the number of classes is {len(classes)} in "

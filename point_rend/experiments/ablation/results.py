@@ -26,7 +26,7 @@ class Provenance(NamedTuple):
     """Everything that metrics depend on.
 
     Attributes:
-        options: Options of train_net.py that the command was given.
+        options: Options of `pointrend train` that the command was given.
         inputs: Digests of the contents that the options name, by a description of each.
     """
 
@@ -38,7 +38,7 @@ def provenance_of(options: Sequence[str], *, training: bool) -> Provenance:
     """Digest what the options name: the config, the weights and the annotations of the data sets.
 
     Args:
-        options: Options of train_net.py.
+        options: Options of `pointrend train`.
         training: Whether the metrics also depend on the training sets.
 
     Raises:

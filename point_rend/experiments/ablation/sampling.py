@@ -52,7 +52,7 @@ class TrainingRun(NamedTuple):
         """Return the options of this training.
 
         Args:
-            options: Options of train_net.py that all trainings share.
+            options: Options of `pointrend train` that all trainings share.
             output: Folder of all trainings.
         """
         own = ["SEED", str(self.seed), "OUTPUT_DIR", str(output / self.name)]
@@ -65,7 +65,7 @@ def sampling_ablation(
     """Train and evaluate a model with all settings and seeds, except for the finished runs.
 
     Args:
-        options: Options of train_net.py.
+        options: Options of `pointrend train`.
         output: Folder for the trainings and their metrics.
         settings: Keys of ``SAMPLING_SETTINGS``.
         seeds: Seeds.

@@ -63,7 +63,7 @@ def subdivision_ablation(
     """Evaluate a model with all sides and numbers of points, except for the finished settings.
 
     Args:
-        options: Options of train_net.py.
+        options: Options of `pointrend train`.
         output: Folder for the metrics.
         sides: Sides of the rendered masks.
         point_sides: Square roots of the points per step.
@@ -126,7 +126,7 @@ def evaluate_settings(
     """Evaluate settings one after the other and save the metrics of each; all processes do this.
 
     Args:
-        args: Parsed options of train_net.py.
+        args: Parsed options of `pointrend train`.
         cfg: The final config, frozen.
         settings: The settings.
         provenance: Provenance of their metrics.

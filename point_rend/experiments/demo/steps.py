@@ -77,6 +77,11 @@ def run_step(title: str, command: Sequence[object], **variables: object) -> None
     if done.returncode:
         print(f"\n{program()}: error: this step failed: {title}", file=sys.stderr)
         raise SystemExit(done.returncode)
+    print_time(start)
+
+
+def print_time(start: float) -> None:
+    """Print the time of a step that began at `start`, of `time.monotonic`."""
     print(f"--- {time.monotonic() - start:.0f} s", flush=True)
 
 
