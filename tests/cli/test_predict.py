@@ -17,8 +17,7 @@ from torch import nn
 
 from point_rend import SafeDetectionCheckpointer, get_config_file, load_config
 from point_rend.cli import predict
-from point_rend.inference import options, outputs, settings
-from point_rend.inference import predictor as predict_model
+from point_rend.inference import options, outputs, predictor, settings
 from point_rend.inference import run as run_module
 from tests.tiny_datasets import (
     HEIGHT,
@@ -481,7 +480,7 @@ def test_a_panoptic_model_gives_pictures_instances_and_labels(images: Path, tmp_
 def test_without_weights_nothing_is_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict_model, "build_model", None)
+    monkeypatch.setattr(predictor, "build_model", None)
     folder = write_pictures(tmp_path / "in", [1])
     arguments = ["--input", folder, "--output", tmp_path / "out"]
     assert exit_code(*arguments, opts=["MODEL.WEIGHTS", "", "OUTPUT_DIR", "run"]) == 2

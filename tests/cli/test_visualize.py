@@ -14,7 +14,7 @@ from detectron2.layers import paste_masks_in_image
 from PIL import Image
 
 from point_rend import get_config_file, load_config
-from point_rend.cli import visualize as visualize_points
+from point_rend.cli import visualize
 from point_rend.inference import rendered_subjects
 from point_rend.inference.predictor import Predictor
 from point_rend.rendering.sampling import PointSampler
@@ -37,7 +37,7 @@ SIZE = 96
 
 @pytest.fixture(autouse=True)
 def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("sys.argv", ["visualize_points.py"])
+    monkeypatch.setattr("sys.argv", ["visualize.py"])
     torch.manual_seed(0)
     with process_state_restored():
         yield
@@ -76,7 +76,7 @@ def run(
     output = image_file.parent / "out"
     words = ["--config-file", config, "--input", image_file, "--output", output]
     words += ["--confidence-threshold", 0, "--size", SIZE, *arguments]
-    files = visualize_points.main([*map(str, words), "--opts", *TINY_MODEL, *weights, *own])
+    files = visualize.main([*map(str, words), "--opts", *TINY_MODEL, *weights, *own])
     return {file.name: file for file in files}
 
 
@@ -241,7 +241,7 @@ def test_unreadable_inputs_and_unwritable_outputs_are_one_error(
     out.touch()
     with pytest.raises(SystemExit):
         run("standard", image_file, "--figures", "steps", "--formats", "png")
-    message = f"visualize_points.py: error: --output {out} cannot be written: {out} is not a folder"
+    message = f"visualize.py: error: --output {out} cannot be written: {out} is not a folder"
     assert capsys.readouterr().err.splitlines()[-1] == message
     out.unlink()
     image_file.write_bytes(image_file.read_bytes()[:-100])

@@ -10,7 +10,7 @@ import torch
 from detectron2.utils import comm
 
 from point_rend.data.mapper import NamingDatasetMapper
-from point_rend.engine import trainer as train_net
+from point_rend.engine import trainer
 from tests.engine.killing import (
     assert_identical,
     command,
@@ -78,7 +78,7 @@ def test_signals_to_all_ranks_end_an_evaluation_and_the_main_one_saves(
         os.kill(os.getpid(), signal.SIGTERM)
         print("the evaluation goes on")
 
-    monkeypatch.setattr(train_net.Trainer, "test", test)
+    monkeypatch.setattr(trainer.Trainer, "test", test)
     argv = command(mixed, tmp_path / "output", *ENDLESS, "TEST.EVAL_PERIOD", "2")
     runs = start_two("torchrun", argv, tmp_path)
     assert [run.end() for run in runs] == [143, 143], runs[0].output()
