@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.utils.arguments import check_names, named_result
+from point_rend.utils.arguments import add_results_argument, check_names, named_result
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output
 from point_rend.utils.program import program
@@ -24,14 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--annotations", type=Path, required=True, help="COCO annotations")
     parser.add_argument("--image-root", type=Path, required=True, help="folder of the images")
-    parser.add_argument(
-        "--results",
-        type=named_result,
-        action="append",
-        required=True,
-        metavar="[NAME=]FILE",
-        help="COCO results with masks; may be repeated",
-    )
+    add_results_argument(parser, named_result, "COCO results with masks; may be repeated")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     parser.add_argument(
         "--num-images", type=int, default=4, help="number of images, from the first on (4)"

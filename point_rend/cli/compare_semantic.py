@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.utils.arguments import check_names, named_result
+from point_rend.utils.arguments import add_results_argument, check_names, named_result
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output
 from point_rend.utils.program import program
@@ -26,14 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=Path, required=True, help="folder of the images")
     parser.add_argument("--labels", type=Path, required=True, help="folder of the label maps")
     parser.add_argument("--classes", required=True, help="as for --register-sem-seg of training")
-    parser.add_argument(
-        "--results",
-        type=named_result,
-        action="append",
-        required=True,
-        metavar="[NAME=]FILE",
-        help="a sem_seg_predictions.json; may be repeated",
-    )
+    add_results_argument(parser, named_result, "a sem_seg_predictions.json; may be repeated")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     parser.add_argument(
         "--num-images",

@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.utils.arguments import check_names, named_file
+from point_rend.utils.arguments import add_results_argument, check_names, named_file
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output, write_bytes
 from point_rend.utils.program import program
@@ -27,13 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--annotations", type=Path, required=True, help="COCO annotations")
     parser.add_argument("--image-root", type=Path, required=True, help="folder of the images")
-    parser.add_argument(
-        "--results",
-        type=named_file,
-        action="append",
-        required=True,
-        metavar="[NAME=]FILE",
-        help="COCO results with masks; once, or twice with the baseline first",
+    add_results_argument(
+        parser, named_file, "COCO results with masks; once, or twice with the baseline first"
     )
     parser.add_argument(
         "--run",

@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.utils.arguments import check_names, named_file
+from point_rend.utils.arguments import add_results_argument, check_names, named_file
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output, write_text
 from point_rend.utils.program import program
@@ -29,14 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lvis-annotations", type=Path, help="for AP*: LVIS annotations of COCO's classes"
     )
-    parser.add_argument(
-        "--results",
-        type=named_file,
-        action="append",
-        required=True,
-        metavar="[NAME=]FILE",
-        help="results; may be repeated",
-    )
+    add_results_argument(parser, named_file, "results; may be repeated")
     parser.add_argument("--by-class", action="store_true", help="also show each class")
     parser.add_argument("--output", type=Path, help="JSON file for all metrics, in percent")
     return parser

@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -21,6 +21,26 @@ def named_file(text: str) -> tuple[str, Path]:
     if not equals or os.path.exists(text):
         return text, Path(text)
     return name or file, Path(file)
+
+
+def add_results_argument(
+    parser: argparse.ArgumentParser, parse: Callable[[str], tuple[str, Path]], help_text: str
+) -> None:
+    """Add `--results [NAME=]FILE`, which may be repeated.
+
+    Args:
+        parser: The parser of a command.
+        parse: :func:`named_file` or :func:`named_result`.
+        help_text: Explains the files.
+    """
+    parser.add_argument(
+        "--results",
+        type=parse,
+        action="append",
+        required=True,
+        metavar="[NAME=]FILE",
+        help=help_text,
+    )
 
 
 def check_names(flag: str, named: Sequence[tuple[str, Path]]) -> None:
