@@ -98,7 +98,22 @@ class _BoxMaskHead(nn.Module):
             detected.pred_masks = masks
         return instances
 
-    def _pool(self, features: Features, boxes: Sequence[Boxes]) -> Tensor:
+    def sample_training_points(
+        self, instances: Sequence[Instances], coarse_logits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the training points of each box and label them; override it for points of your own.
+
+        Args:
+            instances: per image its foreground proposals, as in :meth:`forward`; N in total.
+            coarse_logits: (N, K, s, s) or (N, 1, s, s), without gradient; None in the implicit
+                head, which has no coarse prediction.
+
+        Returns:
+            Points (N, P, 2) as ``coords_box``, and their labels (N, P) in [0, 1], −1 to ignore.
+        """
+        raise NotImplementedError
+
+    def _roi_pooler(self, features: Features, boxes: Sequence[Boxes]) -> Tensor:
         """Read the grid of features of each box, (N, D, side, side)."""
         return self.coarse_reader.grid(features, boxes, self.coarse_pooler_side)
 
@@ -189,24 +204,32 @@ class PointRendMaskHead(_BoxMaskHead):
             ),
         }
 
+    def sample_training_points(
+        self, instances: Sequence[Instances], coarse_logits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw points near the boundary of the coarse mask, and label them by the true masks."""
+        assert coarse_logits is not None
+        assert self.refinement is not None
+        classes = torch.cat([x.gt_classes for x in instances])
+        class_logits = select_class_channel(coarse_logits, classes)
+        coords = self.refinement.sampler.sample(class_logits, self.uncertainty)
+        return coords, _label_points(instances, coords)
+
     def _losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
         boxes = [x.proposal_boxes for x in instances]
-        coarse_logits = self.coarse_head(self._pool(features, boxes))
+        coarse_logits = self.coarse_head(self._roi_pooler(features, boxes))
         instances = share_masks(instances)
         losses = {"loss_mask": mask_rcnn_loss(coarse_logits, instances)}
         if self.point_head is None or self.refinement is None:
             return losses
-        classes = torch.cat([x.gt_classes for x in instances])
-        class_logits = select_class_channel(coarse_logits.detach(), classes)
-        coords = self.refinement.sampler.sample(class_logits, self.uncertainty)
+        coords, labels = self.sample_training_points(instances, coarse_logits.detach())
         fine = self.refinement.reader.points(features, boxes, coords)
         point_logits = self.point_head(fine, point_sample(coarse_logits, coords))
-        labels = _label_points(instances, coords)
         losses["loss_mask_point"] = roi_mask_point_loss(point_logits, instances, labels)
         return losses
 
     def _masks(self, features: Features, instances: list[Instances]) -> Sequence[Tensor]:
-        coarse = self.coarse_head(self._pool(features, [x.pred_boxes for x in instances]))
+        coarse = self.coarse_head(self._roi_pooler(features, [x.pred_boxes for x in instances]))
         refinement = self.refinement
         if self.point_head is None or refinement is None:
             classes = torch.cat([x.pred_classes for x in instances])
@@ -302,14 +325,22 @@ class ImplicitPointRendMaskHead(_BoxMaskHead):
             "l2_regularizer": cfg.MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER,
         }
 
+    def sample_training_points(
+        self,
+        instances: Sequence[Instances],
+        coarse_logits: Tensor | None,  # noqa: ARG002 (the interface of both heads)
+    ) -> tuple[Tensor, Tensor]:
+        """Draw points uniformly in each box, and label them by the true masks."""
+        boxes = torch.cat([x.proposal_boxes.tensor for x in instances])
+        coords = torch.rand(len(boxes), self.num_train_points, 2, device=boxes.device)
+        return coords, _label_points(instances, coords)
+
     def _losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
         boxes = [x.proposal_boxes for x in instances]
-        parameters = self.parameter_head(self._pool(features, boxes))
-        num_boxes = parameters.shape[0]
-        coords = torch.rand(num_boxes, self.num_train_points, 2, device=parameters.device)
+        parameters = self.parameter_head(self._roi_pooler(features, boxes))
+        coords, labels = self.sample_training_points(instances, None)
         fine = self.point_reader.points(features, boxes, coords)
         point_logits = self.point_head(fine, coords, parameters)
-        labels = _label_points(instances, coords)
         mean_square = parameters.float().square().sum() / max(parameters.numel(), 1)
         return {
             "loss_l2": self.l2_regularizer * mean_square,
@@ -317,7 +348,9 @@ class ImplicitPointRendMaskHead(_BoxMaskHead):
         }
 
     def _masks(self, features: Features, instances: list[Instances]) -> Sequence[Tensor]:
-        parameters = self.parameter_head(self._pool(features, [x.pred_boxes for x in instances]))
+        parameters = self.parameter_head(
+            self._roi_pooler(features, [x.pred_boxes for x in instances])
+        )
         images = self.point_reader.images(features)
         bound = self.renderer.bind(self.point_head, images, instances)
         return self.renderer.render(bound, instances, parameters, self.uncertainty)

@@ -227,6 +227,23 @@ class PointRendSemSegHead(nn.Module):
             for image, size in enumerate(image_sizes)
         ], {}
 
+    def sample_training_points(
+        self, targets: Tensor, coarse_logits: Tensor, extent: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw training points and label them; override it for points of your own.
+
+        Args:
+            targets: (N, height, width) labels of the padded images.
+            coarse_logits: (N, K, H, W), without gradient.
+            extent: (N, 1, 2), the fraction of each padded image, along x and y from its corner,
+                that is not padding; all of it if None.
+
+        Returns:
+            Points (N, P, 2) as ``coords_norm`` of the padded images, and their labels (N, P).
+        """
+        coords = self.sampler.sample(coarse_logits, self.uncertainty, extent=extent)
+        return coords, sample_semantic_labels(targets, coords)
+
     def _check_window(self, features: Features) -> None:
         if self.window is None:
             return
@@ -257,14 +274,12 @@ class PointRendSemSegHead(nn.Module):
             height, width = targets.shape[-2:]
             parts = [[[w / width, h / height]] for h, w in image_sizes]
             extent = torch.tensor(parts, device=coarse.device)
-        coords = self.sampler.sample(coarse, self.uncertainty, extent=extent)
+        coords, labels = self.sample_training_points(targets, coarse.detach(), extent)
         fine = concatenate_levels(
             [point_sample(features[name], coords) for name in self.in_features]
         )
         point_logits = self.point_head(fine, point_sample(coarse, coords))
-        losses["loss_sem_seg_point"] = semantic_point_loss(
-            point_logits, sample_semantic_labels(targets, coords), self.ignore_value
-        )
+        losses["loss_sem_seg_point"] = semantic_point_loss(point_logits, labels, self.ignore_value)
         return losses
 
     def _render(self, levels: Sequence[Tensor], coarse: Tensor) -> Tensor:
