@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from point_rend.utils.imports import NO_DETECTRON2, after_import, lacks_detectron2
+from point_rend.utils.package_alias import alias_package
 
 if TYPE_CHECKING:
     from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
@@ -135,3 +136,5 @@ after_import(
     _register_heads,
     undisturbed=("detectron2.projects", __name__),
 )
+# The official Detectron2 imports the tools of Cityscapes by a name of Meta's own repository.
+alias_package("deeplearning.projects.cityscapesApi.cityscapesscripts", "cityscapesscripts")
