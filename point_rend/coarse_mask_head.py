@@ -3,6 +3,7 @@
 Shapes: N boxes, C channels of the output, D channels of the input.
 """
 
+import itertools
 import math
 
 import fvcore.nn.weight_init as weight_init
@@ -54,30 +55,31 @@ class CoarseMaskHead(nn.Module):
         if not fc_dims:
             raise ValueError("MODEL.ROI_MASK_HEAD.NUM_FC: the coarse head needs at least 1 layer")
         self.output_shape = tuple(output_shape)
-        self.reduce_channel_dim_conv = (
-            Conv2d(channels, conv_dim, kernel_size=1, activation=F.relu)
-            if channels > conv_dim
-            else nn.Identity()
-        )
-        reduced = conv_dim if channels > conv_dim else channels
+        # All layers are built before any is initialized: the order of the stock project's random
+        # draws.
+        convs: list[Conv2d] = []
+        self.reduce_channel_dim_conv: nn.Module = nn.Identity()
+        if channels > conv_dim:
+            convs.append(Conv2d(channels, conv_dim, kernel_size=1, activation=F.relu))
+            self.reduce_channel_dim_conv = convs[0]
+            channels = conv_dim
         self.reduce_spatial_dim_conv = Conv2d(
-            reduced, conv_dim, kernel_size=2, stride=2, activation=F.relu
+            channels, conv_dim, kernel_size=2, stride=2, activation=F.relu
         )
-        for conv in (self.reduce_channel_dim_conv, self.reduce_spatial_dim_conv):
-            if isinstance(conv, Conv2d):
-                weight_init.c2_msra_fill(conv)
-
-        width_in = conv_dim * (height // 2) * (width // 2)
-        self.num_fc = len(fc_dims)
-        for number, width_out in enumerate(fc_dims, start=1):
-            layer = nn.Linear(width_in, width_out)
-            weight_init.c2_xavier_fill(layer)
+        convs.append(self.reduce_spatial_dim_conv)
+        widths = [conv_dim * (height // 2) * (width // 2), *fc_dims]
+        layers = [nn.Linear(*sides) for sides in itertools.pairwise(widths)]
+        self.num_fc = len(layers)
+        for number, layer in enumerate(layers, start=1):
             self.add_module(f"fc{number}", layer)
-            width_in = width_out
+        self.prediction = nn.Linear(widths[-1], math.prod(self.output_shape))
 
-        self.prediction = nn.Linear(width_in, math.prod(self.output_shape))
         nn.init.normal_(self.prediction.weight, std=0.001)
         nn.init.zeros_(self.prediction.bias)
+        for conv in convs:
+            weight_init.c2_msra_fill(conv)
+        for layer in layers:
+            weight_init.c2_xavier_fill(layer)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:

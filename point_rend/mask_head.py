@@ -162,8 +162,8 @@ class PointRendMaskHead(_BoxMaskHead):
             raise ValueError(
                 "PointRendMaskHead: point_head and refinement belong together: give both or none"
             )
+        self.point_head = point_head  # the first, as in checkpoints of the stock project
         self.coarse_head = coarse_head
-        self.point_head = point_head
         self.refinement = refinement
 
     @classmethod
@@ -171,13 +171,9 @@ class PointRendMaskHead(_BoxMaskHead):
         """Read the arguments from a config; ``input_shape`` has the levels to choose from."""
         coarse_reader = _build_reader(cfg, "ROI_MASK_HEAD", input_shape)
         pooler_side = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
-        coarse_head = CoarseMaskHead(cfg, coarse_reader.grid_shape(pooler_side))
-        coarse = {
-            "coarse_head": coarse_head,
-            "coarse_reader": coarse_reader,
-            "coarse_pooler_side": pooler_side,
-        }
-        coarse_channels, coarse_side, _ = coarse_head.output_shape
+        coarse_shape = coarse_reader.grid_shape(pooler_side)
+        coarse = {"coarse_reader": coarse_reader, "coarse_pooler_side": pooler_side}
+        coarse_side = cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION
         if not cfg.MODEL.ROI_MASK_HEAD.POINT_HEAD_ON:
             logger.warning(
                 "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON is False: only the coarse %dx%d head is built "
@@ -185,18 +181,20 @@ class PointRendMaskHead(_BoxMaskHead):
                 coarse_side,
                 coarse_side,
             )
-            return coarse
+            return coarse | {"coarse_head": CoarseMaskHead(cfg, coarse_shape)}
         point_reader = _build_reader(cfg, "POINT_HEAD", input_shape)
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        one_mask = cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK and num_classes > 1
         point_head = build_point_head(
             cfg,
             ShapeSpec(channels=point_reader.channels),
             num_classes=point_head_num_classes(cfg, num_classes, "MODEL.ROI_HEADS.NUM_CLASSES"),
-            coarse_channels=None if coarse_channels == num_classes else coarse_channels,
+            coarse_channels=1 if one_mask else None,
         )
         check_own_parameters(point_head, cls.__name__)
         return coarse | {
             "point_head": point_head,
+            "coarse_head": CoarseMaskHead(cfg, coarse_shape),
             "refinement": PointRefinement(
                 reader=point_reader,
                 sampler=build_point_sampler(cfg),
@@ -278,8 +276,8 @@ class ImplicitPointRendMaskHead(_BoxMaskHead):
             raise ValueError(
                 f"TRAIN_NUM_POINTS: expected at least 1 training point, got {num_train_points}"
             )
+        self.point_head = point_head  # the first, as in checkpoints of the stock project
         self.parameter_head = parameter_head
-        self.point_head = point_head
         self.point_reader = point_reader
         self.num_train_points = num_train_points
         self.renderer = renderer

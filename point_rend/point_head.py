@@ -86,12 +86,14 @@ class StandardPointHead(BindableHead):
         self.coarse_channels = coarse_channels
         self.coarse_pred_each_layer = coarse_pred_each_layer
         width = in_channels + coarse_channels
+        # All layers are built before any is initialized: the order of the stock project's random
+        # draws.
         for number in range(1, num_fc + 1):
-            layer = nn.Conv1d(width, fc_dim, kernel_size=1)
-            weight_init.c2_msra_fill(layer)
-            self.add_module(f"fc{number}", layer)
+            self.add_module(f"fc{number}", nn.Conv1d(width, fc_dim, kernel_size=1))
             width = fc_dim + (coarse_channels if coarse_pred_each_layer else 0)
         self.predictor = nn.Conv1d(width, num_classes, kernel_size=1)
+        for layer in self.hidden_layers:
+            weight_init.c2_msra_fill(layer)
         nn.init.normal_(self.predictor.weight, std=0.001)
         assert self.predictor.bias is not None  # Conv1d has one by default
         nn.init.zeros_(self.predictor.bias)
