@@ -1,10 +1,13 @@
 """Settings and fixtures shared by all tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
+
+from tests.pretended_cuda import Record, pretended_cuda
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -28,3 +31,10 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the data sets of {folder}")
     return folder
+
+
+@pytest.fixture
+def cuda() -> Iterator[Record]:
+    """Pretend that there is a GPU; yields the record of what is done with it."""
+    with pretended_cuda() as record:
+        yield record
