@@ -6,18 +6,24 @@ first, if it is available, and its entries are then replaced by ours.
 """
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
     ROI_HEADS_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
+    PanopticFPN,
+    SemanticSegmentor,
 )
 from detectron2.utils.registry import Registry
 
+from point_rend.config.defaults import explicit_point_head
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from point_rend.meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
 from point_rend.roi_heads import PointRendROIHeads
@@ -32,13 +38,24 @@ _OURS: tuple[tuple[Registry, type], ...] = (
     (META_ARCH_REGISTRY, PointRendPanopticFPN),
 )
 _stock: dict[str, type] = {}
+# The stock project has no meta-architectures: its heads work in Detectron2's own.
+_STOCK_META_ARCHITECTURES = {
+    "PointRendSemanticSegmentor": SemanticSegmentor,
+    "PointRendPanopticFPN": PanopticFPN,
+}
+# The heads that have a point head, with the section that has their class count.
+_POINT_HEAD_USERS = {
+    "PointRendMaskHead": "ROI_HEADS",
+    "ImplicitPointRendMaskHead": "ROI_HEADS",
+    "PointRendSemSegHead": "SEM_SEG_HEAD",
+}
 
 
 def _set_entry(registry: Registry, name: str, entry: type | None) -> None:
     # Registry has no public way to replace an entry; _obj_map is its only state.
     registry._obj_map.pop(name, None)
     if entry is not None:
-        registry.register(entry)
+        registry._obj_map[name] = entry
 
 
 def register() -> None:
@@ -66,7 +83,9 @@ def stock_heads() -> Iterator[None]:
     """Restore the entries of the stock project during a ``with`` block.
 
     Models built inside the block are those of the stock project, including the mask heads that its
-    ROI heads build by name.
+    ROI heads build by name. They are built from our configs, too: the heads get the class count
+    that the stock project wants in ``MODEL.POINT_HEAD``, the semantic head also the keys in
+    ``MODEL.SEM_SEG_HEAD.POINT_HEAD``, and Detectron2's meta-architectures take the place of ours.
 
     Raises:
         RuntimeError: if the stock project is not installed.
@@ -76,12 +95,43 @@ def stock_heads() -> Iterator[None]:
             "stock_heads(): detectron2.projects.point_rend could not be imported, so there are no "
             "stock heads to restore"
         )
+    entries = _STOCK_META_ARCHITECTURES | _stock
     before = [registry._obj_map.get(ours.__name__) for registry, ours in _OURS]
+    with contextlib.ExitStack() as stack:
+        for name, section in _POINT_HEAD_USERS.items():
+            if name in _stock:
+                stack.enter_context(_reading_our_configs(_stock[name], section))
+        try:
+            for registry, ours in _OURS:
+                if ours.__name__ in entries:
+                    _set_entry(registry, ours.__name__, entries[ours.__name__])
+            yield
+        finally:
+            for (registry, ours), entry in zip(_OURS, before, strict=True):
+                _set_entry(registry, ours.__name__, entry)
+
+
+@contextlib.contextmanager
+def _reading_our_configs(head: Any, section: str) -> Iterator[None]:
+    """Let a head of the stock project read our configs during a ``with`` block.
+
+    Args:
+        head: The class.
+        section: Section below MODEL with its class count.
+    """
+    construct = vars(head).get("__init__")
+    if construct is None:  # that of a base class
+        yield
+        return
+
+    @functools.wraps(construct)
+    def construct_explicitly(self: Any, *args: Any, **kwargs: Any) -> None:
+        if args and isinstance(args[0], CfgNode):
+            args = (explicit_point_head(args[0], section), *args[1:])
+        construct(self, *args, **kwargs)
+
+    head.__init__ = construct_explicitly
     try:
-        for registry, ours in _OURS:
-            if ours.__name__ in _stock:
-                _set_entry(registry, ours.__name__, _stock[ours.__name__])
         yield
     finally:
-        for (registry, ours), entry in zip(_OURS, before, strict=True):
-            _set_entry(registry, ours.__name__, entry)
+        head.__init__ = construct

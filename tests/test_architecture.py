@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "point_head": {*METHOD, *LOW, "point_features"},
     "coarse_mask_head": LOW,
     **dict.fromkeys(HEADS, HEAD_PARTS),
-    "registration": HEADS,
+    "registration": {*HEADS, "config"},
     "data": DATA,
     "evaluation": EVALUATION,
     "engine": ENGINE,

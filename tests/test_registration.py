@@ -8,12 +8,15 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
     build_mask_head,
+    build_model,
     build_roi_heads,
 )
+from torch import nn
 
 import point_rend
-from point_rend import registration, stock_heads
+from point_rend import load_config, registration, stock_heads
 from point_rend.registration import register
+from tests.config.test_published_configs import CONFIGS, NARROW
 from tests.conftest import REPOSITORY
 from tests.synthetic import SHAPES, small_head_config
 
@@ -63,6 +66,13 @@ def assert_ours():
     assert registered() == {name: entry for name, (_, entry) in OURS.items()}
 
 
+def sources(model: nn.Module) -> set[str]:
+    """The projects from which a model and its parts come: "ours", "stock" or others."""
+    kinds = {"point_rend": "ours", STOCK: "stock"}
+    modules = {type(part).__module__.rpartition(".")[0] for part in model.modules()}
+    return {kinds.get(module, "others") for module in modules}
+
+
 def stock_project():
     return pytest.importorskip(STOCK)
 
@@ -105,6 +115,43 @@ def test_inside_the_context_the_stock_heads_are_built_and_ours_after_it():
         assert type(build_mask_head(cfg, SHAPES)) is stock.PointRendMaskHead
     assert_ours()
     assert type(build_mask_head(cfg, SHAPES)) is point_rend.PointRendMaskHead
+
+
+SHIPPED = [path for path in CONFIGS.rglob("*pointrend_*.yaml") if not path.name.startswith("Base-")]
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED), ids=lambda path: path.stem)
+def test_every_shipped_config_builds_the_stock_project_inside_the_context(path):
+    """The class count, which our configs leave to the head, is filled in."""
+    stock_project()
+    cfg = load_config(str(path), () if path.parent.name == "Demo" else NARROW)
+    cfg.freeze()
+    before = cfg.clone()
+    with stock_heads():
+        model = build_model(cfg)
+    assert cfg == before
+    ours = build_model(cfg)
+    assert sources(model) == {"stock" if source == "ours" else source for source in sources(ours)}
+    if not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:  # which the stock head ignores
+        ours.load_state_dict(model.state_dict())  # the weights of one fit the other
+
+
+def test_a_head_built_directly_inside_the_context_takes_our_configs_and_outside_it_does_not():
+    stock = stock_project()
+    cfg = small_head_config()
+    assert cfg.MODEL.POINT_HEAD.NUM_CLASSES == -1
+    with stock_heads(), stock_heads():
+        head = stock.PointRendMaskHead(cfg, SHAPES)
+    assert head.point_head.predictor.out_channels == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    with pytest.raises(AssertionError):
+        stock.PointRendMaskHead(cfg, SHAPES)
+
+
+def test_a_class_count_that_is_set_is_left_to_the_stock_project():
+    stock = stock_project()
+    cfg = small_head_config("MODEL.POINT_HEAD.NUM_CLASSES", 7)
+    with stock_heads(), pytest.raises(AssertionError):
+        stock.PointRendMaskHead(cfg, SHAPES)
 
 
 def test_stock_roi_heads_build_the_stock_mask_head_inside_the_context():

@@ -156,3 +156,25 @@ def point_head_num_classes(cfg: CfgNode, inherited: int, inherited_key: str) -> 
             f"former at {INHERIT} (it then follows the latter) or make them equal"
         )
     return inherited
+
+
+def explicit_point_head(cfg: CfgNode, section: str) -> CfgNode:
+    """Write into MODEL.POINT_HEAD what a head's point head takes from elsewhere in the config.
+
+    The stock project reads nothing else.
+
+    Args:
+        cfg: A config with MODEL.POINT_HEAD, which is not changed.
+        section: Section below MODEL with the class count of the head: ROI_HEADS or SEM_SEG_HEAD.
+
+    Returns:
+        A copy.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    own = cfg.MODEL[section].get("POINT_HEAD")
+    if own is not None and own.NAME:
+        cfg.MODEL.POINT_HEAD = own.clone()
+    if cfg.MODEL.POINT_HEAD.NUM_CLASSES == INHERIT:
+        cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL[section].NUM_CLASSES
+    return cfg

@@ -1,7 +1,7 @@
 """Evaluation of one checkpoint with our heads and with those that Detectron2 ships.
 
-Detectron2's project needs an explicit class count and gets one. Its semantic model takes no image
-sizes, so that its results also depend slightly on the padding of the images.
+Detectron2's semantic model takes no image sizes, so that its results also depend slightly on the
+padding of the images.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from point_rend.engine.setup import setup
 from point_rend.engine.trainer import Trainer
 from point_rend.utils.errors import user_errors
 
-STOCK = "stock"
 # By data set, task and metric.
 Results = dict[str, dict[str, dict[str, float]]]
 
@@ -41,7 +40,7 @@ def evaluate_both(args: argparse.Namespace) -> tuple[Results, Results]:
     default_setup(job.cfg, args)
     ours = evaluate(args, job.cfg, "ours")
     with stock_heads():
-        return ours, evaluate(args, job.cfg, STOCK)
+        return ours, evaluate(args, job.cfg, "stock")
 
 
 def check_stock_config(cfg: CfgNode) -> None:
@@ -70,11 +69,6 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode, heads: str) -> Results:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, heads)
-    semantic = model_outputs(cfg) == {"sem_seg"}
-    user = cfg.MODEL.SEM_SEG_HEAD if semantic else cfg.MODEL.ROI_HEADS
-    cfg.MODEL.POINT_HEAD.NUM_CLASSES = user.NUM_CLASSES
-    if heads == STOCK and semantic:
-        cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
     cfg.freeze()
     with user_errors():
         model = Trainer.build_model(cfg)
