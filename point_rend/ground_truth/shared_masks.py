@@ -10,128 +10,19 @@ Coordinates are ``coords_img``; a window or a box is (x0, y0, x1, y1).
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, polygons_to_bitmask
 from torch import Tensor
 
 from point_rend.ground_truth.mask_cropping import SAMPLE_ROUNDING, axis_bins
+from point_rend.ground_truth.mask_objects import MaskObjects
 
 # Pixels that are converted to floating point at a time for crops; RoIAlign needs whole masks.
-CANVAS_PIXELS = 2**22
-
-
-@dataclass(frozen=True)
-class MaskObjects:
-    """The masks of M objects, each stored as a window of pixels or as polygons.
-
-    Args:
-        image_size: (H, W).
-        pixels: (total area of the windows + 1,) bool, window after window in row-major order; the
-            last value is False and represents all pixels outside the windows.
-        windows: (M, 4) int64, the tightest window around the pixels of each mask; zeros without
-            pixels, as for an object with polygons.
-        polygons: of M objects, without parts for an object with pixels.
-    """
-
-    image_size: tuple[int, int]
-    pixels: Tensor
-    windows: Tensor
-    polygons: PolygonMasks
-
-    @classmethod
-    def of_bitmaps(cls, bitmaps: Tensor) -> "MaskObjects":
-        """Store the masks (M, H, W) bool."""
-        height, width = bitmaps.shape[1:]
-        windows = _tight_windows(bitmaps)
-        pieces = [
-            bitmap[y0:y1, x0:x1].flatten()
-            for bitmap, (x0, y0, x1, y1) in zip(bitmaps, windows.tolist(), strict=True)
-        ]
-        pixels = torch.cat([*pieces, bitmaps.new_zeros(1)])
-        return cls((height, width), pixels, windows, PolygonMasks([[] for _ in bitmaps]))
-
-    @classmethod
-    def of_polygons(cls, polygons: PolygonMasks, image_size: tuple[int, int]) -> "MaskObjects":
-        """Store the polygons of M objects."""
-        windows = torch.zeros(len(polygons), 4, dtype=torch.int64)
-        return cls(image_size, torch.zeros(1, dtype=torch.bool), windows, polygons)
-
-    @classmethod
-    def cat(cls, stores: Sequence["MaskObjects"]) -> "MaskObjects":
-        """Join one or more stores of the same image."""
-        pixels = [*(store.pixels[:-1] for store in stores), stores[-1].pixels[-1:]]
-        return cls(
-            image_size=stores[0].image_size,
-            pixels=torch.cat(pixels),
-            windows=torch.cat([store.windows for store in stores]),
-            polygons=PolygonMasks.cat([store.polygons for store in stores]),
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle eight pixels per byte."""
-        bits = torch.from_numpy(np.packbits(self.pixels.cpu().numpy()))
-        return _unpack, (self.image_size, bits, self.windows, self.polygons)
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "MaskObjects":
-        """Move the pixels; polygons stay on the CPU, as in Detectron2."""
-        pixels, windows = (
-            x.to(device, non_blocking=non_blocking) for x in (self.pixels, self.windows)
-        )
-        return MaskObjects(self.image_size, pixels, windows, self.polygons)
-
-    @property
-    def has_polygons(self) -> bool:
-        """Whether any object has polygons, known without a GPU synchronization."""
-        return any(len(parts) > 0 for parts in self.polygons.polygons)
-
-    def areas(self) -> Tensor:
-        """Return the number of pixels in each window, (M,) int64."""
-        x0, y0, x1, y1 = self.windows.unbind(1)
-        return (x1 - x0) * (y1 - y0)
-
-    def read_pixels(self, objects: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
-        """Read single pixels, False outside the image and for objects with polygons.
-
-        Args:
-            objects: (N,) int64 in [0, M), the masks to read.
-            columns: (N, P) int64.
-            rows: (N, P) int64.
-
-        Returns:
-            (N, P) bool.
-        """
-        areas = self.areas()
-        starts = (areas.cumsum(0) - areas)[objects, None]
-        x0, y0, x1, y1 = self.windows[objects, :, None].unbind(1)  # (N, 1) each
-        inside = (columns >= x0) & (columns < x1) & (rows >= y0) & (rows < y1)
-        positions = starts + (rows - y0) * (x1 - x0) + (columns - x0)
-        return self.pixels[positions.where(inside, self.pixels.numel() - 1)]
-
-    def window_pixels(self, objects: Tensor) -> list[Tensor]:
-        """Return views of the windows of the objects (n,), each (h, w) bool."""
-        areas = self.areas()
-        starts = (areas.cumsum(0) - areas)[objects].tolist()
-        x0, y0, x1, y1 = self.windows[objects].unbind(1)
-        sides = torch.stack((y1 - y0, x1 - x0), dim=1).tolist()
-        return [
-            self.pixels[start : start + h * w].view(h, w)
-            for start, (h, w) in zip(starts, sides, strict=True)
-        ]
-
-    def paint_pixels(self, objects: Tensor, canvas: Tensor) -> None:
-        """Write the windows of the objects (n,) into the images of a canvas (n, H, W)."""
-        windows = self.windows[objects].tolist()
-        pixels = self.window_pixels(objects)
-        for image, window, (x0, y0, x1, y1) in zip(canvas, pixels, windows, strict=True):
-            image[y0:y1, x0:x1] = window
+CANVAS_PIXELS = 2**22  # on a CPU
+GPU_CANVAS_PIXELS = 2**25  # 128 MiB
 
 
 class SharedMasks(BitMasks):
@@ -166,7 +57,7 @@ class SharedMasks(BitMasks):
             raise TypeError(
                 f"gt_masks: expected BitMasks or PolygonMasks, got {type(masks).__name__}"
             )
-        return cls(objects, torch.arange(len(masks), device=objects.windows.device))
+        return cls(objects, torch.arange(len(masks), device=objects.pixels.device))
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -183,7 +74,7 @@ class SharedMasks(BitMasks):
         """All masks as images, (N, H, W) bool; polygons are rasterized as in COCO."""
         shown, slots = self.index.unique(return_inverse=True)
         images = torch.zeros(len(shown), *self.image_size, dtype=torch.bool, device=self.device)
-        self.objects.paint_pixels(shown, images)
+        self.objects.paint_pixels(shown.tolist(), images)
         for image, parts in zip(images, self.objects.polygons[shown], strict=True):
             if parts:
                 image.copy_(torch.from_numpy(polygons_to_bitmask(parts, *self.image_size)))
@@ -208,6 +99,7 @@ class SharedMasks(BitMasks):
         if torch.device(device) == self.device:
             return self
         objects = self.objects.to(device, non_blocking=non_blocking)
+        non_blocking |= self.index.is_cpu  # as for the objects
         return SharedMasks(objects, self.index.to(device, non_blocking=non_blocking))
 
     @staticmethod
@@ -230,8 +122,8 @@ class SharedMasks(BitMasks):
 
     def nonempty(self) -> Tensor:
         """Return which masks have pixels or polygons, (N,) bool."""
-        has_polygons = self.objects.polygons.nonempty().to(self.device)
-        return ((self.objects.areas() > 0) | has_polygons)[self.index]
+        objects = (self.objects.areas() > 0) | self.objects.polygons.nonempty()
+        return objects.to(self.device, non_blocking=True)[self.index]
 
     def get_bounding_boxes(self) -> Boxes:
         """Return the tight boxes of the N masks; zeros for an empty mask."""
@@ -239,14 +131,10 @@ class SharedMasks(BitMasks):
         boxes = self.objects.windows.to(torch.float32)
         with_polygons = polygons.nonempty()
         boxes[with_polygons] = polygons[with_polygons].get_bounding_boxes().tensor.to(boxes)
-        return Boxes(boxes[self.index])
+        return Boxes(boxes.to(self.device, non_blocking=True)[self.index])
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Crop each mask to a box and resize it to S × S.
-
-        The result equals Detectron2's bit for bit: for pixels that of :class:`BitMasks` (the mean
-        over a cell, by RoIAlign, is at least 0.5), for polygons that of :class:`PolygonMasks`
-        (rasterized at size S).
+        """Crop each mask to a box and resize it to S × S, as :func:`crop_masks` does.
 
         Args:
             boxes: (N, 4).
@@ -258,20 +146,21 @@ class SharedMasks(BitMasks):
         Raises:
             ValueError: if the number of boxes is not that of the masks.
         """
-        if len(boxes) != len(self):
-            raise ValueError(f"crop_and_resize: expected {len(self)} boxes, got {len(boxes)}")
-        boxes = boxes.to(self.device, torch.float32)
-        shape = (len(self), mask_size, mask_size)
-        crops = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        with_pixels = (self.objects.areas() > 0)[self.index]
-        crops[with_pixels] = self[with_pixels]._crop_pixels(boxes[with_pixels], mask_size)
-        if self.objects.has_polygons:
-            with_polygons = self.objects.polygons.nonempty().to(self.device)[self.index]
-            polygons = self.objects.polygons[self.index[with_polygons]]
-            crops[with_polygons] = polygons.crop_and_resize(boxes[with_polygons], mask_size)
-        return crops
+        return crop_masks([self], [boxes], mask_size)
 
     def _crop_pixels(self, boxes: Tensor, mask_size: int) -> Tensor:
+        """Crop the masks of pixels; crops of polygons are empty."""
+        shape = (len(self), mask_size, mask_size)
+        crops = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        if not self.objects.has_pixels:
+            return crops
+        if self.device.type != "cpu":
+            return self._align(boxes, mask_size) >= 0.5
+        with_pixels = (self.objects.areas() > 0)[self.index]
+        crops[with_pixels] = self[with_pixels]._threshold_means(boxes[with_pixels], mask_size)
+        return crops
+
+    def _threshold_means(self, boxes: Tensor, mask_size: int) -> Tensor:
         """Threshold cell means; leave crops that rounding could change to RoIAlign itself."""
         means, error_bounds = self._cell_means(boxes, mask_size)
         crops = means >= 0.5
@@ -283,7 +172,7 @@ class SharedMasks(BitMasks):
     def _cell_means(self, boxes: Tensor, mask_size: int) -> tuple[Tensor, Tensor]:
         """Compute the means of RoIAlign one axis at a time: it is linear along each.
 
-        The means are float64, which neither autocast nor TF32 affects.
+        On a CPU this is many times as fast. The means are float64, which autocast leaves alone.
 
         Returns:
             The means (N, S, S), and bounds on their difference from RoIAlign's own, (N,).
@@ -297,7 +186,7 @@ class SharedMasks(BitMasks):
         windows = self.objects.windows[shown].tolist()
         regions = order.split(counts.tolist())
         for window, pixels, chosen in zip(
-            windows, self.objects.window_pixels(shown), regions, strict=True
+            windows, self.objects.window_pixels(shown.tolist()), regions, strict=True
         ):
             x0, y0, x1, y1 = window
             rows_per_piece = max(1, CANVAS_PIXELS // max(1, x1 - x0))
@@ -312,20 +201,83 @@ class SharedMasks(BitMasks):
         return means, error_bounds + across.error_bounds + down.error_bounds
 
     def _align(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Apply RoIAlign to the images of the objects, a few images at a time: (N, S, S)."""
+        """Apply RoIAlign to the images of the objects, a few images at a time: (N, S, S).
+
+        A box that is not finite counts as empty.
+        """
         height, width = self.image_size
-        shown, slots = self.index.unique(return_inverse=True)
-        images_at_once = max(1, CANVAS_PIXELS // (height * width))
+        if self.device.type == "cpu":
+            shown, slots = self.index.unique(return_inverse=True)
+            objects, canvas_pixels = shown.tolist(), CANVAS_PIXELS
+        else:  # all objects: the index is not known without a wait
+            objects, slots, canvas_pixels = (
+                [*range(len(self.objects))],
+                self.index,
+                GPU_CANVAS_PIXELS,
+            )
+        images_at_once = max(1, canvas_pixels // (height * width))
         align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)
         means = boxes.new_zeros(len(self), mask_size, mask_size)
-        for first in range(0, len(shown), images_at_once):
-            objects = shown[first : first + images_at_once]
-            canvas = boxes.new_zeros(len(objects), 1, height, width)
-            self.objects.paint_pixels(objects, canvas[:, 0])
-            rows = ((slots >= first) & (slots < first + images_at_once)).nonzero()[:, 0]
-            rois = torch.cat(((slots[rows, None] - first).to(boxes), boxes[rows]), dim=1)  # (n, 5)
-            means[rows] = align(canvas, rois)[:, 0]
+        finite = boxes.isfinite().all(1)
+        for first in range(0, len(objects), images_at_once):
+            painted = objects[first : first + images_at_once]
+            canvas = boxes.new_zeros(len(painted), 1, height, width)
+            self.objects.paint_pixels(painted, canvas[:, 0])
+            images = slots - first
+            is_painted = finite & (images >= 0) & (images < len(painted))
+            rois = torch.cat((images[:, None].to(boxes), boxes), dim=1)  # (N, 5)
+            means += align(canvas, rois.where(is_painted[:, None], 0))[:, 0]  # 0 for an empty box
         return means
+
+
+@torch.no_grad()
+def crop_masks(masks: Sequence[SharedMasks], boxes: Sequence[Tensor], mask_size: int) -> Tensor:
+    """Crop each mask to a box and resize it to S × S.
+
+    The result equals Detectron2's bit for bit: for pixels that of :class:`BitMasks` (the mean over
+    a cell, by RoIAlign, is at least 0.5), for polygons that of :class:`PolygonMasks` (rasterized at
+    size S). On a GPU pixels need no wait, and the polygons of all images one.
+
+    Args:
+        masks: of one or more images, N in total.
+        boxes: per image the box of each mask, (N_i, 4).
+        mask_size: S.
+
+    Returns:
+        (N, S, S) bool.
+
+    Raises:
+        ValueError: if the number of boxes is not that of the masks.
+    """
+    for of_image, around in zip(masks, boxes, strict=True):
+        if len(around) != len(of_image):
+            raise ValueError(f"crop_and_resize: expected {len(of_image)} boxes, got {len(around)}")
+    boxes = [around.to(x.device, torch.float32) for x, around in zip(masks, boxes, strict=True)]
+    crops = torch.cat(
+        [x._crop_pixels(around, mask_size) for x, around in zip(masks, boxes, strict=True)]
+    )
+    if any(x.objects.has_polygons for x in masks):
+        crops |= _crop_polygons(masks, torch.cat(boxes), mask_size).to(
+            crops.device, non_blocking=True
+        )
+    return crops
+
+
+def _crop_polygons(masks: Sequence[SharedMasks], boxes: Tensor, mask_size: int) -> Tensor:
+    """Crop the masks of polygons on the CPU; crops of pixels are empty."""
+    index = torch.cat([x.index for x in masks])
+    on_cpu = torch.cat((boxes, index[:, None].to(boxes)), dim=1).cpu()  # one wait for both
+    objects = on_cpu[:, 4].long().split([len(x) for x in masks])
+    parts = [
+        x.objects.polygons.polygons[number]
+        for x, chosen in zip(masks, objects, strict=True)
+        for number in chosen.tolist()
+    ]
+    drawn = torch.tensor([len(x) > 0 for x in parts])
+    crops = torch.zeros(len(boxes), mask_size, mask_size, dtype=torch.bool)
+    polygons = PolygonMasks([x for x in parts if x])
+    crops[drawn] = polygons.crop_and_resize(on_cpu[drawn, :4], mask_size)
+    return crops
 
 
 def share_masks(instances: Sequence[Instances]) -> list[Instances]:
@@ -346,23 +298,3 @@ def _with_shared_masks(instances: Instances) -> Instances:
     if devices:
         masks = masks.to(devices[0])
     return Instances(instances.image_size, **fields | {"gt_masks": masks})
-
-
-def _unpack(
-    image_size: tuple[int, int], bits: Tensor, windows: Tensor, polygons: PolygonMasks
-) -> MaskObjects:
-    """Undo :meth:`MaskObjects.__reduce__`."""
-    objects = MaskObjects(image_size, bits, windows, polygons)
-    pixels = np.unpackbits(bits.numpy(), count=int(objects.areas().sum()) + 1).view(bool)
-    return MaskObjects(image_size, torch.from_numpy(pixels).to(windows.device), windows, polygons)
-
-
-def _tight_windows(bitmaps: Tensor) -> Tensor:
-    """Return the tightest windows around the pixels of masks (M, H, W) bool: (M, 4) int64."""
-    pixels = bitmaps.view(torch.uint8)  # the maximum of bytes is many times as fast as any()
-    sides = []
-    for used in (pixels.amax(1), pixels.amax(2)):  # (M, W) and (M, H)
-        sides.append((used.argmax(1), used.shape[1] - used.flip(1).argmax(1)))
-    (x0, x1), (y0, y1) = sides
-    has_pixels = used.amax(1) > 0
-    return torch.stack((x0, y0, x1, y1), dim=1) * has_pixels[:, None]
