@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from point_rend.coarse_mask_head import CoarseMaskHead
 from point_rend.config.defaults import DEFAULTS, point_head_num_classes
+from point_rend.ground_truth.losses import binary_point_loss
 from point_rend.ground_truth.point_labels import sample_point_labels
-from point_rend.ground_truth.shared_masks import share_masks
+from point_rend.ground_truth.shared_masks import crop_masks, share_masks
 from point_rend.point_features import BoxFeatureReader, Features
 from point_rend.point_head import (
     build_point_head,
@@ -217,7 +218,7 @@ class PointRendMaskHead(_BoxMaskHead):
         boxes = [x.proposal_boxes for x in instances]
         coarse_logits = self.coarse_head(self._roi_pooler(features, boxes))
         instances = share_masks(instances)
-        losses = {"loss_mask": mask_rcnn_loss(coarse_logits, instances)}
+        losses = {"loss_mask": coarse_mask_loss(coarse_logits, instances)}
         if self.point_head is None or self.refinement is None:
             return losses
         coords, labels = self.sample_training_points(instances, coarse_logits.detach())
@@ -352,6 +353,39 @@ class ImplicitPointRendMaskHead(_BoxMaskHead):
         images = self.point_reader.images(features)
         bound = self.renderer.bind(self.point_head, images, instances)
         return self.renderer.render(bound, instances, parameters, self.uncertainty)
+
+
+def coarse_mask_loss(mask_logits: Tensor, instances: Sequence[Instances]) -> Tensor:
+    """Return the loss of coarse masks and log their accuracy, with a single wait for a GPU.
+
+    The values and the names ``mask_rcnn/accuracy``, ``mask_rcnn/false_positive`` and
+    ``mask_rcnn/false_negative`` are those of Detectron2's ``mask_rcnn_loss``.
+
+    Args:
+        mask_logits: (N, K, s, s) or class-agnostic (N, 1, s, s).
+        instances: per image its regions with ``proposal_boxes``, ``gt_classes`` and ``gt_masks`` as
+            :class:`SharedMasks`; N in total.
+
+    Returns:
+        A scalar: binary cross entropy averaged over all cells.
+    """
+    instances = [x for x in instances if len(x)]
+    if not instances:
+        return mask_logits.sum() * 0
+    classes = torch.cat([x.gt_classes for x in instances])
+    logits = select_class_channel(mask_logits, classes)[:, 0].flatten(1)  # (N, s²)
+    boxes = [x.proposal_boxes.tensor for x in instances]
+    labels = crop_masks([x.gt_masks for x in instances], boxes, mask_logits.shape[2]).flatten(1)
+    if has_event_storage():
+        wrong = (logits > 0) != labels
+        sums = torch.stack((labels.sum(), wrong.sum(), (wrong & labels).sum()))
+        foreground, errors, missed = sums.tolist()
+        storage = get_event_storage()
+        storage.put_scalar("mask_rcnn/accuracy", 1 - errors / labels.numel())
+        background = max(labels.numel() - foreground, 1)
+        storage.put_scalar("mask_rcnn/false_positive", (errors - missed) / background)
+        storage.put_scalar("mask_rcnn/false_negative", missed / max(foreground, 1))
+    return binary_point_loss(logits, labels)
 
 
 def _build_reader(cfg: CfgNode, section: str, input_shape: object) -> BoxFeatureReader:

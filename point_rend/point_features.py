@@ -90,13 +90,18 @@ class BoxFeatureReader:
     def images(self, features: Features) -> list[FineGrainedFeatures]:
         """Return the features of each image, to be read at points in pixels."""
         levels = [features[name] for name in self.names]
-        sizes = [shapes_to_tensor([level.shape[3], level.shape[2]]) for level in levels]
-        frames = [
-            (size / scale).to(level.device)
-            for size, scale, level in zip(sizes, self.scales, levels, strict=True)
-        ]
+        frames = _image_frames(levels, self.scales)
         maps_of_images = zip(*(level.split(1) for level in levels), strict=True)
         return [FineGrainedFeatures(maps, frames) for maps in maps_of_images]
+
+
+def _image_frames(levels: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
+    """Return the size (W, H) in pixels of the images that each level covers, without a wait."""
+    sizes = [shapes_to_tensor([level.shape[3], level.shape[2]]) for level in levels]
+    return [
+        (size / scale).to(level.device, non_blocking=True)
+        for size, scale, level in zip(sizes, scales, levels, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -145,13 +150,12 @@ def point_sample_fine_grained_features(
     """
     coords_img = get_point_coords_wrt_image(Boxes.cat(list(boxes)).tensor, point_coords)
     boxes_per_image = [b.tensor.size(0) for b in boxes]
+    frames = _image_frames(features_list, feature_scales)
     features = []
     for image, coords in enumerate(torch.split(coords_img, boxes_per_image)):
         levels = []
-        for feature_map, scale in zip(features_list, feature_scales, strict=True):
-            height, width = feature_map.shape[-2:]
-            image_size = (shapes_to_tensor([width, height]) / scale).to(coords.device)
-            coords_norm = (coords / image_size)[None]  # (1, N_i, P, 2)
+        for feature_map, frame in zip(features_list, frames, strict=True):
+            coords_norm = (coords / frame)[None]  # (1, N_i, P, 2)
             sampled = point_sample(feature_map[image : image + 1], coords_norm)  # (1, C_l, N_i, P)
             levels.append(sampled[0].transpose(0, 1))  # (N_i, C_l, P)
         features.append(concatenate_levels(levels))

@@ -273,7 +273,7 @@ class PointRendSemSegHead(nn.Module):
         if image_sizes is not None:
             height, width = targets.shape[-2:]
             parts = [[[w / width, h / height]] for h, w in image_sizes]
-            extent = torch.tensor(parts, device=coarse.device)
+            extent = torch.tensor(parts).to(coarse.device, non_blocking=True)
         coords, labels = self.sample_training_points(targets, coarse.detach(), extent)
         fine = concatenate_levels(
             [point_sample(features[name], coords) for name in self.in_features]

@@ -135,7 +135,7 @@ class MaskObjects:
         # A GPU copies all windows together.
         pixels = torch.cat([x.flatten() for x in self.window_pixels(objects)])
         positions = _image_positions(self.windows[objects], *self.image_size, canvas.device)
-        canvas.view(-1).scatter_(0, positions, pixels.to(canvas.dtype))
+        canvas.view(-1)[positions] = pixels.to(canvas.dtype)
 
 
 def cat_pixels(stores: Sequence[MaskObjects]) -> Tensor:
