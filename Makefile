@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it sets up (tools/setup_venv.sh).
-# Python 3.11 or 3.12 and a package index are the only requirements.
+# Python 3.11 to 3.14 and a package index are the only requirements.
 #
-#   make PYTHON=/path/to/python3.12 ...        use this Python, not the first suitable one
+#   make PYTHON=/path/to/python3.13 ...        use this Python, not the first suitable one
 #   make DETECTRON2=<requirement or path> ...  use this Detectron2 (see tools/install_detectron2.py)
 #   make test ARGS="-k sampling"               more arguments for pytest
 

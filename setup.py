@@ -23,9 +23,8 @@ def long_description() -> str:
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
-# Detectron2 reads the polygons with shapely. The evaluation writes a JSON file, which fails for
-# integers of NumPy 2.
-cityscapes = ["cityscapesscripts>=2.2", "numpy<2", "shapely>=2"]
+# Detectron2 reads the polygons with shapely.
+cityscapes = ["cityscapesscripts>=2.2", "shapely>=2"]
 completion = ["argcomplete>=3"]
 lvis = ["lvis>=0.5.3"]
 
@@ -75,7 +74,7 @@ setup(
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
-            "setuptools<81",
+            "setuptools>=68",
             "wheel",
         ],
     },

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Set up .venv: everything that `make` needs, in the versions of constraints.txt.
 #
-#   [PYTHON=python3.12] [DETECTRON2=<requirement or path for pip>] sh tools/setup_venv.sh
+#   [PYTHON=python3.13] [DETECTRON2=<requirement or path for pip>] sh tools/setup_venv.sh
 #
 # A complete .venv of these sources is left alone. Finished steps are listed in .venv/set-up, and
 # the next run after an interruption continues after the last of them. A .venv that is damaged, or
@@ -21,25 +21,24 @@ fail() {
     exit 1
 }
 
-# Python 3.11 or 3.12 with the modules for virtual environments. The evaluation of Cityscapes fails
-# with NumPy 2, and NumPy 1 has no wheel for Python 3.13.
+# Python 3.11 to 3.14 with the modules for virtual environments.
 usable() {
-    "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+    "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
         >/dev/null 2>&1
 }
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
         usable "$PYTHON" && echo "$PYTHON" && return
-        fail "PYTHON=$PYTHON cannot be used." "It must be Python 3.11 or 3.12 with the modules venv and ensurepip." \
+        fail "PYTHON=$PYTHON cannot be used." "It must be Python 3.11 to 3.14 with the modules venv and ensurepip." \
             "Its version: $("$PYTHON" --version 2>&1 | head -n 1)"
     fi
-    for candidate in python3.11 python3.12 python3 python; do
+    for candidate in python3.11 python3.12 python3.13 python3.14 python3 python; do
         usable "$candidate" && echo "$candidate" && return
     done
-    fail "No Python 3.11 or 3.12 was found (with the modules venv and ensurepip)." \
+    fail "No Python 3.11 to 3.14 was found (with the modules venv and ensurepip)." \
         "Debian, Ubuntu: sudo apt install python3 python3-venv" \
-        "Elsewhere: https://www.python.org/downloads/, or choose one: make PYTHON=/path/to/python3.12"
+        "Elsewhere: https://www.python.org/downloads/, or choose one: make PYTHON=/path/to/python3.13"
 }
 
 version_of() { "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null; }

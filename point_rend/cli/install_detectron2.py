@@ -9,6 +9,7 @@
    pinned and verified by its hash. Its compiled extension, which loads on Python 3.10 only, and
    the unrelated top-level package `tools` are left out; without the extension, rotated boxes,
    deformable convolution and the fast COCO evaluation are missing. PointRend uses none of them.
+   Three lines that need NumPy 1 or an old setuptools are rewritten.
 
 PyTorch and torchvision must be installed first.
 """
@@ -28,7 +29,7 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from email.parser import HeaderParser
 from pathlib import Path
 from typing import NamedTuple
@@ -38,10 +39,21 @@ WHEEL_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
 # Only a Python 3.10 finds the wheel, because of the extension that is left out here.
 WHEEL_PYTHON = "3.10"
 
-# Used, but not declared by the wheel. `pkg_resources` left setuptools with version 81.
-UNDECLARED = ("fvcore>=0.1.5", "iopath>=0.1.9", "setuptools<81", "wheel")
-# Declared, but only used to write Python-style configs.
-UNUSED = ("black",)
+# Used, but not declared by the wheel.
+UNDECLARED = ("fvcore>=0.1.5", "iopath>=0.1.9")
+# Declared, but not needed (only used to write Python-style configs), or needed in any version.
+REPLACED_REQUIREMENTS = {"black": None, "numpy<2": "numpy"}
+# Lines that fail with NumPy 2, and with setuptools 82, which has no `pkg_resources`.
+REPLACED_TEXT = {
+    "detectron2/layers/mask_ops.py": {"np.array(mask, copy=False)": "np.asarray(mask)"},
+    "detectron2/model_zoo/model_zoo.py": {
+        "import pkg_resources\n": "",
+        'pkg_resources.resource_filename(\n        "detectron2.model_zoo", '
+        'os.path.join("configs", config_path)\n    )': (
+            'os.path.join(os.path.dirname(__file__), "configs", config_path)'
+        ),
+    },
+}
 
 ABSENT_STATUS = 3
 PROBE = f"""
@@ -104,8 +116,9 @@ def read_requirements(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = HeaderParser().parsestr(archive.read(name).decode("utf-8"))
-    declared = metadata.get_all("Requires-Dist", [])
-    return [line for line in declared if "extra ==" not in line and line not in UNUSED]
+    declared = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    replaced = [REPLACED_REQUIREMENTS.get(line, line) for line in declared]
+    return [line for line in replaced if line is not None]
 
 
 def unpack_pure_python(wheel: Path, site_packages: Path) -> None:
@@ -120,6 +133,8 @@ def unpack_pure_python(wheel: Path, site_packages: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if _is_wanted(name)]
             archive.extractall(staging, names)
+        for name, replacements in REPLACED_TEXT.items():
+            _replace(staging / name, replacements)
         (info,) = staging.glob("*.dist-info")
         _describe_as_pure(info)
         for source in (info, staging / "detectron2"):
@@ -138,12 +153,27 @@ def _is_wanted(name: str) -> bool:
     return top == "detectron2" and not rest.startswith("_C.")
 
 
+def _replace(path: Path, replacements: Mapping[str, str]) -> None:
+    """Replace parts of a text file; each is in the file once.
+
+    Raises:
+        RuntimeError: If the file has another text; the verified wheel does not.
+    """
+    text = path.read_text(encoding="utf-8")
+    for old, new in replacements.items():
+        if text.count(old) != 1:
+            raise RuntimeError(f"{path.name} does not contain {old!r} once")
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+
+
 def _describe_as_pure(info: Path) -> None:
     """Make the metadata describe the files that were unpacked."""
-    metadata = (info / "METADATA").read_text(encoding="utf-8")
-    for name in UNUSED:
-        metadata = metadata.replace(f"Requires-Dist: {name}\n", "")
-    (info / "METADATA").write_text(metadata, encoding="utf-8")
+    field = "Requires-Dist: {}\n".format
+    replacements = {
+        field(old): "" if new is None else field(new) for old, new in REPLACED_REQUIREMENTS.items()
+    }
+    _replace(info / "METADATA", replacements)
     (info / "WHEEL").write_text(
         "Wheel-Version: 1.0\nGenerator: pointrend install-detectron2\n"
         "Root-Is-Purelib: true\nTag: py3-none-any\n",
@@ -179,7 +209,7 @@ def install_wheel(constraints: Sequence[str]) -> None:
         )
         (wheel,) = Path(folder).glob("*.whl")
         check_sha256(wheel, WHEEL_SHA256)
-        pip("install", *constraints, "setuptools<81", "wheel")
+        pip("install", *constraints, "setuptools", "wheel")
         # Some are source packages: they are built with the setuptools of this environment.
         needed = [*UNDECLARED, *read_requirements(wheel)]
         pip("install", "--no-build-isolation", *constraints, *needed)

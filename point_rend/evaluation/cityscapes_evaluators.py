@@ -41,6 +41,9 @@ class TidyCityscapesEvaluator(CityscapesEvaluator):
         Returns:
             Metrics by task; None in all processes but the first.
         """
+        # Late, because the scripts read the environment when they are imported.
+        from point_rend.evaluation import cityscapes_scripts  # noqa: F401
+
         with contextlib.chdir(self._temp_dir):
             return super().evaluate()
 

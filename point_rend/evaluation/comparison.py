@@ -12,7 +12,7 @@ import pycocotools.mask as mask_util
 
 from point_rend.data.checks.rle import compressed_rle
 from point_rend.visualization.drawing import match_colors, overlay_masks
-from point_rend.visualization.layout import save_picture, side_by_side
+from point_rend.visualization.layout import read_picture, save_picture, side_by_side
 
 PANEL_HEIGHT = 480
 GRAY = 80  # in place of photographs
@@ -49,9 +49,7 @@ def write_comparison(
 
     for number, record in enumerate(content["images"][:num_images], start=1):
         file = image_root / record["file_name"]
-        image = cv2.imread(str(file))
-        if image is None:
-            raise ValueError(f"{file} does not exist or is not an image")
+        image = read_picture(file)
         if without_photographs:
             image = np.full_like(image, GRAY)
         rows = [instances[record["id"]] for instances in by_image.values()]

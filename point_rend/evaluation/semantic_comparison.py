@@ -14,7 +14,7 @@ from point_rend.data.checks.rle import rle_fault
 from point_rend.data.datasets.label_maps import IGNORE_LABEL
 from point_rend.evaluation.semantic_iou import SemanticIoU
 from point_rend.visualization.drawing import color_of, paint_labels
-from point_rend.visualization.layout import save_picture, side_by_side
+from point_rend.visualization.layout import read_picture, save_picture, side_by_side
 
 Predictions = Mapping[Path, Sequence[dict[str, Any]]]  # by image, relative to the image root
 
@@ -168,15 +168,3 @@ def to_label_map(records: Sequence[dict[str, Any]]) -> np.ndarray:
     for record in records:
         labels[mask_util.decode(record["segmentation"]).astype(bool)] = record["category_id"]
     return labels
-
-
-def read_picture(file: Path, mode: int) -> np.ndarray:
-    """Read an image in one of OpenCV's modes.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    picture = cv2.imread(str(file), mode)
-    if picture is None:
-        raise ValueError(f"{file} does not exist or is not an image")
-    return picture

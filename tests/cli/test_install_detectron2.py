@@ -32,21 +32,45 @@ def write_detectron2(folder: Path, version: str = "9.9") -> Path:
     return folder
 
 
+MODEL_ZOO = """import os
+import pkg_resources
+
+def get_config_file(config_path):
+    cfg_file = pkg_resources.resource_filename(
+        "detectron2.model_zoo", os.path.join("configs", config_path)
+    )
+    return cfg_file
+"""
+MASK_OPS = """import numpy as np
+
+def paste(mask):
+    mask = np.array(mask, copy=False)
+    return mask
+"""
+
+
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
     """A small wheel with the parts of the pinned one, wanted and unwanted."""
     info = "sal_detectron2-0.7.2.dist-info"
     content = {
         "detectron2/_C.cpython-310-x86_64-linux-gnu.so": "no library",
+        "detectron2/layers/__init__.py": "",
+        "detectron2/layers/mask_ops.py": MASK_OPS,
+        "detectron2/model_zoo/__init__.py": "from .model_zoo import get_config_file\n",
+        "detectron2/model_zoo/model_zoo.py": MODEL_ZOO,
+        "detectron2/model_zoo/configs/Base.yaml": "",
         "tools/__init__.py": "",
         "tools/train_net.py": "",
         f"{info}/METADATA": "Metadata-Version: 2.1\nName: sal-detectron2\nVersion: 0.7.2\n"
-        'Requires-Dist: pyyaml>=1\nRequires-Dist: black\nRequires-Dist: timm; extra == "all"\n',
+        "Requires-Dist: pyyaml>=1\nRequires-Dist: black\nRequires-Dist: numpy<2\n"
+        'Requires-Dist: timm; extra == "all"\nRequires-Dist: black==23.3.0; extra == "dev"\n',
         f"{info}/WHEEL": "Wheel-Version: 1.0\nTag: cp310-cp310-linux_x86_64\n",
         f"{info}/top_level.txt": "detectron2\ntools\n",
         f"{info}/RECORD": "tools/__init__.py,,\n",
     }
     sources = write_detectron2(tmp_path / "wheel sources", "0.7.2")
+    (sources / "detectron2" / "model_zoo.py").unlink()
     path = tmp_path / "index" / "sal_detectron2-0.7.2-cp310-none-any.whl"
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:
@@ -159,7 +183,8 @@ def test_pinned_wheel_is_installed_as_pure_python_with_a_true_record(
     assert not (site_packages / "tools").exists()
     assert not list((site_packages / "detectron2").glob("_C*"))
     (found,) = importlib.metadata.distributions(name="sal-detectron2", path=[str(site_packages)])
-    assert found.requires == ["pyyaml>=1", 'timm; extra == "all"']
+    extras = ['timm; extra == "all"', 'black==23.3.0; extra == "dev"']
+    assert found.requires == ["pyyaml>=1", "numpy", *extras]
     assert found.files is not None
     recorded = {file.as_posix(): file for file in found.files}
     present = {
@@ -173,6 +198,36 @@ def test_pinned_wheel_is_installed_as_pure_python_with_a_true_record(
         if file.hash is not None:
             digest = hashlib.sha256((site_packages / name).read_bytes()).digest()
             assert file.hash.value == base64.urlsafe_b64encode(digest).rstrip(b"=").decode(), name
+
+
+def test_unpacked_sources_need_neither_pkg_resources_nor_numpy_1(
+    wheel: Path, tmp_path: Path
+) -> None:
+    site_packages = tmp_path / "site-packages"
+    install_detectron2.unpack_pure_python(wheel, site_packages)
+    program = (
+        "import sys\n"
+        "sys.modules['pkg_resources'] = None  # an import fails\n"
+        "from detectron2.layers.mask_ops import paste\n"
+        "from detectron2.model_zoo import get_config_file\n"
+        "print(paste([1, 0]), get_config_file('Base.yaml'))\n"
+    )
+    done = run([sys.executable, "-c", program], tmp_path, PYTHONPATH=str(site_packages))
+    config = site_packages / "detectron2" / "model_zoo" / "configs" / "Base.yaml"
+    assert config.exists()
+    assert done.stdout == f"[1 0] {config}\n"
+
+
+def test_wheel_with_other_lines_is_refused_and_leaves_nothing(wheel: Path, tmp_path: Path) -> None:
+    site_packages = tmp_path / "site-packages"
+    other = wheel.with_name("other.whl")
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(other, "w") as target:
+        for name in source.namelist():
+            text = source.read(name)
+            target.writestr(name, text.replace(b"copy=False", b"copy=True"))
+    with pytest.raises(RuntimeError, match=r"mask_ops\.py does not contain 'np\.array"):
+        install_detectron2.unpack_pure_python(other, site_packages)
+    assert list(site_packages.iterdir()) == []
 
 
 @pytest.mark.parametrize("moves", [0, 1])

@@ -113,7 +113,7 @@ def test_resized_masks_cause_no_warning_of_torch(
     torch.set_warn_always(True)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error", UserWarning)
             masks = NamingDatasetMapper(cfg, is_train=True)(records[0])["instances"].gt_masks
     finally:
         torch.set_warn_always(not once)

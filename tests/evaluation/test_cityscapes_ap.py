@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as scripts  # noqa: N813
 import numpy as np
 import pytest
 from cityscapesscripts.evaluation.instances2dict import instances2dict
@@ -12,6 +11,7 @@ from cityscapesscripts.helpers.labels import labels, name2label
 from PIL import Image
 
 from point_rend.evaluation.cityscapes_ap import CityscapesAP, Prediction
+from point_rend.evaluation.cityscapes_scripts import instances as scripts
 from tests.evaluation.oracles import blob, boundary_iou, worse
 
 VOID = [label.id for label in labels if label.ignoreInEval]

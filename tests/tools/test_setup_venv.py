@@ -92,7 +92,7 @@ class Checkout:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
-    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
+    if not (3, 11) <= sys.version_info[:2] <= (3, 14):
         pytest.skip("the set-up refuses this Python")
     return Checkout(tmp_path)
 
@@ -219,7 +219,7 @@ def test_unusable_python_is_refused_by_name(checkout: Checkout) -> None:
     refused = checkout.make(PYTHON="/bin/false")
     assert refused.returncode != 0
     assert "PYTHON=/bin/false" in refused.stdout
-    assert "3.11 or 3.12" in refused.stdout
+    assert "3.11 to 3.14" in refused.stdout
 
 
 def test_python_that_does_not_run_is_passed_over(checkout: Checkout, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_python_that_does_not_run_is_passed_over(checkout: Checkout, tmp_path: P
 
     none = run(script, checkout.folder, PATH=str(commands))
     assert none.returncode != 0
-    assert "No Python 3.11 or 3.12 was found" in none.stdout
+    assert "No Python 3.11 to 3.14 was found" in none.stdout
     assert checkout.commands() == []
 
     (commands / "python3").symlink_to(checkout.python)

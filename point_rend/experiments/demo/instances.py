@@ -11,7 +11,7 @@ import pycocotools.mask as mask_util
 
 from point_rend.inference.predictor import Predictor
 from point_rend.visualization.drawing import color_of, match_colors, overlay_masks
-from point_rend.visualization.layout import save_picture, side_by_side, stack
+from point_rend.visualization.layout import read_picture, save_picture, side_by_side, stack
 
 NUM_PICTURES = 6
 MAGNIFICATION = 3  # of the pictures
@@ -157,7 +157,7 @@ def draw_pictures(
     panels: dict[int, list[np.ndarray]] = {}
     for record in content["images"]:
         if record["id"] in needed:
-            image = cv2.imread(str(image_root / record["file_name"]))
+            image = read_picture(image_root / record["file_name"])
             size = (record["height"], record["width"])
             ground_truth = render_annotations(by_image.get(record["id"], []), size)
             coarse, fine = (predict(predictor, image) for predictor in predictors)
