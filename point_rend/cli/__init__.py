@@ -16,9 +16,11 @@ from point_rend.utils.errors import INTERRUPTED, USER_ERROR, did_you_mean, say_e
 from point_rend.utils.imports import NO_DETECTRON2, lacks_detectron2
 from point_rend.utils.program import program
 from point_rend.utils.third_party import hide_third_party_warnings
+from point_rend.utils.waiting import wait_passively
 
-# Here, because every door and every spawned process imports this before Detectron2.
+# Here, because every door imports this before Detectron2 and PyTorch.
 hide_third_party_warnings()
+wait_passively()
 
 GROUPS = {
     "train and evaluate": {

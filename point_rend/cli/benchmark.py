@@ -17,6 +17,11 @@ loss or of the norm of a parameter's gradient. Weights and inputs are random, bu
 label maps with large regions and fine boundaries; the JSON file states the share of neighboring
 pixels that differ. Memory is the peak of one run beyond features and weights.
 
+With `--busy-processes 2`, two other processes compute meanwhile, as on a shared machine. Threads
+that wait for each other sleep, as in all commands; the table names the wait. By default they would
+spin: `GOMP_SPINCOUNT=300000 pointrend benchmark …` measures that, the default of the OpenMP library
+in PyTorch's packages for Linux.
+
 A case for which the stock project would need more memory than there is (it keeps masks for every
 class) runs without it, and so does a case in which it fails. On a GPU the largest batch that fits
 into memory is measured as well, for training steps of both sides.
@@ -55,6 +60,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("cases", nargs="+", choices=[*CASES, "all"], help="see below")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default cpu)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--busy-processes",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="measure while N other processes keep a core busy each (default: none)",
+    )
     parser.add_argument("--repeat", type=_positive, default=5, help="timed rounds (default 5)")
     parser.add_argument(
         "--boxes", type=_positive, nargs="+", default=[], help="boxes per image (default: by case)"
@@ -92,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> "list[Record]":
         classes=tuple(args.classes),
         amp=args.amp,
         opts=tuple(args.opts),
+        busy_processes=args.busy_processes,
     )
     names = list(CASES) if "all" in args.cases else list(dict.fromkeys(args.cases))
     stem = "benchmark" if "all" in args.cases else "benchmark_" + "_".join(names)

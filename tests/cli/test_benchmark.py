@@ -30,10 +30,17 @@ def test_options_are_settings_and_each_case_runs_once(
     monkeypatch.setattr(run, "run_cases", run_cases)
     opts = ["MODEL.POINT_HEAD.NUM_FC", "2"]
     words = ["conv", "masks", "conv", "--repeat", "2", "--boxes", "1", "6", "--classes", "3"]
-    words += ["--seed", "7", "--amp", "bfloat16", "--output", str(tmp_path), "--opts", *opts]
+    words += ["--seed", "7", "--amp", "bfloat16", "--busy-processes", "2"]
+    words += ["--output", str(tmp_path), "--opts", *opts]
     assert benchmark.main(words) is records
     settings = Settings(
-        repeat=2, boxes=(1, 6), classes=(3,), seed=7, amp="bfloat16", opts=tuple(opts)
+        repeat=2,
+        boxes=(1, 6),
+        classes=(3,),
+        seed=7,
+        amp="bfloat16",
+        opts=tuple(opts),
+        busy_processes=2,
     )
     assert calls == [([conv, masks], settings, tmp_path, "benchmark_conv_masks")]
 
@@ -44,6 +51,7 @@ def test_options_are_settings_and_each_case_runs_once(
         (["everything"], "invalid choice: 'everything'"),
         (["masks", "--boxes", "0"], "expected a whole number of 1 or more, got '0'"),
         (["masks", "--repeat", "-1"], "expected a whole number of 1 or more, got '-1'"),
+        (["masks", "--busy-processes", "0"], "expected a whole number of 1 or more, got '0'"),
         (["masks", "--amp", "float8"], "invalid choice: 'float8'"),
         (["masks", "--device", "abacus"], "--device abacus"),
         (["masks", "--opts", "MODEL.NONE", "1"], "unknown config key MODEL.NONE"),

@@ -15,14 +15,16 @@ import io
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detectron2.layers import ShapeSpec
 from PIL import Image
 
-from point_rend import StandardPointHead, get_config_file, load_config
 from point_rend.cli import visualize
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import atomic_file, check_output, write_text
+
+if TYPE_CHECKING:
+    from point_rend import StandardPointHead
 
 CONFIG = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 PHOTOGRAPH, INSTANCE = "000005.jpg", 1
@@ -69,7 +71,7 @@ def grid(x: float, y: float, cells: int, side: float, color: str) -> list[str]:
     return [*lines, f'<circle {dot} fill="#d1242f" stroke="white" stroke-width="1.2"/>']
 
 
-def point_head_diagram(head: StandardPointHead, coarse_side: int) -> str:
+def point_head_diagram(head: "StandardPointHead", coarse_side: int) -> str:
     """Draw the layers of a point head: one bar per vector, as high as its number of channels.
 
     Args:
@@ -125,6 +127,10 @@ def point_head_diagram(head: StandardPointHead, coarse_side: int) -> str:
 
 def published_diagram() -> str:
     """Draw the point head of the published config."""
+    from detectron2.layers import ShapeSpec
+
+    from point_rend import StandardPointHead, get_config_file, load_config
+
     cfg = load_config(get_config_file(CONFIG))
     num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     cfg.MODEL.POINT_HEAD.NUM_CLASSES = num_classes

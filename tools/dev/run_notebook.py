@@ -32,6 +32,7 @@ from nbclient.exceptions import CellExecutionError
 
 from point_rend.utils.errors import FAILED, user_errors
 from point_rend.utils.files import check_output, write_text
+from point_rend.utils.waiting import wait_passively
 
 PARAMETERS = "parameters"
 SOURCES = "sources_sha256"  # key in the metadata
@@ -151,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 after an error that the user can correct, with code 1 if a cell
             does not run.
     """
+    wait_passively()  # the kernel inherits it
     parser = argparse.ArgumentParser(description="Execute a notebook and save it with its results.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--output", type=Path, help="file to write; by default the notebook itself")

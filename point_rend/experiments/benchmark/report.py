@@ -18,6 +18,7 @@ import torch
 from point_rend.experiments.benchmark.measuring import Measurement, Record
 from point_rend.experiments.benchmark.settings import Settings
 from point_rend.utils.files import atomic_file, write_text
+from point_rend.utils.waiting import describe_wait
 
 HEADINGS = (
     *("case", "baseline", "time ours", "time baseline", "baseline / ours"),
@@ -39,6 +40,7 @@ def describe_machine(device: str) -> dict[str, Any]:
     return {
         "cpu": cpu,
         "threads": torch.get_num_threads(),
+        "wait": describe_wait(),
         "gpu": torch.cuda.get_device_name(device) if cuda else None,
         "torch": torch.__version__,
         "detectron2": detectron2.__version__,
@@ -51,8 +53,15 @@ def format_markdown(
 ) -> str:
     """Lay out the records as a Markdown table, below a line that names the machine."""
     hardware = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread(s)"
-    notes = [hardware, f"torch {machine['torch']}", f"Detectron2 {machine['detectron2']}"]
+    notes = [
+        hardware,
+        machine["wait"],
+        f"torch {machine['torch']}",
+        f"Detectron2 {machine['detectron2']}",
+    ]
     notes += [f"medians of {settings.repeat} rounds", f"seed {settings.seed}"]
+    if settings.busy_processes:
+        notes.append(f"alongside {settings.busy_processes} busy process(es)")
     if settings.amp != "none":
         notes.append(f"autocast {settings.amp}")
     if settings.opts:

@@ -14,6 +14,7 @@ from point_rend.experiments.benchmark.instance_cases import (
     instance_config,
     masks_cases,
 )
+from point_rend.experiments.benchmark.load import busy_processes
 from point_rend.experiments.benchmark.measuring import Record, measure
 from point_rend.experiments.benchmark.model_cases import model_cases
 from point_rend.experiments.benchmark.report import (
@@ -84,7 +85,8 @@ def run_cases(
             torch.manual_seed(settings.seed)
             with user_errors():  # options that change the weights of our side
                 comparison = case.build(settings)
-            records.append(measure(case, comparison, settings))
+            with busy_processes(settings.busy_processes):
+                records.append(measure(case, comparison, settings))
             del comparison
             print(" | ".join(table_row(records[-1])), file=sys.stderr, flush=True)
     finally:

@@ -41,6 +41,7 @@ class Settings:
         amp: One of ``AMP_TYPES``; both sides run under this autocast.
         opts: Keys and values of the config, for our side only.
         shared_opts: Keys and values of the config, for both sides.
+        busy_processes: Processes that compute something else meanwhile.
         sizes: Sizes of the inputs.
     """
 
@@ -52,4 +53,5 @@ class Settings:
     amp: str = "none"
     opts: tuple[str, ...] = ()
     shared_opts: tuple[str, ...] = ()
+    busy_processes: int = 0
     sizes: Sizes = field(default_factory=Sizes)

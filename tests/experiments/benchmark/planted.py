@@ -14,6 +14,7 @@ MIB = 2**20
 MACHINE = {
     "cpu": "a CPU",
     "threads": 2,
+    "wait": "passive wait",
     "gpu": None,
     "torch": "1",
     "detectron2": "0",

@@ -35,10 +35,22 @@ def test_the_ratio_is_that_of_the_rounds_and_not_of_the_medians() -> None:
 def test_the_table_is_markdown_and_names_the_machine() -> None:
     text = report.format_markdown([record(1.0, 2.0)] * 2, MACHINE, Settings(repeat=3))
     notes, empty, *rows = text.splitlines()
-    assert notes.startswith("a CPU, 2 thread(s), torch 1, Detectron2 0, medians of 3 rounds")
+    assert notes.startswith(
+        "a CPU, 2 thread(s), passive wait, torch 1, Detectron2 0, medians of 3 rounds"
+    )
     assert empty == ""
     assert len(rows) == 4
     assert len({row.count("|") for row in rows}) == 1
+
+
+def test_the_report_names_the_load() -> None:
+    settings = Settings(busy_processes=2)
+    text = report.format_markdown([record(1.0, 2.0)], MACHINE, settings)
+    assert "alongside 2 busy process(es)" in text.splitlines()[0]
+    content = json.loads(report.format_json([record(1.0, 2.0)], MACHINE, settings))
+    assert content["settings"]["busy_processes"] == 2
+    assert content["machine"]["wait"] == "passive wait"
+    assert "busy" not in report.format_markdown([record(1.0, 2.0)], MACHINE, Settings())
 
 
 def test_the_largest_batches_follow_the_table() -> None:

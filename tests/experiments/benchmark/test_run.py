@@ -1,6 +1,8 @@
 """Runs of several cases."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import cv2
 import pytest
 import torch
 
+from point_rend.experiments.benchmark import run
+from point_rend.experiments.benchmark.load import busy_processes
 from point_rend.experiments.benchmark.run import make_cases, run_cases
 from point_rend.experiments.benchmark.settings import Settings
 from tests.experiments.benchmark.planted import TINY, case
@@ -48,6 +52,27 @@ def test_finished_cases_are_reported_when_a_later_one_fails(tmp_path: Path) -> N
         run_cases(cases, Settings(repeat=1), tmp_path, "benchmark")
     (entry,) = json.loads((tmp_path / "benchmark.json").read_text())["records"]
     assert entry["name"] == "case 0"
+
+
+def test_the_load_runs_while_both_sides_are_measured_and_not_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started = []
+
+    @contextmanager
+    def record(number: int) -> Iterator[None]:
+        with busy_processes(number) as processes:
+            started.append(processes)
+            yield
+
+    def side() -> torch.Tensor:
+        assert [process.poll() for process in started[-1]] == [None, None]
+        return torch.zeros(1, 1, 4, 4)
+
+    monkeypatch.setattr(run, "busy_processes", record)
+    cases = [case("case 0", ours=side, baseline=side), case("case 1", ours=side, baseline=side)]
+    run_cases(cases, Settings(repeat=1, busy_processes=2), None, "benchmark")
+    assert [process.poll() is None for case in started for process in case] == [False] * 4
 
 
 def test_options_that_change_the_weights_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
