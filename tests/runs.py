@@ -46,12 +46,18 @@ def files_limited_to(size: int) -> Iterator[None]:
 
     Shared memory counts as a file.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit_files(size)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        limit_files(soft)
+
+
+def limit_files(size: int) -> None:
+    """Set the file size beyond which writes fail in this process and its children."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
 
 
 def instance_predictions(output: Path, name: str) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Trainings in separate processes that tests interrupt; a data set of two image shapes."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
@@ -8,10 +9,11 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
@@ -68,88 +70,89 @@ def command(written: CocoSet, output: Path, *more: str) -> list[str]:
     return ["--resume", *flags, *TINY_MODEL, *names, *sizes, "OUTPUT_DIR", str(output), *more]
 
 
+# Forks start at once, but a process that has run a backward pass is no place to fork from: where
+# torch sees a GPU it has a thread for it, which a fork lacks. This server only imports.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([__name__])
+
+
 class Run:
     """A command line of train_net.py in a separate process.
 
     Args:
         argv: Arguments of train_net.py.
         log: File for the output; output of earlier runs in it is kept.
-        forked: Whether the process is a fork of this one, which starts at once.
+        forked: Whether the process is a fork, which starts at once.
+        first: Called in the fork before the command, for example to replace functions.
     """
 
-    def __init__(self, argv: Sequence[str], log: Path, *, forked: bool) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        log: Path,
+        *,
+        forked: bool,
+        first: Callable[[], None] | None = None,
+    ) -> None:
         self.log = log
         self.start = log.stat().st_size if log.exists() else 0
-        with log.open("a") as file:
-            if forked:
-                self.pid = fork(argv, file.fileno())
-            else:
-                words = [sys.executable, str(REPOSITORY / "train_net.py"), *argv]
-                environment = os.environ | {"OMP_NUM_THREADS": "1"}
-                process = subprocess.Popen(words, stdout=file, stderr=file, env=environment)
-                process.returncode = 0  # `end` waits for it
-                self.pid = process.pid
+        self.process: Any
+        if forked:
+            job = cloudpickle.dumps((list(argv), log, first, dict(os.environ)))
+            self.process = SERVER.Process(target=_run_fork, args=(job,))
+            self.process.start()
+        else:
+            words = [sys.executable, str(REPOSITORY / "train_net.py"), *argv]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            with log.open("a") as file:
+                self.process = subprocess.Popen(words, stdout=file, stderr=file, env=environment)
 
     def output(self) -> str:
-        return self.log.read_bytes()[self.start :].decode()
+        return self.log.read_bytes()[self.start :].decode() if self.log.exists() else ""
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
         """Wait for a condition; fail if the run ends first."""
         deadline = time.monotonic() + PATIENCE
         while not happened():
             assert time.monotonic() < deadline, self.output()
-            assert os.waitid(os.P_PID, self.pid, WITHOUT_REAPING) is None, self.output()
+            assert self._exit_code() is None, self.output()
             time.sleep(0.005)
 
     def wait_for_output(self, words: str) -> None:
         self.wait_until(lambda: words in self.output())
 
     def kill(self, number: int) -> None:
-        os.kill(self.pid, number)
+        os.kill(self.process.pid, number)
 
     def end(self) -> int:
         """Wait for the end; return the exit code, negative if a signal ended the process."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        forked = isinstance(self.process, multiprocessing.process.BaseProcess)
+        self.process.join() if forked else self.process.wait()
+        code = self._exit_code()
+        assert code is not None
+        return code
+
+    def _exit_code(self) -> int | None:
+        forked = isinstance(self.process, multiprocessing.process.BaseProcess)
+        return self.process.exitcode if forked else self.process.poll()
 
 
-WITHOUT_REAPING = os.WEXITED | os.WNOHANG | os.WNOWAIT
-LAUNCHERS = {
-    "torchrun": {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"},
-    "srun": {
-        "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_PROCID": "{rank}",
-        "SLURM_LOCALID": "{rank}",
-        "SLURM_STEP_NODELIST": "localhost",
-    },
-}
-
-
-def start_two(launcher: str, argv: list[str], folder: Path, *, forked: bool = True) -> list[Run]:
-    """Start two ranks with the environment of a launcher; their logs are in a folder."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    runs = []
-    for rank in range(2):
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in (LAUNCHERS[launcher] | rendezvous).items():
-                patch.setenv(name, value.format(rank=rank))
-            runs.append(Run(argv, folder / f"rank{rank}.txt", forked=forked))
-    return runs
-
-
-def fork(argv: Sequence[str], output: int) -> int:
-    """Run train_net.py in a fork of this process; return the process id."""
-    pid = os.fork()
-    if pid:
-        return pid
+def _run_fork(job: bytes) -> None:
+    """Run train_net.py, the body of a fork."""
+    argv, log, first, environment = cloudpickle.loads(job)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    multiprocessing.process._parent_process = None  # as in a process that a launcher has started
     code: Any = 1
     try:
-        for descriptor in (1, 2):
-            os.dup2(output, descriptor)
+        with log.open("a") as file:
+            for descriptor in (1, 2):
+                os.dup2(file.fileno(), descriptor)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         sys.argv = ["train_net.py", *argv]
+        if first is not None:
+            first()
         train.main(argv)
         code = 0
     except SystemExit as end:
@@ -163,19 +166,52 @@ def fork(argv: Sequence[str], output: int) -> int:
         os._exit(code)
 
 
-@contextlib.contextmanager
-def signaling_itself(number: int, *, iteration: int, rank: int = 0) -> Iterator[None]:
-    """Make runs forked in this block signal themselves within an iteration, on one rank."""
+def signal_itself(number: int, *, iteration: int, rank: int = 0) -> Callable[[], None]:
+    """Return a function that makes its process signal itself within an iteration, on one rank."""
 
-    def run_step(trainer: trainer.Trainer) -> None:
-        original_step(trainer)
-        if (trainer.iter, comm.get_rank()) == (iteration, rank):
-            os.kill(os.getpid(), number)
+    def patch() -> None:
+        def run_step(self: trainer.Trainer) -> None:
+            original_step(self)
+            if (self.iter, comm.get_rank()) == (iteration, rank):
+                os.kill(os.getpid(), number)
 
-    original_step = trainer.Trainer.run_step
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "run_step", run_step)
-        yield
+        original_step = trainer.Trainer.run_step
+        trainer.Trainer.run_step = run_step  # type: ignore[method-assign]
+
+    return patch
+
+
+LAUNCHERS = {
+    "torchrun": {"RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}"},
+    "srun": {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_PROCID": "{rank}",
+        "SLURM_LOCALID": "{rank}",
+        "SLURM_STEP_NODELIST": "localhost",
+    },
+}
+
+
+def start_two(
+    launcher: str,
+    argv: list[str],
+    folder: Path,
+    *,
+    forked: bool = True,
+    first: Callable[[], None] | None = None,
+) -> list[Run]:
+    """Start two ranks with the environment of a launcher; their logs are in a folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    runs = []
+    for rank in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (LAUNCHERS[launcher] | rendezvous).items():
+                patch.setenv(name, value.format(rank=rank))
+            runs.append(Run(argv, folder / f"rank{rank}.txt", forked=forked, first=first))
+    return runs
 
 
 def final(output: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tests.engine.killing import (
     assert_identical,
     command,
     final,
-    signaling_itself,
+    signal_itself,
     tagged_iteration,
     write_mixed,
 )
@@ -38,13 +38,11 @@ def test_a_training_that_is_stopped_and_killed_ends_with_the_same_state_for_any_
     )
     argv = command(mixed, resumed, *schedule, "DATALOADER.NUM_WORKERS", "2")
 
-    with signaling_itself(signal.SIGTERM, iteration=2):
-        stopped = Run(argv, log, forked=True)
+    stopped = Run(argv, log, forked=True, first=signal_itself(signal.SIGTERM, iteration=2))
     assert stopped.end() == 128 + signal.SIGTERM
     assert tagged_iteration(resumed) == 2
 
-    with signaling_itself(signal.SIGKILL, iteration=6):
-        killed = Run(argv, log, forked=True)
+    killed = Run(argv, log, forked=True, first=signal_itself(signal.SIGKILL, iteration=6))
     assert killed.end() == -signal.SIGKILL
     assert tagged_iteration(resumed) == 5
     assert "Starting training from iteration 3\n" in killed.output()

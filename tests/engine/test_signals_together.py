@@ -15,7 +15,7 @@ from tests.engine.killing import (
     assert_identical,
     command,
     final,
-    signaling_itself,
+    signal_itself,
     start_two,
     tagged_iteration,
 )
@@ -31,8 +31,9 @@ def test_a_signal_to_one_rank_ends_both_after_the_same_iteration_and_loses_nothi
     mixed: CocoSet, tmp_path: Path
 ) -> None:
     more = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "9"]
-    with signaling_itself(signal.SIGTERM, iteration=4, rank=1):
-        runs = start_two("torchrun", command(mixed, tmp_path / "resumed", *more), tmp_path)
+    stop = signal_itself(signal.SIGTERM, iteration=4, rank=1)
+    argv = command(mixed, tmp_path / "resumed", *more)
+    runs = start_two("torchrun", argv, tmp_path, first=stop)
     assert [run.end() for run in runs] == [143, 143], runs[0].output()
     last = runs[0].output().splitlines()[-1]
     assert "train_net.py: stopped by SIGTERM" in last
@@ -49,19 +50,22 @@ def test_a_signal_to_one_rank_ends_both_after_the_same_iteration_and_loses_nothi
 
 
 def test_an_image_that_one_rank_cannot_read_ends_both_with_its_name_and_loses_nothing(
-    mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixed: CocoSet, tmp_path: Path
 ) -> None:
-    def read(mapper: NamingDatasetMapper, record: dict[str, Any]) -> dict[str, Any]:
-        read_before.append(record)
-        if comm.get_rank() == 1 and len(read_before) > 4:
-            raise ValueError("file 007.png cannot be used")
-        return original_read(mapper, record)
+    def fail_after_four_images() -> None:
+        def read(mapper: NamingDatasetMapper, record: dict[str, Any]) -> dict[str, Any]:
+            read_before.append(record)
+            if comm.get_rank() == 1 and len(read_before) > 4:
+                raise ValueError("file 007.png cannot be used")
+            return original_read(mapper, record)
 
-    read_before: list[dict[str, Any]] = []
-    original_read = NamingDatasetMapper.__call__
-    monkeypatch.setattr(NamingDatasetMapper, "__call__", read)
+        read_before: list[dict[str, Any]] = []
+        original_read = NamingDatasetMapper.__call__
+        NamingDatasetMapper.__call__ = read
+
     more = ["DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", "2"]
-    runs = start_two("torchrun", command(mixed, tmp_path / "output", *ENDLESS, *more), tmp_path)
+    argv = command(mixed, tmp_path / "output", *ENDLESS, *more)
+    runs = start_two("torchrun", argv, tmp_path, first=fail_after_four_images)
     assert [run.end() for run in runs] == [2, 2], runs[0].output()
     assert "train_net.py: error: file 007.png cannot be used; " in runs[0].output().splitlines()[-1]
     assert "file 007.png" not in runs[1].output()
@@ -72,15 +76,17 @@ def test_an_image_that_one_rank_cannot_read_ends_both_with_its_name_and_loses_no
 
 
 def test_signals_to_all_ranks_end_an_evaluation_and_the_main_one_saves(
-    mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixed: CocoSet, tmp_path: Path
 ) -> None:
     def test(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         print("the evaluation goes on")
 
-    monkeypatch.setattr(trainer.Trainer, "test", test)
+    def evaluate_so() -> None:
+        trainer.Trainer.test = test
+
     argv = command(mixed, tmp_path / "output", *ENDLESS, "TEST.EVAL_PERIOD", "2")
-    runs = start_two("torchrun", argv, tmp_path)
+    runs = start_two("torchrun", argv, tmp_path, first=evaluate_so)
     assert [run.end() for run in runs] == [143, 143], runs[0].output()
     assert not any("the evaluation goes on" in run.output() for run in runs)
     assert tagged_iteration(tmp_path / "output") == 1

@@ -1,5 +1,6 @@
 """Trainings that end early: signals, full disks, broken images, failing evaluations."""
 
+import functools
 import os
 import random
 import shlex
@@ -21,12 +22,11 @@ from point_rend.utils.errors import TrainingStop
 from tests.engine.killing import (
     Run,
     command,
-    fork,
-    signaling_itself,
+    signal_itself,
     tagged_iteration,
     write_mixed,
 )
-from tests.runs import files_limited_to, set_up
+from tests.runs import limit_files, set_up
 from tests.tiny_datasets import CocoSet
 
 ENDLESS = ["SOLVER.MAX_ITER", "1000000", "SOLVER.CHECKPOINT_PERIOD", "1000000"]
@@ -77,12 +77,17 @@ def test_a_signal_saves_the_iteration_and_prints_the_resuming_command(
 def test_a_signal_saves_the_iteration_even_if_nobody_reads_the_output_any_more(
     mixed: CocoSet, tmp_path: Path
 ) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)  # like a `tee` that Ctrl-C ended as well
-    with signaling_itself(signal.SIGINT, iteration=1):
-        pid = fork(command(mixed, tmp_path / "output", *ENDLESS), writer)
-    os.close(writer)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGINT
+    def lose_the_reader() -> None:
+        reader, writer = os.pipe()
+        os.close(reader)  # like a `tee` that Ctrl-C ended as well
+        for descriptor in (1, 2):
+            os.dup2(writer, descriptor)
+        interrupt()
+
+    interrupt = signal_itself(signal.SIGINT, iteration=1)
+    argv = command(mixed, tmp_path / "output", *ENDLESS)
+    run = Run(argv, tmp_path / "log.txt", forked=True, first=lose_the_reader)
+    assert run.end() == 128 + signal.SIGINT
     assert tagged_iteration(tmp_path / "output") == 1
 
 
@@ -90,15 +95,17 @@ def test_a_signal_saves_the_iteration_even_if_nobody_reads_the_output_any_more(
     "schedule", [[*ENDLESS, "TEST.EVAL_PERIOD", "2"], ["SOLVER.MAX_ITER", "2"]]
 )
 def test_a_signal_ends_an_evaluation_at_once_and_saves_the_last_iteration(
-    schedule: list[str], mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    schedule: list[str], mixed: CocoSet, tmp_path: Path
 ) -> None:
     def test(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         print("the evaluation goes on")
 
-    monkeypatch.setattr(trainer.Trainer, "test", test)
+    def evaluate_so() -> None:
+        trainer.Trainer.test = test
+
     argv = command(mixed, tmp_path / "output", *schedule)
-    run = Run(argv, tmp_path / "log.txt", forked=True)
+    run = Run(argv, tmp_path / "log.txt", forked=True, first=evaluate_so)
     assert run.end() == 128 + signal.SIGTERM
     assert "the evaluation goes on" not in run.output()
     assert "stopped by SIGTERM" in last_line(run)
@@ -106,17 +113,17 @@ def test_a_signal_ends_an_evaluation_at_once_and_saves_the_last_iteration(
     assert len(list((tmp_path / "output").glob("*.pth"))) == 1
 
 
-def test_a_signal_while_saving_does_not_truncate_the_file(
-    mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def save(*arguments: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        original_save(*arguments)
+def test_a_signal_while_saving_does_not_truncate_the_file(mixed: CocoSet, tmp_path: Path) -> None:
+    def save_under_a_signal() -> None:
+        def save(*arguments: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            original_save(*arguments)
 
-    original_save = torch.save
-    monkeypatch.setattr(torch, "save", save)
+        original_save = torch.save
+        torch.save = save
+
     argv = command(mixed, tmp_path / "output", *ENDLESS, "SOLVER.CHECKPOINT_PERIOD", "2")
-    run = Run(argv, tmp_path / "log.txt", forked=True)
+    run = Run(argv, tmp_path / "log.txt", forked=True, first=save_under_a_signal)
     assert run.end() == 128 + signal.SIGTERM
     assert tagged_iteration(tmp_path / "output") == 1
     assert [path.name for path in (tmp_path / "output").glob("*.pth")] == ["model_0000001.pth"]
@@ -140,8 +147,9 @@ def test_a_full_disk_ends_a_training_with_one_line_that_names_the_file(
 ) -> None:
     output = tmp_path / "output"
     argv = command(mixed, output, *ENDLESS, "SOLVER.CHECKPOINT_PERIOD", "2")
-    with files_limited_to(1_000_000):
-        run = Run(argv, tmp_path / "log.txt", forked=True)
+    run = Run(
+        argv, tmp_path / "log.txt", forked=True, first=functools.partial(limit_files, 1_000_000)
+    )
     assert run.end() == 2
     assert "Traceback" not in run.output()
     line = last_line(run)
