@@ -39,12 +39,10 @@ def axis_bins(extents: Tensor, length: int, bins: int) -> AxisBins:
     outermost pixels are repeated; samples further out are ignored.
 
     Args:
-        extents: (N, 2) float32, start and end of each box in pixels; an extent that is not finite
-            counts as empty.
+        extents: (N, 2) float32, start and end of each box in pixels, finite.
         length: L.
         bins: S.
     """
-    extents = extents.where(extents.isfinite().all(1, keepdim=True), 0)
     first, last = (extents - 0.5).unbind(1)  # in pixels from the center of the first one
     # Not by a number: on a GPU torch would multiply by its reciprocal, which may add a sample.
     bin_length = (last - first) / torch.full_like(first, bins)

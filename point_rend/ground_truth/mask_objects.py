@@ -181,9 +181,9 @@ def _image_positions(windows: Tensor, height: int, width: int, device: torch.dev
     starts = areas.cumsum(0) - areas
     corners = (torch.arange(len(windows)) * height + y0) * width + x0
     table = torch.stack((areas, starts, widths, width - widths, corners - starts))
-    areas_there, *of_windows = table.to(device, non_blocking=True)
+    table = table.to(device, non_blocking=True)
     total = int(areas.sum())
-    owners = torch.repeat_interleave(areas_there, output_size=total)
-    starts, widths, gaps, shifts = (column[owners] for column in of_windows)
+    owners = torch.repeat_interleave(table[0], output_size=total)
+    starts, widths, gaps, shifts = table[1:, owners]  # (T,) each
     order = torch.arange(total, device=device)
     return order + shifts + (order - starts) // widths * gaps

@@ -149,13 +149,13 @@ class SharedMasks(BitMasks):
         return crop_masks([self], [boxes], mask_size)
 
     def _crop_pixels(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Crop the masks of pixels; crops of polygons are empty."""
+        """Crop the masks of pixels to finite boxes; crops of polygons are empty."""
+        if self.device.type != "cpu" and self.objects.has_pixels:
+            return self._align(boxes, mask_size) >= 0.5
         shape = (len(self), mask_size, mask_size)
         crops = torch.zeros(shape, dtype=torch.bool, device=self.device)
         if not self.objects.has_pixels:
             return crops
-        if self.device.type != "cpu":
-            return self._align(boxes, mask_size) >= 0.5
         with_pixels = (self.objects.areas() > 0)[self.index]
         crops[with_pixels] = self[with_pixels]._threshold_means(boxes[with_pixels], mask_size)
         return crops
@@ -201,32 +201,26 @@ class SharedMasks(BitMasks):
         return means, error_bounds + across.error_bounds + down.error_bounds
 
     def _align(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Apply RoIAlign to the images of the objects, a few images at a time: (N, S, S).
-
-        A box that is not finite counts as empty.
-        """
+        """Apply RoIAlign to the images of the objects, a few images at a time: (N, S, S)."""
         height, width = self.image_size
         if self.device.type == "cpu":
             shown, slots = self.index.unique(return_inverse=True)
             objects, canvas_pixels = shown.tolist(), CANVAS_PIXELS
-        else:  # all objects: the index is not known without a wait
-            objects, slots, canvas_pixels = (
-                [*range(len(self.objects))],
-                self.index,
-                GPU_CANVAS_PIXELS,
-            )
+        else:  # all objects, because the index is not known without a wait
+            objects, slots = list(range(len(self.objects))), self.index
+            canvas_pixels = GPU_CANVAS_PIXELS
         images_at_once = max(1, canvas_pixels // (height * width))
         align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)
         means = boxes.new_zeros(len(self), mask_size, mask_size)
-        finite = boxes.isfinite().all(1)
         for first in range(0, len(objects), images_at_once):
             painted = objects[first : first + images_at_once]
             canvas = boxes.new_zeros(len(painted), 1, height, width)
             self.objects.paint_pixels(painted, canvas[:, 0])
-            images = slots - first
-            is_painted = finite & (images >= 0) & (images < len(painted))
-            rois = torch.cat((images[:, None].to(boxes), boxes), dim=1)  # (N, 5)
-            means += align(canvas, rois.where(is_painted[:, None], 0))[:, 0]  # 0 for an empty box
+            images = (slots - first)[:, None]
+            rois = torch.cat((images.to(boxes), boxes), dim=1)  # (N, 5)
+            if len(painted) < len(objects):  # regions of other images: 0, from an empty box
+                rois = rois.masked_fill((images < 0) | (images >= len(painted)), 0)
+            means += align(canvas, rois)[:, 0]
         return means
 
 
@@ -236,7 +230,8 @@ def crop_masks(masks: Sequence[SharedMasks], boxes: Sequence[Tensor], mask_size:
 
     The result equals Detectron2's bit for bit: for pixels that of :class:`BitMasks` (the mean over
     a cell, by RoIAlign, is at least 0.5), for polygons that of :class:`PolygonMasks` (rasterized at
-    size S). On a GPU pixels need no wait, and the polygons of all images one.
+    size S). A box that is not finite counts as empty. On a GPU pixels need no wait, and the
+    polygons of all images one.
 
     Args:
         masks: of one or more images, N in total.
@@ -252,14 +247,13 @@ def crop_masks(masks: Sequence[SharedMasks], boxes: Sequence[Tensor], mask_size:
     for of_image, around in zip(masks, boxes, strict=True):
         if len(around) != len(of_image):
             raise ValueError(f"crop_and_resize: expected {len(of_image)} boxes, got {len(around)}")
-    boxes = [around.to(x.device, torch.float32) for x, around in zip(masks, boxes, strict=True)]
-    crops = torch.cat(
-        [x._crop_pixels(around, mask_size) for x, around in zip(masks, boxes, strict=True)]
-    )
+    rois = torch.cat([x.to(masks[0].device, torch.float32) for x in boxes])
+    rois = rois.where(rois.isfinite().all(1, keepdim=True), 0)
+    of_images = zip(masks, rois.split([len(x) for x in masks]), strict=True)
+    crops = torch.cat([x._crop_pixels(around, mask_size) for x, around in of_images])
     if any(x.objects.has_polygons for x in masks):
-        crops |= _crop_polygons(masks, torch.cat(boxes), mask_size).to(
-            crops.device, non_blocking=True
-        )
+        polygons = _crop_polygons(masks, rois, mask_size)
+        crops |= polygons.to(crops.device, non_blocking=True)
     return crops
 
 
