@@ -57,6 +57,10 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         metadata: Fields to save with the model: those of Detectron2's metadata that describe its
             classes, and its config as YAML.
         checkpointables: Further objects with a state, by the names under which they are saved.
+
+    Attributes:
+        source: The file that was loaded last.
+        keys_in_file: The keys of its model, in their order there, which is that of its parameters.
     """
 
     def __init__(
@@ -74,7 +78,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         self.allow_unsafe = allow_unsafe
         self.strict_shapes = strict_shapes
         self.metadata = dict(metadata or {})
-        self._source = "the checkpoint"
+        self.source = "the checkpoint"
+        self.keys_in_file: list[str] = []
 
     # Loading
 
@@ -99,7 +104,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             zoo.published_url(without_query(path))
         if path and "://" not in path and not os.path.isfile(without_query(path)):
             raise FileNotFoundError(f"there is no checkpoint {path}")
-        self._source = path
+        self.source = path
         try:
             return super().load(path, checkpointables)
         except URLError as error:
@@ -247,18 +252,20 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         if checkpoint.get("matching_heuristics", False):
             checkpoint["model"] = self._match_by_suffix(checkpoint)
             checkpoint["matching_heuristics"] = False
+        model_state = checkpoint["model"]
         incompatible = super()._load_model(checkpoint)
+        self.keys_in_file = list(model_state)  # without the prefix of a wrapped model
         misfits = incompatible.incorrect_shapes
         errors = [m for m in misfits if self.strict_shapes or not differs_in_classes(m)]
         if errors:
             raise ValueError(
-                f"{self._source}: these shapes do not fit the configured model:"
+                f"{self.source}: these shapes do not fit the configured model:"
                 f"{list_misfits(errors)}"
             )
         if misfits:
             self.logger.warning(
                 "%s has another number of classes; these layers start from scratch:%s",
-                self._source,
+                self.source,
                 list_misfits(misfits),
             )
             for key, _, _ in misfits:

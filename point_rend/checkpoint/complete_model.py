@@ -18,7 +18,7 @@ class CompleteModelCheckpointer(SafeDetectionCheckpointer):
         if missing:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise ValueError(
-                f"{self._source} lacks {len(missing)} ({shown}) of the {len(state)} parameters: "
+                f"{self.source} lacks {len(missing)} ({shown}) of the {len(state)} parameters: "
                 "expected weights of this model"
             )
         return incompatible

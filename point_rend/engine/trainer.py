@@ -23,6 +23,7 @@ from torch import nn
 
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.checkpoint.class_metadata import CONFIG
+from point_rend.checkpoint.optimizer_state import match_by_name, name_groups, with_names
 from point_rend.data.datasets.classes import training_class_metadata
 from point_rend.data.loader.loaders import (
     EvaluationLoader,
@@ -144,13 +145,35 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the training, including that of the data."""
-        return super().state_dict() | {"data": self.data_loader.state_dict()}
+        """Return the state of the training, including that of the data and parameter names."""
+        state = super().state_dict() | {"data": self.data_loader.state_dict()}
+        names = name_groups(self.checkpointer.model, self.optimizer)
+        state["_trainer"]["optimizer"] = with_names(state["_trainer"]["optimizer"], names)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state; if it lacks the data, as Detectron2's does, they follow this seed."""
+        """Restore a state of this trainer or of Detectron2's.
+
+        The state of the optimizer is matched by the names of the parameters. If the state lacks
+        the data, as Detectron2's does, they follow this seed.
+
+        Raises:
+            ValueError: If the state of the optimizer does not fit.
+        """
         configured = self.scheduler.base_lrs
-        super().load_state_dict(state_dict)
+        step = state_dict["_trainer"]
+        try:
+            optimizer = match_by_name(
+                step["optimizer"],
+                self.checkpointer.model,
+                self.optimizer,
+                self.checkpointer.keys_in_file,
+            )
+        except ValueError as error:
+            raise ValueError(f"{self.checkpointer.source} cannot be resumed: {error}") from error
+        super().load_state_dict(state_dict | {"_trainer": step | {"optimizer": optimizer}})
+        # The groups may have been saved in another order.
+        self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
         if self.scheduler.base_lrs != configured:
             logger.warning(
                 "A resumed training keeps the learning rates of its checkpoint, %s, not those of "
