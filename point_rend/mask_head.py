@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -18,7 +17,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from point_rend.coarse_mask_head import CoarseMaskHead
-from point_rend.config.defaults import DEFAULTS, point_head_num_classes
+from point_rend.config.defaults import point_head_num_classes, with_defaults
 from point_rend.ground_truth.losses import binary_point_loss
 from point_rend.ground_truth.point_labels import sample_point_labels
 from point_rend.ground_truth.shared_masks import crop_masks, share_masks
@@ -170,6 +169,7 @@ class PointRendMaskHead(_BoxMaskHead):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
         """Read the arguments from a config; ``input_shape`` has the levels to choose from."""
+        cfg = with_defaults(cfg)
         coarse_reader = _build_reader(cfg, "ROI_MASK_HEAD", input_shape)
         pooler_side = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
         coarse_shape = coarse_reader.grid_shape(pooler_side)
@@ -287,6 +287,7 @@ class ImplicitPointRendMaskHead(_BoxMaskHead):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
         """Read the arguments from a config; ``input_shape`` has the levels to choose from."""
+        cfg = with_defaults(cfg)
         coarse_reader = _build_reader(cfg, "ROI_MASK_HEAD", input_shape)
         pooler_side = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
         point_reader = _build_reader(cfg, "POINT_HEAD", input_shape)
@@ -412,12 +413,8 @@ def _build_renderer(cfg: CfgNode, start_side: int) -> MaskRenderer:
         steps=point.SUBDIVISION_STEPS,
         points_per_step=point.SUBDIVISION_NUM_POINTS,
     )
-
-    def value_or_default(key: str) -> Any:  # a config of the stock project lacks these keys
-        return point.get(key, DEFAULTS[f"MODEL.POINT_HEAD.{key}"])
-
     return MaskRenderer(
         plan.without_covered_steps(),
-        boxes_per_chunk=value_or_default("SUBDIVISION_BOXES_PER_CHUNK"),
-        cells_per_pixel=value_or_default("SUBDIVISION_CELLS_PER_PIXEL"),
+        boxes_per_chunk=point.SUBDIVISION_BOXES_PER_CHUNK,
+        cells_per_pixel=point.SUBDIVISION_CELLS_PER_PIXEL,
     )

@@ -17,6 +17,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from point_rend.config.defaults import with_defaults
 from point_rend.ground_truth.losses import binary_point_accuracy, binary_point_loss
 from point_rend.rendering.bound_head import (
     BindableHead,
@@ -279,13 +280,12 @@ def roi_mask_point_loss(
 
 def build_point_sampler(cfg: CfgNode) -> PointSampler:
     """Build the training sampler that ``MODEL.POINT_HEAD`` describes."""
-    point = cfg.MODEL.POINT_HEAD
+    point = with_defaults(cfg).MODEL.POINT_HEAD
     return PointSampler(
         num_points=point.TRAIN_NUM_POINTS,
         oversample_ratio=point.OVERSAMPLE_RATIO,
         importance_sample_ratio=point.IMPORTANCE_SAMPLE_RATIO,
-        # A config of the stock project lacks this key.
-        on_regular_grid=point.get("TRAIN_ON_REGULAR_GRID", False),
+        on_regular_grid=point.TRAIN_ON_REGULAR_GRID,
     )
 
 

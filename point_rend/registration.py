@@ -18,12 +18,11 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
-    PanopticFPN,
-    SemanticSegmentor,
 )
 from detectron2.utils.registry import Registry
 
 from point_rend.config.defaults import explicit_point_head
+from point_rend.config.tasks import META_ARCHITECTURES
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from point_rend.meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
 from point_rend.roi_heads import PointRendROIHeads
@@ -38,11 +37,6 @@ _OURS: tuple[tuple[Registry, type], ...] = (
     (META_ARCH_REGISTRY, PointRendPanopticFPN),
 )
 _stock: dict[str, type] = {}
-# The stock project has no meta-architectures: its heads work in Detectron2's own.
-_STOCK_META_ARCHITECTURES = {
-    "PointRendSemanticSegmentor": SemanticSegmentor,
-    "PointRendPanopticFPN": PanopticFPN,
-}
 # The heads that have a point head, with the section that has their class count.
 _POINT_HEAD_USERS = {
     "PointRendMaskHead": "ROI_HEADS",
@@ -95,7 +89,12 @@ def stock_heads() -> Iterator[None]:
             "stock_heads(): detectron2.projects.point_rend could not be imported, so there are no "
             "stock heads to restore"
         )
-    entries = _STOCK_META_ARCHITECTURES | _stock
+    # The stock project has no meta-architectures: its heads work in Detectron2's own.
+    entries = _stock | {
+        name: META_ARCH_REGISTRY.get(meta.stock_name)
+        for name, meta in META_ARCHITECTURES.items()
+        if meta.stock_name
+    }
     before = [registry._obj_map.get(ours.__name__) for registry, ours in _OURS]
     with contextlib.ExitStack() as stack:
         for name, section in _POINT_HEAD_USERS.items():

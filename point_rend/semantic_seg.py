@@ -14,7 +14,12 @@ from detectron2.layers import ASPP, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from point_rend.config.defaults import point_head_num_classes
+from point_rend.config.defaults import (
+    FITTING,
+    point_head_num_classes,
+    with_defaults,
+    with_semantic_point_head,
+)
 from point_rend.ground_truth.losses import semantic_point_loss
 from point_rend.ground_truth.point_labels import sample_semantic_labels
 from point_rend.point_features import Features
@@ -155,11 +160,7 @@ class PointRendSemSegHead(nn.Module):
         The point head is configured by ``MODEL.SEM_SEG_HEAD.POINT_HEAD`` if that node has a
         ``NAME``, else by ``MODEL.POINT_HEAD``, which a panoptic model needs for its instances.
         """
-        own = cfg.MODEL.SEM_SEG_HEAD.get("POINT_HEAD")
-        if own is not None and own.NAME:
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.MODEL.POINT_HEAD = own.clone()
+        cfg = with_semantic_point_head(with_defaults(cfg))
         point = cfg.MODEL.POINT_HEAD
         missing = [name for name in point.IN_FEATURES if name not in input_shape]
         if missing or not point.IN_FEATURES:
@@ -187,7 +188,7 @@ class PointRendSemSegHead(nn.Module):
             "point_head": point_head,
             "in_features": {name: input_shape[name].stride for name in point.IN_FEATURES},
             "sampler": build_point_sampler(cfg),
-            "steps": None if point.SUBDIVISION_STEPS == -1 else point.SUBDIVISION_STEPS,
+            "steps": None if point.SUBDIVISION_STEPS == FITTING else point.SUBDIVISION_STEPS,
             "points_per_step": point.SUBDIVISION_NUM_POINTS,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         }

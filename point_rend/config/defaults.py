@@ -7,8 +7,10 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-INHERIT = -1
-DEFAULTS: dict[str, Any] = {
+INHERIT = -1  # class count of the head that has the point head
+FITTING = -1  # number of steps that leads to the size of the image
+# Those of the stock project, with its defaults but for the number of classes.
+STOCK_DEFAULTS: dict[str, Any] = {
     # Largest share of a random crop that one category may fill, 0 to 1; 1 accepts every crop.
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
     # Photometric distortion of the SSD paper in training (semantic segmentation).
@@ -35,18 +37,11 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.POINT_HEAD.OVERSAMPLE_RATIO": 3,
     # Share of the training points that are the most uncertain candidates (beta), 0 to 1.
     "MODEL.POINT_HEAD.IMPORTANCE_SAMPLE_RATIO": 0.75,
-    # Whether the training points are a fixed regular grid instead (Table 4, "regular grid").
-    "MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID": False,
     # Doublings of the mask's side at inference; in semantic segmentation -1 takes the number that
     # leads from the coarse stride to the size of the image.
     "MODEL.POINT_HEAD.SUBDIVISION_STEPS": 5,
     # Points that one subdivision step predicts at most (N of the paper's inference).
     "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS": 28 * 28,
-    # Boxes whose masks are rendered at a time, which bounds the memory; 0 takes all of an image.
-    "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK": 64,
-    # Cells per pixel of a box's longer side, in the network's input, beyond which its mask is only
-    # interpolated, so that small boxes need fewer points; 0 computes all steps for every box.
-    "MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL": 0.0,
     # Width of the point head's hidden layers, in channels.
     "MODEL.POINT_HEAD.FC_DIM": 256,
     # Number of the point head's hidden layers.
@@ -63,6 +58,16 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED": True,
     # Weight of the mean square of the predicted parameters in the loss.
     "MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER": 1e-5,
+}
+# Those that only this package reads.
+OWN_DEFAULTS: dict[str, Any] = {
+    # Whether the training points are a fixed regular grid instead (Table 4, "regular grid").
+    "MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID": False,
+    # Boxes whose masks are rendered at a time, which bounds the memory; 0 takes all of an image.
+    "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK": 64,
+    # Cells per pixel of a box's longer side, in the network's input, beyond which its mask is only
+    # interpolated, so that small boxes need fewer points; 0 computes all steps for every box.
+    "MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL": 0.0,
     # Reaction of a training to an image that cannot be read: "stop" ends it with the file's name,
     # "skip" takes another image instead, with a counted warning.
     "DATALOADER.ON_CORRUPT_IMAGE": "stop",
@@ -74,8 +79,10 @@ DEFAULTS: dict[str, Any] = {
     # Type of the computations with SOLVER.AMP.ENABLED and TEST.MIXED_PRECISION: float16 (training
     # scales the loss) or bfloat16.
     "SOLVER.AMP.DTYPE": "float16",
-    # DeepLab's keys with the names and defaults of Detectron2's DeepLab project. Only its heads and
-    # its backbone read them.
+}
+# Those of Detectron2's DeepLab project, with its defaults. Only its heads, its backbone and its
+# schedule read them.
+DEEPLAB_DEFAULTS: dict[str, Any] = {
     # Exponent of the WarmupPolyLR schedule.
     "SOLVER.POLY_LR_POWER": 0.9,
     # Share of BASE_LR below which WarmupPolyLR does not fall, 0 to 1. mmsegmentation ends the
@@ -104,11 +111,12 @@ DEFAULTS: dict[str, Any] = {
 }
 # A point head for the semantic head alone, for models that have two. Its keys are those of
 # MODEL.POINT_HEAD; without a NAME it does not exist, and the semantic head takes MODEL.POINT_HEAD.
-DEFAULTS |= {
+OWN_DEFAULTS |= {
     key.replace("MODEL.", "MODEL.SEM_SEG_HEAD."): default
-    for key, default in DEFAULTS.items()
+    for key, default in (STOCK_DEFAULTS | OWN_DEFAULTS).items()
     if key.startswith("MODEL.POINT_HEAD.")
 } | {"MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME": ""}
+DEFAULTS = STOCK_DEFAULTS | OWN_DEFAULTS | DEEPLAB_DEFAULTS
 
 
 def add_pointrend_config(cfg: CfgNode) -> None:
@@ -128,6 +136,22 @@ def add_pointrend_config(cfg: CfgNode) -> None:
             node = node[section]
         if name not in node:
             node[name] = copy.copy(default)
+
+
+def with_defaults(cfg: CfgNode) -> CfgNode:
+    """Return a config with every PointRend key: itself if it lacks none, else a copy.
+
+    Configs of the stock project lack some; those of programs that accept any key in a YAML file
+    have only the keys of the file.
+    """
+    try:
+        for key in DEFAULTS:
+            value_of(cfg, key)
+    except KeyError:
+        cfg = cfg.clone()
+        cfg.defrost()
+        add_pointrend_config(cfg)
+    return cfg
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
@@ -158,23 +182,35 @@ def point_head_num_classes(cfg: CfgNode, inherited: int, inherited_key: str) -> 
     return inherited
 
 
-def explicit_point_head(cfg: CfgNode, section: str) -> CfgNode:
-    """Write into MODEL.POINT_HEAD what a head's point head takes from elsewhere in the config.
+def with_semantic_point_head(cfg: CfgNode) -> CfgNode:
+    """Return a config whose MODEL.POINT_HEAD is that of the semantic head: itself or a copy.
 
-    The stock project reads nothing else.
+    That is MODEL.SEM_SEG_HEAD.POINT_HEAD if it has a NAME.
+    """
+    own = cfg.MODEL.SEM_SEG_HEAD.get("POINT_HEAD")
+    if own is not None and own.NAME:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.POINT_HEAD = own.clone()
+    return cfg
+
+
+def explicit_point_head(cfg: CfgNode, section: str) -> CfgNode:
+    """Write into MODEL.POINT_HEAD what follows from other keys, which the stock project ignores.
 
     Args:
         cfg: A config with MODEL.POINT_HEAD, which is not changed.
-        section: Section below MODEL with the class count of the head: ROI_HEADS or SEM_SEG_HEAD.
+        section: Section below MODEL of the head that has the point head: ROI_HEADS or SEM_SEG_HEAD.
 
     Returns:
-        A copy.
+        A copy, not frozen.
     """
-    cfg = cfg.clone()
+    semantic = section == "SEM_SEG_HEAD"
+    cfg = (with_semantic_point_head(cfg) if semantic else cfg).clone()
     cfg.defrost()
-    own = cfg.MODEL[section].get("POINT_HEAD")
-    if own is not None and own.NAME:
-        cfg.MODEL.POINT_HEAD = own.clone()
-    if cfg.MODEL.POINT_HEAD.NUM_CLASSES == INHERIT:
-        cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL[section].NUM_CLASSES
+    point = cfg.MODEL.POINT_HEAD
+    if point.NUM_CLASSES == INHERIT:
+        point.NUM_CLASSES = cfg.MODEL[section].NUM_CLASSES
+    if semantic and point.SUBDIVISION_STEPS == FITTING:
+        point.SUBDIVISION_STEPS = cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE.bit_length() - 1
     return cfg

@@ -11,8 +11,9 @@ import yaml
 from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from detectron2.utils.file_io import PathManager
 
-from point_rend.config.defaults import add_pointrend_config
+from point_rend.config.defaults import INHERIT, add_pointrend_config, value_of
 from point_rend.config.files import find_config_file
+from point_rend.config.tasks import point_head_user
 from point_rend.utils.errors import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_pointrend_config(cfg)
     merge_from_file_safely(cfg, config_file)
-    _apply(cfg, _settings_of_opts(opts))
+    _override(cfg, opts)
     return cfg
 
 
@@ -46,7 +47,7 @@ def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
     """Build a config as :func:`load_config` does, but from the text of a YAML file without bases.
 
     Args:
-        text: The text, such as `cfg.dump()` returns.
+        text: The text, such as :func:`dump_config` returns.
         source: Name of its origin for messages.
         opts: As of :func:`load_config`.
 
@@ -59,7 +60,7 @@ def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_pointrend_config(cfg)
     _merge(cfg, list(_flatten(_parse_yaml(text, source), source)), source)
-    _apply(cfg, _settings_of_opts(opts))
+    _override(cfg, opts)
     return cfg
 
 
@@ -106,6 +107,21 @@ class _Setting(NamedTuple):
     @property
     def key(self) -> str:
         return ".".join(self.path)
+
+
+def _override(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Set what the command line sets.
+
+    If it sets the class count of a head, that of the point head follows unless the file gives it
+    another value: files of the stock project, and those of a training, have to repeat the count.
+    """
+    settings = _settings_of_opts(opts)
+    count, point_head = f"MODEL.{point_head_user(cfg)}.NUM_CLASSES", "MODEL.POINT_HEAD.NUM_CLASSES"
+    repeated = value_of(cfg, count) == value_of(cfg, point_head)
+    _apply(cfg, settings)
+    keys = {setting.key for setting in settings}
+    if repeated and count in keys and point_head not in keys:
+        cfg.MODEL.POINT_HEAD.NUM_CLASSES = INHERIT
 
 
 def _settings_of_opts(opts: Sequence[str]) -> list[_Setting]:

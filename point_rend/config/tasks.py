@@ -17,10 +17,12 @@ class MetaArchitecture(NamedTuple):
     Attributes:
         outputs: Fields of the model's results.
         has_roi_heads: Whether it reads MODEL.ROI_HEADS.
+        stock_name: Name of the one of Detectron2 for the same weights, if it is one of ours.
     """
 
     outputs: frozenset[str] = INSTANCES
     has_roi_heads: bool = False
+    stock_name: str = ""
 
     @property
     def has_semantic_head(self) -> bool:
@@ -28,18 +30,25 @@ class MetaArchitecture(NamedTuple):
         return "sem_seg" in self.outputs
 
 
-_BY_NAME = {
+META_ARCHITECTURES = {
     "GeneralizedRCNN": MetaArchitecture(INSTANCES, has_roi_heads=True),
     "PanopticFPN": MetaArchitecture(PANOPTIC, has_roi_heads=True),
-    "PointRendPanopticFPN": MetaArchitecture(PANOPTIC, has_roi_heads=True),
+    "PointRendPanopticFPN": MetaArchitecture(
+        PANOPTIC, has_roi_heads=True, stock_name="PanopticFPN"
+    ),
     "SemanticSegmentor": MetaArchitecture(SEM_SEG),
-    "PointRendSemanticSegmentor": MetaArchitecture(SEM_SEG),
+    "PointRendSemanticSegmentor": MetaArchitecture(SEM_SEG, stock_name="SemanticSegmentor"),
 }
 
 
 def meta_architecture(cfg: "CfgNode") -> MetaArchitecture:
     """Look up MODEL.META_ARCHITECTURE; others, as RetinaNet, detect instances without ROI heads."""
-    return _BY_NAME.get(cfg.MODEL.META_ARCHITECTURE, MetaArchitecture())
+    return META_ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE, MetaArchitecture())
+
+
+def point_head_user(cfg: "CfgNode") -> str:
+    """Return the section below MODEL of the head that MODEL.POINT_HEAD belongs to."""
+    return "SEM_SEG_HEAD" if model_outputs(cfg) == SEM_SEG else "ROI_HEADS"
 
 
 def model_outputs(cfg: "CfgNode") -> frozenset[str]:

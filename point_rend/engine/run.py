@@ -9,19 +9,19 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+from point_rend.config.dumping import CONFIG_NAME
 from point_rend.data.checks.annotations import leave_out_impossible_annotations
 from point_rend.engine.arguments import AUTO
 from point_rend.engine.launch import join, launch, leave, rank_from_launcher
 from point_rend.engine.preflight import check_machine
 from point_rend.engine.setup import (
+    begin_run,
     read_config,
     register_datasets,
-    set_up_logger,
     set_up_together,
     setup,
 )
@@ -96,8 +96,7 @@ def run(args: argparse.Namespace, cfg: CfgNode, datasets_to_clean: Sequence[str]
 def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
     """Evaluate a checkpoint on DATASETS.TEST."""
     with keep_training_config(cfg.OUTPUT_DIR, on_success=True), user_errors():
-        default_setup(cfg, args)
-        set_up_logger(cfg)
+        begin_run(args, cfg)
         model = Trainer.build_model(cfg)
         checkpointer: DetectionCheckpointer = SafeDetectionCheckpointer(
             model, cfg.OUTPUT_DIR, allow_unsafe=args.allow_unsafe_checkpoint
@@ -112,8 +111,7 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
 def train(args: argparse.Namespace, cfg: CfgNode) -> Any:
     """Train a model, from the start or from the last checkpoint."""
     with keep_training_config(cfg.OUTPUT_DIR, on_success=False), user_errors():
-        default_setup(cfg, args)
-        set_up_logger(cfg)
+        begin_run(args, cfg)
         trainer = Trainer(cfg, allow_unsafe_checkpoint=args.allow_unsafe_checkpoint)
         trainer.resume_or_load(resume=args.resume)
     return trainer.train()
@@ -127,7 +125,7 @@ def keep_training_config(output_dir: str, *, on_success: bool) -> Iterator[None]
         output_dir: OUTPUT_DIR.
         on_success: Whether to restore it also if the block succeeds.
     """
-    path = Path(output_dir, "config.yaml")
+    path = Path(output_dir, CONFIG_NAME)
     saved = path.read_bytes() if comm.is_main_process() and path.is_file() else None
     succeeded = False
     try:

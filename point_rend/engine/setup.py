@@ -2,14 +2,17 @@
 
 import argparse
 import logging
+from pathlib import Path
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
+from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from point_rend.config.checks import check_config, check_test_time_augmentation
 from point_rend.config.defaults import value_of
+from point_rend.config.dumping import CONFIG_NAME, dump_config
 from point_rend.config.loading import load_config
 from point_rend.config.tasks import model_outputs
 from point_rend.data.checks.annotations import check_datasets
@@ -26,6 +29,7 @@ from point_rend.engine.preflight import (
 )
 from point_rend.evaluation.build import check_evaluators
 from point_rend.utils.errors import USER_ERROR, user_errors
+from point_rend.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +128,14 @@ def register_datasets(args: argparse.Namespace) -> None:
 def set_up_logger(cfg: CfgNode) -> None:
     """Send this package's messages to the console and the log file, as Detectron2 does."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="point_rend")
+
+
+def begin_run(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Set up Detectron2 in every process of a run, and write the config into the output folder."""
+    default_setup(cfg, args)
+    set_up_logger(cfg)
+    if comm.is_main_process():
+        write_text(Path(cfg.OUTPUT_DIR, CONFIG_NAME), dump_config(cfg))
 
 
 def set_up_together(args: argparse.Namespace) -> Run:

@@ -24,6 +24,7 @@ from torch import nn
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.checkpoint.class_metadata import CONFIG
 from point_rend.checkpoint.optimizer_state import match_by_name, name_groups, with_names
+from point_rend.config.dumping import dump_config
 from point_rend.data.datasets.classes import training_class_metadata
 from point_rend.data.loader.loaders import (
     EvaluationLoader,
@@ -89,7 +90,7 @@ class Trainer(DefaultTrainer):
             trainer=weakref.proxy(self),
             allow_unsafe=allow_unsafe_checkpoint,
             strict_shapes=False,  # a training may start from a model with other classes
-            metadata={**training_class_metadata(cfg), CONFIG: cfg.dump()},
+            metadata={**training_class_metadata(cfg), CONFIG: dump_config(cfg)},
         )
         self.signals = StopSignals()
         self.last_complete_iter = -1

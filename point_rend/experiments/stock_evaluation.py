@@ -9,12 +9,11 @@ import math
 import os
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 
 from point_rend import stock_heads
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.config.tasks import model_outputs
-from point_rend.engine.setup import setup
+from point_rend.engine.setup import begin_run, setup
 from point_rend.engine.trainer import Trainer
 from point_rend.utils.errors import user_errors
 
@@ -37,7 +36,7 @@ def evaluate_both(args: argparse.Namespace) -> tuple[Results, Results]:
     with user_errors():
         job = setup(args)
         check_stock_config(job.cfg)
-    default_setup(job.cfg, args)
+    begin_run(args, job.cfg)
     ours = evaluate(args, job.cfg, "ours")
     with stock_heads():
         return ours, evaluate(args, job.cfg, "stock")

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from point_rend.config.defaults import with_semantic_point_head
 from point_rend.config.tasks import model_outputs
 from point_rend.inference.images import read_image
 from point_rend.inference.predictor import Predictor
@@ -95,7 +96,6 @@ def find_subject(args: argparse.Namespace) -> tuple[Subject, int]:
                 f"--region {x0:g} {y0:g} {x1:g} {y1:g}: expected X0 < X1 and Y0 < Y1 inside the "
                 f"image, which is {image.shape[1]} × {image.shape[0]} pixels"
             )
-    own = cfg.MODEL.SEM_SEG_HEAD.get("POINT_HEAD")
     of_labels = "instances" not in outputs or (window is not None and "sem_seg" in outputs)
     given = None
     if not of_labels and window is not None:
@@ -103,7 +103,7 @@ def find_subject(args: argparse.Namespace) -> tuple[Subject, int]:
     predictor = Predictor(cfg, metadata=metadata, allow_unsafe=args.allow_unsafe_checkpoint)
     if of_labels:
         colors = [color[::-1] for color in metadata.stuff_colors]
-        point_head = own if own is not None and own.NAME else cfg.MODEL.POINT_HEAD
+        point_head = with_semantic_point_head(cfg).MODEL.POINT_HEAD
         subject = find_region(predictor, image, window, colors)
     else:
         point_head = cfg.MODEL.POINT_HEAD

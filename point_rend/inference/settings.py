@@ -13,13 +13,13 @@ from detectron2.data.catalog import Metadata
 
 from point_rend.checkpoint.class_metadata import StoredMetadata, read_stored_metadata
 from point_rend.checkpoint.zoo import PREFIX, published_url
+from point_rend.config.dumping import CONFIG_NAME
 from point_rend.config.loading import load_config, parse_config
 from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets import classes
 from point_rend.inference.classes import Fields, build_metadata, class_fields
 
 logger = logging.getLogger(__name__)
-CONFIG_NAME = "config.yaml"  # of the config that a training writes into its OUTPUT_DIR
 
 
 class Settings(NamedTuple):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
@@ -19,7 +18,7 @@ from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.config.tasks import model_outputs
 from point_rend.engine.arguments import build_parser
 from point_rend.engine.launch import launch
-from point_rend.engine.setup import register_datasets, set_up_logger, setup
+from point_rend.engine.setup import begin_run, register_datasets, setup
 from point_rend.engine.trainer import Trainer
 from point_rend.experiments.ablation.results import (
     Metrics,
@@ -133,8 +132,7 @@ def evaluate_settings(
         output: Folder of their files.
     """
     register_datasets(args)
-    default_setup(cfg, args)
-    set_up_logger(cfg)
+    begin_run(args, cfg)
     for setting in settings:
         own_cfg = cfg.clone()
         own_cfg.defrost()
