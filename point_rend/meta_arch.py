@@ -144,13 +144,13 @@ def _pad(model: Any, tensors: list[Tensor], value: float = 0) -> ImageList:
 
 def _padded_images(model: Any, inputs: Inputs) -> ImageList:
     """Return the images of a batch, normalized and padded."""
-    pixels = [image["image"].to(model.device) for image in inputs]
+    pixels = [image["image"].to(model.device, non_blocking=True) for image in inputs]
     return _pad(model, [(image - model.pixel_mean) / model.pixel_std for image in pixels])
 
 
 def _padded_labels(model: Any, inputs: Inputs) -> Tensor:
     """Return the label maps of a batch, padded like its images with ignored labels."""
-    labels = [image["sem_seg"].to(model.device) for image in inputs]
+    labels = [image["sem_seg"].to(model.device, non_blocking=True) for image in inputs]
     return _pad(model, labels, model.sem_seg_head.ignore_value).tensor
 
 

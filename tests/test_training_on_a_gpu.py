@@ -9,7 +9,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from point_rend import stock_heads
+from point_rend import PointRendSemanticSegmentor, stock_heads
 from point_rend.ground_truth.shared_masks import share_masks
 from tests.parity.test_training_labels import with_polygons
 from tests.pretended_cuda import Record
@@ -21,6 +21,7 @@ from tests.synthetic import (
     small_head_config,
 )
 from tests.synthetic_semantic import random_labels, small_semantic_config
+from tests.test_meta_arch import images, model_of
 
 COUNTS = [20, 12]
 
@@ -119,3 +120,12 @@ def test_a_step_of_the_semantic_head_gives_the_values_of_the_cpu_without_a_wait(
     assert cuda.num_waits == 0, cuda
     assert_equal_values(found_losses, losses)
     assert_equal_values(found_gradients, gradients)
+
+
+def test_a_semantic_model_trains_on_images_of_the_host_without_a_wait(cuda: Record):
+    model = model_of(PointRendSemanticSegmentor).to("cuda")
+    inputs = images([(64, 96), (40, 52)])
+    cuda.clear()
+    losses, _, _ = training_step(model, inputs)
+    assert cuda.num_waits == 0, cuda
+    assert all(loss.is_cuda for loss in losses.values())
