@@ -61,10 +61,8 @@ def stock_bytes(num_boxes: int, num_classes: int) -> int:
 
 
 def instance_config(file: str, num_classes: int, opts: Sequence[str] = ()) -> CfgNode:
-    """Read the config of an instance model, with a number of classes that both sides understand."""
+    """Read the config of an instance model."""
     classes = ["MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes)]
-    if file != CONVOLUTIONAL:
-        classes += ["MODEL.POINT_HEAD.NUM_CLASSES", str(num_classes)]
     return load_config(get_config_file(file), [*classes, *opts])
 
 

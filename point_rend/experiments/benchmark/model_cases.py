@@ -122,7 +122,6 @@ def _semantic_model_case(num_classes: int, image_size: tuple[int, int]) -> Case:
         generator = torch.Generator().manual_seed(settings.seed)
         image = random_image(image_size, generator)
         our_cfg, stock_cfg = semantic_configs(num_classes, settings)
-        stock_cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
         ours, stock = model_pair(our_cfg, stock_cfg, "sem_seg_head", image, settings)
 
         def our_run() -> tuple[Tensor, Tensor]:

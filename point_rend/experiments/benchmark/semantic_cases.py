@@ -53,9 +53,8 @@ def semantic_cases(settings: Settings) -> list[Case]:
 
 
 def semantic_config(num_classes: int, opts: Sequence[str] = ()) -> CfgNode:
-    """Read the config of a semantic model, with a number of classes that both sides understand."""
+    """Read the config of a semantic model."""
     classes = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(num_classes)]
-    classes += ["MODEL.POINT_HEAD.NUM_CLASSES", str(num_classes)]
     return load_config(get_config_file(SEMANTIC), [*classes, *opts])
 
 
