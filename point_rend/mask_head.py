@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -37,6 +38,7 @@ from point_rend.rendering.uncertainty import (
     foreground_uncertainty,
     select_class_channel,
 )
+from point_rend.utils.removed_hooks import RemovedHooks
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class PointRefinement:
     renderer: MaskRenderer
 
 
-class _BoxMaskHead(nn.Module):
+class _BoxMaskHead(RemovedHooks, nn.Module):
     """The common part of both heads: a coarse prediction from a grid of features of each box.
 
     Args:
@@ -69,6 +71,16 @@ class _BoxMaskHead(nn.Module):
         uncertainty: rates the logits (N, 1, ...) of the class of each box.
     """
 
+    REMOVED: ClassVar = {
+        "_init_roi_head": "from_config",
+        "_init_point_head": "from_config",
+        "_sample_train_points": "sample_training_points(self, instances, coarse_logits)",
+        "_uniform_sample_train_points": "sample_training_points(self, instances, coarse_logits)",
+        "_point_pooler": "forward",
+        "_get_point_logits": "forward of a point head (MODEL.POINT_HEAD.NAME)",
+        "_subdivision_inference": "forward",
+    }
+
     def __init__(
         self, coarse_reader: BoxFeatureReader, coarse_pooler_side: int, uncertainty: Uncertainty
     ) -> None:
@@ -76,6 +88,35 @@ class _BoxMaskHead(nn.Module):
         self.coarse_reader = coarse_reader
         self.coarse_pooler_side = coarse_pooler_side
         self.uncertainty = uncertainty
+
+    # Names that users of the stock project read.
+
+    @property
+    def roi_pooler_in_features(self) -> tuple[str, ...]:
+        """The levels that the coarse prediction reads."""
+        return self.coarse_reader.names
+
+    @property
+    def roi_pooler_size(self) -> int:
+        """The side of the grid that the coarse prediction reads."""
+        return self.coarse_pooler_side
+
+    @property
+    def mask_point_in_features(self) -> tuple[str, ...]:
+        """The levels that the point head reads."""
+        if self.point_head is None:
+            raise AttributeError("mask_point_in_features")
+        return self._readers()[1].names
+
+    @property
+    def _feature_scales(self) -> dict[str, float]:
+        """Size of the feature map over that of the image, by level; of the levels that are read."""
+        readers = self._readers()
+        return {k: v for x in readers for k, v in zip(x.names, x.scales, strict=True)}
+
+    def _readers(self) -> list[BoxFeatureReader]:
+        """Return the readers of the coarse prediction and of the point head, if there is one."""
+        raise NotImplementedError
 
     def forward(
         self, features: Features, instances: list[Instances]
@@ -203,6 +244,9 @@ class PointRendMaskHead(_BoxMaskHead):
             ),
         }
 
+    def _readers(self) -> list[BoxFeatureReader]:
+        return [self.coarse_reader] + ([self.refinement.reader] if self.refinement else [])
+
     def sample_training_points(
         self, instances: Sequence[Instances], coarse_logits: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -324,6 +368,9 @@ class ImplicitPointRendMaskHead(_BoxMaskHead):
             "renderer": _build_renderer(cfg, start_side),
             "l2_regularizer": cfg.MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER,
         }
+
+    def _readers(self) -> list[BoxFeatureReader]:
+        return [self.coarse_reader, self.point_reader]
 
     def sample_training_points(
         self,

@@ -6,6 +6,7 @@ prediction, C channels of the output (classes, or 1 if class-agnostic).
 
 import inspect
 from collections.abc import Sequence
+from typing import ClassVar
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -29,6 +30,7 @@ from point_rend.rendering.dynamic_mlp import MLPLayout, apply_mlp, fourier_featu
 from point_rend.rendering.features import FineGrainedFeatures
 from point_rend.rendering.sampling import PointSampler
 from point_rend.rendering.uncertainty import select_class_channel
+from point_rend.utils.removed_hooks import RemovedHooks
 
 POINT_HEAD_REGISTRY = Registry("POINT_HEAD")
 POINT_HEAD_REGISTRY.__doc__ = """
@@ -141,7 +143,7 @@ class StandardPointHead(BindableHead):
 
 
 @POINT_HEAD_REGISTRY.register()
-class ImplicitPointHead(BindableHead):
+class ImplicitPointHead(RemovedHooks, BindableHead):
     """An MLP per instance, with predicted weights, over features and encoded positions.
 
     ``num_params`` is the length of the parameter vector of an instance.
@@ -159,6 +161,8 @@ class ImplicitPointHead(BindableHead):
 
     Source: Cheng, Parkhi, Kirillov, "Pointly-Supervised Instance Segmentation", section 5.
     """
+
+    REMOVED: ClassVar = {"_dynamic_mlp": "forward", "_parse_params": "forward"}
 
     positional_encoding_gaussian_matrix: Tensor
 

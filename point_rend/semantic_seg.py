@@ -6,7 +6,7 @@ columns of the coarse logits.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -29,6 +29,7 @@ from point_rend.rendering.features import FineGrainedFeatures, concatenate_level
 from point_rend.rendering.sampling import PointSampler, point_sample
 from point_rend.rendering.subdivision import subdivide
 from point_rend.rendering.uncertainty import Uncertainty, top2_margin_uncertainty
+from point_rend.utils.removed_hooks import RemovedHooks
 
 ImageSizes = Sequence[tuple[int, int]]
 
@@ -93,7 +94,7 @@ def pooling_window(head: nn.Module) -> tuple[int, int] | None:
     return tuple(windows[0]) if windows and windows[0] is not None else None
 
 
-class PointRendSemSegHead(nn.Module):
+class PointRendSemSegHead(RemovedHooks, nn.Module):
     """Predict dense coarse logits and render them where the two best classes are close.
 
     Args:
@@ -112,6 +113,8 @@ class PointRendSemSegHead(nn.Module):
 
     Source: section 4.2 of the paper.
     """
+
+    REMOVED: ClassVar = {"_init_point_head": "from_config"}
 
     @configurable
     def __init__(

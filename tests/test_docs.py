@@ -8,7 +8,12 @@ import pytest
 import torch
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
-from examples import entropy_uncertainty, own_network, residual_point_head
+from examples import (
+    entropy_uncertainty,
+    own_network,
+    point_supervision,
+    residual_point_head,
+)
 from point_rend import (
     FineGrainedFeatures,
     SubdivisionPlan,
@@ -152,7 +157,7 @@ def test_an_example_has_less_than_60_lines_and_stands_whole_in_its_page(example)
 
 
 def test_all_examples_are_tested_here():
-    tested = {entropy_uncertainty, own_network, residual_point_head}
+    tested = {entropy_uncertainty, own_network, point_supervision, residual_point_head}
     assert {Path(module.__file__) for module in tested} == set(EXAMPLES)
 
 
@@ -214,6 +219,18 @@ def test_the_example_of_a_point_head_starts_from_the_coarse_mask(capsys):
         assert (residual_head()(fine, coarse) - coarse).abs().max() < 0.02
     residual_point_head.main()
     assert capsys.readouterr().out.startswith("logits (1, 80, 784), largest difference ")
+
+
+def test_the_example_of_point_supervision_learns_masks_from_labels_of_points(capsys):
+    head = point_supervision.main()
+    (printed,) = re.findall(r"^IoU (\d+)%$", capsys.readouterr().out, flags=re.MULTILINE)
+    assert int(printed) >= 90
+    centers = (torch.arange(224) + 0.5) / 224 - 0.5
+    truth = torch.hypot(centers[:, None], centers) < 0.5
+    for _ in range(5):
+        features, ellipse, _ = point_supervision.draw_ellipse()
+        mask = head(features, [ellipse])[0].pred_masks[0, 0] > 0.5
+        assert (mask == truth).float().mean() > 0.9  # 0.785 if it were full
 
 
 def boundary_iou(logits: torch.Tensor, masks: torch.Tensor) -> float:
