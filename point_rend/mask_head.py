@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from point_rend.coarse_mask_head import CoarseMaskHead
 from point_rend.config.defaults import point_head_num_classes, with_defaults
-from point_rend.ground_truth.losses import binary_point_loss
+from point_rend.ground_truth.losses import binary_mask_loss
 from point_rend.ground_truth.point_labels import sample_point_labels
 from point_rend.ground_truth.shared_masks import crop_masks, share_masks
 from point_rend.point_features import BoxFeatureReader, Features
@@ -433,7 +433,7 @@ def coarse_mask_loss(mask_logits: Tensor, instances: Sequence[Instances]) -> Ten
         background = max(labels.numel() - foreground, 1)
         storage.put_scalar("mask_rcnn/false_positive", (errors - missed) / background)
         storage.put_scalar("mask_rcnn/false_negative", missed / max(foreground, 1))
-    return binary_point_loss(logits, labels)
+    return binary_mask_loss(logits, labels)
 
 
 def _build_reader(cfg: CfgNode, section: str, input_shape: object) -> BoxFeatureReader:

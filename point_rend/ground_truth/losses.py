@@ -1,4 +1,4 @@
-"""Losses and accuracy at points: tensors in, tensors out.
+"""Losses of masks and points, and accuracy at points: tensors in, tensors out.
 
 Shapes: N regions, C channels, P points. A label of −1 marks a point that is ignored.
 """
@@ -8,6 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED_LABEL = -1
+
+
+def binary_mask_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the binary cross entropy, averaged over the cells of masks; at least one is needed.
+
+    Args:
+        logits: (N, ...).
+        labels: (N, ...) in [0, 1].
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
 
 
 def binary_point_loss(logits: Tensor, labels: Tensor) -> Tensor:

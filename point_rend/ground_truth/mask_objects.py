@@ -140,6 +140,8 @@ class MaskObjects:
 
 def cat_pixels(stores: Sequence[MaskObjects]) -> Tensor:
     """Join the pixels of one or more stores, followed by the False of pixels outside."""
+    if len(stores) == 1:
+        return stores[0].pixels
     return torch.cat([*(store.pixels[:-1] for store in stores), stores[-1].pixels[-1:]])
 
 

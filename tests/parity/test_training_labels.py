@@ -3,14 +3,22 @@
 import pytest
 import torch
 from detectron2.modeling import build_roi_heads
+from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from point_rend import stock_heads
 from point_rend.ground_truth.point_labels import sample_point_labels
 from point_rend.ground_truth.shared_masks import SharedMasks, share_masks
+from point_rend.mask_head import coarse_mask_loss
 from tests.memory import LargestTensor
-from tests.synthetic import SHAPES, random_features, randomize, small_head_config
+from tests.synthetic import (
+    SHAPES,
+    random_features,
+    random_proposals,
+    randomize,
+    small_head_config,
+)
 from tests.test_roi_heads import images_of, proposals_of, targets_of
 
 pytest.importorskip("detectron2.projects.point_rend")
@@ -108,6 +116,25 @@ def test_the_4xconv_head_trains_on_shared_masks_as_on_those_of_detectron2(prepar
     expected = train_step(heads, [3, 2], prepare(targets_of([3, 2])))
     shared = share_masks(prepare(targets_of([3, 2])))
     assert_equal_steps(expected, train_step(heads, [3, 2], shared))
+
+
+@pytest.mark.parametrize("channels", [5, 1], ids=["by-class", "agnostic"])
+@pytest.mark.parametrize("counts", [[3, 0, 5], [0, 0], [1]], ids=str)
+def test_the_coarse_loss_its_gradient_and_its_log_are_those_of_detectron2(counts, channels):
+    instances = share_masks(random_proposals(counts))
+    logits = torch.randn(sum(counts), channels, 7, 7, generator=torch.Generator().manual_seed(7))
+    results = []
+    for loss_of in (mask_rcnn_loss, coarse_mask_loss):
+        own = logits.clone().requires_grad_()
+        with EventStorage() as storage:
+            loss = loss_of(own, instances)
+            loss.backward()
+        results.append((loss.detach(), own.grad, storage.latest()))
+    (expected, expected_gradient, expected_log), (loss, gradient, log) = results
+    assert torch.equal(loss, expected)
+    assert torch.equal(gradient, expected_gradient)
+    assert log == expected_log
+    assert len(log) == (3 if sum(counts) else 0)
 
 
 def scene(size, objects: int, proposals: int, seed: int):
