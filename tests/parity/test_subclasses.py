@@ -1,5 +1,7 @@
 """Subclasses and readers of the stock heads: honored or refused, never ignored."""
 
+import importlib
+
 import pytest
 import torch
 from detectron2.modeling import build_mask_head
@@ -174,6 +176,41 @@ def test_what_notebooks_read_from_a_mask_head_is_as_there(implicit):
     pooled, expected = ours._roi_pooler(features, boxes), stock._roi_pooler(features, boxes)
     torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-5)  # the grid may differ by an ulp
     assert torch.equal(ours._roi_pooler(features=features, boxes=boxes), pooled)
+
+
+def refined_by_hand(head, package, features, instances):
+    """Refine coarse masks as the notebook of the stock project does, from what a head offers."""
+    tools = importlib.import_module(f"{package}.point_features")
+    uncertainty = importlib.import_module(f"{package}.mask_head").calculate_uncertainty
+    boxes = [x.pred_boxes for x in instances]
+    classes = torch.cat([x.pred_classes for x in instances])
+    levels = [features[name] for name in head.mask_point_in_features]
+    scales = [head._feature_scales[name] for name in head.mask_point_in_features]
+    coarse = logits = head.coarse_head(head._roi_pooler(features, boxes))
+    for _ in range(3):
+        logits = torch.nn.functional.interpolate(logits, scale_factor=2, mode="bilinear")
+        rated = uncertainty(logits, classes)
+        cells, coords = tools.get_uncertain_point_coords_on_grid(rated, 100)
+        fine, _ = tools.point_sample_fine_grained_features(levels, scales, boxes, coords)
+        points = head.point_head(fine, tools.point_sample(coarse, coords, align_corners=False))
+        cells = cells[:, None].expand(-1, points.shape[1], -1)
+        logits = logits.flatten(2).scatter(2, cells, points).view_as(logits)
+    return logits
+
+
+def test_a_notebook_that_refines_masks_by_hand_gives_the_same_with_either_project():
+    cfg = small_head_config("MODEL.POINT_HEAD.NUM_CLASSES", 5)
+    ours = build_mask_head(cfg, SHAPES)
+    with stock_heads():
+        stock = build_mask_head(cfg, SHAPES)
+    randomize(ours)
+    stock.load_state_dict(ours.state_dict())
+    features, instances = random_features(2), as_detections(random_proposals([3, 2]))
+    with torch.no_grad():
+        refined = refined_by_hand(ours, "point_rend", features, instances)
+        expected = refined_by_hand(stock, "detectron2.projects.point_rend", features, instances)
+    assert refined.shape == (5, 5, 56, 56)
+    torch.testing.assert_close(refined, expected, rtol=0, atol=1e-4)
 
 
 def test_a_head_without_a_point_head_has_no_levels_for_it():
