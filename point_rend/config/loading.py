@@ -19,15 +19,19 @@ from point_rend.utils.errors import did_you_mean
 logger = logging.getLogger(__name__)
 BASE_KEY = "_BASE_"
 COMMAND_LINE = "command line"
+ARGUMENT = "opts"  # of a call from Python
 
 
-def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Build the config of a run: defaults, then a YAML file, then the command line.
+def load_config(
+    config_file: str, opts: Sequence[str] = (), *, opts_source: str = ARGUMENT
+) -> CfgNode:
+    """Build the config of a run: defaults, then a YAML file, then options.
 
     Args:
         config_file: Path or URL of a YAML file, or the name of a config of this package, as of
             :func:`get_config_file`.
         opts: Keys and values in turn, as in `["SOLVER.BASE_LR", "0.01"]`.
+        opts_source: Name of their origin for messages.
 
     Returns:
         The config, not frozen.
@@ -39,7 +43,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_pointrend_config(cfg)
     merge_from_file_safely(cfg, config_file)
-    _override(cfg, opts)
+    _override(cfg, opts, opts_source)
     return cfg
 
 
@@ -60,7 +64,7 @@ def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_pointrend_config(cfg)
     _merge(cfg, list(_flatten(_parse_yaml(text, source), source)), source)
-    _override(cfg, opts)
+    _override(cfg, opts, ARGUMENT)
     return cfg
 
 
@@ -98,7 +102,7 @@ def _merge(cfg: CfgNode, settings: Sequence["_Setting"], source: str) -> None:
 
 
 class _Setting(NamedTuple):
-    """One value for one key, and its source: a file or the command line."""
+    """One value for one key, and its source: a file, the command line or an argument."""
 
     path: tuple[str, ...]
     value: Any
@@ -109,13 +113,13 @@ class _Setting(NamedTuple):
         return ".".join(self.path)
 
 
-def _override(cfg: CfgNode, opts: Sequence[str]) -> None:
-    """Set what the command line sets.
+def _override(cfg: CfgNode, opts: Sequence[str], source: str) -> None:
+    """Set what options set.
 
-    If it sets the class count of a head, that of the point head follows unless the file gives it
+    If they set the class count of a head, that of the point head follows unless the file gives it
     another value: files of the stock project, and those of a training, have to repeat the count.
     """
-    settings = _settings_of_opts(opts)
+    settings = _settings_of_opts(opts, source)
     count, point_head = f"MODEL.{point_head_user(cfg)}.NUM_CLASSES", "MODEL.POINT_HEAD.NUM_CLASSES"
     repeated = value_of(cfg, count) == value_of(cfg, point_head)
     _apply(cfg, settings)
@@ -124,21 +128,24 @@ def _override(cfg: CfgNode, opts: Sequence[str]) -> None:
         cfg.MODEL.POINT_HEAD.NUM_CLASSES = INHERIT
 
 
-def _settings_of_opts(opts: Sequence[str]) -> list[_Setting]:
+def _settings_of_opts(opts: Sequence[str], source: str) -> list[_Setting]:
     flag = next((word for word in opts if str(word).startswith("--")), None)
-    if flag is not None:
+    if flag is not None and source == COMMAND_LINE:
         raise ValueError(
-            f"{COMMAND_LINE}: {flag} stands among the config keys; options that start with - must "
+            f"{source}: {flag} stands among the config keys; options that start with - must "
             "come before the first KEY VALUE pair"
         )
     if len(opts) % 2:
+        expected, unit = "keys and values in turn", "items"
+        if source == COMMAND_LINE:
+            expected, unit = "pairs KEY VALUE separated by a space", "words"
         raise ValueError(
-            f"{COMMAND_LINE}: expected pairs KEY VALUE separated by a space, "
-            f"got an odd number of words: {' '.join(map(str, opts))}"
+            f"{source}: expected {expected}, got an odd number of {unit}: "
+            f"{' '.join(map(str, opts))}"
         )
     keys = [str(key) for key in opts[::2]]
     return [
-        _Setting(tuple(key.split(".")), value, COMMAND_LINE)
+        _Setting(tuple(key.split(".")), value, source)
         for key, value in zip(keys, opts[1::2], strict=True)
     ]
 
@@ -263,5 +270,7 @@ def _unknown_key(cfg: CfgNode, setting: _Setting) -> str:
         return f"{message}; options that start with - go before the first KEY VALUE"
     if setting.source == COMMAND_LINE and "=" in setting.key:
         return f"{message}; write KEY VALUE with a space, not KEY=VALUE"
+    if setting.source == ARGUMENT and "=" in setting.key:
+        return f"{message}; pass a key and its value as two items, not as KEY=VALUE"
     known = [known_setting.key for known_setting in _flatten(cfg, "")]
     return message + did_you_mean(setting.key, known)

@@ -13,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 from point_rend.config.checks import check_config, check_test_time_augmentation
 from point_rend.config.defaults import value_of
 from point_rend.config.dumping import CONFIG_NAME, dump_config
-from point_rend.config.loading import load_config
+from point_rend.config.loading import COMMAND_LINE, load_config
 from point_rend.config.tasks import model_outputs
 from point_rend.data.checks.annotations import check_datasets
 from point_rend.data.checks.label_maps import check_semantic_datasets
@@ -113,7 +113,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
             "--config-file is missing: pass a file or the name of a config, such as "
             "InstanceSegmentation/pointrend_rcnn_R_50_FPN_3x_coco.yaml"
         )
-    return load_config(args.config_file, args.opts)
+    return load_config(args.config_file, args.opts, opts_source=COMMAND_LINE)
 
 
 def register_datasets(args: argparse.Namespace) -> None:

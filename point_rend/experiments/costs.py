@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from point_rend import PointRendSemSegHead, SubdivisionPlan, load_config
+from point_rend.config.loading import COMMAND_LINE
 from point_rend.experiments.operation_counts import Count, count
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from point_rend.semantic_seg import coarse_logits
@@ -78,7 +79,7 @@ def analyze(
     """
     if min(image) < 1:
         raise ValueError(f"--image: expected a height and a width of 1 or more, got {image}")
-    cfg = load_config(config_file, [*opts, *OVERRIDES])
+    cfg = load_config(config_file, [*opts, *OVERRIDES], opts_source=COMMAND_LINE)
     num_boxes = cfg.TEST.DETECTIONS_PER_IMAGE if num_boxes is None else num_boxes
     if num_boxes < 1:
         raise ValueError(f"--boxes: expected 1 or more, got {num_boxes}")

@@ -14,7 +14,7 @@ from detectron2.data.catalog import Metadata
 from point_rend.checkpoint.class_metadata import StoredMetadata, read_stored_metadata
 from point_rend.checkpoint.zoo import PREFIX, published_url
 from point_rend.config.dumping import CONFIG_NAME
-from point_rend.config.loading import load_config, parse_config
+from point_rend.config.loading import ARGUMENT, COMMAND_LINE, load_config, parse_config
 from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets import classes
 from point_rend.inference.classes import Fields, build_metadata, class_fields
@@ -38,6 +38,7 @@ def load_settings(
     class_names: str | None = None,
     confidence_threshold: float | None = None,
     allow_unsafe: bool = False,
+    opts_source: str = ARGUMENT,
 ) -> Settings:
     """Load a config and look up the classes of its checkpoint.
 
@@ -54,12 +55,13 @@ def load_settings(
             data sets of the config.
         confidence_threshold: Lowest score of an instance; by default the config's.
         allow_unsafe: Whether to load a checkpoint that executes code.
+        opts_source: As of :func:`load_config`.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If something does not fit.
     """
-    cfg = load_config(config_file, opts)
+    cfg = load_config(config_file, opts, opts_source=opts_source)
     if weights is not None:
         cfg.MODEL.WEIGHTS = os.fspath(weights)
     if not cfg.MODEL.WEIGHTS:
@@ -141,6 +143,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         class_names=args.classes,
         confidence_threshold=args.confidence_threshold,
         allow_unsafe=args.allow_unsafe_checkpoint,
+        opts_source=COMMAND_LINE,
     )
     if "instances" in model_outputs(settings.cfg) and not settings.cfg.MODEL.MASK_ON:
         raise ValueError("MODEL.MASK_ON is False: expected a model that segments")

@@ -17,7 +17,12 @@ import point_rend.config.loading
 from point_rend.config.checks import check_config
 from point_rend.config.defaults import add_pointrend_config, point_head_num_classes
 from point_rend.config.files import config_file_option, get_config_file
-from point_rend.config.loading import load_config, merge_from_file_safely, parse_config
+from point_rend.config.loading import (
+    COMMAND_LINE,
+    load_config,
+    merge_from_file_safely,
+    parse_config,
+)
 
 ZOO = Path(model_zoo.__file__).parent / "configs"
 # Keys that the stock project lacks, besides those of DeepLab.
@@ -433,6 +438,18 @@ class TestBadKeysAndValues:
     )
     def test_a_misfit_on_the_command_line_is_named(self, opts, message):
         with pytest.raises(ValueError, match=f"^command line: .*{message}"):
+            load_config(get_config_file(COCO_1X), opts, opts_source=COMMAND_LINE)
+
+    @pytest.mark.parametrize(
+        ("opts", "message"),
+        [
+            (["SEED=1"], "expected keys and values in turn, got an odd number of items: SEED=1"),
+            (["SEED=1", "SEED=2"], "unknown config key SEED=1; pass a key and its value as two"),
+            (["--num-gpus", "2"], "unknown config key --num-gpus"),
+        ],
+    )
+    def test_a_misfit_in_a_call_from_python_is_named_by_its_argument(self, opts, message):
+        with pytest.raises(ValueError, match=f"^opts: {message}"):
             load_config(get_config_file(COCO_1X), opts)
 
     def test_a_failed_merge_leaves_the_config_as_it_was(self, tmp_path):

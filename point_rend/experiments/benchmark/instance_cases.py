@@ -13,6 +13,7 @@ from detectron2.modeling.poolers import ROIPooler
 from torch import Tensor, nn
 
 from point_rend import get_config_file, load_config, stock_heads
+from point_rend.config.loading import COMMAND_LINE
 from point_rend.experiments.benchmark.case import Case, Comparison, mask_agreement
 from point_rend.experiments.benchmark.random_inputs import (
     PYRAMID,
@@ -63,7 +64,7 @@ def stock_bytes(num_boxes: int, num_classes: int) -> int:
 def instance_config(file: str, num_classes: int, opts: Sequence[str] = ()) -> CfgNode:
     """Read the config of an instance model."""
     classes = ["MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes)]
-    return load_config(get_config_file(file), [*classes, *opts])
+    return load_config(get_config_file(file), [*classes, *opts], opts_source=COMMAND_LINE)
 
 
 def instance_configs(
