@@ -143,14 +143,18 @@ class Record:
 
 
 def current_line() -> str:
-    """Return the innermost line of the package, or else of any module but torch and this one."""
-    caller = "?"
+    """Return the innermost line of the package, and of the library that it calls.
+
+    Without the package it is the innermost line of any module but torch and this one.
+    """
+    caller = ""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if file.startswith(PACKAGE):
-            return _name_line(file.removeprefix(f"{REPOSITORY}/"), frame)
-        if caller == "?" and file != __file__ and "/torch/" not in file and file[0] == "/":
+            line = _name_line(file.removeprefix(f"{REPOSITORY}/"), frame)
+            return f"{line} > {caller}" if caller else line
+        if not caller and file != __file__ and "/torch/" not in file and file[0] == "/":
             name = file.removeprefix(f"{REPOSITORY}/").rpartition("site-packages/")[2]
             caller = _name_line(name, frame)
         frame = frame.f_back
@@ -199,6 +203,10 @@ class PretendedTensor(Tensor):
 
     def __repr__(self, **_: Any) -> str:
         return f"PretendedTensor({self.values!r})"
+
+    def unsqueeze_(self, dim: int) -> Tensor:
+        """Return a view: a wrapper cannot change its shape. Detectron2 goes on with the result."""
+        return self.unsqueeze(dim)
 
     def tolist(self) -> Any:
         """Copy to the host, then make a list."""
@@ -424,6 +432,7 @@ def pretended_cuda() -> Iterator[Record]:
         "current_device": lambda: 0,
         "is_bf16_supported": lambda *_, **__: True,
         "get_device_name": lambda *_: "pretended GPU",
+        "get_device_capability": lambda *_: (8, 0),
         "synchronize": lambda *_: record.wait("synchronize"),
         "_lazy_init": lambda: None,
     }

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
+from point_rend.data.loader.transport import to_device
+
 NUM_NAMED_PARAMETERS = 3  # named in the report of a non-finite gradient
 
 
@@ -64,6 +66,8 @@ class CheckedTrainer(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(
             self.device.type, enabled=precision == torch.float16
         )
+        # Detectron2 draws the inputs of its models from the CPU.
+        self.draws_inputs = getattr(_without_ddp(model), "vis_period", 0) > 0
         self._parameters = [x for x in model.parameters() if x.requires_grad]
         self._buffer_names = [
             (module, name)
@@ -83,6 +87,8 @@ class CheckedTrainer(SimpleTrainer):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
+        if not self.draws_inputs:
+            batch = to_device(batch, self.device)
         _copy(self._buffers(), self._saved_buffers)
         with (
             torch.autocast(

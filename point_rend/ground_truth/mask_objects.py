@@ -80,6 +80,11 @@ class MaskObjects:
         pixels = self.pixels.to(device, non_blocking=non_blocking)
         return MaskObjects(self.image_size, pixels, self.windows, self.polygons)
 
+    def pin_memory(self) -> "MaskObjects":
+        """Return a copy with pixels in pinned memory."""
+        pixels = self.pixels.pin_memory()
+        return MaskObjects(self.image_size, pixels, self.windows, self.polygons)
+
     @cached_property
     def has_pixels(self) -> bool:
         """Whether any object has pixels."""

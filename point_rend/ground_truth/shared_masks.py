@@ -102,6 +102,10 @@ class SharedMasks(BitMasks):
         non_blocking |= self.index.is_cpu  # as for the objects
         return SharedMasks(objects, self.index.to(device, non_blocking=non_blocking))
 
+    def pin_memory(self) -> "SharedMasks":
+        """Return a copy in pinned memory, from which a GPU copies while the CPU goes on."""
+        return SharedMasks(self.objects.pin_memory(), self.index.pin_memory())
+
     @staticmethod
     def cat(bitmasks_list: Sequence[BitMasks]) -> "SharedMasks":
         """Concatenate regions of one image; shared objects stay shared.

@@ -1,10 +1,13 @@
-"""Packing of samples for their way from a worker to the trainer."""
+"""The way of samples from a worker to the trainer and to its device."""
 
 import io
 import pickle
 from typing import Any, NamedTuple
 
 import torch
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from point_rend.ground_truth.shared_masks import SharedMasks
 
 
 class PackedSample(NamedTuple):
@@ -73,3 +76,31 @@ class _Unpacker(pickle.Unpickler):
 
     def persistent_load(self, pid: int) -> torch.Tensor:
         return self.tensors[pid]
+
+
+def to_device(content: Any, device: torch.device) -> Any:
+    """Copy a batch, with its tensors on a device.
+
+    On CUDA the copies leave from pinned memory and nobody waits for them. Values that know no
+    device, and all of them on a CPU, are returned as they are.
+
+    Args:
+        content: Samples of Detectron2: nested lists and dicts of tensors, instances and others.
+        device: The device.
+    """
+    if device.type == "cpu":
+        return content
+    if isinstance(content, dict):
+        return {key: to_device(value, device) for key, value in content.items()}
+    if type(content) in (list, tuple):
+        return type(content)(to_device(value, device) for value in content)
+    if isinstance(content, Instances):
+        fields = to_device(content.get_fields(), device)
+        return Instances(content.image_size, **fields)
+    if type(content) in (Boxes, BitMasks):
+        return type(content)(to_device(content.tensor, device))
+    if isinstance(content, torch.Tensor | SharedMasks):
+        if device.type == "cuda" and content.device.type == "cpu":
+            content = content.pin_memory()
+        return content.to(device, non_blocking=True)
+    return content.to(device) if hasattr(content, "to") else content
