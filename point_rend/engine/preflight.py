@@ -15,27 +15,82 @@ from point_rend.utils.files import check_writable
 GPU_NORMS = ("SyncBN", "nnSyncBN")
 
 
-def check_machine(cfg: CfgNode, num_gpus: int) -> None:
-    """Refuse a device that does not exist.
+def check_machine(
+    cfg: CfgNode, num_processes: int, *, launched: bool = False, training: bool = False
+) -> None:
+    """Refuse a device that does not exist, or not for every process, or that cannot train.
+
+    Args:
+        cfg: The config of the run.
+        num_processes, launched: As of :func:`check_device`.
+        training: Whether the run trains.
 
     Raises:
-        ValueError: If MODEL.DEVICE or the number of GPUs does not fit this machine.
+        ValueError: If MODEL.DEVICE or the number of processes does not fit this machine or the run.
+    """
+    check_device(cfg.MODEL.DEVICE, num_processes=num_processes, launched=launched)
+    if training and torch.device(cfg.MODEL.DEVICE).type == "mps":
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, which has no float64, but the labels of a "
+            "training need it: expected cpu or cuda"
+        )
+
+
+def check_device(
+    device: str, *, option: str = "MODEL.DEVICE", num_processes: int = 1, launched: bool = False
+) -> None:
+    """Refuse a device that torch cannot use on this machine.
+
+    Args:
+        device: cpu, cuda, cuda:N, or another device of torch, such as mps.
+        option: The option that names it.
+        num_processes: Number of processes on this machine, --num-gpus.
+        launched: Whether a launcher has started several processes; it decides which GPUs each sees.
+
+    Raises:
+        ValueError: If there is no such device, or not one for every process.
     """
     try:
-        torch.device(cfg.MODEL.DEVICE)
+        kind, number = torch.device(device).type, torch.device(device).index
     except RuntimeError as error:
+        raise ValueError(f"{option} is {device!r}: expected cpu, cuda or cuda:N") from error
+    if kind == "cpu":
+        return
+    available = number_of_devices(kind)
+    name = f"{kind.upper()} device"
+    if not available:
         raise ValueError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: expected cpu, cuda or cuda:N"
-        ) from error
-    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    available = torch.cuda.device_count()
-    if on_gpu and not torch.cuda.is_available():
-        raise ValueError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA device on this machine; "
-            "to run on the CPU pass: MODEL.DEVICE cpu"
+            f"{option} is {device}, but there is no {name} on this machine; to run on the CPU "
+            f"pass: {option} cpu"
         )
-    if on_gpu and num_gpus > available:
-        raise ValueError(f"--num-gpus is {num_gpus}, but this machine has {available} CUDA devices")
+    here = f"this machine has {available} {name}{'s' if available > 1 else ''}"
+    if number is not None and number >= available:
+        last = f" to {kind}:{available - 1}" if available > 1 else ""
+        raise ValueError(f"{option} is {device}, but {here}: expected {kind}:0{last}")
+    if num_processes < 2 and not launched:
+        return
+    if kind != "cuda":
+        raise ValueError(
+            f"{option} is {device}, which only one process can use: several processes run on CUDA "
+            "devices or on the CPU"
+        )
+    if number is not None:
+        raise ValueError(
+            f"{option} is {device}, but the run has several processes: expected {option} cuda, "
+            "with which each process uses a GPU of its own"
+        )
+    if num_processes > available:
+        raise ValueError(f"--num-gpus is {num_processes}, but {here}")
+
+
+def number_of_devices(kind: str) -> int:
+    """Return the number of devices of a kind that torch can use on this machine."""
+    if kind == "cuda":
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or accelerator.type != kind:
+        return 0
+    return torch.accelerator.device_count()
 
 
 def check_weights(cfg: CfgNode, args: argparse.Namespace) -> bool:

@@ -17,6 +17,7 @@ from point_rend.config.dumping import CONFIG_NAME
 from point_rend.data.checks.annotations import leave_out_impossible_annotations
 from point_rend.engine.arguments import AUTO
 from point_rend.engine.launch import join, launch, leave, rank_from_launcher
+from point_rend.engine.memory import build_memory_error, out_of_memory_reported
 from point_rend.engine.preflight import check_machine
 from point_rend.engine.setup import (
     begin_run,
@@ -57,7 +58,7 @@ def start(args: argparse.Namespace) -> None:
             job = setup(args)
         else:
             cfg = read_config(args)
-            check_machine(cfg, 1)
+            check_machine(cfg, 1, launched=True)
             join(rank_info, cfg.MODEL.DEVICE)
     if rank_info is not None:
         run(*set_up_together(args))
@@ -88,9 +89,10 @@ def run(args: argparse.Namespace, cfg: CfgNode, datasets_to_clean: Sequence[str]
     register_datasets(args)
     for name in datasets_to_clean:
         leave_out_impossible_annotations(name, masks=cfg.MODEL.MASK_ON)
-    if args.eval_only:
-        return evaluate(args, cfg)
-    return train(args, cfg)
+    when = "in the evaluation" if args.eval_only else "before the first iteration"
+    shortage = build_memory_error(cfg, when, training=not args.eval_only)
+    with out_of_memory_reported(shortage):
+        return evaluate(args, cfg) if args.eval_only else train(args, cfg)
 
 
 def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:

@@ -77,7 +77,7 @@ def setup(args: argparse.Namespace) -> Run:
             filled_keys.append(count.key)
     check_config(cfg, training=training)
     check_test_time_augmentation(cfg)
-    check_machine(cfg, args.num_gpus)
+    check_machine(cfg, args.num_gpus, training=training)
     has_weights = check_weights(cfg, args)
     if training:
         check_distribution(cfg, max(comm.get_world_size(), args.num_gpus * args.num_machines))

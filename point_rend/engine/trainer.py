@@ -40,6 +40,7 @@ from point_rend.engine.hooks import (
     StopOnSignal,
 )
 from point_rend.engine.launch import distribute
+from point_rend.engine.memory import build_memory_error
 from point_rend.engine.signals import StopSignals
 from point_rend.engine.train_step import NonFiniteError, build_train_step
 from point_rend.evaluation.build import build_evaluator
@@ -65,7 +66,8 @@ class Trainer(DefaultTrainer):
     - Resuming is exact: the data follow from the seed and the number of batches consumed, the
       random numbers from the seed, the iteration and the rank. A seed drawn because SEED is not set
       is part of the checkpoint.
-    - A disk that cannot be written and an image that cannot be read end the training with one line.
+    - A disk that cannot be written, an image that cannot be read and a GPU without enough memory
+      end the training with one line.
 
     Args:
         cfg: The finished config.
@@ -205,7 +207,10 @@ class Trainer(DefaultTrainer):
                 raise
 
     def run_step(self) -> None:
-        """Take one step; a non-finite loss or gradient ends the training before the update."""
+        """Take one step; a non-finite loss or gradient ends the training before the update.
+
+        Memory that does not suffice ends it, too.
+        """
         try:
             super().run_step()
         except NonFiniteError as error:
@@ -218,21 +223,31 @@ class Trainer(DefaultTrainer):
                 "set to a checkpoint"
             )
             raise TrainingStop(message, exit_code=DIVERGED, together=True) from error
+        except torch.OutOfMemoryError as error:
+            # It may have happened within the update, so there is no state to save. Other ranks wait
+            # for this one, so they are ended.
+            logger.error("%s", error)
+            reason = build_memory_error(self.cfg, f"in iteration {self.iter}", training=True)
+            raise TrainingStop(reason, exit_code=USER_ERROR, saves=False) from error
 
     def after_step(self) -> None:
         """Call the hooks."""
-        with self._explaining_output_errors():
+        with self._explaining_errors():
             super().after_step()
 
     def after_train(self) -> None:
         """Call the hooks."""
-        with self._explaining_output_errors():
+        with self._explaining_errors():
             super().after_train()
 
     @contextlib.contextmanager
-    def _explaining_output_errors(self) -> Iterator[None]:
+    def _explaining_errors(self) -> Iterator[None]:
         try:
             yield
+        except torch.OutOfMemoryError as error:
+            logger.error("%s", error)
+            reason = build_memory_error(self.cfg, "in the evaluation", training=False)
+            raise TrainingStop(reason, exit_code=USER_ERROR) from error
         except OSError as error:
             if isinstance(error, NotSavedError):
                 reason = str(error)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import torch
 from detectron2.data.catalog import Metadata
 from tqdm import tqdm
 
@@ -137,7 +138,13 @@ def _segment(
         try:
             for batch in frames:
                 images = [frame.image for frame in batch]
-                outputs = predictor(images, batch_size=len(batch))
+                try:
+                    outputs = predictor(images, batch_size=len(batch))
+                except torch.OutOfMemoryError as error:
+                    raise ValueError(
+                        f"MODEL.DEVICE {predictor.cfg.MODEL.DEVICE} ran out of memory: lower "
+                        "--batch-size or INPUT.MIN_SIZE_TEST, or pass MODEL.DEVICE cpu"
+                    ) from error
                 for frame, output in zip(batch, outputs, strict=True):
                     if not results.add(frame, output):
                         return False

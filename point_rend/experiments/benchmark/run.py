@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from point_rend.engine.preflight import check_device
 from point_rend.experiments.benchmark.case import Case
 from point_rend.experiments.benchmark.instance_cases import (
     POINTREND,
@@ -49,13 +50,9 @@ def make_cases(names: Sequence[str], settings: Settings) -> list[Case]:
     Raises:
         ValueError: If this machine or a config does not support the settings.
     """
-    try:
-        kind = torch.device(settings.device).type
-    except RuntimeError as error:
-        message = str(error).splitlines()[0]
-        raise ValueError(f"--device {settings.device}: expected cpu or cuda ({message})") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {settings.device}: torch finds no GPU here")
+    check_device(settings.device, option="--device")
+    if torch.device(settings.device).type not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {settings.device}: expected cpu, cuda or cuda:N")
     instance_config(POINTREND, 1, settings.opts)
     return [case for name in names for case in CASES[name](settings)]
 

@@ -86,5 +86,5 @@ def test_options_that_change_the_weights_are_refused(capsys: pytest.CaptureFixtu
 
 def test_a_gpu_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="--device cuda: torch finds no GPU here"):
+    with pytest.raises(ValueError, match="--device is cuda, but there is no CUDA device on this m"):
         make_cases(["masks"], Settings(device="cuda"))
