@@ -1,5 +1,7 @@
 """`pointrend demo-semantic`: the demo for semantic segmentation, on drawn street scenes.
 
+It runs on the GPU, if there is one, or on the CPU, in minutes.
+
 The scenes have the layout of Cityscapes, and the Cityscapes scripts compute the mIoU after the
 training. Every step is a command that a user could type; it is printed before it runs. The last
 step evaluates the trained model three times (its coarse logits upsampled with nearest and with
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     output, quick = steps.read_arguments(build_parser(), argv)
     num_train, num_val, opts = (8, 2, steps.QUICK) if quick else (NUM_TRAIN, NUM_VAL, ())
     start = time.monotonic()
+    device = steps.device_options()
+    opts = (*opts, *device)
 
     data, results = output / "cityscapes", output / "pointrend"
     sizes = ("--train", num_train, "--val", num_val, "--size", *IMAGE_SIZE)
@@ -58,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from point_rend.experiments.demo.semantic import evaluate
 
     pictures = output / "pictures"
-    print(format_table(evaluate(CONFIG, results / "model_final.pth", data, pictures)))
+    weights = results / "model_final.pth"
+    print(format_table(evaluate(CONFIG, weights, data, pictures, opts=device)))
     steps.print_time(compared)
     steps.print_end(start, [pictures / "images.png", pictures / "closeups.png"], output)

@@ -124,6 +124,7 @@ def draw_pictures(
     results: Path,
     folder: Path,
     *,
+    opts: Sequence[str] = (),
     coarse_opts: Sequence[str],
 ) -> list[Path]:
     """Draw the first validation images and the largest detected object of every class.
@@ -135,7 +136,8 @@ def draw_pictures(
         image_root: Its images.
         results: Detections of the model, in COCO's result format.
         folder: Folder of the pictures.
-        coarse_opts: Config keys and values with which the model predicts its coarse masks.
+        opts: Config keys and values of the model.
+        coarse_opts: More of them, with which it predicts its coarse masks.
 
     Returns:
         The files written.
@@ -149,8 +151,8 @@ def draw_pictures(
 
     count = ("MODEL.ROI_HEADS.NUM_CLASSES", str(len(names)))
     predictors = [
-        Predictor.from_config_file(config, [*count, *opts], weights=weights)
-        for opts in (coarse_opts, ())
+        Predictor.from_config_file(config, [*count, *opts, *more], weights=weights)
+        for more in (coarse_opts, ())
     ]
     shown = [image["id"] for image in content["images"][:NUM_PICTURES]]
     needed = {*shown, *(annotation["image_id"] for annotation in largest.values())}

@@ -40,7 +40,7 @@ def predict(model: Any, image: np.ndarray) -> list[np.ndarray]:
     Returns:
         Three label maps (H, W) uint8.
     """
-    pixels = torch.as_tensor(image.transpose(2, 0, 1).astype(np.float32))
+    pixels = torch.as_tensor(image.transpose(2, 0, 1).astype(np.float32), device=model.device)
     batch = ImageList.from_tensors(
         [(pixels - model.pixel_mean) / model.pixel_std], model.backbone.size_divisibility
     )
@@ -51,7 +51,7 @@ def predict(model: Any, image: np.ndarray) -> list[np.ndarray]:
 
     def label(logits: Tensor) -> np.ndarray:
         height, width = image.shape[:2]
-        return label_map(logits[:, :height, :width]).numpy().astype(np.uint8)
+        return label_map(logits[:, :height, :width]).cpu().numpy().astype(np.uint8)
 
     nearest = F.interpolate(coarse, scale_factor=stride, mode="nearest")
     bilinear = F.interpolate(coarse, scale_factor=stride, mode="bilinear", align_corners=False)
@@ -89,7 +89,9 @@ def largest_boxes(instance_ids: np.ndarray) -> dict[int, tuple[int, np.ndarray]]
     return found
 
 
-def evaluate(config: str, weights: Path, data: Path, pictures: Path) -> dict[str, dict[str, float]]:
+def evaluate(
+    config: str, weights: Path, data: Path, pictures: Path, *, opts: Sequence[str] = ()
+) -> dict[str, dict[str, float]]:
     """Evaluate the three methods on the validation images and draw them.
 
     Args:
@@ -97,12 +99,13 @@ def evaluate(config: str, weights: Path, data: Path, pictures: Path) -> dict[str
         weights: The trained model.
         data: The generated data set.
         pictures: Folder of the pictures.
+        opts: Config keys and values of the model.
 
     Returns:
         "mIoU" and "boundary mIoU" in percent of each of `METHODS`.
     """
     count = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(NUM_CLASSES))
-    model = Predictor.from_config_file(config, count, weights=weights).model
+    model = Predictor.from_config_file(config, [*count, *opts], weights=weights).model
     records = load_cityscapes_semantic(str(data / "leftImg8bit/val"), str(data / "gtFine/val"))
     scores = [SemanticIoU(NUM_CLASSES, ignore_value=VOID) for _ in METHODS]
     rows: list[np.ndarray] = []

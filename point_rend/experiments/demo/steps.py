@@ -57,6 +57,13 @@ def read_arguments(
     return output, args.quick
 
 
+def device_options() -> tuple[str, ...]:
+    """Return config keys and values that make the commands use the GPU, if there is one."""
+    import torch  # takes seconds, which --help does not need
+
+    return ("MODEL.DEVICE", "cuda") if torch.cuda.is_available() else ()
+
+
 def run_step(title: str, command: Sequence[object], **variables: object) -> None:
     """Print a command, run it and print how long it took.
 
