@@ -14,18 +14,9 @@ STARTING_PROCESSES = [
 
 
 def test_loaders_and_trainings_start_although_torch_has_a_thread_for_the_device() -> None:
-    pytest = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "tests.one_device",
-        "-p",
-        "no:cacheprovider",
-    ]
+    options = ["-q", "-p", "tests.one_device", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*pytest, *STARTING_PROCESSES],
+        [sys.executable, "-m", "pytest", *options, *STARTING_PROCESSES],
         cwd=REPOSITORY,
         env=os.environ | {"PYTEST_ADDOPTS": ""},
         capture_output=True,
@@ -34,3 +25,15 @@ def test_loaders_and_trainings_start_although_torch_has_a_thread_for_the_device(
     )
     assert done.returncode == 0, done.stdout
     assert f"{len(STARTING_PROCESSES)} passed" in done.stdout
+
+
+def test_tests_fork_only_where_the_fork_computes_nothing() -> None:
+    forking = {
+        "tests/engine/test_beside_a_device.py",
+        "tests/engine/test_signals.py",
+        "tests/test_architecture.py",
+        "tests/tools/test_scripts.py",
+        "tests/utils/test_waiting.py",
+    }
+    tests = {x.relative_to(REPOSITORY): x for x in (REPOSITORY / "tests").rglob("*.py")}
+    assert {x.as_posix() for x, file in tests.items() if "os.fork(" in file.read_text()} == forking
