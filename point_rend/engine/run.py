@@ -29,6 +29,7 @@ from point_rend.engine.setup import (
 from point_rend.engine.trainer import Trainer
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import write_bytes
+from point_rend.utils.logs import only_errors
 
 
 def start(args: argparse.Namespace) -> None:
@@ -99,7 +100,10 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
     """Evaluate a checkpoint on DATASETS.TEST."""
     with keep_training_config(cfg.OUTPUT_DIR, on_success=True), user_errors():
         begin_run(args, cfg)
-        model = Trainer.build_model(cfg)
+        # The warning of a head without its point head would repeat the command line.
+        is_chosen = "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON" in args.opts[::2]
+        with only_errors(*["point_rend.mask_head"] * is_chosen):
+            model = Trainer.build_model(cfg)
         checkpointer: DetectionCheckpointer = SafeDetectionCheckpointer(
             model, cfg.OUTPUT_DIR, allow_unsafe=args.allow_unsafe_checkpoint
         )

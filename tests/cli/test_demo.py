@@ -103,6 +103,8 @@ def test_the_quick_demo_runs_from_nothing_to_pictures_in_the_current_folder(
     assert "\n$ pointrend evaluate --config-file Demo/pointrend_shapes.yaml " in out
     assert "eta: " in out
     assert "boundary AP" in out
+    assert "POINT_HEAD_ON is False" not in out + err  # it is an option of the coarse step
+    assert (out + err).count("not used by the model") == 1
     assert "Warning" not in err
     output = tmp_path / "output" / "demo-quick"
     picture = cv2.imread(str(output / "pictures" / "images.png"))

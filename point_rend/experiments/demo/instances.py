@@ -10,6 +10,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from point_rend.inference.predictor import Predictor
+from point_rend.utils.logs import only_errors
 from point_rend.visualization.drawing import color_of, match_colors, overlay_masks
 from point_rend.visualization.layout import read_picture, save_picture, side_by_side, stack
 
@@ -150,10 +151,10 @@ def draw_pictures(
     largest = largest_detected(content["annotations"], json.loads(results.read_text()))
 
     count = ("MODEL.ROI_HEADS.NUM_CLASSES", str(len(names)))
-    predictors = [
-        Predictor.from_config_file(config, [*count, *opts, *more], weights=weights)
-        for more in (coarse_opts, ())
-    ]
+    shared = [*count, *opts]
+    with only_errors("point_rend.mask_head", "fvcore.common.checkpoint"):  # it has no point head
+        coarse_model = Predictor.from_config_file(config, [*shared, *coarse_opts], weights=weights)
+    predictors = [coarse_model, Predictor.from_config_file(config, shared, weights=weights)]
     shown = [image["id"] for image in content["images"][:NUM_PICTURES]]
     needed = {*shown, *(annotation["image_id"] for annotation in largest.values())}
     panels: dict[int, list[np.ndarray]] = {}
