@@ -53,7 +53,7 @@ def test_options_are_settings_and_each_case_runs_once(
         (["masks", "--repeat", "-1"], "expected a whole number of 1 or more, got '-1'"),
         (["masks", "--busy-processes", "0"], "expected a whole number of 1 or more, got '0'"),
         (["masks", "--amp", "float8"], "invalid choice: 'float8'"),
-        (["masks", "--device", "abacus"], "--device abacus"),
+        (["masks", "--device", "abacus"], "--device is 'abacus': expected cpu, cuda or cuda:N"),
         (["masks", "--opts", "MODEL.NONE", "1"], "unknown config key MODEL.NONE"),
         (["masks", "--opts", "MODEL.MASK_ON"], "expected pairs KEY VALUE"),
         (
