@@ -63,8 +63,9 @@ STOCK_DEFAULTS: dict[str, Any] = {
 OWN_DEFAULTS: dict[str, Any] = {
     # Whether the training points are a fixed regular grid instead (Table 4, "regular grid").
     "MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID": False,
-    # Boxes whose masks are rendered at a time, which bounds the memory; 0 takes all of an image.
-    "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK": 64,
+    # Boxes whose masks are rendered at a time, which bounds the memory; 0 takes all of an image,
+    # None takes 64 on a CPU, and on a GPU 256, which need 0.8 GiB.
+    "MODEL.POINT_HEAD.SUBDIVISION_BOXES_PER_CHUNK": None,
     # Cells per pixel of a box's longer side, in the network's input, beyond which its mask is only
     # interpolated, so that small boxes need fewer points; 0 computes all steps for every box.
     "MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL": 0.0,

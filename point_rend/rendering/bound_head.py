@@ -18,11 +18,14 @@ from point_rend.rendering.coordinates import box_to_image_coords
 from point_rend.rendering.dynamic_mlp import MLPLayout, apply_mlp, fourier_features
 from point_rend.rendering.features import FineGrainedFeatures
 from point_rend.rendering.projected_sampling import Affine, linear_at_points
-from point_rend.rendering.sampling import is_tracing, point_sample
+from point_rend.rendering.constants import is_tracing
+from point_rend.rendering.sampling import point_sample
 from point_rend.rendering.subdivision import PointPredictor
 from point_rend.rendering.uncertainty import select_class_channel
 
 ROWS_PER_TILE = 2048  # 2 MiB with 256 float32 channels
+
+EMPTY = -1e4  # logit of probability 0
 
 
 class BoundPointHead(Protocol):
@@ -86,6 +89,13 @@ def bind_point_head(
 def _to_frame(coords: Tensor, boxes: Tensor | None) -> Tensor:
     """Convert points (N, P, 2) of regions to the frames of their images, (images, points, 2)."""
     return coords if boxes is None else box_to_image_coords(coords, boxes).flatten(0, 1)[None]
+
+
+def empty_in_broken_boxes(logits: Tensor, boxes: Tensor) -> Tensor:
+    """Replace the logits (N, C, P) of boxes that are not finite by those of an empty mask."""
+    is_broken = (boxes - boxes).sum(dim=1).isnan()  # 0 in a finite box
+    # Its probability is 0, and interpolation keeps it, unlike minus infinity.
+    return logits.masked_fill(is_broken[:, None, None], EMPTY)
 
 
 class _BoundForward:
@@ -193,7 +203,9 @@ class BoundStandardHead:
             if number > 0 and not coarse_pred_each_layer:
                 self.hidden.append(_Layer(weight, None, bias))
             else:
-                inner, outer = (part.contiguous() for part in weight.split(split, dim=1))
+                inner, outer = weight.split(split, dim=1)
+                if weight.device.type == "cpu":  # which reads contiguous rows faster
+                    inner, outer = inner.contiguous(), outer.contiguous()
                 self.hidden.append(_Layer(inner, outer, bias))
         self.predictor = self.hidden.pop()
         first = self.hidden[0].inner if self.hidden else None
@@ -220,7 +232,8 @@ class BoundStandardHead:
                 self._logits(predictor, tile, fine(tile.rows), terms(tile.rows))
                 for tile in _tiles(coords)
             ]
-            return torch.cat(logits).unflatten(0, coords.shape[:2]).transpose(1, 2)
+            rows = logits[0] if len(logits) == 1 else torch.cat(logits)
+            return rows.unflatten(0, coords.shape[:2]).transpose(1, 2)
 
         return predict
 

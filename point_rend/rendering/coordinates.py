@@ -13,6 +13,10 @@ Shapes: N regions (boxes or images), P points, H and W rows and columns of a gri
 import torch
 from torch import Tensor
 
+from point_rend.rendering.constants import is_tracing, kept
+
+KEPT_CELLS = 2**16  # cells of the largest grid whose centers are kept on an accelerator, 512 KiB
+
 
 def cell_centers(indices: Tensor, height: int, width: int) -> Tensor:
     """Return the centers of grid cells, given their row-major indices.
@@ -25,9 +29,22 @@ def cell_centers(indices: Tensor, height: int, width: int) -> Tensor:
     Returns:
         (..., 2) float32 coordinates in [0, 1]² of the grid.
     """
+    # Looking a center up is one launch in place of ten.
+    if indices.device.type == "cpu" or is_tracing() or height * width > KEPT_CELLS:
+        return _centers(indices, height, width)
+    return _grid_centers(height, width, indices.device)[indices]
+
+
+def _centers(indices: Tensor, height: int, width: int) -> Tensor:
     columns = (indices % width).to(torch.float32)
     rows = torch.div(indices, width, rounding_mode="floor").to(torch.float32)
     return torch.stack(((columns + 0.5) / width, (rows + 0.5) / height), dim=-1)
+
+
+@kept
+def _grid_centers(height: int, width: int, device: torch.device) -> Tensor:
+    """Return the centers of all cells of a grid, (height · width, 2)."""
+    return _centers(torch.arange(height * width, device=device), height, width)
 
 
 def regular_grid(num_regions: int, side: int, device: torch.device | str | None = None) -> Tensor:
@@ -39,9 +56,13 @@ def regular_grid(num_regions: int, side: int, device: torch.device | str | None 
         device: device of the coordinates.
 
     Returns:
-        (N, side², 2) ``coords_box`` in row-major order, a view expanded along N.
+        (N, side², 2) ``coords_box`` in row-major order, a view expanded along N, to be read only.
     """
-    centers = cell_centers(torch.arange(side * side, device=device), side, side)
+    device = torch.get_default_device() if device is None else torch.device(device)
+    if device.type == "cpu" or side * side > KEPT_CELLS:
+        centers = cell_centers(torch.arange(side * side, device=device), side, side)
+    else:
+        centers = _grid_centers(side, side, device)
     return centers[None].expand(num_regions, -1, -1)
 
 

@@ -110,6 +110,9 @@ def fourier_features(coords: Tensor, frequencies: Tensor) -> Tensor:
     Source: Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions".
     """
     dtype = torch.promote_types(coords.dtype, frequencies.dtype)
-    with torch.autocast(coords.device.type, enabled=False):  # phases are too large for less
-        phases = 2 * math.pi * ((2 * coords.to(dtype) - 1) @ frequencies.to(dtype))
+    positions = 2 * coords.to(dtype) - 1
+    # Phases are too large for half precision or TF32, which matrix products may use.
+    x, y = positions.split(1, dim=2)
+    horizontal, vertical = frequencies.to(dtype).unbind(0)
+    phases = 2 * math.pi * torch.addcmul(x * horizontal, y, vertical)
     return torch.cat((phases.sin(), phases.cos()), dim=2)

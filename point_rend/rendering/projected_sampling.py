@@ -16,7 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from point_rend.rendering.sampling import is_tracing, point_sample
+from point_rend.rendering.bilinear_gather import (
+    CornerCells,
+    Gather,
+    gather_bilinear,
+    is_gathered_by_triton,
+)
+from point_rend.rendering.constants import is_tracing
+from point_rend.rendering.sampling import point_sample
 
 # Number of points per map position from which processing all positions first is faster, measured on
 # a CPU: applying a layer to each, or only copying each into a contiguous row, which reads faster.
@@ -125,95 +132,30 @@ class ProjectThenSample:
         positions = padded.flatten(2).transpose(1, 2)  # (M, positions, D)
         # Interpolation needs float32 or better, also for half-precision maps.
         self.dtype = torch.promote_types(maps.dtype, torch.float32)
-        self.tables = [
-            layer(positions).flatten(0, 1).to(self.dtype).contiguous() for layer in layers
-        ]  # (M · positions, O) each
+        tables = [layer(positions).flatten(0, 1).contiguous() for layer in layers]
+        # (M · positions, O) each
+        self.is_fused = all(is_gathered_by_triton(table) for table in tables)
+        self.tables = tables if self.is_fused else [table.to(self.dtype) for table in tables]
         self.corner_cells = CornerCells(*maps.shape[-2:], ring=ring)
 
     def __call__(self, coords: Tensor) -> RowOutputs:
         """Find the cells around points (M, P, 2)."""
-        indices, weights = (
-            per_cell.flatten() for per_cell in self.corner_cells(coords.to(self.dtype))
-        )
-        bags = torch.arange(0, len(indices), 4, dtype=indices.dtype, device=indices.device)
-        gather = _Gather(indices, weights, bags)
+        coords = coords.to(self.dtype)
+        if self.is_fused:
+            return partial(self._fused_outputs, coords)
+        gather = self.corner_cells.gather(coords)
         # One column is so little work that the overhead of many small calls would dominate.
         gathered = [gather(table) if table.shape[1] == 1 else None for table in self.tables]
         return partial(self._outputs, gather, gathered)
 
     def _outputs(
-        self, gather: "_Gather", gathered: Sequence[Tensor | None], rows: slice
+        self, gather: Gather, gathered: Sequence[Tensor | None], rows: slice
     ) -> Iterator[Tensor]:
         gather_rows = gather.of_rows(rows)
         for table, outputs in zip(self.tables, gathered, strict=True):
             yield gather_rows(table) if outputs is None else outputs[rows]
 
-
-class _Gather(NamedTuple):
-    """The weighted sum of four cells of a table for each point."""
-
-    indices: Tensor  # (4 · points,), of the rows of the table
-    weights: Tensor  # (4 · points,)
-    bags: Tensor  # (points,), the first index of each point
-
-    def of_rows(self, rows: slice) -> "_Gather":
-        """Restrict the sums to a slice of the points."""
-        # slice.indices would break the graph of torch.compile.
-        start = 0 if rows.start is None else rows.start
-        stop = len(self.bags) if rows.stop is None else min(rows.stop, len(self.bags))
-        cells = slice(4 * start, 4 * stop)
-        return _Gather(self.indices[cells], self.weights[cells], self.bags[: stop - start])
-
-    def __call__(self, table: Tensor) -> Tensor:
-        """Map a table (cells, O) to sums (points, O)."""
-        return torch.embedding_bag(
-            table, self.indices, self.bags, mode=0, per_sample_weights=self.weights
-        )[0]
-
-
-class CornerCells:
-    """The four cells around each point and their weights in bilinear interpolation.
-
-    Args:
-        height: rows of each map, at least 2 including the ring.
-        width: columns of each map, at least 2 including the ring.
-        ring: number of extra cells stored around each map on every side.
-    """
-
-    def __init__(self, height: int, width: int, *, ring: int) -> None:
-        self.height, self.width, self.ring = height, width, ring
-
-    def __call__(self, coords: Tensor) -> tuple[Tensor, Tensor]:
-        """Map points (M, P, 2), in [0, 1]² of each map, to indices and weights, (M·P, 4) each.
-
-        Indices (int32) are row-major within a map, and the maps follow one another. Outside the
-        outermost cells the weights fall to 0 within one cell; with a ring, points beyond the ring
-        read the ring.
-        """
-        row = self.width + 2 * self.ring
-        cells_per_map = (self.height + 2 * self.ring) * row
-        left, left_weight, right_weight = self._along_axis(coords[..., 0], self.width)
-        top, top_weight, bottom_weight = self._along_axis(coords[..., 1], self.height)
-        weights = (
-            top_weight * left_weight,
-            top_weight * right_weight,
-            bottom_weight * left_weight,
-            bottom_weight * right_weight,
-        )
-        maps = torch.arange(coords.shape[0], dtype=top.dtype, device=coords.device)
-        first = maps[:, None] * cells_per_map + top * row + left
-        indices = (first, first + 1, first + row, first + (row + 1))
-        return torch.stack(indices, dim=2).flatten(0, 1), torch.stack(weights, dim=2).flatten(0, 1)
-
-    def _along_axis(self, coords: Tensor, num_cells: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the first of two adjacent cells, its weight, and the weight of the second."""
-        # Points further out are moved to the center of the nearest cell just outside the map.
-        lowest, highest = self.ring - 1, num_cells + self.ring
-        position = (coords * num_cells + (self.ring - 0.5)).clamp_(lowest, highest)
-        first = position.floor().clamp_(0, num_cells + 2 * self.ring - 2)
-        # Each cell's hat function, which also covers points outside the map.
-        distance = position.sub_(first)
-        near = (1 - distance.abs()).clamp_(min=0)
-        far = (1 - (distance - 1).abs_()).clamp_(min=0)
-        # NaN coordinates keep NaN weights, but their index is clamped to a valid cell.
-        return first.to(torch.int32).clamp_(min=0), near, far
+    def _fused_outputs(self, coords: Tensor, rows: slice) -> Iterator[Tensor]:
+        cells = self.corner_cells
+        for table in self.tables:
+            yield gather_bilinear(table, coords, cells.height, cells.width, cells.ring)[rows]

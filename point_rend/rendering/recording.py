@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from point_rend.rendering.bound_head import BoundPointHead, bind_point_head
+from point_rend.rendering.bound_head import BoundPointHead, bind_point_head, empty_in_broken_boxes
 from point_rend.rendering.features import FineGrainedFeatures
 from point_rend.rendering.subdivision import PointPredictor, subdivide
 from point_rend.rendering.uncertainty import Uncertainty, select_class_channel
@@ -99,6 +99,8 @@ class Rendering:
 
     def _predict_and_record(self, coords: Tensor) -> Tensor:
         logits = self.predict(coords)
+        if self.boxes is not None:  # as rendered
+            logits = empty_in_broken_boxes(logits, self.boxes)
         self._calls.append(_Call(coords, logits))
         return logits
 

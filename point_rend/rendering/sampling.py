@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from point_rend.rendering.constants import is_tracing
 from point_rend.rendering.coordinates import cell_centers, regular_grid
 from point_rend.rendering.uncertainty import Uncertainty
 
@@ -62,11 +63,6 @@ def point_sample(
     if splits:
         sampled = sampled.transpose(0, 1)
     return sampled.squeeze(3) if point_coords.dim() == 3 else sampled
-
-
-def is_tracing() -> bool:
-    """Return whether torch is tracing: a trace must serve any number of regions and points."""
-    return torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -178,15 +174,12 @@ def most_uncertain_cells(uncertainty_map: Tensor, num_points: int) -> tuple[Tens
 
 
 def _top_indices(values: Tensor, count: int) -> Tensor:
-    """Return ``values.topk(count).indices`` in ascending order, faster if few are wanted.
+    """Return ``values.topk(count).indices`` in ascending order, faster on a CPU if few are wanted.
 
     The ``count`` largest values lie in the ``count`` blocks with the largest maxima.
     """
     size = values.shape[1]
-    # With sqrt(size / count) values per block, there are as many blocks as candidates.
-    block = math.isqrt(size // count) if count else 1
-    while size % block:
-        block -= 1
+    block = _block_size(size, count) if values.device.type == "cpu" else 1
     if block == 1:
         return values.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
     # The values of a block lie far apart, so the maxima of adjacent blocks are computed together.
@@ -196,3 +189,18 @@ def _top_indices(values: Tensor, count: int) -> Tensor:
     candidates = blocks.gather(2, chosen[:, None].expand(-1, block, -1)).flatten(1)
     best = candidates.topk(count, dim=1, sorted=False).indices
     return (best // count * num_blocks + chosen.gather(1, best % count)).sort(dim=1).values
+
+
+def _block_size(size: int, count: int) -> int:
+    """Return the number of values per block, a divisor of ``size``.
+
+    With sqrt(size / count) values per block, there are as many blocks as candidates.
+    """
+    if count == 0:
+        return 1
+    block = 1
+    while (block + 1) ** 2 * count <= size:  # math.isqrt would break the graph of torch.compile
+        block += 1
+    while size % block:
+        block -= 1
+    return block

@@ -64,13 +64,26 @@ def top2_margin_uncertainty(logits: Tensor) -> Tensor:
     """
     if logits.shape[1] == 1:
         return foreground_uncertainty(logits)
-    # One pass over the channels: a top-k along them would jump between channels at every location.
-    first, other, *rest = logits.unbind(1)
+    if logits.device.type == "cpu":
+        best, second = _two_best_by_channel(logits)
+    else:  # four launches, however many channels there are
+        best, index = logits.max(dim=1, keepdim=True)
+        second = logits.scatter(1, index, -torch.inf).amax(dim=1, keepdim=True)
+    return second - best
+
+
+def _two_best_by_channel(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two largest of the channels (N, C, ...), (N, 1, ...) each, without a copy.
+
+    A CPU reads the channels once, where a top-k along them would jump between channels at every
+    location.
+    """
+    first, other, *rest = logits.split(1, dim=1)
     best, second = torch.maximum(first, other), torch.minimum(first, other)
     for channel in rest:
         second = torch.maximum(second, torch.minimum(best, channel))
         best = torch.maximum(best, channel)
-    return (second - best)[:, None]
+    return best, second
 
 
 def label_map(logits: Tensor) -> Tensor:
