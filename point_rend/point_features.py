@@ -14,6 +14,7 @@ from detectron2.structures import Boxes
 from torch import Tensor
 
 from point_rend.ground_truth.point_labels import sample_point_labels
+from point_rend.rendering.constants import is_tracing, numbers
 from point_rend.rendering.coordinates import box_to_image_coords, regular_grid
 from point_rend.rendering.features import FineGrainedFeatures, concatenate_levels
 from point_rend.rendering.sampling import PointSampler, point_sample
@@ -96,12 +97,18 @@ class BoxFeatureReader:
 
 
 def _image_frames(levels: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
-    """Return the size (W, H) in pixels of the images that each level covers, without a wait."""
-    sizes = [shapes_to_tensor([level.shape[3], level.shape[2]]) for level in levels]
-    return [
-        (size / scale).to(level.device, non_blocking=True)
-        for size, scale, level in zip(sizes, scales, levels, strict=True)
-    ]
+    """Return the size (W, H) in pixels of the images that each level covers.
+
+    Nothing is copied from the host to an accelerator.
+    """
+    frames = []
+    for level, scale in zip(levels, scales, strict=True):
+        height, width = level.shape[-2:]
+        if level.device.type == "cpu" or is_tracing():
+            frames.append((shapes_to_tensor([width, height]) / scale).to(level.device))
+        else:
+            frames.append(numbers((width / scale, height / scale), level.device))
+    return frames
 
 
 @torch.no_grad()
