@@ -269,7 +269,7 @@ def test_the_stock_project_is_named_in_registration_only():
         ("grid_sample", "rendering/sampling.py"),
         ("topk", "rendering/sampling.py"),
         ("scatter_", "rendering/subdivision.py"),
-        ("embedding_bag", "rendering/projected_sampling.py"),  # the weighted gather of four cells
+        ("embedding_bag", "rendering/bilinear_gather.py"),  # the weighted gather of four cells
         ("interpolate", "rendering/subdivision.py"),
         ("binary_cross_entropy_with_logits", "ground_truth/losses.py"),
         ("cross_entropy", "ground_truth/losses.py"),

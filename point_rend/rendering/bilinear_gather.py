@@ -118,14 +118,12 @@ def gather_bilinear(table: Tensor, coords: Tensor, height: int, width: int, ring
     return torch.ops.point_rend.gather_bilinear.default(table, coords, height, width, ring)
 
 
-@torch.library.impl("point_rend::gather_bilinear", "default")
 def _gather_by_operations(
     table: Tensor, coords: Tensor, height: int, width: int, ring: int
 ) -> Tensor:
     return CornerCells(height, width, ring=ring).gather(coords)(table.to(coords.dtype))
 
 
-@torch.library.impl("point_rend::gather_bilinear", "cuda")
 def _gather_by_triton(table: Tensor, coords: Tensor, height: int, width: int, ring: int) -> Tensor:
     global _triton_compiles
     if _triton_compiles:
@@ -147,6 +145,10 @@ def _gather_by_triton(table: Tensor, coords: Tensor, height: int, width: int, ri
     return _gather_by_operations(table, coords, height, width, ring)
 
 
-@torch.library.register_fake("point_rend::gather_bilinear")
-def _gather_shape(table: Tensor, coords: Tensor, height: int, width: int, ring: int) -> Tensor:
+def _shape_of_rows(table: Tensor, coords: Tensor, *_: int) -> Tensor:
     return coords.new_empty(coords.shape[0] * coords.shape[1], table.shape[1])
+
+
+torch.library.register_fake("point_rend::gather_bilinear", _shape_of_rows)
+torch.library.impl("point_rend::gather_bilinear", "default", _gather_by_operations)
+torch.library.impl("point_rend::gather_bilinear", "cuda", _gather_by_triton)

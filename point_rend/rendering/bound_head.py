@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from point_rend.rendering.constants import is_tracing
 from point_rend.rendering.coordinates import box_to_image_coords
 from point_rend.rendering.dynamic_mlp import MLPLayout, apply_mlp, fourier_features
 from point_rend.rendering.features import FineGrainedFeatures
 from point_rend.rendering.projected_sampling import Affine, linear_at_points
-from point_rend.rendering.constants import is_tracing
 from point_rend.rendering.sampling import point_sample
 from point_rend.rendering.subdivision import PointPredictor
 from point_rend.rendering.uncertainty import select_class_channel

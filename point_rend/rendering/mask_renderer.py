@@ -15,9 +15,9 @@ from point_rend.rendering.bound_head import (
     bind_point_head,
     empty_in_broken_boxes,
 )
+from point_rend.rendering.constants import is_tracing
 from point_rend.rendering.coordinates import regular_grid
 from point_rend.rendering.features import FineGrainedFeatures
-from point_rend.rendering.constants import is_tracing
 from point_rend.rendering.subdivision import SubdivisionPlan, subdivide
 from point_rend.rendering.uncertainty import Uncertainty, foreground_uncertainty
 

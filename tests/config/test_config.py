@@ -28,7 +28,7 @@ ZOO = Path(model_zoo.__file__).parent / "configs"
 # Keys that the stock project lacks, besides those of DeepLab.
 OWN_POINT_HEAD_KEYS = {
     "TRAIN_ON_REGULAR_GRID": False,
-    "SUBDIVISION_BOXES_PER_CHUNK": 64,
+    "SUBDIVISION_BOXES_PER_CHUNK": None,
     "SUBDIVISION_CELLS_PER_PIXEL": 0.0,
 }
 OWN_KEYS = {

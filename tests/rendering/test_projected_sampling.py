@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
+from point_rend.rendering.bilinear_gather import CornerCells
 from point_rend.rendering.projected_sampling import (
     POINTS_PER_COPIED_POSITION,
     POINTS_PER_PROJECTED_POSITION,
     Affine,
-    CornerCells,
     ProjectThenSample,
     SampleThenProject,
     linear_at_points,
