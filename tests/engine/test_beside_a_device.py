@@ -4,19 +4,24 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.tiny_datasets import REPOSITORY
 
-# Workers of a loader, and a training in a fork.
-STARTING_PROCESSES = [
-    "tests/data/loader/test_loaders.py::test_a_worker_ends_with_its_main_process_and_ignores_others",
-    "tests/engine/test_trainer.py::test_a_full_disk_ends_a_training_with_one_line_that_names_the_file",
-]
+WORKERS = "data/loader/test_loaders.py::test_a_worker_ends_with_its_main_process_and_ignores_others"
+TRAINING = (
+    "engine/test_trainer.py::test_a_full_disk_ends_a_training_with_one_line_that_names_the_file"
+)
+LAUNCH = "engine/test_runs_together.py::test_evaluation_in_two_processes_gives_the_results_of_one"
 
 
-def test_loaders_and_trainings_start_although_torch_has_a_thread_for_the_device() -> None:
+@pytest.mark.parametrize(
+    "test", [WORKERS, *(pytest.param(x, marks=pytest.mark.slow) for x in (TRAINING, LAUNCH))]
+)
+def test_processes_start_although_torch_has_a_thread_for_the_device(test: str) -> None:
     options = ["-q", "-p", "tests.one_device", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *STARTING_PROCESSES],
+        [sys.executable, "-m", "pytest", *options, f"tests/{test}"],
         cwd=REPOSITORY,
         env=os.environ | {"PYTEST_ADDOPTS": ""},
         capture_output=True,
@@ -24,7 +29,7 @@ def test_loaders_and_trainings_start_although_torch_has_a_thread_for_the_device(
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert f"{len(STARTING_PROCESSES)} passed" in done.stdout
+    assert "1 passed" in done.stdout
 
 
 def test_tests_fork_only_where_the_fork_computes_nothing() -> None:
