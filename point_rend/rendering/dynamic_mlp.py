@@ -110,9 +110,14 @@ def fourier_features(coords: Tensor, frequencies: Tensor) -> Tensor:
     Source: Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions".
     """
     dtype = torch.promote_types(coords.dtype, frequencies.dtype)
-    positions = 2 * coords.to(dtype) - 1
-    # Phases are too large for half precision or TF32, which matrix products may use.
-    x, y = positions.split(1, dim=2)
-    horizontal, vertical = frequencies.to(dtype).unbind(0)
-    phases = 2 * math.pi * torch.addcmul(x * horizontal, y, vertical)
+    positions, frequencies = 2 * coords.to(dtype) - 1, frequencies.to(dtype)
+    # The phases are too large for half precision, and for TF32, in which a GPU may multiply
+    # matrices; there the sum of the two products is written out.
+    with torch.autocast(coords.device.type, enabled=False):
+        if coords.device.type == "cpu":
+            projections = positions @ frequencies
+        else:
+            x, y = positions.split(1, dim=2)
+            projections = torch.addcmul(x * frequencies[0], y, frequencies[1])
+    phases = 2 * math.pi * projections
     return torch.cat((phases.sin(), phases.cos()), dim=2)
