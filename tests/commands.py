@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Variables of `make test` that must not reach the commands under test.
-OWN_VARIABLES = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARGS", "PYTHON", "DETECTRON2", "PYTHONPATH")
+OWN_VARIABLES = (
+    *("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"),
+    *("ARGS", "PYTHON", "VENV", "DETECTRON2", "PYTHONPATH"),
+)
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
 
 

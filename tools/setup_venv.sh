@@ -1,17 +1,19 @@
 #!/bin/sh
 # Set up .venv: everything that `make` needs, in the versions of constraints.txt.
 #
-#   [PYTHON=python3.13] [DETECTRON2=<requirement or path for pip>] sh tools/setup_venv.sh
+#   [PYTHON=python3.13] [DETECTRON2=<requirement or path for pip>] [VENV=.venv] \
+#       sh tools/setup_venv.sh
 #
-# A complete .venv of these sources is left alone. Finished steps are listed in .venv/set-up, and
-# the next run after an interruption continues after the last of them. A .venv that is damaged, or
-# whose packages are incomplete, is created again.
+# A complete environment of these sources is left alone. Finished steps are listed in its file
+# set-up, and the next run after an interruption continues after the last of them. An environment
+# that is damaged, or whose packages are incomplete, is created again.
 
 cd "$(dirname "$0")/.." || exit 1
 
-state=.venv/set-up
-lock=.venv/lock
-python=.venv/bin/python
+venv=${VENV:-.venv}
+state=$venv/set-up
+lock=$venv/lock
+python=$venv/bin/python
 key="$(cat constraints.txt setup.py tools/setup_venv.sh point_rend/cli/install_detectron2.py | cksum) $(pwd -P)"
 
 fail() {
@@ -45,7 +47,7 @@ version_of() { "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null; }
 
 finished() { grep -qsxF "$1" "$state"; }
 
-# The .venv belongs to these sources and to the requested Python, and its interpreter runs.
+# The environment belongs to these sources and to the requested Python, and its interpreter runs.
 belongs() {
     [ "$(head -n 1 "$state" 2>/dev/null)" = "$key" ] && usable "$python" &&
         { [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$(version_of "$python")" ]; }
@@ -73,7 +75,7 @@ step() {
 
 if belongs && finished "step 5" && has_packages; then
     if [ -n "${DETECTRON2:-}" ]; then
-        echo "DETECTRON2 is not used: .venv already has a Detectron2. To replace it, first run: make clean"
+        echo "DETECTRON2 is not used: $venv already has a Detectron2. To replace it, first run: make clean"
     fi
     exit 0
 fi
@@ -81,10 +83,10 @@ fi
 base=$(find_python) || exit 1
 
 # One set-up at a time. The system releases the lock when this shell and its children have ended.
-if [ -e .venv ] && [ ! -e "$lock" ]; then
-    fail ".venv was not created by this script." "Move it away, or remove it: make clean"
+if [ -e "$venv" ] && [ ! -e "$lock" ]; then
+    fail "$venv was not created by this script." "Move it away, or remove it: make clean"
 fi
-mkdir -p .venv && touch "$lock" || fail "The folder $(pwd) is not writable."
+mkdir -p "$venv" && touch "$lock" || fail "The folder $(pwd) is not writable."
 exec 9>"$lock"
 "$base" -c '
 import fcntl
@@ -98,13 +100,13 @@ except OSError:  # a file system without locks
 
 if ! { belongs && finished "step 3" && has_packages; }; then
     rm -f "$state"
-    find .venv -mindepth 1 -maxdepth 1 ! -path "$lock" -exec rm -rf {} +
+    find "$venv" -mindepth 1 -maxdepth 1 ! -path "$lock" -exec rm -rf {} +
 fi
 
 network="Check the network (a proxy?) and the free disk space (7 GB)."
 [ -f "$state" ] || { echo "$key" >"$state.new" && mv "$state.new" "$state"; }
-step 1 "an empty .venv with $base, $("$base" --version)" "Check the free disk space." \
-    "$base" -m venv .venv
+step 1 "an empty $venv with $base, $("$base" --version)" "Check the free disk space." \
+    "$base" -m venv "$venv"
 step 2 "pip and setuptools" "$network" \
     "$python" -m pip install --upgrade --constraint constraints.txt pip setuptools wheel
 step 3 "PyTorch and the other packages (3 GB, some minutes)" "$network" \
@@ -113,4 +115,4 @@ step 4 "Detectron2" "$network With DETECTRON2=...: check it, and the C++ compile
     "$python" tools/install_detectron2.py --constraint constraints.txt
 step 5 "a test import of everything" "Run: make clean" \
     "$python" -W ignore -c "import cv2, detectron2.modeling, fvcore, pycocotools.mask, torch"
-printf '\n=== .venv is ready: Python %s\n\n' "$("$python" -c 'import platform; print(platform.python_version())')"
+printf '\n=== %s is ready: Python %s\n\n' "$venv" "$("$python" -c 'import platform; print(platform.python_version())')"

@@ -27,7 +27,7 @@ esac
 echo "$*" >>{log}
 if [ -e {trouble} ] && echo "$*" | grep -q "$(cat {trouble})"; then exit 1; fi
 if [ -e {slow} ] && echo "$*" | grep -q "$(cat {slow})"; then rm {slow}; sleep 60; fi
-if [ "$1 $2" = "-m venv" ]; then mkdir -p .venv/bin && cp "$0" .venv/bin/python; fi
+if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi
 """
 
 
