@@ -106,9 +106,10 @@ def set_up(python: str, folder: Path) -> None:
     print("\n".join(output.splitlines()[-20:]))
     if status is None:
         raise SkippedError(f"its set-up took more than {SECONDS_TO_SET_UP // 60} minutes")
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--dry-run", "--ignore-installed"]
+    own_python = folder / "bin" / "python"
+    pip: list[str | Path] = [own_python, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--constraint", "constraints.txt"]
-    if (REPOSITORY / pip[0]).exists() and run([*pip, *options, *LARGE_PACKAGES])[0] != 0:
+    if own_python.exists() and run([*pip, *options, *LARGE_PACKAGES])[0] != 0:
         raise SkippedError("its packages cannot be downloaded")
     raise FailedError("set-up")
 
