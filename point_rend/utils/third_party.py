@@ -5,8 +5,8 @@ import re
 import warnings
 
 WARNINGS: list[tuple[type[Warning], str]] = [
-    (FutureWarning, "`torch.jit.script` is deprecated"),  # Detectron2, fvcore
-    (FutureWarning, "`torch.jit.script_method` is deprecated"),
+    (FutureWarning, "`torch.jit.script` is "),  # Detectron2, fvcore: deprecated, by Python 3.14
+    (FutureWarning, "`torch.jit.script_method` is "),  # not supported
     (FutureWarning, "`torch.cuda.amp."),  # Detectron2 in mixed precision
     (UserWarning, "torch.meshgrid: in an upcoming release"),  # Detectron2's anchors
     (UserWarning, "pkg_resources is deprecated as an API"),  # Detectron2's model zoo
