@@ -10,7 +10,11 @@ OWN_VARIABLES = (
     *("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"),
     *("ARGS", "PYTHON", "VENV", "DETECTRON2", "PYTHONPATH"),
 )
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
+# Both streams in order, and no files but those of the command.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES} | {
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
 
 
 def run(

@@ -72,6 +72,7 @@ class ZooHandler(PathHandler):
             reason = error.reason if isinstance(error, URLError) else error
             if isinstance(error, HTTPError):
                 reason = f"{error.code} {error.reason}"
+                error.close()
             raise OSError(
                 f"{path} cannot be downloaded from {url} ({reason}): download the file by other "
                 "means and pass it as MODEL.WEIGHTS"
