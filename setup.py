@@ -36,6 +36,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13, 14)),
+    ],
     # The configs are at the top level of the repository, and inside the installed package.
     packages=[*find_packages(include=["point_rend", "point_rend.*"]), "point_rend.configs"],
     package_dir={"point_rend.configs": "configs"},
