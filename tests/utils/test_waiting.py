@@ -62,7 +62,7 @@ def start(code: str, *words: object, **variables: str) -> subprocess.Popen[str]:
 def test_every_door_makes_the_wait_passive_before_pytorch_is_imported() -> None:
     code = START % (tuple(waiting.PASSIVE),)
     for variables, expected in (
-        ({}, "OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 KMP_BLOCKTIME=0"),
+        ({}, "OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 KMP_BLOCKTIME=0"),
         ({"GOMP_SPINCOUNT": "7"}, "OMP_WAIT_POLICY=None GOMP_SPINCOUNT=7 KMP_BLOCKTIME=None"),
     ):
         output, _ = start(code, *DOORS, **variables).communicate(timeout=100)
@@ -74,8 +74,8 @@ def test_openmp_reads_it_in_a_command_and_not_where_the_package_is_imported() ->
     imports = ("point_rend.cli", "point_rend, point_rend.rendering.subdivision")
     started = [start(f"import {x}; import torch", OMP_DISPLAY_ENV="verbose") for x in imports]
     command, library = (process.communicate(timeout=100)[0] for process in started)
-    assert "GOMP_SPINCOUNT = '0'" in command
-    assert "GOMP_SPINCOUNT = '0'" not in library
+    assert "GOMP_SPINCOUNT = '1000'" in command
+    assert "GOMP_SPINCOUNT = '1000'" not in library
     assert "GOMP_SPINCOUNT = " in library
 
 
