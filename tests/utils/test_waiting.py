@@ -104,7 +104,7 @@ def test_the_wait_is_passive_for_processes_that_are_started_later() -> None:
     waiting.wait_passively()
     assert waiting.wait_settings() == waiting.PASSIVE
     code = f"import os; print(*(os.environ[name] for name in {list(waiting.PASSIVE)}))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "PASSIVE 0 0\n"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "PASSIVE 1000 0\n"
 
 
 @pytest.mark.parametrize("name", waiting.VARIABLES)

@@ -14,7 +14,8 @@ from point_rend.experiments.benchmark.load import busy_processes
 from tests.tiny_datasets import REPOSITORY
 
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 from point_rend.experiments.benchmark.load import busy_processes
 with busy_processes(2) as processes:
     print(*(process.pid for process in processes), flush=True)
