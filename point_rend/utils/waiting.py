@@ -9,7 +9,7 @@ import os
 import sys
 
 # Threads that wait soon sleep: OpenMP's variable, then those of GNU's and of LLVM's library. 1000
-# turns take some 10 microseconds. Without them, a thread sleeps between almost all operations, and
+# turns take microseconds. Without them, a thread sleeps between almost all operations, and
 # on an idle machine a training takes a sixth longer.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 VARIABLES = (*PASSIVE, "KMP_LIBRARY")
