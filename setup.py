@@ -71,6 +71,7 @@ setup(
             *completion,
             *lvis,
             "codespell>=2.4",
+            "hypothesis>=6.130",
             "ipykernel>=6.29",
             "mypy>=1.15",
             "nbclient>=0.10",  # executes the notebook, with ipykernel and nbformat

@@ -73,7 +73,7 @@ def command(written: CocoSet, output: Path, *more: str) -> list[str]:
 # Forks start at once, but a process that has run a backward pass is no place to fork from: where
 # torch sees a GPU it has a thread for it, which a fork lacks. This server only imports.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__])
+SERVER.set_forkserver_preload([__name__, "tests.robustness.harness"])
 
 
 class Run:
