@@ -11,7 +11,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.utils.arguments import add_results_argument, check_names, named_result
+from point_rend.utils.arguments import (
+    MAX_DETS_FLAG,
+    add_max_dets_argument,
+    add_results_argument,
+    check_names,
+    named_result,
+)
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output
 from point_rend.utils.program import program
@@ -25,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--annotations", type=Path, required=True, help="COCO annotations")
     parser.add_argument("--image-root", type=Path, required=True, help="folder of the images")
     add_results_argument(parser, named_result, "COCO results with masks; may be repeated")
+    add_max_dets_argument(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     parser.add_argument(
         "--num-images", type=int, default=4, help="number of images, from the first on (4)"
@@ -47,15 +54,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 if a file cannot be used.
     """
     args = build_parser().parse_args(argv)
+    from point_rend.config.checks import check_max_dets
     from point_rend.data.datasets.coco import read_coco
     from point_rend.evaluation.coco_results import average_precision, format_table
     from point_rend.evaluation.comparison import write_comparison
+    from point_rend.evaluation.limits import coco_limit
 
     with user_errors():
+        check_max_dets(args.max_dets, MAX_DETS_FLAG)
         check_names("--results", args.results)
         check_output(args.output, folder=True)
         content = read_coco(str(args.annotations))
-        table = {name: average_precision(args.annotations, file) for name, file in args.results}
+        limit = coco_limit(args.max_dets, MAX_DETS_FLAG)
+        table = {
+            name: average_precision(args.annotations, file, limit) for name, file in args.results
+        }
         write_comparison(
             content,
             args.image_root,

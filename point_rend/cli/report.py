@@ -14,7 +14,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.utils.arguments import add_results_argument, check_names, named_file
+from point_rend.utils.arguments import (
+    MAX_DETS_FLAG,
+    add_max_dets_argument,
+    add_results_argument,
+    check_names,
+    named_file,
+)
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output, write_bytes
 from point_rend.utils.program import program
@@ -30,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_results_argument(
         parser, named_file, "COCO results with masks; once, or twice with the baseline first"
     )
+    add_max_dets_argument(parser)
     parser.add_argument(
         "--run",
         type=named_file,
@@ -60,9 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 if a file cannot be used.
     """
     args = build_parser().parse_args(argv)
+    from point_rend.config.checks import check_max_dets
+    from point_rend.evaluation.limits import coco_limit
     from point_rend.evaluation.report.page import build_report
 
     with user_errors():
+        check_max_dets(args.max_dets, MAX_DETS_FLAG)
         if args.items < 1:
             raise ValueError(f"--items: expected 1 or more, got {args.items}")
         if len(args.results) > 2:
@@ -77,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             runs=dict(args.run),
             num_items=args.items,
             min_score=args.min_score,
+            limit=coco_limit(args.max_dets, MAX_DETS_FLAG),
             without_photographs=args.without_photographs,
         )
         write_bytes(args.output, page.encode("utf-8", errors="replace"))

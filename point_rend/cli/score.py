@@ -14,7 +14,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from point_rend.utils.arguments import add_results_argument, check_names, named_file
+from point_rend.utils.arguments import (
+    MAX_DETS_FLAG,
+    add_max_dets_argument,
+    add_results_argument,
+    check_names,
+    named_file,
+)
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output, write_text
 from point_rend.utils.program import program
@@ -30,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--lvis-annotations", type=Path, help="for AP*: LVIS annotations of COCO's classes"
     )
     add_results_argument(parser, named_file, "results; may be repeated")
+    add_max_dets_argument(parser)
     parser.add_argument("--by-class", action="store_true", help="also show each class")
     parser.add_argument("--output", type=Path, help="JSON file for all metrics, in percent")
     return parser
@@ -42,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 if a file cannot be used.
     """
     args = build_parser().parse_args(argv)
+    from point_rend.config.checks import check_max_dets
     from point_rend.data.datasets.coco import read_coco
     from point_rend.evaluation.coco_ap import METRICS, CocoAP
     from point_rend.evaluation.coco_results import (
@@ -50,9 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         has_masks,
         read_results,
     )
+    from point_rend.evaluation.limits import coco_limit, lvis_limit, warn_of_limit
     from point_rend.evaluation.scoring import ap_star_metrics, by_class, check_lvis, coco_metrics
 
     with user_errors():
+        check_max_dets(args.max_dets, MAX_DETS_FLAG)
         content = read_coco(str(args.annotations))
         if args.lvis_annotations:
             check_lvis(args.lvis_annotations, content, args.annotations)
@@ -64,13 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.output:
             check_output(args.output)
 
-    evaluation = CocoAP(content)
+    limit = coco_limit(args.max_dets, MAX_DETS_FLAG)
+    star_limit = lvis_limit(args.max_dets, MAX_DETS_FLAG)
+    evaluation = CocoAP(content, max_dets=limit.number)
     scores = {}
-    for name, (_, results) in files.items():
+    for name, (file, results) in files.items():
+        warn_of_limit(content, results, limit, str(file))
         tasks = ("segm", "boundary") if masks[name] else ("bbox",)
         rows = coco_metrics(results, tasks, evaluation)
         if args.lvis_annotations:
-            rows |= ap_star_metrics(results, tasks, args.lvis_annotations)
+            rows |= ap_star_metrics(results, tasks, args.lvis_annotations, star_limit)
         scores[name] = rows
         table = {row: {key: metrics[key] for key in METRICS} for row, metrics in rows.items()}
         print(f"\n{name}: {len(results)} results\n{format_table(table)}")

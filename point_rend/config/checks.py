@@ -12,7 +12,7 @@ from detectron2.modeling import (
 )
 from PIL import Image
 
-from point_rend.config.defaults import point_head_num_classes, value_of
+from point_rend.config.defaults import OF_DATASET, point_head_num_classes, value_of
 from point_rend.config.tasks import PANOPTIC, meta_architecture, model_outputs
 from point_rend.utils.errors import did_you_mean
 
@@ -32,6 +32,7 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
         ValueError: If keys contradict each other; the message names them.
     """
     _check_numbers(cfg, training=training)
+    check_max_dets(cfg.TEST.MAX_DETS_PER_IMAGE)
     _check_registered_names(cfg)
     if training:
         _check_short_sides(cfg)
@@ -62,6 +63,27 @@ def _check_numbers(cfg: CfgNode, *, training: bool) -> None:
         value = value_of(cfg, key)
         if value < least:
             raise ValueError(f"{key} must be {least} or more, got {value}")
+
+
+MAX_DETS = "TEST.MAX_DETS_PER_IMAGE"
+MOST_DETS = 1_000_000
+
+
+def check_max_dets(number: int, setting: str = MAX_DETS) -> None:
+    """Refuse an impossible limit on the results of an image that count for AP.
+
+    Args:
+        number: The limit, or `OF_DATASET`.
+        setting: Config key or flag that sets it, for the message.
+
+    Raises:
+        ValueError: If it is impossible.
+    """
+    if number != OF_DATASET and not 1 <= number <= MOST_DETS:
+        raise ValueError(
+            f"{setting}: expected 1 to {MOST_DETS}, or {OF_DATASET} for the limit of the data set "
+            f"(100 for COCO, 300 for LVIS), got {number}"
+        )
 
 
 RESNET_DEPTHS = (18, 34, 50, 101, 152)  # of Detectron2's own ResNets

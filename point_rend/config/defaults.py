@@ -8,6 +8,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 INHERIT = -1  # class count of the head that has the point head
+OF_DATASET = -1  # limit of COCO or LVIS
 FITTING = -1  # number of steps that leads to the size of the image
 # Those of the stock project, with its defaults but for the number of classes.
 STOCK_DEFAULTS: dict[str, Any] = {
@@ -75,6 +76,9 @@ OWN_DEFAULTS: dict[str, Any] = {
     # Whether an evaluation includes boundary metrics: boundary AP of instances, boundary mIoU of
     # label maps.
     "TEST.BOUNDARY_METRICS": False,
+    # Results with the highest scores that count for AP: of an image and class in COCO, of an image
+    # in LVIS; -1 takes their limits, 100 and 300. Raise TEST.DETECTIONS_PER_IMAGE with it.
+    "TEST.MAX_DETS_PER_IMAGE": OF_DATASET,
     # Whether an evaluation computes in SOLVER.AMP.DTYPE; coordinates and sampling stay in float32.
     "TEST.MIXED_PRECISION": False,
     # Type of the computations with SOLVER.AMP.ENABLED and TEST.MIXED_PRECISION: float16 (training

@@ -25,6 +25,7 @@ from point_rend.evaluation.evaluators import (
     LabelMapEvaluator,
     LvisInstanceEvaluator,
 )
+from point_rend.evaluation.limits import coco_limit, lvis_limit
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         tasks.append(BOUNDARY)
     evaluators: list[DatasetEvaluator] = []
     evaluator_type = _evaluator_type(dataset_name)
+    max_dets, of_model = cfg.TEST.MAX_DETS_PER_IMAGE, cfg.TEST.DETECTIONS_PER_IMAGE
+    choose_limit = lvis_limit if evaluator_type == "lvis" else coco_limit
+    limit = choose_limit(max_dets, of_model=of_model if of_model >= 0 else None)
     if evaluator_type in EVALUATIONS and "sem_seg" in EVALUATIONS[evaluator_type].outputs:
         metadata = MetadataCatalog.get(dataset_name)
         if metadata.get("ignore_label") is None:  # Detectron2's evaluator requires it
@@ -113,12 +117,15 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         [*tasks, KEYPOINTS] if cfg.MODEL.KEYPOINT_ON else tasks,
         output_dir=folder,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        limit=limit,
     )
     match evaluator_type:
         case "coco":
             evaluators = [build_instance_evaluator()]
         case "lvis":
-            evaluators = [LvisInstanceEvaluator(dataset_name, tasks, output_dir=folder)]
+            evaluators = [
+                LvisInstanceEvaluator(dataset_name, tasks, output_dir=folder, limit=limit)
+            ]
         case "cityscapes_instance":
             evaluators = [TidyCityscapesInstanceEvaluator(dataset_name)]
             if boundaries:

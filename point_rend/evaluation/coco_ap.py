@@ -8,7 +8,7 @@ results.
 
 Conventions:
     * Metrics are in percent. NaN: no class has an object of this size (or the class has none).
-    * Per image and class, the 100 results with the highest scores count.
+    * Per image and class, the 100 results with the highest scores count, or another number.
     * The size of an object is its "area" in the ground truth. The size of a result is the area of
       its mask or, for box AP, of its box.
 
@@ -31,6 +31,7 @@ from pycocotools.cocoeval import COCOeval
 
 from point_rend.data.checks.rle import Record, compressed_rle
 from point_rend.evaluation.boundary_iou import lower_to_boundary_iou
+from point_rend.evaluation.limits import COCO_LIMIT
 
 logger = logging.getLogger(__name__)
 TASKS = ("bbox", "segm", "boundary")
@@ -42,9 +43,11 @@ class CocoAP:
 
     Args:
         content: An annotation file in COCO's instances format, as `read_coco` returns it.
+        max_dets: Number of results of an image and class that count.
     """
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
+    def __init__(self, content: Mapping[str, Any], *, max_dets: int = COCO_LIMIT) -> None:
+        self.max_dets = max_dets
         self.categories = sorted(content["categories"], key=lambda category: category["id"])
         # Ids may be anything, but the packages expect small numbers and rely on their order.
         images = sorted(content["images"], key=lambda x: (isinstance(x["id"], str), x["id"]))
@@ -92,7 +95,8 @@ class CocoAP:
             for number, result in enumerate(results, start=1)
         ]
         evaluate = evaluate_faster if has_faster_coco_eval() else evaluate_with_pycocotools
-        return evaluate(self._dataset(self._ground_truth), self._dataset(detections), task)
+        truth = self._dataset(self._ground_truth)
+        return evaluate(truth, self._dataset(detections), task, self.max_dets)
 
     def _prepared(self, result: Mapping[str, Any], number: int, *, masks: bool) -> Record:
         """Return a result with all the fields that the packages read."""
@@ -132,7 +136,10 @@ def has_faster_coco_eval() -> bool:
 
 
 def evaluate_faster(
-    ground_truth: dict[str, list[Record]], detections: dict[str, list[Record]], task: str
+    ground_truth: dict[str, list[Record]],
+    detections: dict[str, list[Record]],
+    task: str,
+    max_dets: int = COCO_LIMIT,
 ) -> np.ndarray:
     """Compute the precision (T, R, K, A) with faster-coco-eval."""
     from faster_coco_eval import COCO, COCOeval_faster
@@ -144,13 +151,17 @@ def evaluate_faster(
         "bbox" if task == "bbox" else "segm",
         print_function=logger.debug,
     )
+    evaluation.params.maxDets = [max_dets]
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation.eval["precision"][..., -1]
 
 
 def evaluate_with_pycocotools(
-    ground_truth: dict[str, list[Record]], detections: dict[str, list[Record]], task: str
+    ground_truth: dict[str, list[Record]],
+    detections: dict[str, list[Record]],
+    task: str,
+    max_dets: int = COCO_LIMIT,
 ) -> np.ndarray:
     """Compute the precision (T, R, K, A) with pycocotools."""
     evaluation_class = with_boundaries(COCOeval) if task == "boundary" else COCOeval
@@ -160,6 +171,7 @@ def evaluate_with_pycocotools(
             index.dataset = dataset
             index.createIndex()
         evaluation = evaluation_class(*indices, "bbox" if task == "bbox" else "segm")
+        evaluation.params.maxDets = [max_dets]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"][..., -1]

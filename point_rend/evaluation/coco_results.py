@@ -9,16 +9,20 @@ from typing import Any
 from point_rend.data.checks.rle import rle_fault
 from point_rend.data.datasets.coco import read_coco
 from point_rend.evaluation.coco_ap import CocoAP
+from point_rend.evaluation.limits import Limit, coco_limit, warn_of_limit
 
 TASK_NAMES = {"bbox": "box AP", "segm": "AP", "boundary": "boundary AP"}  # titles of table rows
 
 
-def average_precision(json_file: Path, results_file: Path) -> dict[str, float]:
+def average_precision(
+    json_file: Path, results_file: Path, limit: Limit | None = None
+) -> dict[str, float]:
     """Compute mask AP and boundary AP of a result file.
 
     Args:
         json_file: COCO annotations.
         results_file: COCO results with masks, such as ``coco_instances_results.json``.
+        limit: Number of results of an image and class that count; that of COCO by default.
 
     Returns:
         AP, AP50, AP75 and boundary AP in percent; 0 if there are no detections.
@@ -31,7 +35,9 @@ def average_precision(json_file: Path, results_file: Path) -> dict[str, float]:
     results = read_results(results_file, content)
     if not has_masks(results, results_file):
         raise ValueError(f"{results_file}: result 0 has no 'segmentation'")
-    evaluation = CocoAP(content)
+    limit = limit or coco_limit()
+    warn_of_limit(content, results, limit, str(results_file))
+    evaluation = CocoAP(content, max_dets=limit.number)
     metrics = evaluation.metrics(results, "segm")
     selected = {name: metrics[name] for name in ("AP", "AP50", "AP75")}
     return selected | {"boundary AP": evaluation.metrics(results, "boundary")["AP"]}

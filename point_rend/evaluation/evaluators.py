@@ -1,6 +1,5 @@
 """Evaluators for Detectron2's evaluation loop, extended by boundary metrics."""
 
-import itertools
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from pycocotools.cocoeval import COCOeval
 
 from point_rend.data.datasets.label_maps import IGNORE_LABEL
 from point_rend.evaluation.coco_ap import METRICS, CocoAP
+from point_rend.evaluation.limits import Limit, coco_limit, lvis_limit, warn_of_limit
 from point_rend.evaluation.semantic_iou import SemanticIoU
 from point_rend.rendering.uncertainty import label_map
 from point_rend.utils.files import write_text
@@ -42,6 +42,7 @@ class InstanceEvaluator(COCOEvaluator):
         tasks: A subset of bbox, segm, boundary and keypoints.
         output_dir: Folder for the predictions.
         kpt_oks_sigmas: Sigmas of the keypoints; those of COCO if empty.
+        limit: Number of results of an image and class that count.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class InstanceEvaluator(COCOEvaluator):
         *,
         output_dir: str,
         kpt_oks_sigmas: Sequence[float] = (),
+        limit: Limit | None = None,
     ) -> None:
         super().__init__(
             dataset_name,
@@ -59,6 +61,7 @@ class InstanceEvaluator(COCOEvaluator):
             use_fast_impl=False,
             kpt_oks_sigmas=kpt_oks_sigmas,
         )
+        self._limit = limit or coco_limit()
         self._coco_ap: CocoAP | None = None
 
     def _eval_predictions(
@@ -79,7 +82,8 @@ class InstanceEvaluator(COCOEvaluator):
             return
 
         if self._coco_ap is None:
-            self._coco_ap = CocoAP(self._coco_api.dataset)
+            self._coco_ap = CocoAP(self._coco_api.dataset, max_dets=self._limit.number)
+        warn_of_limit(self._coco_api.dataset, results, self._limit, self._metadata.name)
         for task in self._tasks:
             if task == KEYPOINTS:  # Detectron2 computes and logs these
                 self._results[task] = self._keypoint_metrics(results)
@@ -109,12 +113,23 @@ class LvisInstanceEvaluator(LVISEvaluator):
         dataset_name: A registered name.
         tasks: A subset of bbox, segm and boundary.
         output_dir: Folder for the predictions.
+        limit: Number of results of an image that count.
     """
 
-    def __init__(self, dataset_name: str, tasks: Sequence[str], *, output_dir: str) -> None:
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str],
+        *,
+        output_dir: str,
+        limit: Limit | None = None,
+    ) -> None:
+        self._limit = limit or lvis_limit()
         self._wants_boundaries = BOUNDARY in tasks
         tasks = tuple(task for task in tasks if task != BOUNDARY)
-        super().__init__(dataset_name, tasks, output_dir=output_dir)
+        super().__init__(
+            dataset_name, tasks, output_dir=output_dir, max_dets_per_image=self._limit.number
+        )
 
     def _eval_predictions(self, predictions: Iterable[Mapping[str, Any]]) -> None:
         # This import also makes lvis work with any NumPy.
@@ -122,9 +137,12 @@ class LvisInstanceEvaluator(LVISEvaluator):
 
         predictions = list(predictions)
         super()._eval_predictions(predictions)  # replaces category ids by those of the data set
-        if self._wants_boundaries and self._do_evaluation:
-            results = itertools.chain.from_iterable(image["instances"] for image in predictions)
-            metrics = lvis_metrics(self._lvis_api, results, BOUNDARY)
+        if not self._do_evaluation:
+            return
+        results = [result for image in predictions for result in image["instances"]]
+        warn_of_limit(self._lvis_api.dataset, results, self._limit, self._metadata.name)
+        if self._wants_boundaries:
+            metrics = lvis_metrics(self._lvis_api, results, BOUNDARY, max_dets=self._limit.number)
             self._results[BOUNDARY] = metrics
             log_metrics(BOUNDARY, self._metadata.name, metrics)
 

@@ -3,7 +3,8 @@
 Importing this module needs the package lvis.
 
 Conventions: metrics are in percent. NaN means that no class has an object of this size, or that
-there are no results at all. At most 300 results per image count.
+there are no results at all. The 300 results of an image with the highest scores count, or another
+number.
 
 Shape letters: T IoU thresholds, R recalls, K classes, A area ranges, as in `coco_ap.py`.
 """
@@ -19,6 +20,7 @@ from lvis import LVIS, LVISEval, LVISResults
 from point_rend.data.checks.rle import compressed_rle
 from point_rend.evaluation.boundary_iou import lower_to_boundary_iou
 from point_rend.evaluation.coco_ap import METRICS, mean_in_percent, summary
+from point_rend.evaluation.limits import LVIS_LIMIT
 
 FREQUENCIES = ("APr", "APc", "APf")
 
@@ -40,7 +42,11 @@ class BoundaryEvaluation(LVISEval):
 
 
 def lvis_metrics(
-    ground_truth: LVIS, results: Iterable[Mapping[str, Any]], task: str
+    ground_truth: LVIS,
+    results: Iterable[Mapping[str, Any]],
+    task: str,
+    *,
+    max_dets: int = LVIS_LIMIT,
 ) -> dict[str, float]:
     """Evaluate results on LVIS annotations.
 
@@ -48,6 +54,7 @@ def lvis_metrics(
         ground_truth: The annotations. Boundaries of their masks are cached in them.
         results: Records in COCO's result format with the images and categories of the annotations.
         task: bbox, segm or boundary.
+        max_dets: Number of results of an image that count.
 
     Returns:
         AP, AP50, AP75, APs, APm, APl, by frequency APr, APc, APf, and "AP-<class>" of each class.
@@ -67,9 +74,8 @@ def lvis_metrics(
                 record["segmentation"], image["height"], image["width"]
             )
     evaluation_class = BoundaryEvaluation if task == "boundary" else LVISEval
-    evaluation = evaluation_class(
-        ground_truth, LVISResults(ground_truth, records), "bbox" if task == "bbox" else "segm"
-    )
+    found = LVISResults(ground_truth, records, max_dets=max_dets)
+    evaluation = evaluation_class(ground_truth, found, "bbox" if task == "bbox" else "segm")
     evaluation.evaluate()
     evaluation.accumulate()
     precision = evaluation.eval["precision"]

@@ -9,6 +9,7 @@ from typing import Any
 from point_rend.data.datasets.coco import read_coco
 from point_rend.evaluation.coco_ap import CocoAP
 from point_rend.evaluation.coco_results import TASK_NAMES
+from point_rend.evaluation.limits import Limit, warn_of_limit
 
 Metrics = dict[str, float]
 Results = Sequence[Mapping[str, Any]]
@@ -19,7 +20,9 @@ def coco_metrics(results: Results, tasks: Sequence[str], evaluation: CocoAP) -> 
     return {TASK_NAMES[task]: evaluation.metrics(results, task) for task in tasks}
 
 
-def ap_star_metrics(results: Results, tasks: Sequence[str], lvis_file: Path) -> dict[str, Metrics]:
+def ap_star_metrics(
+    results: Results, tasks: Sequence[str], lvis_file: Path, limit: Limit
+) -> dict[str, Metrics]:
     """Compute the metrics of LVIS on the images that LVIS annotates; one row per task."""
     from lvis import LVIS
 
@@ -28,7 +31,11 @@ def ap_star_metrics(results: Results, tasks: Sequence[str], lvis_file: Path) -> 
     logging.getLogger("lvis").setLevel(logging.ERROR)  # it warns about every list of results
     ground_truth = LVIS(str(lvis_file))
     annotated = [result for result in results if result["image_id"] in ground_truth.imgs]
-    return {f"{TASK_NAMES[task]}*": lvis_metrics(ground_truth, annotated, task) for task in tasks}
+    warn_of_limit(ground_truth.dataset, annotated, limit, str(lvis_file))
+    return {
+        f"{TASK_NAMES[task]}*": lvis_metrics(ground_truth, annotated, task, max_dets=limit.number)
+        for task in tasks
+    }
 
 
 def check_lvis(lvis_file: Path, content: Mapping[str, Any], annotations: Path) -> None:

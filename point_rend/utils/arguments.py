@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+MAX_DETS_FLAG = "--max-dets"
+
 
 def named_result(text: str) -> tuple[str, Path]:
     """Parse [NAME=]FILE with an existing file."""
@@ -40,6 +42,18 @@ def add_results_argument(
         required=True,
         metavar="[NAME=]FILE",
         help=help_text,
+    )
+
+
+def add_max_dets_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--max-dets NUMBER`."""
+    parser.add_argument(
+        MAX_DETS_FLAG,
+        type=int,
+        default=-1,
+        metavar="NUMBER",
+        help="results with the highest scores that count: of an image and class for COCO's metrics "
+        "(100), of an image for LVIS's (300); more for images with more objects",
     )
 
 

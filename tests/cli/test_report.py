@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from point_rend.evaluation.coco_ap import METRICS, CocoAP
+from point_rend.evaluation.limits import coco_limit
 from point_rend.evaluation.report import gallery, matched_items, tables, training_curves
 from point_rend.evaluation.report.elements import NONE, nice_ticks
 from point_rend.evaluation.report.outlines import outline_path
@@ -166,6 +167,7 @@ def numbers_in_order(planted: Planted, title: str) -> list[int]:
             planted.content,
             CocoAP(planted.content),
             0.5,
+            coco_limit(),
         )
         for name in NAMES
     ]

@@ -35,6 +35,7 @@ OWN_KEYS = {
     "DATALOADER.ON_CORRUPT_IMAGE": "stop",
     "SOLVER.AMP.DTYPE": "float16",
     "TEST.BOUNDARY_METRICS": False,
+    "TEST.MAX_DETS_PER_IMAGE": -1,
     "TEST.MIXED_PRECISION": False,
 }
 COCO_1X = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"

@@ -10,6 +10,7 @@ import pycocotools.mask as mask_util
 from point_rend.data.checks.rle import compressed_rle
 from point_rend.evaluation.coco_ap import CocoAP
 from point_rend.evaluation.coco_results import has_masks, read_results
+from point_rend.evaluation.limits import Limit, warn_of_limit
 from point_rend.evaluation.matching import Match, match_objects
 
 TASKS = ("segm", "boundary")
@@ -25,12 +26,14 @@ class Result(NamedTuple):
         style: CSS class of its color and dashes.
         precision: For each of `TASKS`, (T, R, K, A) as `CocoAP.precision` returns it.
         records: Results above the minimum score of the gallery, with masks as compressed RLE.
+        warnings: Sentences about its metrics.
     """
 
     name: str
     style: str
     precision: dict[str, np.ndarray]
     records: list[dict[str, Any]]
+    warnings: list[str]
 
 
 class Item(NamedTuple):
@@ -76,6 +79,7 @@ def read_result(
     content: Mapping[str, Any],
     evaluation: CocoAP,
     min_score: float,
+    limit: Limit,
 ) -> Result:
     """Read and evaluate a result file.
 
@@ -86,9 +90,10 @@ def read_result(
     records = read_results(file, content)
     if not has_masks(records, file):
         raise ValueError(f"{file}: result 0 has no 'segmentation'; the page compares masks")
+    warnings = warn_of_limit(content, records, limit, str(file))
     confident = [record for record in records if record["score"] >= min_score]
     precision = {task: evaluation.precision(records, task) for task in TASKS}
-    return Result(name, style, precision, with_compressed_masks(confident, content))
+    return Result(name, style, precision, with_compressed_masks(confident, content), warnings)
 
 
 def ground_truth_objects(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -5,11 +5,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 from point_rend.data.datasets.coco import read_coco
 from point_rend.evaluation.coco_ap import CocoAP
+from point_rend.evaluation.limits import Limit, coco_limit
 from point_rend.evaluation.report.elements import NONE, element, legend
 from point_rend.evaluation.report.gallery import gallery
 from point_rend.evaluation.report.matched_items import (
@@ -38,7 +38,8 @@ NUM_STYLES = 4  # line styles in page.css
 METRICS_NOTE = (
     "AP of masks as COCO defines it. Boundary AP also compares boundaries: its matching uses the "
     "smaller of mask IoU and Boundary IoU. Small objects have up to 32² pixels, medium ones up to "
-    f"96². {NONE} means that there is no such object."
+    f"96². {NONE} means that there is no such object. Of an image and class, the {{}} results with "
+    "the highest scores count."
 )
 PRECISION_NOTE = (
     "Mean over the classes, interpolated as for AP: AP is the mean height of its curve."
@@ -57,6 +58,7 @@ def build_report(
     runs: Mapping[str, Path],
     num_items: int,
     min_score: float,
+    limit: Limit | None = None,
     without_photographs: bool = False,
 ) -> str:
     """Build the page of an evaluation.
@@ -68,6 +70,7 @@ def build_report(
         runs: Output folders of trainings, by name.
         num_items: Maximum number of objects in the gallery.
         min_score: Minimum score of results in the gallery.
+        limit: Number of results of an image and class that count; that of COCO by default.
         without_photographs: Show plain gray in place of the images.
 
     Returns:
@@ -84,9 +87,10 @@ def build_report(
     styles = {name: f"style-{number % NUM_STYLES}" for number, name in enumerate(names)}
     curves = {name: read_metrics(folder) for name, folder in runs.items()}
     objects = ground_truth_objects(content)
-    evaluation = CocoAP(content)
+    limit = limit or coco_limit()
+    evaluation = CocoAP(content, max_dets=limit.number)
     evaluated = [
-        read_result(name, styles[name], file, content, evaluation, min_score)
+        read_result(name, styles[name], file, content, evaluation, min_score, limit)
         for name, file in results.items()
     ]
     items = match_items(objects, evaluated)
@@ -96,7 +100,7 @@ def build_report(
         f"{len(evaluation.categories)} classes."
     )
     sections = [
-        metrics_section(summary, evaluated, evaluation.categories, items),
+        metrics_section(summary, evaluated, evaluation, items),
         precision_section(evaluated),
     ]
     if curves:
@@ -117,15 +121,18 @@ def build_report(
 def metrics_section(
     summary: str,
     results: Sequence[Result],
-    categories: Sequence[Mapping[str, Any]],
+    evaluation: CocoAP,
     items: Sequence[Item],
 ) -> Element:
     """Build the section of metric tables."""
+    categories = evaluation.categories
+    warnings = [f"{result.name}: {text}." for result in results for text in result.warnings]
     return section(
         "scores",
         "Metrics",
         element("p", {}, summary),
-        element("p", {}, METRICS_NOTE),
+        element("p", {}, METRICS_NOTE.format(evaluation.max_dets)),
+        *(element("p", {}, warning) for warning in warnings),
         *metric_tables(results, [category["name"] for category in categories]),
         *object_table(results, items),
         class_table(results, categories, items),
