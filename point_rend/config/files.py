@@ -5,7 +5,7 @@ import os
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from point_rend.utils.errors import did_you_mean
+from point_rend.utils.errors import did_you_mean, shortened
 
 
 def find_config_file(name: str) -> str:
@@ -65,6 +65,7 @@ def get_config_file(name: str) -> str:
     if not matches:
         hint = did_you_mean(wanted, paths if "/" in wanted else by_file_name)
         raise FileNotFoundError(
-            f"config file {name} does not exist, and no config of this package has this name{hint}"
+            f"config file {shortened(name)} does not exist, and no config of this package has this "
+            f"name{hint}"
         )
     return str(paths[matches[0]])

@@ -1,20 +1,22 @@
 """Loading of YAML configs as data: nothing in a file is executed."""
 
 import ast
-import contextlib
 import logging
 import os
+import urllib.parse
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import yaml
 from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from detectron2.utils.file_io import PathManager
 
+from point_rend.config.bounded_yaml import MAX_DEPTH, MAX_FILES, Budget, parse_yaml
 from point_rend.config.defaults import INHERIT, add_pointrend_config, value_of
 from point_rend.config.files import find_config_file
 from point_rend.config.tasks import point_head_user
-from point_rend.utils.errors import did_you_mean
+from point_rend.utils.errors import did_you_mean, shortened
+from point_rend.utils.reading import read_bytes
 
 logger = logging.getLogger(__name__)
 BASE_KEY = "_BASE_"
@@ -63,7 +65,7 @@ def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_pointrend_config(cfg)
-    _merge(cfg, list(_flatten(_parse_yaml(text, source), source)), source)
+    _merge(cfg, list(_flatten(parse_yaml(text, source, Budget()), source)), source)
     _override(cfg, opts, ARGUMENT)
     return cfg
 
@@ -83,7 +85,7 @@ def merge_from_file_safely(cfg: CfgNode, path: str) -> None:
         ValueError: If a file would execute code or is not YAML, if the bases form a cycle, or if a
             key or a value does not fit `cfg`.
     """
-    _merge(cfg, _settings_of_file(find_config_file(path)), path)
+    _merge(cfg, _settings_of_file(find_config_file(path), Budget()), path)
 
 
 def _merge(cfg: CfgNode, settings: Sequence["_Setting"], source: str) -> None:
@@ -129,11 +131,11 @@ def _override(cfg: CfgNode, opts: Sequence[str], source: str) -> None:
 
 
 def _settings_of_opts(opts: Sequence[str], source: str) -> list[_Setting]:
-    flag = next((word for word in opts if str(word).startswith("--")), None)
+    flag = next((str(word) for word in opts if str(word).startswith("--")), None)
     if flag is not None and source == COMMAND_LINE:
         raise ValueError(
-            f"{source}: {flag} stands among the config keys; options that start with - must "
-            "come before the first KEY VALUE pair"
+            f"{source}: {shortened(flag)} stands among the config keys; options that start with - "
+            "must come before the first KEY VALUE pair"
         )
     if len(opts) % 2:
         expected, unit = "keys and values in turn", "items"
@@ -141,7 +143,7 @@ def _settings_of_opts(opts: Sequence[str], source: str) -> list[_Setting]:
             expected, unit = "pairs KEY VALUE separated by a space", "words"
         raise ValueError(
             f"{source}: expected {expected}, got an odd number of {unit}: "
-            f"{' '.join(map(str, opts))}"
+            f"{shortened(' '.join(map(str, opts)))}"
         )
     keys = [str(key) for key in opts[::2]]
     return [
@@ -150,11 +152,14 @@ def _settings_of_opts(opts: Sequence[str], source: str) -> list[_Setting]:
     ]
 
 
-def _settings_of_file(path: str, included_by: tuple[str, ...] = ()) -> list[_Setting]:
+def _settings_of_file(
+    path: str, budget: Budget, included_by: tuple[str, ...] = ()
+) -> list[_Setting]:
     """List what a file and its bases set, bases first.
 
     Args:
         path: Path or URL of a YAML file.
+        budget: Bounds of this file and all others of the config.
         included_by: The files that led to this one, outermost first.
     """
     path = os.path.expanduser(path)
@@ -162,51 +167,49 @@ def _settings_of_file(path: str, included_by: tuple[str, ...] = ()) -> list[_Set
     if os.path.realpath(path) in map(os.path.realpath, included_by):
         raise ValueError(f"{BASE_KEY} files form a cycle: {' -> '.join(chain)}")
 
-    tree = _read_yaml(path, included_by)
+    tree = _read_yaml(path, budget, included_by)
     bases = tree.pop(BASE_KEY, [])
     if isinstance(bases, str):
         bases = [bases]
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ValueError(f"{path}: {BASE_KEY} must be a file or a list of files, got {bases!r}")
+    names = isinstance(bases, list) and all(isinstance(x, str) and "\0" not in x for x in bases)
+    if not names:
+        got = shortened(repr(bases))
+        raise ValueError(f"{path}: {BASE_KEY} must be a file or a list of files, got {got}")
 
     settings = []
     for base in bases:
         if "://" not in base:
             base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
-        settings += _settings_of_file(base, chain)
+        settings += _settings_of_file(base, budget, chain)
     settings += _flatten(tree, path)
     return settings
 
 
-def _read_yaml(path: str, included_by: tuple[str, ...]) -> dict[Any, Any]:
-    where = f"config file {path}"
-    if included_by:
-        where += f" ({BASE_KEY} of {included_by[-1]})"
+def _read_yaml(path: str, budget: Budget, included_by: tuple[str, ...]) -> dict[Any, Any]:
+    role = f" ({BASE_KEY} of {included_by[-1]})" if included_by else ""
+    where = f"config file {path}{role}"
+    budget.files -= 1
+    if budget.files < 0:
+        raise ValueError(f"{where}: expected at most {MAX_FILES} files in all, repeated ones too")
+    local = _local_path(path, where, is_base=bool(included_by)) if "://" in path else path
     try:
-        with PathManager.open(path, "rb") as file:
-            content = file.read()
+        content = read_bytes(local, what=f"config file{role}", max_bytes=budget.bytes)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where} does not exist") from error
-    except OSError as error:
-        raise OSError(f"{where} cannot be read: {error}") from error
-    return _parse_yaml(content, where)
+    return parse_yaml(content, where, budget)
 
 
-def _parse_yaml(content: str | bytes, where: str) -> dict[Any, Any]:
+def _local_path(url: str, where: str, *, is_base: bool) -> str:
+    """Download a config file that the user names; a base may only be one of Detectron2's."""
+    scheme, _, address = urllib.parse.unquote(url).partition("://")
+    if is_base and scheme.lower() in ("http", "https"):
+        raise ValueError(f"{where}: expected a file of this machine; download it and name the copy")
+    if ".." in address.split("/"):
+        raise ValueError(f"{where}: .. leads out of the folder of downloads")
     try:
-        tree = yaml.safe_load(content)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = str(error.problem).replace("tag:yaml.org,2002:", "!!")
-        if "!!python/" in problem:
-            problem += "; configs are data and Python tags in them are refused, never executed"
-        raise ValueError(f"{where}{line}: {problem}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{where} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{where}: expected config keys and values, got {tree!r}")
-    return tree
+        return PathManager.get_local_path(url)
+    except Exception as error:  # of the network and of the classes that handle an address
+        raise OSError(f"{where} cannot be read: {error}") from error
 
 
 def _flatten(
@@ -229,7 +232,8 @@ def _version_of(settings: Sequence[_Setting], latest: int) -> int:
     version = given[-1].value
     if not isinstance(version, int) or not 0 <= version <= latest:
         raise ValueError(
-            f"{given[-1].source}: VERSION must be a number from 0 to {latest}, got {version!r}"
+            f"{given[-1].source}: VERSION must be a number from 0 to {latest}, got "
+            f"{shortened(repr(version))}"
         )
     return version
 
@@ -242,30 +246,73 @@ def _apply(cfg: CfgNode, settings: Iterable[_Setting]) -> None:
             if not isinstance(current, CfgNode) or name not in current:
                 raise ValueError(_unknown_key(cfg, setting))
             current = current[name]
-        try:
-            cfg.merge_from_list([setting.key, setting.value])
-        except (ValueError, TypeError) as error:
-            raise ValueError(_wrong_type(current, setting)) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python's parser, which strings are tried on
+            _set(cfg, setting, current)
 
 
-def _wrong_type(current: Any, setting: _Setting) -> str:
+def _set(cfg: CfgNode, setting: _Setting, current: Any) -> None:
+    value = setting.value
+    try:
+        value = _literal(value) if isinstance(value, str) else value
+        _check_size(value)
+    except ValueError as error:
+        raise ValueError(f"{setting.source}: {setting.key} must be {error}") from error
+    try:
+        cfg.merge_from_list([setting.key, setting.value])
+    except (ValueError, TypeError) as error:
+        raise ValueError(_wrong_type(current, setting, value)) from error
+
+
+LONGEST_VALUE = 10_000  # characters
+
+
+def _literal(text: str) -> Any:
+    """Read a string as the merge does: as a Python literal, so that "(1, 2)" is a tuple.
+
+    Raises:
+        ValueError: If it is too large; the message completes "must be".
+    """
+    depth = 0
+    for character in text[:LONGEST_VALUE]:
+        depth += (character in "([{") - (character in ")]}")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested at most {MAX_DEPTH} levels deep, got {shortened(text)}")
+    if len(text) > LONGEST_VALUE:
+        raise ValueError(f"at most {LONGEST_VALUE} characters, got {len(text)}: {shortened(text)}")
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
+        return text
+    except (RecursionError, MemoryError) as error:  # of Python's parser, which has its own bounds
+        raise ValueError(f"a plain value, got {shortened(text)}") from error
+
+
+def _check_size(value: Any) -> None:
+    """Refuse values that no program can use; the message completes "must be"."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _check_size(item)
+    elif isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError(f"a number of 64 bits, got one of {value.bit_length() + 1}")
+    elif isinstance(value, str) and "\0" in value:
+        raise ValueError(f"without null characters, got {shortened(value)}")
+
+
+def _wrong_type(current: Any, setting: _Setting, got: Any) -> str:
     if isinstance(current, CfgNode):
         expected = "a section of keys"
     else:
-        expected = f"{type(current).__name__} such as {current!r}"
-    got = setting.value
-    if isinstance(got, str):
-        # The merge reads strings as Python literals, so that "(1, 2)" is a tuple; so does this.
-        with contextlib.suppress(ValueError, SyntaxError, TypeError):
-            got = ast.literal_eval(got)
-    message = f"{setting.source}: {setting.key} must be {expected}, got {type(got).__name__} {got}"
+        expected = f"{type(current).__name__} such as {shortened(repr(current))}"
+    text = shortened(str(got))
+    message = f"{setting.source}: {setting.key} must be {expected}, got {type(got).__name__} {text}"
     if isinstance(current, str):
-        message += f"""; quote it twice to make it a string: "'{got}'\""""
+        message += f"""; quote it twice to make it a string: "'{text}'\""""
     return message
 
 
 def _unknown_key(cfg: CfgNode, setting: _Setting) -> str:
-    message = f"{setting.source}: unknown config key {setting.key}"
+    message = f"{setting.source}: unknown config key {shortened(setting.key)}"
     if setting.source == COMMAND_LINE and setting.key.startswith("-"):
         return f"{message}; options that start with - go before the first KEY VALUE"
     if setting.source == COMMAND_LINE and "=" in setting.key:

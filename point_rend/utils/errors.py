@@ -22,8 +22,21 @@ def signal_exit_code(number: int) -> int:
 INTERRUPTED = signal_exit_code(signal.SIGINT)
 
 
+LONGEST_TEXT = 200  # that a message quotes
+
+
+def shortened(text: str) -> str:
+    """Return a text as a message quotes it: without control characters, and the middle left out."""
+    if len(text) > LONGEST_TEXT:
+        left_out = len(text) - LONGEST_TEXT
+        text = f"{text[:150]} [{left_out} characters] {text[-50:]}"
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean …?" with the known names nearest to `name`, or nothing."""
+    if len(name) > LONGEST_TEXT:  # the comparison would take minutes
+        return ""
     by_upper = {candidate.upper(): candidate for candidate in known}
     nearest = difflib.get_close_matches(name.upper(), by_upper, n=3)
     if not nearest:

@@ -260,22 +260,40 @@ class TestSameResultAsDetectron2:
         assert cfg == merged_by_detectron2(path)
 
 
-def test_a_base_may_be_an_address(tmp_path, monkeypatch):
+def test_a_base_may_be_an_address_of_detectron2(tmp_path, monkeypatch):
     base = write(tmp_path / "base.yaml", "SEED: 7")
     leaf = write(tmp_path / "leaf.yaml", "_BASE_: detectron2://some/base.yaml")
-    opened = []
+    downloaded = []
 
     class FakePathManager:
         @staticmethod
-        def open(path, mode):
-            opened.append(path)
-            return open(base if "://" in path else path, mode)
+        def get_local_path(url):
+            downloaded.append(url)
+            return base
 
     monkeypatch.setattr(point_rend.config.loading, "PathManager", FakePathManager)
     cfg = our_cfg()
     merge_from_file_safely(cfg, leaf)
-    assert opened == [leaf, "detectron2://some/base.yaml"]
+    assert downloaded == ["detectron2://some/base.yaml"]
     assert cfg.SEED == 7
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTPS"])
+def test_a_base_elsewhere_is_refused_before_anything_is_downloaded(tmp_path, monkeypatch, scheme):
+    monkeypatch.setattr(point_rend.config.loading, "PathManager", None)
+    leaf = write(tmp_path / "leaf.yaml", f"_BASE_: {scheme}://127.0.0.1:9/base.yaml")
+    with pytest.raises(ValueError, match=r"base.yaml \(_BASE_ of .*leaf.yaml\): .* download it"):
+        load_config(leaf)
+
+
+@pytest.mark.parametrize("dots", ["..", "%2e%2e", "%2E."])
+def test_an_address_does_not_lead_out_of_the_folder_of_downloads(tmp_path, monkeypatch, dots):
+    monkeypatch.setattr(point_rend.config.loading, "PathManager", None)
+    address = f"detectron2://a/{dots}/{dots}/b.yaml"
+    leaf = write(tmp_path / "leaf.yaml", f"_BASE_: {address}")
+    for config_file in (leaf, address):
+        with pytest.raises(ValueError, match=r"\.\. leads out of the folder of downloads"):
+            load_config(config_file)
 
 
 class TestNothingIsExecuted:
@@ -359,7 +377,7 @@ class TestBadFiles:
             load_config(path)
 
     def test_a_folder_is_no_config(self, tmp_path):
-        with pytest.raises(OSError, match="cannot be read"):
+        with pytest.raises(ValueError, match=f"config file {tmp_path}: a folder, expected a file"):
             load_config(str(tmp_path))
 
     @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""Config files and options that no one can use."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.robustness.harness import Row, run_row, table
+
+Prepare = Callable[[Path], Sequence[str | Path]]
+
+
+def files(contents: dict[str, str | bytes]) -> Prepare:
+    """Return a function that writes files and trains with the first one."""
+
+    def prepare(folder: Path) -> list[str]:
+        for name, content in contents.items():
+            data = content if isinstance(content, bytes) else content.encode()
+            (folder / name).write_bytes(data)
+        return ["train", "--config-file", next(iter(contents))]
+
+    return prepare
+
+
+def file(content: str | bytes) -> Prepare:
+    return files({"bad.yaml": content})
+
+
+def options(*opts: str) -> Prepare:
+    return lambda _: ["train", "--config-file", "pointrend_shapes", *opts]
+
+
+def pipe(folder: Path) -> list[str]:
+    os.mkfifo(folder / "bad.yaml")
+    return ["train", "--config-file", "bad.yaml"]
+
+
+def repeat(count: int, part: str) -> str:
+    """Write anchors, each of which holds the one before `count` times, in the form of `part`."""
+    lines = [f"a{i}: &a{i} " + part % ", ".join(count * [f"*a{i - 1}"]) for i in range(1, 20)]
+    return "\n".join(["a0: &a0 {A: 1}", *lines])
+
+
+FILES = [
+    Row("bomb of lists", file(repeat(9, "[%s]")), "bad.yaml, line 5: too much data"),
+    Row("bomb of merges", file(repeat(9, "{<<: [%s]}")), "bad.yaml, line 5: too much data"),
+    Row("10,000 unknown keys", file("".join(f"A{i}: 1\n" for i in range(10_000))), "too much data"),
+    Row("5,000 unknown keys", file("".join(f"A{i}: 1\n" for i in range(5000))), "unknown config"),
+    Row("10 MB of comments", file(2_500_000 * "# x\n"), "10000000 bytes or more, expected at most"),
+    Row("brackets", file("SEED: " + 100_000 * "["), "bad.yaml, line 1: nested too deep"),
+    Row("closed brackets", file("SEED: " + 500 * "[" + 500 * "]"), "nested too deep"),
+    Row("deep sections", file("".join(i * " " + "A:\n" for i in range(999))), "nested too deep"),
+    Row("anchor in itself", file("A: &a [*a]"), "anchor 'a' contains itself"),
+    Row("long number", file("SEED: " + 100_000 * "9"), "a number of 100000 characters"),
+    Row(
+        "large number", file("SOLVER: {MAX_ITER: 1" + 60 * "0" + "}"), "must be a number of 64 bits"
+    ),
+    Row("base 60", file("SEED: " + 200_000 * "1:" + "1"), "a number of 400001 characters"),
+    Row("null character", file("SEED: \0"), "bad.yaml is not valid YAML"),
+    Row("escaped null", file('OUTPUT_DIR: "a\\0"'), r"OUTPUT_DIR must be without null characters"),
+    Row("UTF-16, no mark", file("SEED: 1".encode("utf-16-le")), "bad.yaml is not valid YAML"),
+    Row("key twice", file("SEED: 1\nSEED: 2"), "line 2: SEED a second time, after line 1"),
+    Row("misused tag", file("SEED: !!timestamp 1"), "a value does not fit its tag"),
+    Row("code", file("SEED: !!python/object/apply:os.getpid []"), "refused, never executed"),
+    Row("empty", file(""), "expected config keys and values, got None"),
+    Row("a picture", file(b"\x89PNG\r\n\x1a\n\0\0"), "bad.yaml is not valid YAML"),
+    Row("pipe", pipe, "config file bad.yaml: a pipe, expected a file"),
+    Row("device", lambda _: ["train", "--config-file", "/dev/zero"], "/dev/zero: a device"),
+    Row("folder", lambda _: ["train", "--config-file", "/"], "config file /: a folder"),
+    Row(
+        "device as a base",
+        file("_BASE_: /dev/zero"),
+        r"file \(_BASE_ of bad.yaml\) /dev/zero: a device",
+    ),
+    Row("base of itself", file("_BASE_: bad.yaml"), "_BASE_ files form a cycle"),
+    Row("web base", file("_BASE_: http://127.0.0.1:9/a.yaml"), "expected a file of this machine"),
+    Row("null base", file('_BASE_: "a\\0"'), "_BASE_ must be a file or a list of files"),
+    Row(
+        "bases that double",
+        files({f"{i}.yaml": f"_BASE_: [{i + 1}.yaml, {i + 1}.yaml]" for i in range(30)}),
+        "yaml.* does not exist|expected at most 100 files",
+    ),
+    Row(
+        "base 5,000 times",
+        files({"bad.yaml": f"_BASE_: [{5000 * 'base.yaml, '}]", "base.yaml": "SEED: 1"}),
+        "expected at most 100 files in all",
+    ),
+]
+OPTIONS = [
+    Row("option of brackets", options("SEED", 50_000 * "["), "SEED must be nested at most 32"),
+    Row("option of signs", options("SEED", 9000 * "+" + "1"), "SEED must be a plain value"),
+    Row("option of sums", options("SEED", 4000 * "1+" + "1"), "SEED must be a plain value"),
+    Row("long option", options("OUTPUT_DIR", 120_000 * "a"), "must be at most 10000 characters"),
+    Row(
+        "large option", options("SEED", 80 * "9"), "command line: SEED must be a number of 64 bits"
+    ),
+    Row("long key", options(50_000 * "A.", "1"), r"unknown config key A.A.* \[\d+ characters\]"),
+    Row("control character", options("A\x1b[2J", "1"), r"unknown config key A\\x1b\[2J"),
+]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs the devices of Linux")
+@table(FILES + OPTIONS)
+def test_a_config_beyond_use_ends_in_one_line(row: Row, tmp_path: Path) -> None:
+    run_row(row._replace(seconds=5, gibibytes=1), tmp_path)
