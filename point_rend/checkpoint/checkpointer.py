@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.error import URLError
 
 import torch
@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from point_rend.checkpoint import zoo  # resolves zoo://
-from point_rend.checkpoint.class_metadata import METADATA
+from point_rend.checkpoint.class_metadata import METADATA, metadata_in
 from point_rend.checkpoint.formats import (
     check_parameters,
     read_pickle,
@@ -28,6 +28,23 @@ from point_rend.checkpoint.shapes import differs_in_classes, list_misfits, renam
 from point_rend.utils.files import LEFTOVERS, atomic_file, write_text
 
 logger = logging.getLogger(__name__)
+
+
+class ClassCheck(Protocol):
+    """Accepts or refuses a checkpoint for its classes."""
+
+    def __call__(self, source: str, stored: Mapping[str, Any], *, resuming: bool) -> None:
+        """Check the classes.
+
+        Args:
+            source: File or URL of the checkpoint.
+            stored: Its class metadata, as of :func:`read_metadata`.
+            resuming: Whether it is loaded to continue what it is the last checkpoint of.
+
+        Raises:
+            ValueError: If the checkpoint must not be loaded.
+        """
+        ...
 
 
 class SafeDetectionCheckpointer(DetectionCheckpointer):
@@ -56,6 +73,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             training with other classes, with a warning. Resuming is always strict.
         metadata: Fields to save with the model: those of Detectron2's metadata that describe its
             classes, and its config as YAML.
+        check_classes: Called with the classes of a file before its parameters are loaded.
         checkpointables: Further objects with a state, by the names under which they are saved.
 
     Attributes:
@@ -72,13 +90,16 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         allow_unsafe: bool = False,
         strict_shapes: bool = True,
         metadata: Mapping[str, Any] | None = None,
+        check_classes: ClassCheck | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.allow_unsafe = allow_unsafe
         self.strict_shapes = strict_shapes
         self.metadata = dict(metadata or {})
+        self.check_classes = check_classes
         self.source = "the checkpoint"
+        self._resuming = False
         self.keys_in_file: list[str] = []
 
     # Loading
@@ -139,10 +160,11 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
                 )
             return self.load(path, checkpointables=[])
         asked, self.strict_shapes = self.strict_shapes, True
+        self._resuming = True
         try:
             return self.load(self._newest_readable())
         finally:
-            self.strict_shapes = asked
+            self.strict_shapes, self._resuming = asked, False
 
     def _all_have_checkpoint(self) -> bool:
         """Return whether there is a last checkpoint, the same in all processes.
@@ -248,6 +270,9 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         return read_torch_file(f, allow_unsafe=self.allow_unsafe)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if self.check_classes is not None:
+            stored = metadata_in(checkpoint, self.source).classes
+            self.check_classes(self.source, stored, resuming=self._resuming)
         upgrade_state_dict(checkpoint["model"])
         if checkpoint.get("matching_heuristics", False):
             checkpoint["model"] = self._match_by_suffix(checkpoint)

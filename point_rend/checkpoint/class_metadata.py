@@ -1,6 +1,7 @@
 """Class names and config that are stored in a checkpoint together with the model."""
 
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
@@ -53,7 +54,12 @@ def read_stored_metadata(path: str, *, allow_unsafe: bool = False) -> StoredMeta
     local = PathManager.get_local_path(path)
     if not os.path.isfile(local):
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    stored = read_torch_file(local, allow_unsafe=allow_unsafe).get(METADATA)
+    return metadata_in(read_torch_file(local, allow_unsafe=allow_unsafe), path)
+
+
+def metadata_in(checkpoint: Mapping[str, Any], path: str) -> StoredMetadata:
+    """Return the metadata in the contents of a checkpoint; see :func:`read_stored_metadata`."""
+    stored = checkpoint.get(METADATA)
     if not isinstance(stored, dict):
         return StoredMetadata({})
     names = [field.format(kind) for kind in ("thing", "stuff") for field in CLASS_FIELDS]

@@ -47,6 +47,13 @@ def published_url(path: str) -> str:
     return PUBLISHED[name]
 
 
+def published_name(path: str) -> str:
+    """Return the name of a published model by its `zoo://` name or URL; empty for other weights."""
+    if path.startswith(PREFIX):
+        path = published_url(path)
+    return next((name for name, url in PUBLISHED.items() if url == path), "")
+
+
 def _without_error(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR
 

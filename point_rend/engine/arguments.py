@@ -89,6 +89,12 @@ def build_parser(description: str = DESCRIPTION) -> argparse.ArgumentParser:
         "the names separated by commas; may be repeated",
     )
     parser.add_argument(
+        "--ignore-class-names",
+        action="store_true",
+        help="take the classes of a checkpoint by their position where their names differ from "
+        "those of the data sets",
+    )
+    parser.add_argument(
         "--allow-unsafe-checkpoint",
         action="store_true",
         help="load a checkpoint even if it can run code; only for files you trust",

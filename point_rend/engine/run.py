@@ -12,9 +12,10 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.dumping import CONFIG_NAME
 from point_rend.data.checks.annotations import leave_out_impossible_annotations
+from point_rend.data.datasets.class_matching import build_evaluated_classes
 from point_rend.engine.arguments import AUTO
 from point_rend.engine.launch import join, launch, leave, rank_from_launcher
 from point_rend.engine.memory import build_memory_error, out_of_memory_reported
@@ -104,11 +105,15 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
         is_chosen = "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON" in args.opts[::2]
         with only_errors(*["point_rend.mask_head"] * is_chosen):
             model = Trainer.build_model(cfg)
-        checkpointer: DetectionCheckpointer = SafeDetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, allow_unsafe=args.allow_unsafe_checkpoint
+        classes = build_evaluated_classes(cfg, by_position=args.ignore_class_names)
+        checkpointer: DetectionCheckpointer = CompleteModelCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            allow_unsafe=args.allow_unsafe_checkpoint,
+            check_classes=classes.check,
         )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = Trainer.test(cfg, model)
+    results = Trainer.test(cfg, model, class_order=classes.order)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
@@ -118,7 +123,11 @@ def train(args: argparse.Namespace, cfg: CfgNode) -> Any:
     """Train a model, from the start or from the last checkpoint."""
     with keep_training_config(cfg.OUTPUT_DIR, on_success=False), user_errors():
         begin_run(args, cfg)
-        trainer = Trainer(cfg, allow_unsafe_checkpoint=args.allow_unsafe_checkpoint)
+        trainer = Trainer(
+            cfg,
+            allow_unsafe_checkpoint=args.allow_unsafe_checkpoint,
+            ignore_class_names=args.ignore_class_names,
+        )
         trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

@@ -25,6 +25,7 @@ from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.checkpoint.class_metadata import CONFIG
 from point_rend.checkpoint.optimizer_state import match_by_name, name_groups, with_names
 from point_rend.config.dumping import dump_config
+from point_rend.data.datasets.class_matching import ClassOrder, build_trained_classes
 from point_rend.data.datasets.classes import training_class_metadata
 from point_rend.data.loader.loaders import (
     EvaluationLoader,
@@ -44,6 +45,7 @@ from point_rend.engine.memory import build_memory_error
 from point_rend.engine.signals import StopSignals
 from point_rend.engine.train_step import NonFiniteError, build_train_step
 from point_rend.evaluation.build import build_evaluator
+from point_rend.evaluation.class_order import ReorderedClasses
 from point_rend.evaluation.shared_inference import evaluate_with_shared_inference
 from point_rend.evaluation.tta import AutocastModel, build_test_time_augmentation
 from point_rend.solver import build_lr_scheduler
@@ -72,11 +74,18 @@ class Trainer(DefaultTrainer):
     Args:
         cfg: The finished config.
         allow_unsafe_checkpoint: Whether to load a checkpoint that may run code.
+        ignore_class_names: Whether to resume a training of classes with other names.
     """
 
     data_loader: TrainLoader
 
-    def __init__(self, cfg: CfgNode, *, allow_unsafe_checkpoint: bool = False) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        *,
+        allow_unsafe_checkpoint: bool = False,
+        ignore_class_names: bool = False,
+    ) -> None:
         # DefaultTrainer.__init__ hard-codes the classes of its parts and requires GPUs for several
         # processes, so its parent's __init__ is called instead.
         super(DefaultTrainer, self).__init__()
@@ -93,6 +102,7 @@ class Trainer(DefaultTrainer):
             allow_unsafe=allow_unsafe_checkpoint,
             strict_shapes=False,  # a training may start from a model with other classes
             metadata={**training_class_metadata(cfg), CONFIG: dump_config(cfg)},
+            check_classes=build_trained_classes(cfg, by_position=ignore_class_names).check,
         )
         self.signals = StopSignals()
         self.last_complete_iter = -1
@@ -285,10 +295,23 @@ class Trainer(DefaultTrainer):
         raise SystemExit(stop.exit_code) from stop
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Any = None,
+        *,
+        class_order: ClassOrder | None = None,
+    ) -> Any:
         """Evaluate a model, with TEST.AUG and TEST.MIXED_PRECISION.
 
         Data sets that share images share the inference on them.
+
+        Args:
+            cfg: The finished config.
+            model: The model.
+            evaluators: As of Detectron2's trainer.
+            class_order: Order of the model's classes if it is not that of the data sets.
 
         Returns:
             The results by data set, or those of the only one.
@@ -297,6 +320,8 @@ class Trainer(DefaultTrainer):
             model = build_test_time_augmentation(cfg, model)
         if cfg.TEST.MIXED_PRECISION:
             model = AutocastModel(model, getattr(torch, cfg.SOLVER.AMP.DTYPE))
+        if class_order:
+            model = ReorderedClasses(model, class_order)
         names = cfg.DATASETS.TEST
         if evaluators is not None or len(names) < 2 or cfg.MODEL.LOAD_PROPOSALS:
             return super().test(cfg, model, evaluators)

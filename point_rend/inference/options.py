@@ -30,6 +30,12 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "config",
     )
     parser.add_argument(
+        "--ignore-class-names",
+        action="store_true",
+        help="take --classes by their position; by default they are matched with the names in the "
+        "checkpoint where these are the same",
+    )
+    parser.add_argument(
         "--allow-unsafe-checkpoint",
         action="store_true",
         help="load a checkpoint even if that executes code in the file; only for files you trust",

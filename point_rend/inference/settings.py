@@ -37,6 +37,7 @@ def load_settings(
     device: str | None = None,
     class_names: str | None = None,
     confidence_threshold: float | None = None,
+    ignore_class_names: bool = False,
     allow_unsafe: bool = False,
     opts_source: str = ARGUMENT,
 ) -> Settings:
@@ -54,6 +55,7 @@ def load_settings(
         class_names: As of :func:`read_classes`; by default those of the checkpoint, or else of the
             data sets of the config.
         confidence_threshold: Lowest score of an instance; by default the config's.
+        ignore_class_names: Whether `class_names` are taken by position.
         allow_unsafe: Whether to load a checkpoint that executes code.
         opts_source: As of :func:`load_config`.
 
@@ -76,7 +78,7 @@ def load_settings(
         return classes.is_set(config_file, opts, key)
 
     _set_class_counts(cfg, is_set, given if given is not None else stored.classes)
-    return _finish(cfg, stored, given, device, opts)
+    return _finish(cfg, stored, given, device, opts, by_position=ignore_class_names)
 
 
 def load_stored_settings(
@@ -142,6 +144,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         args.opts,
         class_names=args.classes,
         confidence_threshold=args.confidence_threshold,
+        ignore_class_names=args.ignore_class_names,
         allow_unsafe=args.allow_unsafe_checkpoint,
         opts_source=COMMAND_LINE,
     )
@@ -156,6 +159,8 @@ def _finish(
     given: Fields | None,
     device: str | None,
     opts: Sequence[str],
+    *,
+    by_position: bool = False,
 ) -> Settings:
     if device is not None:
         cfg.MODEL.DEVICE = device
@@ -167,7 +172,8 @@ def _finish(
         logger.warning("This machine has no CUDA device: the model runs on the CPU")
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
-    return Settings(cfg, build_metadata(cfg, stored.classes, given))
+    metadata = build_metadata(cfg, stored.classes, given, by_position=by_position)
+    return Settings(cfg, metadata)
 
 
 def _set_confidence_threshold(cfg: CfgNode, threshold: float) -> None:

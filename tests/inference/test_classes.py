@@ -1,11 +1,16 @@
 """Names, colors and ids of a model's classes."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
 from detectron2.data import MetadataCatalog
 
 from point_rend import load_config
 from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.inference.classes import build_metadata
 from point_rend.visualization.drawing import color_of
+from tests.checkpoint.nets import log_of
 from tests.cli.test_predict import PANOPTIC, THREE_CLASSES, checkpoint_of
 from tests.tiny_datasets import KINDS, POINTREND
 
@@ -46,3 +51,45 @@ def test_given_classes_come_before_those_of_the_checkpoint():
         cfg, {"thing_classes": list(KINDS)}, {"thing_classes": ["x", "y", "z"]}
     )
     assert metadata.thing_classes == ["x", "y", "z"]
+
+
+STORED = {"thing_classes": list(KINDS)}
+
+
+def given(names: Sequence[str], ids: Sequence[int]) -> dict[str, Any]:
+    to_index = {identity: index for index, identity in enumerate(ids)}
+    return {"thing_classes": list(names), "thing_dataset_id_to_contiguous_id": to_index}
+
+
+def test_given_classes_in_another_order_are_matched_by_name_and_keep_their_ids():
+    cfg = load_config(POINTREND, THREE_CLASSES)
+    fields = given(["triangle", "disc", "box"], [4, 5, 9])
+    with log_of("point_rend.inference.classes") as messages:
+        metadata = build_metadata(cfg, STORED, fields)
+    assert metadata.thing_classes == list(KINDS)
+    assert metadata.thing_dataset_id_to_contiguous_id == {5: 0, 9: 1, 4: 2}
+    assert messages[0].endswith("only the order differs; they are matched by name")
+    with log_of("point_rend.inference.classes") as messages:
+        metadata = build_metadata(cfg, STORED, fields, by_position=True)
+    assert metadata.thing_classes == fields["thing_classes"]
+    assert messages[0].endswith("the classes are renamed by their position")
+
+
+def test_given_names_of_other_classes_of_the_checkpoint_are_an_error():
+    cfg = load_config(POINTREND, THREE_CLASSES)
+    with pytest.raises(ValueError, match=r"only the latter has star: .* --ignore-class-names"):
+        build_metadata(cfg, STORED, given(["box", "star", "triangle"], [1, 2, 3]))
+    with log_of("point_rend.inference.classes") as messages:
+        metadata = build_metadata(cfg, STORED, given(["disc", "star", "triangle"], [1, 2, 3]))
+    assert metadata.thing_classes == ["disc", "star", "triangle"]
+    assert messages[0].endswith("the classes are renamed by their position")
+
+
+def test_published_weights_have_the_classes_of_their_data_set_whatever_the_config_names():
+    cfg = load_config(POINTREND, ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"])
+    cfg.MODEL.WEIGHTS = "zoo://pointrend_rcnn_R_50_FPN_3x_coco"
+    expected = MetadataCatalog.get("coco_2017_train")
+    metadata = build_metadata(cfg, {})
+    assert metadata.thing_classes == expected.thing_classes
+    ids = metadata.thing_dataset_id_to_contiguous_id
+    assert ids == expected.thing_dataset_id_to_contiguous_id

@@ -14,8 +14,9 @@ from detectron2.config import CfgNode
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
-from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.tasks import model_outputs
+from point_rend.data.datasets.class_matching import build_evaluated_classes
 from point_rend.engine.arguments import build_parser
 from point_rend.engine.launch import launch
 from point_rend.engine.setup import begin_run, register_datasets, setup
@@ -143,11 +144,12 @@ def evaluate_settings(
         own_cfg.freeze()
         with user_errors():
             model = Trainer.build_model(own_cfg)
-            checkpointer = SafeDetectionCheckpointer(
-                model, allow_unsafe=args.allow_unsafe_checkpoint
+            classes = build_evaluated_classes(own_cfg, by_position=args.ignore_class_names)
+            checkpointer = CompleteModelCheckpointer(
+                model, allow_unsafe=args.allow_unsafe_checkpoint, check_classes=classes.check
             )
             checkpointer.load(own_cfg.MODEL.WEIGHTS)
-        results = Trainer.test(own_cfg, model)
+        results = Trainer.test(own_cfg, model, class_order=classes.order)
         if comm.is_main_process():
             metrics = flatten_results_dict(results)
             save_metrics(output / f"{setting.name}.json", provenance, metrics)
