@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.error import URLError
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -25,6 +24,7 @@ from point_rend.checkpoint.formats import (
 from point_rend.checkpoint.legacy_keys import upgrade_state_dict
 from point_rend.checkpoint.sealed_file import DamagedError, save_sealed, without_query
 from point_rend.checkpoint.shapes import differs_in_classes, list_misfits, rename_misfits
+from point_rend.utils.downloads import DownloadError, has_handler, is_url, safe_paths
 from point_rend.utils.files import LEFTOVERS, atomic_file, write_text
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.path_manager = safe_paths()
         self.allow_unsafe = allow_unsafe
         self.strict_shapes = strict_shapes
         self.metadata = dict(metadata or {})
@@ -123,13 +124,15 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         """
         if path.startswith(zoo.PREFIX):
             zoo.published_url(without_query(path))
-        if path and "://" not in path and not os.path.isfile(without_query(path)):
+        if is_url(path) and not has_handler(self.path_manager, path):
+            raise ValueError(f"checkpoint {path}: expected a file or a URL of http or https")
+        if path and not is_url(path) and not os.path.isfile(without_query(path)):
             raise FileNotFoundError(f"there is no checkpoint {path}")
         self.source = path
         try:
             return super().load(path, checkpointables)
-        except URLError as error:
-            raise OSError(f"checkpoint {path} cannot be downloaded: {error.reason}") from error
+        except DownloadError as error:
+            raise OSError(str(error) if error.name else f"checkpoint {error}") from error
         finally:
             self._parsed_url_during_load = None  # the parent leaves it behind after an error
 

@@ -4,10 +4,9 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from detectron2.utils.file_io import PathManager
-
 from point_rend.checkpoint.formats import read_torch_file
 from point_rend.checkpoint.sealed_file import without_query
+from point_rend.utils.downloads import local_path
 
 METADATA = "metadata"  # key in a checkpoint
 CONFIG = "config"  # key in the metadata
@@ -51,7 +50,7 @@ def read_stored_metadata(path: str, *, allow_unsafe: bool = False) -> StoredMeta
     path = without_query(path)
     if not path.endswith(".pth"):
         return StoredMetadata({})
-    local = PathManager.get_local_path(path)
+    local = local_path(path)
     if not os.path.isfile(local):
         raise FileNotFoundError(f"there is no checkpoint {path}")
     return metadata_in(read_torch_file(local, allow_unsafe=allow_unsafe), path)

@@ -58,7 +58,7 @@ def read_checkpoint(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[st
 
 def without_query(path: str) -> str:
     """Remove the options of Detectron2's checkpointer, such as ``?matching_heuristics=True``."""
-    return urlparse(path)._replace(query="").geturl()
+    return urlparse(path)._replace(query="").geturl() if "?" in path else path
 
 
 _END_OF_ZIP = b"PK\x05\x06"  # begins the last record of a zip archive

@@ -1,16 +1,14 @@
 """Published models by name: `zoo://pointrend_rcnn_R_50_FPN_3x_coco`.
 
 Detectron2's path manager resolves the names as soon as this module has been imported. A file is
-downloaded once and cached as Detectron2 caches its own.
+downloaded once (:mod:`point_rend.utils.downloads`).
 """
 
-import logging
 from pathlib import PurePosixPath
-from typing import IO, Any
-from urllib.error import HTTPError, URLError
 
-from detectron2.utils.file_io import PathHandler, PathManager
+from detectron2.utils.file_io import PathManager
 
+from point_rend.utils.downloads import UrlHandler, add_names
 from point_rend.utils.errors import did_you_mean
 
 PREFIX = "zoo://"
@@ -54,41 +52,5 @@ def published_name(path: str) -> str:
     return next((name for name, url in PUBLISHED.items() if url == path), "")
 
 
-def _without_error(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR
-
-
-class ZooHandler(PathHandler):
-    """Resolves `zoo://` for Detectron2's path manager."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [PREFIX]
-
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        del kwargs
-        published_url(path)
-        return True
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        url = published_url(path)
-        iopath = logging.getLogger("iopath.common.download")
-        iopath.addFilter(_without_error)  # the error below names the address and the reason
-        try:
-            return PathManager.get_local_path(url, force, **kwargs)
-        except (URLError, ConnectionError, TimeoutError) as error:
-            reason = error.reason if isinstance(error, URLError) else error
-            if isinstance(error, HTTPError):
-                reason = f"{error.code} {error.reason}"
-                error.close()
-            raise OSError(
-                f"{path} cannot be downloaded from {url} ({reason}): download the file by other "
-                "means and pass it as MODEL.WEIGHTS"
-            ) from error
-        finally:
-            iopath.removeFilter(_without_error)
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
-        return open(self._get_local_path(path), mode, buffering, **kwargs)
-
-
-PathManager.register_handler(ZooHandler(), allow_override=True)
+add_names(PREFIX, published_url)
+PathManager.register_handler(UrlHandler((PREFIX,)))

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from point_rend import __version__
 from point_rend.utils.errors import INTERRUPTED, USER_ERROR, did_you_mean, say_error
-from point_rend.utils.imports import NO_DETECTRON2, lacks_detectron2
+from point_rend.utils.imports import NO_DETECTRON2, after_import, lacks_detectron2
 from point_rend.utils.program import program
 from point_rend.utils.third_party import hide_third_party_warnings
 from point_rend.utils.waiting import wait_passively
@@ -21,6 +21,13 @@ from point_rend.utils.waiting import wait_passively
 # Here, because every door imports this before Detectron2 and PyTorch.
 hide_third_party_warnings()
 wait_passively()
+
+
+def _guard_detectron2() -> None:
+    importlib.import_module("point_rend.utils.downloads").guard_detectron2()
+
+
+after_import("detectron2.utils.file_io", _guard_detectron2, undisturbed=())
 
 GROUPS = {
     "train and evaluate": {

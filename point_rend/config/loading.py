@@ -3,29 +3,35 @@
 import ast
 import logging
 import os
-import urllib.parse
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import urljoin
 
 from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
-from detectron2.utils.file_io import PathManager
 
 from point_rend.config.bounded_yaml import MAX_DEPTH, MAX_FILES, Budget, parse_yaml
 from point_rend.config.defaults import INHERIT, add_pointrend_config, value_of
 from point_rend.config.files import find_config_file
 from point_rend.config.tasks import point_head_user
+from point_rend.utils.downloads import is_url, local_path
 from point_rend.utils.errors import did_you_mean, shortened
 from point_rend.utils.reading import read_bytes
 
 logger = logging.getLogger(__name__)
 BASE_KEY = "_BASE_"
+REMOTE_CONFIGS = "POINT_REND_REMOTE_CONFIGS"  # environment variable that allows URLs
+OF_DETECTRON2 = "detectron2://"  # begins addresses on Detectron2's own server
 COMMAND_LINE = "command line"
 ARGUMENT = "opts"  # of a call from Python
 
 
 def load_config(
-    config_file: str, opts: Sequence[str] = (), *, opts_source: str = ARGUMENT
+    config_file: str,
+    opts: Sequence[str] = (),
+    *,
+    opts_source: str = ARGUMENT,
+    allow_remote: bool | None = None,
 ) -> CfgNode:
     """Build the config of a run: defaults, then a YAML file, then options.
 
@@ -34,17 +40,20 @@ def load_config(
             :func:`get_config_file`.
         opts: Keys and values in turn, as in `["SOLVER.BASE_LR", "0.01"]`.
         opts_source: Name of their origin for messages.
+        allow_remote: Whether the file or its bases may be URLs, which are downloaded; by default
+            whether the environment variable POINT_REND_REMOTE_CONFIGS is 1.
 
     Returns:
         The config, not frozen.
 
     Raises:
         FileNotFoundError: If the file or one of its bases does not exist.
-        ValueError: If a file would execute code or is not YAML, or a key or a value does not fit.
+        ValueError: If a file would execute code or is not YAML, or a key or a value does not fit,
+            or a file is a URL and that is not allowed.
     """
     cfg = get_cfg()
     add_pointrend_config(cfg)
-    merge_from_file_safely(cfg, config_file)
+    merge_from_file_safely(cfg, config_file, allow_remote=allow_remote)
     _override(cfg, opts, opts_source)
     return cfg
 
@@ -70,7 +79,7 @@ def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
-def merge_from_file_safely(cfg: CfgNode, path: str) -> None:
+def merge_from_file_safely(cfg: CfgNode, path: str, *, allow_remote: bool | None = None) -> None:
     """Merge a YAML file and its `_BASE_` files into a config without executing anything in them.
 
     The result equals that of Detectron2's `cfg.merge_from_file`, files of old versions included.
@@ -78,14 +87,17 @@ def merge_from_file_safely(cfg: CfgNode, path: str) -> None:
 
     Args:
         cfg: A config of the latest version; changed in place.
-        path: As of :func:`load_config`.
+        path, allow_remote: As of :func:`load_config`.
 
     Raises:
         FileNotFoundError: If the file or one of its bases does not exist.
         ValueError: If a file would execute code or is not YAML, if the bases form a cycle, or if a
             key or a value does not fit `cfg`.
     """
-    _merge(cfg, _settings_of_file(find_config_file(path), Budget()), path)
+    if allow_remote is None:
+        allow_remote = os.environ.get(REMOTE_CONFIGS) == "1"
+    found = find_config_file(path)
+    _merge(cfg, _settings_of_file(found, Budget(), allow_remote=allow_remote), path)
 
 
 def _merge(cfg: CfgNode, settings: Sequence["_Setting"], source: str) -> None:
@@ -153,7 +165,7 @@ def _settings_of_opts(opts: Sequence[str], source: str) -> list[_Setting]:
 
 
 def _settings_of_file(
-    path: str, budget: Budget, included_by: tuple[str, ...] = ()
+    path: str, budget: Budget, included_by: tuple[str, ...] = (), *, allow_remote: bool
 ) -> list[_Setting]:
     """List what a file and its bases set, bases first.
 
@@ -161,13 +173,14 @@ def _settings_of_file(
         path: Path or URL of a YAML file.
         budget: Bounds of this file and all others of the config.
         included_by: The files that led to this one, outermost first.
+        allow_remote: Whether files may be URLs.
     """
     path = os.path.expanduser(path)
     chain = (*included_by, path)
     if os.path.realpath(path) in map(os.path.realpath, included_by):
         raise ValueError(f"{BASE_KEY} files form a cycle: {' -> '.join(chain)}")
 
-    tree = _read_yaml(path, budget, included_by)
+    tree = _read_yaml(path, budget, included_by, allow_remote=allow_remote)
     bases = tree.pop(BASE_KEY, [])
     if isinstance(bases, str):
         bases = [bases]
@@ -178,38 +191,34 @@ def _settings_of_file(
 
     settings = []
     for base in bases:
-        if "://" not in base:
+        if is_url(path) and not is_url(base):
+            base = urljoin(path, base)
+        elif not is_url(base):
             base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
-        settings += _settings_of_file(base, budget, chain)
+        settings += _settings_of_file(base, budget, chain, allow_remote=allow_remote)
     settings += _flatten(tree, path)
     return settings
 
 
-def _read_yaml(path: str, budget: Budget, included_by: tuple[str, ...]) -> dict[Any, Any]:
+def _read_yaml(
+    path: str, budget: Budget, included_by: tuple[str, ...], *, allow_remote: bool
+) -> dict[Any, Any]:
     role = f" ({BASE_KEY} of {included_by[-1]})" if included_by else ""
     where = f"config file {path}{role}"
     budget.files -= 1
     if budget.files < 0:
         raise ValueError(f"{where}: expected at most {MAX_FILES} files in all, repeated ones too")
-    local = _local_path(path, where, is_base=bool(included_by)) if "://" in path else path
+    if is_url(path) and not allow_remote and not path.startswith(OF_DETECTRON2):
+        raise ValueError(
+            f"{where} is remote and was not downloaded: expected a file of this machine; if you "
+            f"trust its origin, set the environment variable {REMOTE_CONFIGS}=1"
+        )
     try:
+        local = local_path(path, max_bytes=budget.bytes)
         content = read_bytes(local, what=f"config file{role}", max_bytes=budget.bytes)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where} does not exist") from error
     return parse_yaml(content, where, budget)
-
-
-def _local_path(url: str, where: str, *, is_base: bool) -> str:
-    """Download a config file that the user names; a base may only be one of Detectron2's."""
-    scheme, _, address = urllib.parse.unquote(url).partition("://")
-    if is_base and scheme.lower() in ("http", "https"):
-        raise ValueError(f"{where}: expected a file of this machine; download it and name the copy")
-    if ".." in address.split("/"):
-        raise ValueError(f"{where}: .. leads out of the folder of downloads")
-    try:
-        return PathManager.get_local_path(url)
-    except Exception as error:  # of the network and of the classes that handle an address
-        raise OSError(f"{where} cannot be read: {error}") from error
 
 
 def _flatten(

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from point_rend.checkpoint import zoo
+from point_rend.checkpoint import zoo  # noqa: F401  (resolves zoo://)
 from point_rend.checkpoint.sealed_file import without_query
+from point_rend.utils.downloads import is_url, resolve
 from point_rend.utils.files import check_writable
 
 GPU_NORMS = ("SyncBN", "nnSyncBN")
@@ -101,13 +102,14 @@ def check_weights(cfg: CfgNode, args: argparse.Namespace) -> bool:
 
     Raises:
         FileNotFoundError: If MODEL.WEIGHTS names a file or a published model that does not exist.
+        ValueError: If it is a URL that cannot be used.
     """
     if args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         return True
     weights = cfg.MODEL.WEIGHTS
-    if weights.startswith(zoo.PREFIX):
-        zoo.published_url(without_query(weights))
-    if weights and "://" not in weights and not os.path.isfile(without_query(weights)):
+    if is_url(weights):
+        resolve(without_query(weights))
+    elif weights and not os.path.isfile(without_query(weights)):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {weights}")
     return bool(weights)
 

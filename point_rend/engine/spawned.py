@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from point_rend.utils.downloads import guard_detectron2
+from point_rend.utils.imports import after_import
 from point_rend.utils.third_party import hide_third_party_warnings
 
 hide_third_party_warnings()
+after_import("detectron2.utils.file_io", guard_detectron2, undisturbed=())
 
 
 def enter(local_rank: int, function: Callable[..., None], *args: Any) -> None:

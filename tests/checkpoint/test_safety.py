@@ -195,6 +195,12 @@ def test_a_download_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.rglob("*.pkl"))
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/m.pkl", "file:///tmp/m.pkl", "ftp://host/m.pkl"])
+def test_a_url_of_another_scheme_is_refused(url: str):
+    with pytest.raises(ValueError, match=r"expected .*http"):
+        SafeDetectionCheckpointer(net()).load(url)
+
+
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*nothing\.pth"):
         SafeDetectionCheckpointer(net()).load(str(tmp_path / "nothing.pth"))

@@ -2,7 +2,10 @@ import functools
 import operator
 import os
 import shutil
+import threading
 import warnings
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -260,40 +263,62 @@ class TestSameResultAsDetectron2:
         assert cfg == merged_by_detectron2(path)
 
 
-def test_a_base_may_be_an_address_of_detectron2(tmp_path, monkeypatch):
-    base = write(tmp_path / "base.yaml", "SEED: 7")
-    leaf = write(tmp_path / "leaf.yaml", "_BASE_: detectron2://some/base.yaml")
-    downloaded = []
+class TestRemoteFiles:
+    @pytest.fixture
+    def url(self, tmp_path, monkeypatch):
+        """Serve leaf.yaml with its base; return the folder's URL."""
+        write(tmp_path / "served" / "sub" / "leaf.yaml", "_BASE_: ../base.yaml\nSEED: 8")
+        write(tmp_path / "served" / "base.yaml", "OUTPUT_DIR: elsewhere")
+        monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+        folder = str(tmp_path / "served")
+        server = HTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder))
+        monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        server.server_close()
 
-    class FakePathManager:
-        @staticmethod
-        def get_local_path(url):
-            downloaded.append(url)
-            return base
+    def test_are_refused_unless_asked_for(self, tmp_path, monkeypatch, url):
+        monkeypatch.delenv("POINT_REND_REMOTE_CONFIGS", raising=False)
+        leaf = write(tmp_path / "leaf.yaml", f"_BASE_: {url}/base.yaml")
+        for path in (f"{url}/base.yaml", f"{url.upper()}/base.yaml", leaf):
+            with pytest.raises(ValueError, match=r"is remote .*POINT_REND_REMOTE_CONFIGS=1$"):
+                load_config(path)
+        assert not (tmp_path / "cache").exists()
 
-    monkeypatch.setattr(point_rend.config.loading, "PathManager", FakePathManager)
-    cfg = our_cfg()
-    merge_from_file_safely(cfg, leaf)
-    assert downloaded == ["detectron2://some/base.yaml"]
-    assert cfg.SEED == 7
+    def test_are_read_with_their_bases_if_asked_for(self, tmp_path, monkeypatch, url):
+        leaf = write(tmp_path / "leaf.yaml", f"_BASE_: {url}/sub/leaf.yaml")
+        cfg = load_config(leaf, allow_remote=True)
+        assert (cfg.SEED, cfg.OUTPUT_DIR) == (8, "elsewhere")
+        monkeypatch.setenv("POINT_REND_REMOTE_CONFIGS", "1")
+        assert load_config(leaf) == cfg
+        with pytest.raises(ValueError, match="is remote"):
+            load_config(leaf, allow_remote=False)
 
+    def test_are_small(self, tmp_path, url):
+        write(tmp_path / "served" / "large.yaml", "#" * (1 << 21) + "\nSEED: 1")
+        with pytest.raises(OSError, match=r"more than \d+ bytes, the limit"):
+            load_config(f"{url}/large.yaml", allow_remote=True)
 
-@pytest.mark.parametrize("scheme", ["http", "HTTPS"])
-def test_a_base_elsewhere_is_refused_before_anything_is_downloaded(tmp_path, monkeypatch, scheme):
-    monkeypatch.setattr(point_rend.config.loading, "PathManager", None)
-    leaf = write(tmp_path / "leaf.yaml", f"_BASE_: {scheme}://127.0.0.1:9/base.yaml")
-    with pytest.raises(ValueError, match=r"base.yaml \(_BASE_ of .*leaf.yaml\): .* download it"):
-        load_config(leaf)
+    def test_of_detectron2_are_read_in_any_case(self, tmp_path, monkeypatch):
+        base = write(tmp_path / "base.yaml", "SEED: 7")
+        monkeypatch.setattr(
+            point_rend.config.loading,
+            "local_path",
+            lambda path, **_: base if path == "detectron2://some/base.yaml" else path,
+        )
+        assert (
+            load_config(write(tmp_path / "leaf.yaml", "_BASE_: detectron2://some/base.yaml")).SEED
+            == 7
+        )
 
-
-@pytest.mark.parametrize("dots", ["..", "%2e%2e", "%2E."])
-def test_an_address_does_not_lead_out_of_the_folder_of_downloads(tmp_path, monkeypatch, dots):
-    monkeypatch.setattr(point_rend.config.loading, "PathManager", None)
-    address = f"detectron2://a/{dots}/{dots}/b.yaml"
-    leaf = write(tmp_path / "leaf.yaml", f"_BASE_: {address}")
-    for config_file in (leaf, address):
-        with pytest.raises(ValueError, match=r"\.\. leads out of the folder of downloads"):
-            load_config(config_file)
+    @pytest.mark.parametrize("dots", ["..", "%2e%2e", "%2E."])
+    def test_do_not_lead_upward(self, tmp_path, dots):
+        address = f"detectron2://a/{dots}/{dots}/b.yaml"
+        leaf = write(tmp_path / "leaf.yaml", f"_BASE_: {address}")
+        for config_file in (leaf, address):
+            with pytest.raises(ValueError, match=r"expected a URL without `\.\.` in its path"):
+                load_config(config_file)
 
 
 class TestNothingIsExecuted:
