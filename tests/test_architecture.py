@@ -333,6 +333,21 @@ def test_one_module_writes_files():
     assert set(others) == OTHER_WRITERS, others
 
 
+READERS = {"imread", "imdecode", "read_image", "convert_PIL_to_numpy", "Image.open"}
+
+
+def test_one_module_reads_pictures():
+    """The rule for depth, colors, alpha and EXIF is that of utils/pictures.py."""
+    for name, tree in TREES.items():
+        calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        named = {call for call in calls if call in READERS or call.split(".")[-1] in READERS}
+        assert named == ({"Image.open"} if name == "utils/pictures.py" else set()), name
+    notebooks = (REPOSITORY / "notebooks").glob("*.ipynb")
+    for notebook in notebooks:
+        text = notebook.read_text(encoding="utf-8")
+        assert not any(f"{reader}(" in text for reader in READERS), notebook
+
+
 # --- importing ------------------------------------------------------------------------------------
 
 PUBLIC = [

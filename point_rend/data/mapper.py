@@ -1,17 +1,19 @@
 """Mapper from a record of a data set to the input of a model."""
 
+import copy
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
-from detectron2.data.transforms import TransformList
+from detectron2.data.transforms import AugInput, TransformList
 from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
-from PIL import Image
 
 from point_rend.data.augmentation import build_augmentations
 from point_rend.ground_truth.shared_masks import SharedMasks
+from point_rend.utils.pictures import PictureError, read_label_map, read_picture
 
 
 class NamingDatasetMapper(DatasetMapper):
@@ -40,14 +42,41 @@ class NamingDatasetMapper(DatasetMapper):
             ValueError: If the image cannot be decoded, or if it or its annotations contradict the
                 record.
         """
+        file_name = dataset_dict["file_name"]
         try:
-            return super().__call__(dataset_dict)
-        # Pillow reports a broken file as any of the first three, by format.
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return self._map(copy.deepcopy(dataset_dict))
+        except (OSError, ValueError) as error:
+            reason: object = error
+            if isinstance(error, PictureError) and error.path == str(file_name):
+                reason = error.fault
             raise ValueError(
-                f"image {dataset_dict.get('image_id')!r}, file {dataset_dict['file_name']}, "
-                f"cannot be used: {error}"
+                f"image {dataset_dict.get('image_id')!r}, file {file_name}, cannot be used: "
+                f"{reason}"
             ) from error
+
+    def _map(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Read and transform a record, in place."""
+        image = read_picture(record["file_name"], self.image_format)
+        utils.check_image_size(record, image)
+        labels = None
+        if "sem_seg_file_name" in record:
+            labels = _read_labels(record.pop("sem_seg_file_name"), image.shape[:2])
+        augmented = AugInput(image, sem_seg=labels)
+        transforms = self.augmentations(augmented)
+        image_shape = augmented.image.shape[:2]
+        chw = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        record["image"] = torch.from_numpy(chw)
+        if labels is not None:
+            record["sem_seg"] = torch.from_numpy(augmented.sem_seg.astype(np.int64))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(
+                record, image_shape, transforms, proposal_topk=self.proposal_topk
+            )
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, image_shape)
+        return record
 
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: TransformList, image_shape: tuple[int, int]
@@ -86,3 +115,15 @@ class NamingDatasetMapper(DatasetMapper):
         # A copy: flipping leaves negative strides, and resizing read-only pixels.
         pixels = np.array(segmentation, dtype=bool, order="C")
         return SharedMasks.of(BitMasks(pixels[None]), image_shape)
+
+
+def _read_labels(file_name: str, image_shape: tuple[int, int]) -> np.ndarray:
+    """Read a label map (H, W) uint8, and check its size."""
+    labels = read_label_map(file_name)
+    if labels.dtype != np.uint8:  # other types are resized in another way
+        raise ValueError(f"label map {file_name} has values up to {labels.max()}: expected 255")
+    if labels.shape != image_shape:
+        raise ValueError(
+            f"label map {file_name} is of (height, width) {labels.shape}, the image {image_shape}"
+        )
+    return labels

@@ -11,8 +11,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from point_rend.data.checks.rle import compressed_rle
+from point_rend.utils.pictures import read_picture
 from point_rend.visualization.drawing import match_colors, overlay_masks
-from point_rend.visualization.layout import read_picture, save_picture, side_by_side
+from point_rend.visualization.layout import save_picture, side_by_side
 
 PANEL_HEIGHT = 480
 GRAY = 80  # in place of photographs

@@ -16,9 +16,7 @@ from detectron2.evaluation import (
 )
 from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
-from PIL import Image
 from pycocotools.cocoeval import COCOeval
 
 from point_rend.data.datasets.label_maps import IGNORE_LABEL
@@ -27,6 +25,7 @@ from point_rend.evaluation.limits import Limit, coco_limit, lvis_limit, warn_of_
 from point_rend.evaluation.semantic_iou import SemanticIoU
 from point_rend.rendering.uncertainty import label_map
 from point_rend.utils.files import write_text
+from point_rend.utils.pictures import read_label_map
 
 logger = logging.getLogger(__name__)
 BOUNDARY = "boundary"  # task name of boundary AP
@@ -148,7 +147,7 @@ class LvisInstanceEvaluator(LVISEvaluator):
 
 
 class LabelMapEvaluator(SemSegEvaluator):
-    """Detectron2's mIoU evaluator, made to read label maps with any NumPy.
+    """Detectron2's mIoU evaluator with the label maps of this package.
 
     Its "BoundaryIoU" is disabled: it differs from the published quantity of this name, which
     `BoundaryIoUEvaluator` computes.
@@ -213,9 +212,8 @@ class BoundaryIoUEvaluator(DatasetEvaluator):
 
 
 def read_labels(file_name: str, dtype: Any) -> np.ndarray:
-    """Read a label map (H, W)."""
-    with PathManager.open(file_name, "rb") as file, Image.open(file) as labels:
-        return np.array(labels, dtype=dtype)
+    """Read a label map (H, W) as a type of NumPy."""
+    return read_label_map(file_name).astype(dtype)
 
 
 def log_metrics(task: str, dataset_name: str, metrics: Mapping[str, float]) -> None:

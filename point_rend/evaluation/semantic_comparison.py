@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
 from point_rend.data.checks.rle import rle_fault
 from point_rend.data.datasets.label_maps import IGNORE_LABEL
 from point_rend.evaluation.semantic_iou import SemanticIoU
+from point_rend.utils.pictures import read_label_map, read_picture
 from point_rend.visualization.drawing import color_of, paint_labels
-from point_rend.visualization.layout import read_picture, save_picture, side_by_side
+from point_rend.visualization.layout import save_picture, side_by_side
 
 Predictions = Mapping[Path, Sequence[dict[str, Any]]]  # by image, relative to the image root
 
@@ -57,7 +57,7 @@ def compare_label_maps(
     drawn = set(files[:: max(1, len(files) // max(1, num_images))][:num_images])
     for file in files:
         label_file = label_root / file.with_suffix(".png")
-        ground_truth = read_picture(label_file, cv2.IMREAD_GRAYSCALE)
+        ground_truth = read_label_map(label_file)
         label_maps = {name: to_label_map(by_image[file]) for name, by_image in predictions.items()}
         for name, labels in label_maps.items():
             try:
@@ -70,7 +70,7 @@ def compare_label_maps(
             panels = [paint_labels(x, colors) for x in (*label_maps.values(), ground_truth)]
             titles = [*label_maps, "ground truth"]
             if not without_photographs:
-                panels.insert(0, read_picture(image_root / file, cv2.IMREAD_COLOR))
+                panels.insert(0, read_picture(image_root / file))
                 titles.insert(0, "input")
             name = "_".join(file.with_suffix(".png").parts)
             save_picture(output / name, side_by_side(panels, titles))

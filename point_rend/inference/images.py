@@ -1,27 +1,25 @@
 """Images as users give them: arrays, PIL images and files."""
 
 import os
-from pathlib import Path
 
 import numpy as np
-from detectron2.data.detection_utils import convert_PIL_to_numpy
-from PIL import Image, ImageOps
+from PIL import Image
 
-from point_rend.data.checks.image_files import MODES_BEYOND_8_BITS
+from point_rend.utils.pictures import from_bgr, read_picture, to_array
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike[str]
 
 
-def to_bgr(image: ImageLike) -> np.ndarray:
-    """Convert an image to the array that OpenCV would read.
+def to_pixels(image: ImageLike, order: str = "BGR") -> np.ndarray:
+    """Convert an image to an array by the rule of `point_rend.utils.pictures`.
 
     Args:
         image: (H, W, 3) of type uint8 in BGR order, as Detectron2's `DefaultPredictor` takes it; a
-            PIL image of 8 bits per channel, or its path. EXIF orientation is applied, an alpha
-            channel is dropped.
+            PIL image, or a path.
+        order: Order of the colors, as INPUT.FORMAT.
 
     Returns:
-        (H, W, 3) uint8, BGR.
+        (H, W, C) uint8, of one channel for the order L.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -33,36 +31,12 @@ def to_bgr(image: ImageLike) -> np.ndarray:
                 "expected an array (H, W, 3) of type uint8 in BGR order, got shape "
                 f"{image.shape} of type {image.dtype}"
             )
-        return image
+        return from_bgr(image, order)
     if isinstance(image, Image.Image):
-        return _convert(image)
+        return to_array(image, order)
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(image))
+        return read_picture(os.fspath(image), order)
     raise TypeError(
         "expected an image as an array (H, W, 3), a PIL image or a path, got "
         f"{type(image).__name__}"
     )
-
-
-def read_image(file: Path) -> np.ndarray:
-    """Read an image (H, W, 3) uint8, BGR, turned as its EXIF orientation asks.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read.
-    """
-    if not file.exists():
-        raise FileNotFoundError(f"there is no image {file}")
-    try:
-        with Image.open(file) as image:
-            return _convert(image)
-    # Pillow reports a broken file as any of the first three, by format.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{file}: {reason}") from error
-
-
-def _convert(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith(MODES_BEYOND_8_BITS):
-        raise ValueError(f"the image is of mode {image.mode}: expected 8 bits per channel")
-    return np.ascontiguousarray(convert_PIL_to_numpy(ImageOps.exif_transpose(image), "BGR"))

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from point_rend.data.datasets.label_maps import IMAGE_SUFFIXES
-from point_rend.inference.images import read_image
+from point_rend.utils.pictures import IMAGE_SUFFIXES, read_picture
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov")
 FRAMES_PER_SECOND = 25.0  # of a camera that does not report its rate
@@ -75,7 +74,7 @@ def read_images(files: Mapping[str, Path], failures: list[str]) -> Iterator[Fram
     stems = Counter(Path(name).with_suffix("") for name in files)
     for name, file in files.items():
         try:
-            image = read_image(file)
+            image = read_picture(file)
         except (OSError, ValueError) as error:
             failures.append(str(error))
             continue

@@ -18,7 +18,7 @@ from point_rend.data.augmentation import build_augmentations
 from point_rend.engine.preflight import check_machine
 from point_rend.evaluation.tta import build_test_time_augmentation
 from point_rend.inference.classes import build_metadata
-from point_rend.inference.images import ImageLike, to_bgr
+from point_rend.inference.images import ImageLike, to_pixels
 from point_rend.inference.settings import load_settings, load_stored_settings
 
 Output = dict[str, Any]  # as Detectron2's models return it
@@ -127,10 +127,8 @@ class Predictor:
         self, image: ImageLike, output_size: tuple[int, int] | None = None
     ) -> dict[str, Any]:
         """Prepare an image for the model; arguments as of :meth:`__call__`."""
-        pixels = to_bgr(image)
+        pixels = to_pixels(image, self.cfg.INPUT.FORMAT)
         height, width = output_size or pixels.shape[:2]
-        if self.cfg.INPUT.FORMAT == "RGB":
-            pixels = pixels[:, :, ::-1]
         augmented = AugInput(pixels)
         self._augmentations(augmented)
         chw = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))

@@ -13,7 +13,6 @@ from detectron2.data.catalog import Metadata
 from tqdm import tqdm
 
 from point_rend.config.tasks import model_outputs
-from point_rend.data.datasets.label_maps import IMAGE_SUFFIXES
 from point_rend.inference.inputs import (
     FRAMES_PER_SECOND,
     VIDEO_SUFFIXES,
@@ -27,6 +26,7 @@ from point_rend.inference.inputs import (
 from point_rend.inference.outputs import Results, VideoFile, Window
 from point_rend.inference.predictor import Predictor
 from point_rend.inference.settings import read_settings
+from point_rend.utils.pictures import IMAGE_SUFFIXES
 
 
 class Outcome(NamedTuple):

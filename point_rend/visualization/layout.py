@@ -97,18 +97,6 @@ def stack(rows: Sequence[np.ndarray], *, gap: int = 8) -> np.ndarray:
     return picture
 
 
-def read_picture(path: str | Path, mode: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """Read a picture: (H, W, 3) uint8 BGR, or what another of OpenCV's modes gives.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    picture = cv2.imread(str(path), mode)
-    if picture is None:
-        raise ValueError(f"{path} does not exist or is not an image")
-    return picture
-
-
 def save_picture(path: str | Path, picture: np.ndarray) -> None:
     """Write a picture; the file appears complete or not at all.
 

@@ -93,7 +93,7 @@ def test_a_missing_label_map_is_named_before_the_work(arguments, tmp_path, capsy
 def test_invalid_label_maps_and_photographs_are_named(arguments, tmp_path, capsys):
     for file in (tmp_path / "images" / "1.jpg", tmp_path / "labels" / "0.png"):
         file.write_bytes(b"text")
-        assert f"{file} does not exist or is not an image" in refusal(arguments, capsys)
+        assert f"{file} is not an image, but a text" in refusal(arguments, capsys)
 
 
 def test_predictions_without_a_label_map_of_their_size_are_named(arguments, tmp_path, capsys):

@@ -239,7 +239,7 @@ def test_a_single_result_is_compared_with_the_ground_truth(planted: Planted):
 
 
 def test_without_photographs_the_page_has_plain_gray(planted: Planted, monkeypatch):
-    monkeypatch.setattr(gallery, "read_image", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr(gallery, "read_picture", lambda *_: pytest.fail("an image was read"))
     parsed = Parsed(planted.page("--without-photographs"))
     assert len(parsed.with_class("card")) == len(OBJECTS)
 
@@ -388,7 +388,7 @@ def test_a_missing_image_and_one_of_another_size_are_named(planted, capsys, tmp_
     assert re.search(expected, refusal(planted, capsys, *options))
     for file in tmp_path.iterdir():
         file.unlink()
-    assert re.search(r"image .*\.png does not exist", refusal(planted, capsys, *options))
+    assert re.search(r"there is no image .*\.png", refusal(planted, capsys, *options))
 
 
 def test_a_broken_line_of_metrics_is_named(planted, capsys, tmp_path):

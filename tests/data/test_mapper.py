@@ -229,7 +229,7 @@ def test_an_image_of_more_pixels_than_pillow_reads_is_named(
     cfg: CfgNode, records: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
-    with pytest.raises(ValueError, match=r"image 1, file .* cannot be used: Image size"):
+    with pytest.raises(ValueError, match=r"image 1, file .* cannot be used: is too large"):
         NamingDatasetMapper(cfg, is_train=True)(records[0])
 
 

@@ -4,17 +4,24 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from point_rend.data.datasets.classes import describe
+from point_rend.utils.pictures import (
+    PictureError,
+    is_deep,
+    load,
+    open_picture,
+    read_picture,
+    shown_size,
+    to_array,
+)
 
 logger = logging.getLogger(__name__)
 MAX_LISTED = 5  # faults in a message; the others are counted
 END_OF_FILE = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-MODES_BEYOND_8_BITS = ("I", "F")  # first letters of Pillow modes that it would clip at 255
-ROTATED_SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation
 FILE_THREADS = 16
 Annotation = dict[str, Any]
 
@@ -48,14 +55,23 @@ def check_image_files(
             `skip_broken` only if all of them are.
     """
     with ThreadPoolExecutor(FILE_THREADS) as threads:
-        exists = list(threads.map(lambda image: os.path.isfile(image.file_name), images))
+        exists = list(threads.map(lambda image: os.path.exists(image.file_name), images))
         missing = [image for image, there in zip(images, exists, strict=True) if not there]
         if missing:
             raise FileNotFoundError(
                 f"{describe(name)}: {len(missing)} of {len(images)} images do not exist"
                 + shortlist([f"image {image.image_id}, {image.file_name}" for image in missing])
             )
-        faults = list(threads.map(_image_fault, images))
+        found = list(threads.map(_read_header, images))
+    faults = [fault for fault, _ in found]
+    deep = [
+        image.file_name for image, (_, is_16_bits) in zip(images, found, strict=True) if is_16_bits
+    ]
+    if deep:
+        logger.warning(
+            "%s: %d of %d images have 16 bits a channel", describe(name), len(deep), len(images)
+        )
+        read_picture(deep[0])  # logs the rule that applies to them, once
     broken = [
         f"image {image.image_id}, {image.file_name} {fault}"
         for image, fault in zip(images, faults, strict=True)
@@ -69,36 +85,49 @@ def check_image_files(
     return [image for image, fault in zip(images, faults, strict=True) if not fault]
 
 
-def _image_fault(record: ImageRecord) -> str | None:
-    """Check the header and the end of an image file; decode the pixels only in case of doubt."""
+def _read_header(record: ImageRecord) -> tuple[str | None, bool]:
+    """Check a file; return its fault, and whether it is a picture of 16 bits a channel."""
     try:
-        with open(record.file_name, "rb") as file, Image.open(file) as image:
-            if image.mode.startswith(MODES_BEYOND_8_BITS):
-                return f"is of mode {image.mode}: expected 8 bits per channel"
-            width, height = image.size
-            if record.width is not None and is_rotated_sideways(image):
-                width, height = height, width
-            end = END_OF_FILE.get(image.format or "")
-            if end is not None:
-                file.seek(-len(end), os.SEEK_END)
-                whole = file.read() == end
-            if end is None or not whole:
-                # Some cameras write more after the end mark, and other formats have none.
-                file.seek(0)
-                with Image.open(file) as decoded:
-                    decoded.load()
-    except Image.DecompressionBombError as error:
-        return f"is too large: cut it into tiles ({error})"
-    except (OSError, ValueError, SyntaxError) as error:
-        return f"is truncated or not an image ({error})"
-    if record.width is not None and (width, height) != (record.width, record.height):
-        return f"is {width} x {height} pixels, expected {record.width} x {record.height}"
-    return None
+        with open_picture(record.file_name) as image:
+            file: BinaryIO = getattr(image, "fp")  # noqa: B009  Pillow does not declare it
+            deep = is_deep(image)
+            return _fault(record, image, file), deep
+    except PictureError as error:
+        return error.fault, False
+    except OSError as error:
+        return f"cannot be read ({error})", False
 
 
-def is_rotated_sideways(image: Image.Image) -> bool:
-    """Return whether reading an image rotates it by 90 degrees; this decodes a PNG."""
-    return image.getexif().get(ExifTags.Base.Orientation) in ROTATED_SIDEWAYS
+def _fault(record: ImageRecord, image: Image.Image, file: BinaryIO) -> str | None:
+    """Check the header and the end of a file; decode the pixels only in case of doubt."""
+    stored = shown = image.size
+    end = END_OF_FILE.get(image.format or "")
+    # Some cameras write more after the end mark, and other formats have none.
+    if image.mode in ("I", "F"):
+        to_array(image, name=record.file_name)  # are the values in range?
+    elif end is None or not _ends_with(file, end):
+        load(image)
+    if record.width is None:
+        return None
+    shown, expected = shown_size(image), (record.width, record.height)
+    if shown == expected:
+        return None
+    fault = f"is {shown[0]} x {shown[1]} pixels, expected {expected[0]} x {expected[1]}"
+    if shown != stored == expected:
+        fault += (
+            ", which is its size before its EXIF orientation turns it; annotate the turned image, "
+            "or remove the orientation (exiftool -Orientation= FILE)"
+        )
+    return fault
+
+
+def _ends_with(file: BinaryIO, end: bytes) -> bool:
+    """Return whether a file has an ending; its position stays."""
+    position = file.tell()
+    file.seek(-len(end), os.SEEK_END)
+    found = file.read()
+    file.seek(position)
+    return found == end
 
 
 def shortlist(items: Sequence[str]) -> str:

@@ -3,25 +3,34 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 from point_rend.data.checks.image_files import (
     FILE_THREADS,
     ImageRecord,
     check_image_files,
-    is_rotated_sideways,
     shortlist,
+)
+from point_rend.utils.pictures import (
+    PictureError,
+    is_rotated_sideways,
+    is_stray_file,
+    label_values,
+    open_picture,
 )
 
 logger = logging.getLogger(__name__)
 MAX_VALUES = 8
+NUM_VALUES = 256  # of a label map
+SAMPLES = 16  # label maps of a data set whose boundaries are looked at
+MAX_BLENDED = 0.2  # share of the pixels at boundaries that may lie between both sides
+BLOCK = 1 << 20  # pixels that are counted at a time
 
 
 def check_semantic_datasets(
@@ -43,17 +52,19 @@ def check_semantic_datasets(
         FileNotFoundError: As `count_labels`.
         ValueError: As `count_labels`, or if there is only one class or no labeled pixel.
     """
-    counts = {
-        name: count_labels(
+    found = {
+        name: _read_labels(
             name,
             ignore_value=ignore_value,
             skip_broken_images=skip_broken_images and name not in test,
         )
         for name in dict.fromkeys([*train, *test])
     }
+    classes = {name: MetadataCatalog.get(name).stuff_classes for name in found}
+    counts = {name: values[: len(classes[name])] for name, values in found.items()}
     for name in train:
-        if len(counts[name]) == 1:
-            (only,) = MetadataCatalog.get(name).stuff_classes
+        if len(classes[name]) == 1:
+            (only,) = classes[name]
             raise ValueError(
                 f"{name} has only one class ({only}), so there is nothing to learn: its softmax is "
                 "1 everywhere; make the background a class, too"
@@ -66,6 +77,44 @@ def check_semantic_datasets(
             f"no pixel is labeled in {', '.join(empty)}: every value is {ignore_value}, "
             "which is ignored"
         )
+    for warning in suspicions({name: found[name] for name in train or test}, classes, ignore_value):
+        logger.warning("%s", warning)
+
+
+def suspicions(
+    counts: Mapping[str, np.ndarray], classes: Mapping[str, Sequence[str]], ignore_value: int
+) -> list[str]:
+    """Describe what labels of valid values may still have wrong.
+
+    Args:
+        counts: Number of pixels of each value, by data set.
+        classes: Class names by data set.
+        ignore_value: Value of ignored pixels.
+    """
+    found = []
+    names = ", ".join(counts)
+    total = np.sum([*counts.values()], axis=0)
+    num_classes = min(len(classes[name]) for name in counts)
+    absent = [str(classes[next(iter(counts))][k]) for k in range(num_classes) if not total[k]]
+    if absent:
+        reason = ""
+        if _share(total, ignore_value) and not total[num_classes - 1]:
+            reason = f"; {ignore_value} is ignored: if it stands for a class, give it an index"
+        elif not total[0]:
+            reason = f"; labels go from 0 to {num_classes - 1}: if these begin at 1, lower them"
+        found.append(
+            f"{names}: {len(absent)} of {num_classes} classes have no pixel{shortlist(absent)}"
+            + reason
+        )
+    for name, values in counts.items():
+        ignored = _share(values, ignore_value)
+        if ignored > 0.5:
+            found.append(f"{name}: {ignored:.0%} of the pixels are {ignore_value}, thus ignored")
+    return found
+
+
+def _share(counts: np.ndarray, value: int) -> float:
+    return float(counts[value] / max(1, counts.sum())) if 0 <= value < len(counts) else 0.0
 
 
 def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = False) -> np.ndarray:
@@ -86,6 +135,12 @@ def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = Fal
             image or a label map is truncated, if their sizes differ, or if there are other values
             than the classes and `ignore_value`.
     """
+    values = _read_labels(name, ignore_value=ignore_value, skip_broken_images=skip_broken_images)
+    return values[: len(MetadataCatalog.get(name).stuff_classes)]
+
+
+def _read_labels(name: str, *, ignore_value: int, skip_broken_images: bool) -> np.ndarray:
+    """Check a data set as :func:`count_labels`; return the number of pixels of each value."""
     metadata = MetadataCatalog.get(name)
     ignored = metadata.get("ignore_label", ignore_value)
     if ignored != ignore_value:
@@ -111,17 +166,24 @@ def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = Fal
     with ThreadPoolExecutor(FILE_THREADS) as threads:
         missing = [
             file
-            for file, exists in zip(labels, threads.map(os.path.isfile, labels), strict=True)
+            for file, exists in zip(labels, threads.map(os.path.exists, labels), strict=True)
             if not exists
         ]
         if missing:
             raise FileNotFoundError(
                 f"{name}: {len(missing)} of {len(labels)} label maps do not exist"
                 + shortlist(missing)
+                + _names_beside(missing[0])
             )
         num_classes = len(metadata.stuff_classes)
+        sampled = range(0, len(records), max(1, len(records) // SAMPLES))
         found = list(
-            threads.map(lambda record: _read_label(record, num_classes, ignore_value), records)
+            threads.map(
+                lambda k: _read_label(
+                    records[k], num_classes, ignore_value, looks_at_boundaries=k in sampled
+                ),
+                range(len(records)),
+            )
         )
     faults = [
         f"{file} {label.fault}" for file, label in zip(labels, found, strict=True) if label.fault
@@ -132,7 +194,19 @@ def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = Fal
         )
     seconds = time.perf_counter() - start
     logger.info("%s: read %d label maps in %.1f s", name, len(labels), seconds)
-    return np.sum([label.counts for label in found], axis=0)[:num_classes]
+    for warning in _doubts(name, labels, found):
+        logger.warning("%s", warning)
+    return np.sum([label.counts for label in found], axis=0)
+
+
+def _names_beside(missing: str) -> str:
+    """Return the end of a message: which files are in the folder of a missing one."""
+    folder = Path(missing).parent
+    try:
+        names = sorted(file.name for file in folder.iterdir() if not is_stray_file(file))
+    except OSError:
+        return f"; there is no folder {folder}"
+    return f"; {folder} has {', '.join(names[:2])}, …" if names else f"; {folder} is empty"
 
 
 class LabelMap(NamedTuple):
@@ -140,48 +214,104 @@ class LabelMap(NamedTuple):
 
     Attributes:
         counts: Number of pixels of each of the 256 values.
+        blended: Share of the pixels at boundaries that lie between both sides, if measured.
+        is_jpeg: Whether the file is a JPEG.
         fault: The reason why it cannot be used; empty if it can.
     """
 
-    counts: Sequence[int]
+    counts: np.ndarray
+    blended: float | None
+    is_jpeg: bool
     fault: str
 
 
-def _read_label(record: dict[str, Any], num_classes: int, ignore_value: int) -> LabelMap:
-    nothing = [0] * 256
+def _doubts(name: str, files: Sequence[str], labels: Sequence[LabelMap]) -> list[str]:
+    """Describe label maps whose values may have been changed by the way they were stored."""
+    jpegs = [file for file, label in zip(files, labels, strict=True) if label.is_jpeg]
+    found = []
+    if jpegs:
+        found.append(
+            f"{name}: {len(jpegs)} label maps are JPEG files, which changes labels; save them as "
+            f"PNG{shortlist(jpegs)}"
+        )
+    sampled = [k for k, label in enumerate(labels) if label.blended is not None]
+    blended = [k for k in sampled if (labels[k].blended or 0) > MAX_BLENDED]
+    if 2 * len(blended) > len(sampled):
+        found.append(
+            f"{name}: many pixels at boundaries have labels between those of both sides; label "
+            f"maps have to be resized without interpolation{shortlist([files[k] for k in blended])}"
+        )
+    return found
+
+
+def _read_label(
+    record: dict[str, Any], num_classes: int, ignore_value: int, *, looks_at_boundaries: bool
+) -> LabelMap:
+    nothing = np.zeros(NUM_VALUES, np.int64)
     try:
-        with Image.open(record["sem_seg_file_name"]) as label:
-            if label.mode != "L":
-                return LabelMap(
-                    nothing,
-                    f"is of mode {label.mode}: expected 8-bit grayscale, whose values are the "
-                    "indices of the classes",
-                )
-            size, counts = label.size, label.histogram()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return LabelMap(nothing, f"is truncated, too large or not an image ({error})")
-    with Image.open(record["file_name"]) as image:
-        expected = image.size
+        with open_picture(record["sem_seg_file_name"], what="label map") as opened:
+            is_jpeg = opened.format in ("JPEG", "MPO")
+            labels = label_values(opened, record["sem_seg_file_name"])
+    except (OSError, PictureError) as error:
+        return LabelMap(nothing, None, False, getattr(error, "fault", None) or str(error))
+    with open_picture(record["file_name"]) as image:
+        stored = expected = image.size
         # A rotated PNG is rare, and finding out decodes the whole image.
-        if (image.format != "PNG" or size != expected) and is_rotated_sideways(image):
-            expected = expected[::-1]
+        if (image.format != "PNG" or labels.shape[::-1] != stored) and is_rotated_sideways(image):
+            expected = stored[::-1]
+    size = labels.shape[::-1]
     if size != expected:
-        return LabelMap(
-            counts, f"is {size[0]} x {size[1]} pixels, its image {expected[0]} x {expected[1]}"
+        fault = f"is {size[0]} x {size[1]} pixels, its image {expected[0]} x {expected[1]}"
+        if size == stored:
+            fault += (
+                " after its EXIF orientation turns it; remove the orientation (exiftool "
+                "-Orientation= FILE)"
+            )
+        return LabelMap(nothing, None, is_jpeg, fault)
+    if labels.dtype == np.uint8:
+        counts = sum(
+            (
+                np.bincount(labels.flat[start : start + BLOCK], minlength=NUM_VALUES)
+                for start in range(0, labels.size, BLOCK)
+            ),
+            start=nothing,
         )
-    wrong = [
-        str(value)
-        for value, count in enumerate(counts)
-        if count and value >= num_classes and value != ignore_value
-    ]
-    if wrong:
-        more = f" and {len(wrong) - MAX_VALUES} more" if len(wrong) > MAX_VALUES else ""
-        return LabelMap(
-            counts,
-            f"has the values {', '.join(wrong[:MAX_VALUES])}{more}: expected 0 to "
-            f"{num_classes - 1}, and {ignore_value} for ignored pixels",
-        )
-    return LabelMap(counts, "")
+        values = np.flatnonzero(counts)
+    else:
+        counts, values = nothing, np.unique(labels)
+    wrong = values[(values >= num_classes) & (values != ignore_value)]
+    if len(wrong):
+        return LabelMap(counts, None, is_jpeg, _wrong_values(wrong, num_classes, ignore_value))
+    return LabelMap(counts, blended_share(labels) if looks_at_boundaries else None, is_jpeg, "")
+
+
+def _wrong_values(wrong: np.ndarray, num_classes: int, ignore_value: int) -> str:
+    more = f" and {len(wrong) - MAX_VALUES} more" if len(wrong) > MAX_VALUES else ""
+    advice = ""
+    if wrong.tolist() == [num_classes]:
+        advice = f"; labels from 1 to {num_classes} have to be lowered by 1"
+    elif wrong.tolist() == [NUM_VALUES - 1]:
+        advice = "; if it stands for a class, give it an index"
+    elif more:
+        advice = "; label maps have to be resized without interpolation and saved as PNG"
+    return (
+        f"has the values {', '.join(map(str, wrong[:MAX_VALUES]))}{more}: expected 0 to "
+        f"{num_classes - 1}, and {ignore_value} for ignored pixels{advice}"
+    )
+
+
+def blended_share(labels: np.ndarray) -> float:
+    """Return the share of the pixels at boundaries whose label lies between those of both sides.
+
+    Interpolation puts such pixels at nearly every boundary.
+
+    Args:
+        labels: (H, W) uint8.
+    """
+    left, middle, right = (labels[:, k : k - 2 or None] for k in range(3))
+    at_boundary = left != right
+    between = ((left < middle) & (middle < right)) | ((left > middle) & (middle > right))
+    return float(between.sum() / max(1, at_boundary.sum()))
 
 
 def _load(name: str) -> list[dict[str, Any]]:

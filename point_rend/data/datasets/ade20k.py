@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from point_rend.utils.files import atomic_path
+from point_rend.utils.pictures import is_stray_file, read_label_map
 
 SPLITS = {"training": 20210, "validation": 2000}  # and the number of images in each
 NUM_CLASSES = 150
@@ -39,18 +40,11 @@ def convert(source: Path, target: Path) -> None:
     """Write a label map of the archive in Detectron2's values.
 
     Raises:
-        ValueError: If it is truncated, not grayscale, or has values beyond the classes.
+        ValueError: If it is truncated, has colors, or has values beyond the classes.
     """
-    try:
-        with Image.open(source) as image:
-            mode, labels = image.mode, np.array(image)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{source} is truncated or not an image ({error})") from error
-    if mode != "L" or labels.max() > NUM_CLASSES:
-        raise ValueError(
-            f"{source} is of mode {mode} with values up to {labels.max()}: expected mode L and "
-            f"0 to {NUM_CLASSES}"
-        )
+    labels = read_label_map(source)
+    if labels.max() > NUM_CLASSES:
+        raise ValueError(f"{source} has values up to {labels.max()}: expected 0 to {NUM_CLASSES}")
     with atomic_path(target) as temporary:
         Image.fromarray(labels - np.uint8(1)).save(temporary)  # 0 - 1 is 255 in 8 bits
 
@@ -75,8 +69,8 @@ def convert_split(root: Path, split: str) -> Conversion:
     Raises:
         ValueError: As :func:`convert`.
     """
-    images = {file.stem for file in (root / "images" / split).glob("*.jpg")}
-    sources = {file.stem: file for file in (root / "annotations" / split).glob("*.png")}
+    images = {file.stem for file in _files(root / "images" / split, "*.jpg")}
+    sources = {file.stem: file for file in _files(root / "annotations" / split, "*.png")}
     folder = root / "annotations_detectron2" / split
     folder.mkdir(parents=True, exist_ok=True)
     todo = [stem for stem in sorted(sources) if not (folder / f"{stem}.png").exists()]
@@ -97,3 +91,7 @@ def convert_split(root: Path, split: str) -> Conversion:
             f"{split}: there are {len(sources)} label maps, the archive has {SPLITS[split]}"
         )
     return Conversion(folder, len(todo), len(sources) - len(todo), missing)
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return [file for file in folder.glob(pattern) if not is_stray_file(Path(file.name))]

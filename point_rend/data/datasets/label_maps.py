@@ -11,9 +11,10 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from point_rend.utils.pictures import IMAGE_SUFFIXES, is_stray_file
+
 logger = logging.getLogger(__name__)
 IGNORE_LABEL = 255
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def register_sem_seg(name: str, image_root: str, label_root: str, classes: str) -> int:
@@ -97,7 +98,7 @@ def load_sem_seg_folders(image_root: str, label_root: str) -> list[dict[str, Any
     root = Path(image_root)
     found: dict[Path, Path] = {}
     for file in sorted(root.rglob("*")):
-        if file.suffix.lower() not in IMAGE_SUFFIXES:
+        if file.suffix.lower() not in IMAGE_SUFFIXES or is_stray_file(file.relative_to(root)):
             continue
         stem = file.relative_to(root).with_suffix("")
         if stem in found:

@@ -10,9 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from PIL import Image
-
-from point_rend.data.checks.image_files import is_rotated_sideways
+from point_rend.utils.pictures import open_picture, shown_size
 
 Item = TypeVar("Item")
 
@@ -118,8 +116,8 @@ class IsLandscape:
 
 def _is_landscape(file_name: str) -> bool:
     try:
-        with Image.open(file_name) as image:
-            width, height = image.size
-            return height > width if is_rotated_sideways(image) else width > height
-    except (OSError, ValueError, SyntaxError):
+        with open_picture(file_name) as image:
+            width, height = shown_size(image)
+            return width > height
+    except (OSError, ValueError):
         return False  # the mapper reports the error

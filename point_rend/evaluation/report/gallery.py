@@ -7,7 +7,6 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 
 from point_rend.evaluation.matching import MIN_IOU
 from point_rend.evaluation.report.cards import card
@@ -21,6 +20,7 @@ from point_rend.evaluation.report.matched_items import (
     gallery_orders,
     select_items,
 )
+from point_rend.utils.pictures import read_picture
 
 MATCHING_NOTE = (
     "Objects are matched one to one with results of the same class and a score of at least "
@@ -104,8 +104,8 @@ def gallery(
         without_photographs: Show plain gray in place of the images.
 
     Raises:
-        OSError: If an image is missing or cannot be read.
-        ValueError: If the size of an image differs from its annotation.
+        FileNotFoundError: If an image is missing.
+        ValueError: If an image cannot be read, or if its size differs from its annotation.
     """
     names = {category["id"]: category["name"] for category in content["categories"]}
     images = {image["id"]: image for image in content["images"]}
@@ -145,12 +145,10 @@ def read_photograph(file: Path, record: Mapping[str, Any]) -> np.ndarray:
     """Read an image (H, W, 3) uint8, BGR, and check its size.
 
     Raises:
-        OSError: If it is missing or cannot be read.
-        ValueError: If its size differs from that of its record.
+        FileNotFoundError: If it is missing.
+        ValueError: If it cannot be read, or if its size differs from that of its record.
     """
-    if not file.exists():
-        raise FileNotFoundError(f"image {file} does not exist")
-    image = read_image(str(file), "BGR")
+    image = read_picture(file)
     expected = (record["height"], record["width"])
     if image.shape[:2] != expected:
         raise ValueError(

@@ -11,8 +11,9 @@ import pycocotools.mask as mask_util
 
 from point_rend.inference.predictor import Predictor
 from point_rend.utils.logs import only_errors
+from point_rend.utils.pictures import read_picture
 from point_rend.visualization.drawing import color_of, match_colors, overlay_masks
-from point_rend.visualization.layout import read_picture, save_picture, side_by_side, stack
+from point_rend.visualization.layout import save_picture, side_by_side, stack
 
 NUM_PICTURES = 6
 MAGNIFICATION = 3  # of the pictures

@@ -17,8 +17,9 @@ from point_rend.evaluation.semantic_iou import SemanticIoU
 from point_rend.experiments.demo.instances import closeup
 from point_rend.inference.predictor import Predictor
 from point_rend.rendering.uncertainty import label_map
+from point_rend.utils.pictures import read_label_map, read_picture
 from point_rend.visualization.drawing import paint_labels
-from point_rend.visualization.layout import read_picture, save_picture, side_by_side, stack
+from point_rend.visualization.layout import save_picture, side_by_side, stack
 
 NUM_CLASSES = 19
 COLORS = [trainId2label[i].color[::-1] for i in range(NUM_CLASSES)]  # BGR
@@ -112,7 +113,7 @@ def evaluate(
     objects: dict[int, tuple[int, list[np.ndarray]]] = {}  # area and close-up
     for record in sorted(records, key=lambda record: record["file_name"]):
         image = read_picture(record["file_name"])
-        ground_truth = read_picture(record["sem_seg_file_name"], cv2.IMREAD_UNCHANGED)
+        ground_truth = read_label_map(record["sem_seg_file_name"])
         predictions = predict(model, image)
         for score, prediction in zip(scores, predictions, strict=True):
             score.add(prediction, ground_truth)
@@ -120,7 +121,7 @@ def evaluate(
         if len(rows) < NUM_PICTURES:
             rows.append(side_by_side(panels, TITLES))
         instance_file = record["sem_seg_file_name"].replace("labelTrainIds", "instanceIds")
-        found = largest_boxes(read_picture(instance_file, cv2.IMREAD_UNCHANGED))
+        found = largest_boxes(read_label_map(instance_file))
         for label, (area, box) in found.items():
             if area > objects.get(label, (0, []))[0]:
                 objects[label] = area, closeup(panels, box * MAGNIFICATION)

@@ -169,13 +169,16 @@ def test_values_outside_the_classes_are_named(tiny: SemSegSet) -> None:
         check()
 
 
-@pytest.mark.parametrize("mode", ["P", "RGB", "I;16", "1"])
-def test_a_label_map_of_another_mode_is_named(tiny: SemSegSet, mode: str) -> None:
-    if mode == "I;16":
-        Image.fromarray(label_map(0).astype(np.uint16)).save(tiny.label(0))
-    else:
-        Image.open(tiny.label(0)).convert(mode).save(tiny.label(0))
-    with pytest.raises(ValueError, match=rf"{tiny.label(0)} is of mode {mode}"):
+@pytest.mark.parametrize(("mode", "advice"), [("RGB", "one channel"), ("LA", "one channel")])
+def test_a_label_map_of_several_channels_is_named(tiny: SemSegSet, mode: str, advice: str) -> None:
+    Image.open(tiny.label(0)).convert(mode).save(tiny.label(0))
+    with pytest.raises(ValueError, match=rf"{tiny.label(0)} is of mode {mode}.*{advice}"):
+        check()
+
+
+def test_a_color_coded_label_map_is_named(tiny: SemSegSet) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT), "red").save(tiny.label(0))
+    with pytest.raises(ValueError, match=r"RGB, which codes classes by colors: .*by an index"):
         check()
 
 
