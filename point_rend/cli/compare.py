@@ -56,23 +56,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     from point_rend.config.checks import check_max_dets
     from point_rend.data.datasets.coco import read_coco
-    from point_rend.evaluation.coco_results import average_precision, format_table
+    from point_rend.evaluation.coco_ap import CocoAP
+    from point_rend.evaluation.coco_results import (
+        check_ground_truth_masks,
+        format_table,
+        mask_metrics,
+        read_mask_results,
+    )
     from point_rend.evaluation.comparison import write_comparison
-    from point_rend.evaluation.limits import coco_limit
+    from point_rend.evaluation.limits import coco_limit, warn_of_limit
 
     with user_errors():
         check_max_dets(args.max_dets, MAX_DETS_FLAG)
         check_names("--results", args.results)
         check_output(args.output, folder=True)
         content = read_coco(str(args.annotations))
+        check_ground_truth_masks(args.annotations, content)
+        results = {name: read_mask_results(file, content) for name, file in args.results}
         limit = coco_limit(args.max_dets, MAX_DETS_FLAG)
-        table = {
-            name: average_precision(args.annotations, file, limit) for name, file in args.results
-        }
+        for name, own in results.items():
+            warn_of_limit(content, own, limit, name)
+        evaluation = CocoAP(content, max_dets=limit.number)
+        table = {name: mask_metrics(own, evaluation) for name, own in results.items()}
         write_comparison(
             content,
             args.image_root,
-            dict(args.results),
+            results,
             args.output,
             num_images=args.num_images,
             min_score=args.min_score,

@@ -1,17 +1,39 @@
 """COCO result files: reading, checking and evaluating them, and printing tables of metrics."""
 
-import json
-import math
-from collections.abc import Mapping
+import itertools
+import logging
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from point_rend.data.checks.rle import rle_fault
+from point_rend.data.checks.rle import check_rles, rle_fault, without_empty_runs
 from point_rend.data.datasets.coco import read_coco
 from point_rend.evaluation.coco_ap import CocoAP
 from point_rend.evaluation.limits import Limit, coco_limit, warn_of_limit
+from point_rend.evaluation.pairing import EXPECTED, paired_dataset, paired_list
+from point_rend.utils.json_files import MAX_DATA_SET_BYTES, read_json, shown
 
+logger = logging.getLogger(__name__)
+LARGEST = 1e300  # of all numbers
+MANY_BEYOND = 0.2  # share of boxes that reach beyond their images only if the format is wrong
 TASK_NAMES = {"bbox": "box AP", "segm": "AP", "boundary": "boundary AP"}  # titles of table rows
+
+Record = dict[str, Any]
+Results = list[Record]
+Size = tuple[int, int]
+
+
+class Fault(NamedTuple):
+    """A reason why a result cannot be scored.
+
+    Attributes:
+        kind: The same for all results that are counted together.
+        text: What is wrong, as the rest of a sentence.
+    """
+
+    kind: str
+    text: str
 
 
 def average_precision(
@@ -32,22 +54,37 @@ def average_precision(
     """
     content = read_coco(str(json_file))
     check_ground_truth_masks(json_file, content)
-    results = read_results(results_file, content)
-    if not has_masks(results, results_file):
-        raise ValueError(f"{results_file}: result 0 has no 'segmentation'")
     limit = limit or coco_limit()
-    warn_of_limit(content, results, limit, str(results_file))
     evaluation = CocoAP(content, max_dets=limit.number)
+    results = read_mask_results(results_file, content)
+    warn_of_limit(content, results, limit, str(results_file))
+    return mask_metrics(results, evaluation)
+
+
+def mask_metrics(results: Results, evaluation: CocoAP) -> dict[str, float]:
+    """Compute AP, AP50, AP75 and boundary AP of results in percent."""
     metrics = evaluation.metrics(results, "segm")
     selected = {name: metrics[name] for name in ("AP", "AP50", "AP75")}
     return selected | {"boundary AP": evaluation.metrics(results, "boundary")["AP"]}
 
 
-def read_results(results_file: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Read a file in COCO's result format and check it against a data set.
+def read_mask_results(results_file: Path, content: Mapping[str, Any]) -> Results:
+    """Read a file as :func:`read_results` does, and refuse results without masks."""
+    results = read_results(results_file, content)
+    if not has_masks(results, results_file):
+        raise ValueError(f"{results_file}: result 0 has no 'segmentation', expected masks")
+    return results
+
+
+def read_results(results_file: Path, content: Mapping[str, Any]) -> Results:
+    """Read a file of results and check it against a data set.
+
+    Images and classes are paired by their names where the file has names, otherwise by their ids.
+    A segmentation that is null or an empty list counts as none.
 
     Args:
-        results_file: The file, written by any framework.
+        results_file: A list in COCO's result format, written by any framework, or the
+            `instances.json` of `pointrend predict`.
         content: The annotations of the data set, as `read_coco` returns them.
 
     Returns:
@@ -55,26 +92,38 @@ def read_results(results_file: Path, content: Mapping[str, Any]) -> list[dict[st
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is not JSON or not a list of results, or if a result refers to an unknown
-            image or category or has an invalid score, box or mask.
+        OSError: If it cannot be read.
+        ValueError: If it is not JSON or has no results, or if some of them refer to unknown images
+            or categories or have invalid scores, boxes or masks. Each kind of fault is counted.
     """
-    try:
-        results = json.loads(results_file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"result file {results_file} does not exist") from error
-    except ValueError as error:
-        raise ValueError(f"result file {results_file} is truncated or not JSON: {error}") from error
-    if not isinstance(results, list):
-        raise ValueError(
-            f"{results_file}: expected a list of results, each with image_id, category_id, score "
-            f"and segmentation or bbox; got {type(results).__name__}"
-        )
-    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    found = read_json(results_file, what="result file", max_bytes=MAX_DATA_SET_BYTES)
+    if isinstance(found, dict):
+        results = paired_dataset(found, content, results_file)
+    elif isinstance(found, list):
+        results = paired_list(found, content, results_file)
+        if results and all(isinstance(x, dict) and "id" in x for x in results):
+            logger.warning(
+                "%s: its results have ids, like the annotations of a data set, and their image_id "
+                "and category_id are taken as those of these annotations; pass the whole data set "
+                "to pair images and classes by name",
+                results_file,
+            )
+    else:
+        raise ValueError(f"{results_file}: expected {EXPECTED}; got {type(found).__name__}")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
-    for number, result in enumerate(results):
-        fault = _fault(result, sizes, categories)
-        if fault:
-            raise ValueError(f"{results_file}: result {number} {fault}")
+    faults = {
+        number: fault
+        for number, result in enumerate(results)
+        if (fault := _fault(result, sizes, categories))
+    }
+    if not faults:
+        results = [_without_empty_fields(result) for result in results]
+        faults = _mask_faults(results, sizes)
+    if not faults and results and not any("segmentation" in result for result in results):
+        faults = _box_faults(results, sizes, results_file)
+    if faults:
+        raise ValueError(f"{results_file}: {_list_faults(faults, len(results))}")
     return results
 
 
@@ -122,61 +171,146 @@ def _run_length_fault(mask: Mapping[str, Any], size: tuple[int, int]) -> str | N
     return reason.text if reason and reason.fatal else None
 
 
-def _fault(result: Any, sizes: Mapping[int | str, list[int]], categories: set[int]) -> str | None:
-    """Describe what is wrong with a result."""
+def _fault(result: Any, sizes: Mapping[Any, Size], categories: set[int]) -> Fault | None:
+    """Describe what is wrong with a result, except for its mask."""
     if not isinstance(result, dict):
-        return f"is not an object: {result!r:.80}"
+        return Fault("form", f"is not an object: {shown(result)}")
     for key in ("image_id", "category_id", "score"):
         if key not in result:
-            return f"has no {key!r}: it has {', '.join(result) or 'nothing'}"
+            return Fault(key, f"has no {key!r}: it has {', '.join(result)[:80] or 'nothing'}")
     image_id, category, score = result["image_id"], result["category_id"], result["score"]
-    if not isinstance(image_id, int | str) or image_id not in sizes:
-        return f"is about image {image_id!r}, which the annotations do not have"
-    if not isinstance(category, int) or category not in categories:
-        return f"is of category {category!r}, expected one of the annotations: {_few(categories)}"
+    if not _is_id(image_id, str) or image_id not in sizes:
+        return Fault(
+            "image",
+            f"is about image {shown(image_id)}, which the annotations do not have: expected one of "
+            f"theirs, {_few(sizes)}",
+        )
+    if not _is_id(category) or category not in categories:
+        return Fault(
+            "category",
+            f"is of category {shown(category)}, expected one of the annotations: "
+            f"{_few(sorted(categories))}",
+        )
     if not _is_number(score):
-        return f"has the score {score!r}, expected a number"
-    if "bbox" not in result and "segmentation" not in result:
-        return "has neither 'segmentation' nor 'bbox'"
-    box = result.get("bbox", [0, 0, 0, 0])
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        return f"has the bbox {box!r:.80}, expected 4 numbers: x, y, width, height"
-    if "segmentation" in result:
-        return _mask_fault(result["segmentation"], sizes[image_id])
+        return Fault("score", f"has the score {shown(score)}, expected a number")
+    box, mask = result.get("bbox"), result.get("segmentation")
+    if box is None and not mask:
+        other = " (keypoints are not scored)" if "keypoints" in result else ""
+        return Fault("content", f"has neither 'segmentation' nor 'bbox'{other}")
+    if box is not None and not (
+        isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+    ):
+        return Fault("bbox", f"has the bbox {shown(box)}, expected 4 numbers: x, y, width, height")
     return None
 
 
-def _mask_fault(mask: Any, size: list[int]) -> str | None:
-    if isinstance(mask, list):
-        is_valid = mask and all(
+def _without_empty_fields(result: Record) -> Record:
+    """Return a result without a box that is null, and without a mask that is null or empty."""
+    if result.get("segmentation", True) and result.get("bbox", True) is not None:
+        return result
+    return {
+        key: value
+        for key, value in result.items()
+        if (value if key == "segmentation" else key != "bbox" or value is not None)
+    }
+
+
+def _mask_faults(results: Results, sizes: Mapping[Any, Size]) -> dict[int, Fault]:
+    """Describe what is wrong with the masks of results; make those with empty runs plain."""
+    faults: dict[int, Fault] = {}
+    numbers = []
+    for number, result in enumerate(results):
+        if isinstance(result.get("segmentation"), list):
+            fault = _polygons_fault(result["segmentation"], *sizes[result["image_id"]])
+            if fault:
+                faults[number] = Fault("polygons", fault)
+        elif "segmentation" in result:
+            numbers.append(number)
+    rles = [results[number]["segmentation"] for number in numbers]
+    of_images = [sizes[results[number]["image_id"]] for number in numbers]
+    for number, mask in zip(numbers, check_rles(rles, of_images), strict=True):
+        if mask.fault and mask.fault.fatal:
+            # The words up to a number or a value name the kind.
+            kind = re.split(r"[\d('\[{<]", mask.fault.text)[0]
+            article = "an" if mask.fault.text.startswith("RLE") else "the"
+            faults[number] = Fault(kind, f"has {article} {mask.fault.text}")
+        elif mask.has_empty_runs:
+            plain = without_empty_runs(results[number]["segmentation"])
+            results[number] = results[number] | {"segmentation": plain}
+    return faults
+
+
+def _polygons_fault(polygons: list[Any], height: int, width: int) -> str | None:
+    for polygon in polygons:
+        if not (
             isinstance(polygon, list)
             and len(polygon) >= 6
             and len(polygon) % 2 == 0
             and all(map(_is_number, polygon))
-            for polygon in mask
+        ):
+            return f"has the polygons {shown(polygons)}, expected lists of x and y"
+        for side, values in ((width, polygon[::2]), (height, polygon[1::2])):
+            if min(values) < -side or max(values) > 2 * side:
+                return (
+                    f"has a polygon from {min(values):g} to {max(values):g}, far beyond its image "
+                    f"of (height, width) = ({height}, {width})"
+                )
+    return None
+
+
+def _box_faults(results: Results, sizes: Mapping[Any, Size], file: Path) -> dict[int, Fault]:
+    """Describe impossible boxes, and warn of boxes that look like another format."""
+    faults, beyond, tiny = {}, [], True
+    for number, result in enumerate(results):
+        x, y, width, height = result["bbox"]
+        if width < 0 or height < 0:
+            text = f"has the bbox {shown(result['bbox'])}, expected x, y, width, height"
+            faults[number] = Fault("bbox", text)
+        image_height, image_width = sizes[result["image_id"]]
+        if x + width > image_width + 1 or y + height > image_height + 1:
+            beyond.append(number)
+        tiny = tiny and max(x, y, width, height) <= 1
+    if len(beyond) > MANY_BEYOND * len(results):
+        logger.warning(
+            "%s: %d of %d boxes reach beyond their images, such as %s of result %d: expected x, y, "
+            "width, height; are they corners?",
+            file,
+            len(beyond),
+            len(results),
+            shown(results[beyond[0]]["bbox"]),
+            beyond[0],
         )
-        return None if is_valid else f"has the polygons {mask!r:.80}, expected lists of x and y"
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str | list):
-        return f"has the segmentation {mask!r:.80}, expected polygons or an RLE"
-    if mask.get("size") != size:
-        return (
-            f"has a mask of (height, width) {mask.get('size')}, but its image is {size}: expected "
-            "a mask of the size of the image"
+    if tiny:
+        logger.warning(
+            "%s: no box is larger than a pixel: expected pixels; are they fractions of the image?",
+            file,
         )
-    counts = mask["counts"]
-    if isinstance(counts, list) and not all(isinstance(count, int) for count in counts):
-        return f"has the run lengths {counts!r:.80}, expected integers"
-    fault = _run_length_fault(mask, (size[0], size[1]))
-    return f"has an {fault}" if fault else None
+    return faults
+
+
+def _list_faults(faults: Mapping[int, Fault], total: int) -> str:
+    """Describe the first fault of each kind, and count the others."""
+    of_kind: dict[str, list[int]] = {}
+    for number, fault in faults.items():
+        of_kind.setdefault(fault.kind, []).append(number)
+    parts = []
+    for numbers in of_kind.values():
+        count = f" ({len(numbers)} of {total} results)" if len(numbers) > 1 else ""
+        parts.append(f"result {numbers[0]} {faults[numbers[0]].text}{count}")
+    return "; ".join(parts)
+
+
+def _is_id(value: Any, *others: type) -> bool:
+    return isinstance(value, (int, *others)) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Return whether a value is a number that a float can hold; NaN is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
-def _few(ids: set[int]) -> str:
-    shown = sorted(ids)[:5]
-    return ", ".join(map(str, shown)) + (", ..." if len(ids) > len(shown) else "")
+def _few(ids: Collection[Any]) -> str:
+    return ", ".join(map(shown, itertools.islice(ids, 5))) + (", ..." if len(ids) > 5 else "")
 
 
 def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:

@@ -1,6 +1,5 @@
 """Pictures of the instances of several models side by side."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ GRAY = 80  # in place of photographs
 def write_comparison(
     content: Mapping[str, Any],
     image_root: Path,
-    results: Mapping[str, Path],
+    results: Mapping[str, Sequence[dict[str, Any]]],
     output: Path,
     *,
     num_images: int,
@@ -34,7 +33,7 @@ def write_comparison(
     Args:
         content: COCO annotations, as `read_coco` returns them.
         image_root: Folder of the images.
-        results: Checked result files with masks, by model.
+        results: Results with masks, as `read_results` returns them, by model.
         output: Folder for the pictures.
         num_images: Number of images, from the first on.
         min_score: Minimum score of the instances that are drawn.
@@ -43,7 +42,7 @@ def write_comparison(
     Raises:
         ValueError: If an image cannot be read.
     """
-    by_image = {name: results_by_image(file, min_score) for name, file in results.items()}
+    by_image = {name: results_by_image(own, min_score) for name, own in results.items()}
     ground_truth = defaultdict(list)
     for annotation in content["annotations"]:
         ground_truth[annotation["image_id"]].append(annotation)
@@ -65,10 +64,12 @@ def write_comparison(
         save_picture(output / f"{number:02d}.jpg", side_by_side(panels, titles))
 
 
-def results_by_image(file: Path, min_score: float) -> defaultdict[int, list[dict[str, Any]]]:
-    """Read the results of a file that reach a score, by image id."""
+def results_by_image(
+    results: Sequence[dict[str, Any]], min_score: float
+) -> defaultdict[Any, list[dict[str, Any]]]:
+    """Group the results that reach a score by image id."""
     by_image = defaultdict(list)
-    for result in json.loads(file.read_text(encoding="utf-8")):
+    for result in results:
         if result["score"] >= min_score:
             by_image[result["image_id"]].append(result)
     return by_image

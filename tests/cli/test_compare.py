@@ -84,7 +84,7 @@ def test_a_missing_file_is_named(planted: Planted, capsys: pytest.CaptureFixture
 def test_an_output_that_is_a_file_is_named_before_the_work(
     planted: Planted, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("point_rend.evaluation.coco_results.average_precision", None)
+    monkeypatch.setattr("point_rend.evaluation.coco_results.mask_metrics", None)
     file = planted.folder / f"{NAMES[0]}.json"
     error = refusal(command(planted, file.name, str(file)), capsys)
     assert f"--output {file} cannot be written: {file} is not a folder" in error

@@ -335,7 +335,7 @@ def refusal(planted: Planted, capsys: pytest.CaptureFixture, *options: str, **ch
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        (("nowhere",), r"result file .*nowhere.json does not exist"),
+        (("nowhere",), r"result file does not exist: .*nowhere.json"),
         (("other",), r"other.json: result 0 is about image 99, which the annotations do not have"),
         (("truth",), r"truth.json: expected a list of results"),
         (("boxes",), r"boxes.json: result 0 has no 'segmentation'"),
