@@ -1,8 +1,9 @@
 """Detectron2's checkpointer, made safe: hostile files, misfits, damage, interrupted saves."""
 
-import glob
+import contextlib
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,8 +27,22 @@ from point_rend.checkpoint.sealed_file import DamagedError, save_sealed, without
 from point_rend.checkpoint.shapes import differs_in_classes, list_misfits, rename_misfits
 from point_rend.utils.downloads import DownloadError, has_handler, is_url, safe_paths
 from point_rend.utils.files import LEFTOVERS, atomic_file, write_text
+from point_rend.utils.reading import read_bytes
 
 logger = logging.getLogger(__name__)
+
+TAG = "last_checkpoint"  # name of the file that holds the name of the last checkpoint
+MAX_TAG_BYTES = 4096
+TRAINING_NAMES = re.compile(r"model_(\d+|final)\.pth")  # by which trainings save checkpoints
+
+
+def saved_by_training(folder: str | Path) -> list[str]:
+    """List the files in a folder that have the names of a training's checkpoints.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    return sorted(filter(TRAINING_NAMES.fullmatch, os.listdir(folder)))
 
 
 class ClassCheck(Protocol):
@@ -58,8 +73,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
     - ``last_checkpoint`` cannot lead out of ``save_dir``;
     - saving is atomic: an interrupted save leaves the former files as they were;
     - a file carries a checksum, so that every later change is detected;
-    - resuming goes back to an earlier checkpoint if the last one is damaged or gone, and only
-      together: it is an error if some processes have one and others have none;
+    - resuming takes the checkpoint of the most iterations if the last one is damaged, gone or not
+      named, and only together: it is an error if some processes have one and others have none;
     - a file may store the classes and the config of its model (:func:`read_stored_metadata`);
     - `zoo://` names the published models.
 
@@ -139,7 +154,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continue from the last checkpoint of ``save_dir``; without one load only the weights.
 
-        If the last one cannot be read, the newest readable one is loaded, with a warning.
+        If the last one cannot be read, or ``last_checkpoint`` does not name one, the readable one
+        of the most iterations is loaded, with a warning.
 
         Args:
             path: File or URL of the weights.
@@ -150,9 +166,9 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: If there is no such file.
-            DamagedError: If the last checkpoint and all others are damaged or gone.
-            ValueError: As :meth:`load`; or if ``last_checkpoint`` names no file of ``save_dir``, or
-                only some of several processes have a last checkpoint.
+            DamagedError: If there are checkpoints, but none that can be resumed.
+            ValueError: As :meth:`load`; or if ``last_checkpoint`` names a file elsewhere, or only
+                some of several processes have a last checkpoint.
         """
         if not resume or not self._all_have_checkpoint():
             if resume:
@@ -190,24 +206,35 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             )
         return not lacking
 
+    def has_checkpoint(self) -> bool:
+        """Return whether ``save_dir`` holds a checkpoint, readable or not.
+
+        Either ``last_checkpoint`` exists, or a file has the name of a training's checkpoint.
+        """
+        if not os.path.isdir(self.save_dir):
+            return super().has_checkpoint()
+        tag = os.path.join(self.save_dir, TAG)
+        return os.path.lexists(tag) or bool(saved_by_training(self.save_dir))
+
     def _newest_readable(self) -> str:
-        """Return the last checkpoint, or an earlier one if not all processes can read it."""
+        """Return the last checkpoint, or another one if not all processes can read it."""
         last = reason = ""
         try:
             last = self.get_checkpoint_file()
-            self._contents(last)
-        except (DamagedError, FileNotFoundError) as error:
+            self._check_state(last)
+        except (DamagedError, OSError) as error:
             reason = str(error)
         reasons = comm.all_gather(reason)
         if not any(reasons):
             return last
         skipped = [next(filter(None, reasons))]
-        for path in comm.all_gather(self._by_age())[0]:
+        candidates = self._newest_first() if comm.is_main_process() else []
+        for path in comm.all_gather(candidates)[0]:
             if path == last:
                 continue
+            reason = ""
             try:
-                missing = self.checkpointables.keys() - self._contents(path)
-                reason = f"{path} holds no {', '.join(sorted(missing))}" if missing else ""
+                self._check_state(path)
             except (ValueError, OSError) as error:
                 reason = str(error)
             reasons = comm.all_gather(reason)
@@ -215,49 +242,84 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
                 self.logger.warning("Resuming from %s, because %s", path, "; ".join(skipped))
                 return path
             skipped.append(next(filter(None, reasons)))
-        raise DamagedError("; ".join(skipped))
+        raise DamagedError(f"no checkpoint can be resumed: {'; '.join(skipped)}")
 
-    def _contents(self, path: str) -> set[str]:
-        """Read a checkpoint and return its keys, without loading it."""
+    def _check_state(self, path: str) -> None:
+        """Read a checkpoint, without loading it, and refuse it if it cannot be resumed.
+
+        Raises:
+            DamagedError: If it is damaged or lacks the state of a checkpointable.
+            ValueError: If it would execute code.
+        """
         if not path.endswith(".pth"):
-            return set()
-        return set(self._torch_load(self.path_manager.get_local_path(path)))
+            return
+        contents = self._torch_load(self.path_manager.get_local_path(path))
+        if missing := self.checkpointables.keys() - contents:
+            raise DamagedError(f"{path} holds no {', '.join(sorted(missing))}")
 
-    def _by_age(self) -> list[str]:
-        """List the checkpoints in ``save_dir``, newest first."""
-        paths = glob.glob(os.path.join(glob.escape(self.save_dir), "*.pth"))
+    def _newest_first(self) -> list[str]:
+        """List the checkpoints in ``save_dir``, that of the most iterations first."""
+        paths = [str(path) for path in Path(self.save_dir).glob("*.pth")]
         files = [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
-        return sorted(files, key=lambda path: (os.path.getmtime(path), path), reverse=True)
+        return sorted(files, key=lambda path: (self._iteration(path), path), reverse=True)
+
+    def _iteration(self, path: str) -> int:
+        """Return the iteration in the name of a checkpoint, or else the one that it stores."""
+        named = TRAINING_NAMES.fullmatch(os.path.basename(path))
+        if named and named[1].isdecimal():
+            return int(named[1])
+        try:
+            stored = self._torch_load(path).get("iteration")
+        except (ValueError, OSError):
+            stored = None
+        return stored if isinstance(stored, int) else -1
 
     def get_checkpoint_file(self) -> str:
         """Return the path of the last checkpoint in ``save_dir``, empty if there is none.
 
         Raises:
-            FileNotFoundError: If ``last_checkpoint`` names a file that does not exist.
-            DamagedError: If it is empty.
-            ValueError: If it names anything but a file in ``save_dir``.
+            FileNotFoundError: If ``last_checkpoint``, or the file that it names, does not exist.
+            DamagedError: If it is empty or holds no name.
+            ValueError: If it names a file outside ``save_dir``.
         """
         if not self.has_checkpoint():
             return ""
-        tag = os.path.join(self.save_dir, "last_checkpoint")
-        with self.path_manager.open(tag, "rb") as file:
-            name = file.read().decode(errors="replace").strip()
+        tag = os.path.join(self.save_dir, TAG)
+        name = self._read_tag(tag).decode(errors="replace").strip()
+        advice = "write the name of a checkpoint into it or delete it"
         if not name:
-            raise DamagedError(
-                f"{tag} is empty: write the name of a checkpoint into it or delete it"
-            )
+            raise DamagedError(f"{tag} is empty: {advice}")
+        if not name.isprintable():  # such as the zeros that a crash leaves
+            raise DamagedError(f"{tag} names {name!r:.100}: it must name a file in its own folder")
         path = os.path.join(self.save_dir, name)
         leads_out = name != os.path.basename(name) or name in (os.curdir, os.pardir)
-        if not name.isprintable():  # such as the zeros that a crash leaves
-            leads_out = True
-        elif os.path.isdir(self.save_dir):  # on the local disk a link could lead out, too
+        if os.path.isdir(self.save_dir):  # on the local disk a link could lead out, too
             folder = os.path.dirname(os.path.realpath(path))
             leads_out = leads_out or folder != os.path.realpath(self.save_dir)
         if leads_out:
-            raise ValueError(f"{tag} names {name!r}: it must name a file in its own folder")
+            raise ValueError(
+                f"{tag} names {name!r:.200}: it must name a file in its own folder; {advice}"
+            )
         if not self.path_manager.isfile(path):
-            raise FileNotFoundError(f"{tag} names {name!r}, but there is no such file")
+            raise FileNotFoundError(f"{tag} names {name!r:.200}, but there is no such file")
         return path
+
+    def _read_tag(self, tag: str) -> bytes:
+        """Read ``last_checkpoint``.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            DamagedError: If it is anything but a small file.
+        """
+        if not os.path.isdir(self.save_dir):
+            with self.path_manager.open(tag, "rb") as file:
+                return file.read(MAX_TAG_BYTES)
+        if not os.path.lexists(tag):
+            raise FileNotFoundError(f"{tag} is missing")
+        try:
+            return read_bytes(tag, what=TAG, max_bytes=MAX_TAG_BYTES)
+        except ValueError as error:
+            raise DamagedError(str(error)) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
@@ -335,7 +397,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         if self.metadata:
             states[METADATA] = self.metadata
         for leftover in Path(self.save_dir).glob(LEFTOVERS):
-            leftover.unlink()
+            with contextlib.suppress(OSError):  # such as of a folder
+                leftover.unlink()
         with atomic_file(path) as file:
             save_sealed({"model": self.model.state_dict(), **states, **kwargs}, file)
         self.tag_last_checkpoint(filename)
@@ -348,4 +411,4 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         """
         if not os.path.isdir(self.save_dir):
             return super().tag_last_checkpoint(last_filename_basename)
-        write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
+        write_text(os.path.join(self.save_dir, TAG), last_filename_basename)

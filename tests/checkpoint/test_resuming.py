@@ -174,6 +174,7 @@ def test_resuming_goes_back_to_the_newest_readable_checkpoint_with_a_warning(
     tmp_path: Path, damage: Callable[[Path], None]
 ):
     save_run(tmp_path)
+    (tmp_path / "weights.pth").rename(tmp_path / "model_3.pth")
     for name in ("model_2.pth", "model_1.pth"):
         damage(tmp_path / name)
     trainer, (warning,) = resumed(tmp_path)
@@ -181,16 +182,69 @@ def test_resuming_goes_back_to_the_newest_readable_checkpoint_with_a_warning(
     assert f"Resuming from {tmp_path / 'model_0.pth'}, because" in warning
     assert "model_2.pth" in warning
     assert ("model_1.pth" in warning) == (damage is not os.remove)
-    assert "weights.pth holds no trainer" in warning
+    assert "model_3.pth holds no trainer" in warning
 
 
-@pytest.mark.parametrize("tag", ["", "gone.pth"])
-def test_resuming_finds_the_newest_checkpoint_if_the_tag_is_useless(tmp_path: Path, tag: str):
+def link_to_nothing(tag: Path) -> None:
+    tag.unlink()
+    tag.symlink_to("gone")
+
+
+USELESS_TAGS: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "empty": lambda tag: tag.write_text(""),
+    "dangling": lambda tag: tag.write_text("gone.pth"),
+    "zeros": lambda tag: tag.write_bytes(bytes(11)),
+    "binary": lambda tag: tag.write_bytes(bytes(range(256))),
+    "huge": lambda tag: tag.write_bytes(b"model_0.pth" * 1000),
+    "a dangling link": link_to_nothing,
+}
+
+
+@pytest.mark.parametrize("change", USELESS_TAGS.values(), ids=USELESS_TAGS)
+def test_resuming_finds_the_newest_checkpoint_if_the_tag_is_useless(
+    tmp_path: Path, change: Callable[[Path], object]
+):
     save_run(tmp_path)
-    (tmp_path / "last_checkpoint").write_text(tag)
+    change(tmp_path / "last_checkpoint")
     trainer, (warning,) = resumed(tmp_path)
     assert trainer.iteration == 2
     assert str(tmp_path / "last_checkpoint") in warning
+
+
+def test_the_newest_checkpoint_is_that_of_the_most_iterations_not_the_youngest_file(
+    tmp_path: Path,
+):
+    for iteration, name in enumerate(["model_final", "model_0000001", "model_0000002", "mine"]):
+        trainer = Progress(iteration)
+        checkpointer = SafeDetectionCheckpointer(
+            net(seed=iteration), str(tmp_path), trainer=trainer
+        )
+        checkpointer.save(name, iteration=iteration)
+        os.utime(tmp_path / f"{name}.pth", (9 - iteration, 9 - iteration))
+    for expected in (3, 2, 1, 0):
+        (tmp_path / "last_checkpoint").unlink(missing_ok=True)
+        trainer, (warning,) = resumed(tmp_path)
+        assert trainer.iteration == expected
+        (tmp_path / warning.split(", because")[0].rpartition("/")[2]).unlink()
+
+
+def test_a_tag_alone_or_a_training_without_a_tag_is_not_nothing_to_resume(tmp_path: Path):
+    save_run(tmp_path, iterations=1)
+    truncate(tmp_path / "model_0.pth")
+    (tmp_path / "last_checkpoint").unlink()
+    with pytest.raises(DamagedError, match=r"no checkpoint can be resumed: .*missing; .*model_0"):
+        resumed(tmp_path)
+    (tmp_path / "model_0.pth").unlink()
+    checkpointer = SafeDetectionCheckpointer(net(), str(tmp_path), trainer=Progress())
+    assert not checkpointer.has_checkpoint()  # weights of another name are never overwritten
+
+
+def test_weights_without_the_state_of_a_training_are_not_resumed(tmp_path: Path):
+    save_net(tmp_path / "weights.pth")
+    (tmp_path / "last_checkpoint").write_text("weights.pth")
+    with pytest.raises(DamagedError, match=r"weights.pth holds no trainer"):
+        resumed(tmp_path)
 
 
 def test_a_tag_that_can_be_followed_is_followed_to_an_older_checkpoint(tmp_path: Path):
