@@ -62,6 +62,15 @@ class ClassCheck(Protocol):
         ...
 
 
+def holds_checkpoint(folder: str | Path) -> bool:
+    """Return whether a folder holds a checkpoint, readable or not.
+
+    Either ``last_checkpoint`` exists, or a file has the name of a training's checkpoint.
+    """
+    tag = os.path.join(folder, TAG)
+    return os.path.isdir(folder) and (os.path.lexists(tag) or bool(saved_by_training(folder)))
+
+
 class SafeDetectionCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, safe from hostile files, misfits and interrupted saves.
 
@@ -207,14 +216,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         return not lacking
 
     def has_checkpoint(self) -> bool:
-        """Return whether ``save_dir`` holds a checkpoint, readable or not.
-
-        Either ``last_checkpoint`` exists, or a file has the name of a training's checkpoint.
-        """
-        if not os.path.isdir(self.save_dir):
-            return super().has_checkpoint()
-        tag = os.path.join(self.save_dir, TAG)
-        return os.path.lexists(tag) or bool(saved_by_training(self.save_dir))
+        """Return whether ``save_dir`` holds a checkpoint, readable or not."""
+        return holds_checkpoint(self.save_dir) or super().has_checkpoint()
 
     def _newest_readable(self) -> str:
         """Return the last checkpoint, or another one if not all processes can read it."""
@@ -386,7 +389,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             NotSavedError: If it cannot be written, such as to a full disk; with advice.
             ValueError: If ``name`` leads out of ``save_dir``.
         """
-        if not os.path.isdir(self.save_dir) or not self.save_to_disk:
+        if not self.save_dir or not self.save_to_disk or "://" in self.save_dir:
             return super().save(name, **kwargs)  # nothing to save, or other storage
         filename = f"{name}.pth"
         if os.path.basename(filename) != filename:
@@ -409,6 +412,6 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         Args:
             last_filename_basename: Its name.
         """
-        if not os.path.isdir(self.save_dir):
+        if "://" in self.save_dir:
             return super().tag_last_checkpoint(last_filename_basename)
         write_text(os.path.join(self.save_dir, TAG), last_filename_basename)

@@ -44,6 +44,12 @@ def build_parser(description: str = DESCRIPTION) -> argparse.ArgumentParser:
         help="continue from the last checkpoint in OUTPUT_DIR; without one, start from "
         "MODEL.WEIGHTS",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="delete the checkpoints, the metrics and the TensorBoard events of an earlier "
+        "training in OUTPUT_DIR and start anew; without it such a folder is refused",
+    )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
     parser.add_argument(
         "--num-gpus",

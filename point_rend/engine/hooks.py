@@ -1,12 +1,17 @@
-"""Training hooks: seeding, stopping on signals, interruptible evaluation, repeatable PreciseBN."""
+"""Training hooks: seeding, stopping on signals, interruptible evaluation, repeatable PreciseBN.
+
+One more notices an output folder that is removed.
+"""
 
 from typing import Any
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
+from point_rend.engine.output_folder import WatchedFolder
 from point_rend.engine.signals import StopSignals
-from point_rend.utils.errors import TrainingStop
+from point_rend.utils.errors import USER_ERROR, TrainingStop
+from point_rend.utils.files import NotSavedError
 from point_rend.utils.seeding import seed_all
 
 
@@ -16,6 +21,27 @@ class SeedEachIteration(HookBase):
     def before_step(self) -> None:
         """Seed all generators."""
         seed_all(self.trainer.data_loader.seed, self.trainer.iter, comm.get_rank())
+
+
+class StopWithoutFolder(HookBase):
+    """Ends the training when its output folder is removed; it is created again for a checkpoint.
+
+    It comes after the hooks that change the state of the training, and before those that save.
+
+    Args:
+        output_dir: OUTPUT_DIR of the run.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self._folder = WatchedFolder(output_dir)
+
+    def after_step(self) -> None:
+        """Look for the folder."""
+        try:
+            self._folder.check()
+        except NotSavedError as error:
+            self.trainer.last_complete_iter = self.trainer.iter
+            raise TrainingStop(str(error), exit_code=USER_ERROR) from error
 
 
 class StopOnSignal(HookBase):

@@ -9,9 +9,9 @@ import torch
 from detectron2.config import CfgNode
 
 from point_rend.checkpoint import zoo  # noqa: F401  (resolves zoo://)
+from point_rend.checkpoint.checkpointer import holds_checkpoint
 from point_rend.checkpoint.sealed_file import without_query
 from point_rend.utils.downloads import is_url, resolve
-from point_rend.utils.files import check_writable
 
 GPU_NORMS = ("SyncBN", "nnSyncBN")
 
@@ -104,7 +104,7 @@ def check_weights(cfg: CfgNode, args: argparse.Namespace) -> bool:
         FileNotFoundError: If MODEL.WEIGHTS names a file or a published model that does not exist.
         ValueError: If it is a URL that cannot be used.
     """
-    if args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+    if args.resume and holds_checkpoint(cfg.OUTPUT_DIR):
         return True
     weights = cfg.MODEL.WEIGHTS
     if is_url(weights):
@@ -143,16 +143,3 @@ def norm_keys(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
             yield from norm_keys(value, f"{path}.{name}")
         elif name == "NORM":
             yield f"{path}.{name}", value
-
-
-def check_output_dir(output_dir: str) -> None:
-    """Create the output directory and make sure that it is writable.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    try:
-        os.makedirs(output_dir, exist_ok=True)
-        check_writable(output_dir)
-    except OSError as error:
-        raise ValueError(f"OUTPUT_DIR {output_dir!r} cannot be written: {error}") from error

@@ -1,10 +1,8 @@
 """A run: training or evaluation, as every process executes it."""
 
 import argparse
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -13,12 +11,12 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
-from point_rend.config.dumping import CONFIG_NAME
 from point_rend.data.checks.annotations import leave_out_impossible_annotations
 from point_rend.data.datasets.class_matching import build_evaluated_classes
 from point_rend.engine.arguments import AUTO
 from point_rend.engine.launch import join, launch, leave, rank_from_launcher
 from point_rend.engine.memory import build_memory_error, out_of_memory_reported
+from point_rend.engine.output_folder import delete_training, output_errors
 from point_rend.engine.preflight import check_machine
 from point_rend.engine.setup import (
     begin_run,
@@ -26,10 +24,11 @@ from point_rend.engine.setup import (
     register_datasets,
     set_up_together,
     setup,
+    write_config,
 )
 from point_rend.engine.trainer import Trainer
 from point_rend.utils.errors import user_errors
-from point_rend.utils.files import write_bytes
+from point_rend.utils.locks import keep_folder_locked, unlock_folders
 from point_rend.utils.logs import only_errors
 
 
@@ -43,6 +42,13 @@ def start(args: argparse.Namespace) -> None:
         SystemExit: With code 2 after an error that the user can correct, with code 3 after a loss
             or a gradient that is not finite, with 128 + n after signal n.
     """
+    try:
+        _start(args)
+    finally:
+        unlock_folders()
+
+
+def _start(args: argparse.Namespace) -> None:
     with user_errors():
         if not 0 <= args.machine_rank < args.num_machines:
             raise ValueError(
@@ -54,6 +60,9 @@ def start(args: argparse.Namespace) -> None:
                 f"--num-machines is {args.num_machines}: expected --dist-url "
                 "tcp://<address of machine 0>:<a free port there>, the same on all machines"
             )
+        if args.overwrite and (args.resume or args.eval_only):
+            other = "--resume" if args.resume else "--eval-only"
+            raise ValueError(f"--overwrite starts a new training: leave it or {other} out")
         requested = args.num_gpus * args.num_machines
         rank_info = rank_from_launcher(os.environ, requested=requested)
         if rank_info is None:
@@ -88,6 +97,8 @@ def run(args: argparse.Namespace, cfg: CfgNode, datasets_to_clean: Sequence[str]
     Returns:
         The results of an evaluation by data set, or of the only one; None after a training.
     """
+    if comm.is_main_process():
+        keep_folder_locked(cfg.OUTPUT_DIR)
     register_datasets(args)
     for name in datasets_to_clean:
         leave_out_impossible_annotations(name, masks=cfg.MODEL.MASK_ON)
@@ -99,7 +110,7 @@ def run(args: argparse.Namespace, cfg: CfgNode, datasets_to_clean: Sequence[str]
 
 def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
     """Evaluate a checkpoint on DATASETS.TEST."""
-    with keep_training_config(cfg.OUTPUT_DIR, on_success=True), user_errors():
+    with user_errors():
         begin_run(args, cfg)
         # The warning of a head without its point head would repeat the command line.
         is_chosen = "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON" in args.opts[::2]
@@ -113,7 +124,9 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
             check_classes=classes.check,
         )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = Trainer.test(cfg, model, class_order=classes.order)
+        write_config(cfg, replace=False)
+    with output_errors(cfg.OUTPUT_DIR):
+        results = Trainer.test(cfg, model, class_order=classes.order)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
@@ -121,7 +134,7 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
 
 def train(args: argparse.Namespace, cfg: CfgNode) -> Any:
     """Train a model, from the start or from the last checkpoint."""
-    with keep_training_config(cfg.OUTPUT_DIR, on_success=False), user_errors():
+    with user_errors():
         begin_run(args, cfg)
         trainer = Trainer(
             cfg,
@@ -129,23 +142,7 @@ def train(args: argparse.Namespace, cfg: CfgNode) -> Any:
             ignore_class_names=args.ignore_class_names,
         )
         trainer.resume_or_load(resume=args.resume)
+        if args.overwrite and comm.is_main_process():
+            delete_training(cfg.OUTPUT_DIR)
+        write_config(cfg, replace=True)
     return trainer.train()
-
-
-@contextlib.contextmanager
-def keep_training_config(output_dir: str, *, on_success: bool) -> Iterator[None]:
-    """Restore the ``config.yaml`` of a training, which any command of Detectron2 overwrites.
-
-    Args:
-        output_dir: OUTPUT_DIR.
-        on_success: Whether to restore it also if the block succeeds.
-    """
-    path = Path(output_dir, CONFIG_NAME)
-    saved = path.read_bytes() if comm.is_main_process() and path.is_file() else None
-    succeeded = False
-    try:
-        yield
-        succeeded = True
-    finally:
-        if saved is not None and (on_success or not succeeded):
-            write_bytes(path, saved)

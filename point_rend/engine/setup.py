@@ -5,9 +5,11 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from point_rend.config.checks import check_config, check_test_time_augmentation
@@ -21,17 +23,17 @@ from point_rend.data.datasets.classes import CLASS_COUNTS, fill_class_count
 from point_rend.data.datasets.coco import register_coco
 from point_rend.data.datasets.cocofied_lvis import register_cocofied_lvis
 from point_rend.data.datasets.label_maps import register_sem_seg
-from point_rend.engine.preflight import (
-    check_distribution,
-    check_machine,
-    check_output_dir,
-    check_weights,
-)
+from point_rend.engine.output_folder import check_output_dir, check_overwritable, check_unused
+from point_rend.engine.preflight import check_distribution, check_machine, check_weights
 from point_rend.evaluation.build import check_evaluators
 from point_rend.utils.errors import USER_ERROR, user_errors
 from point_rend.utils.files import write_text
+from point_rend.utils.locks import lock_folder
+from point_rend.utils.logs import report_write_errors
 
 logger = logging.getLogger(__name__)
+
+LOGGERS = ("detectron2", "fvcore", "point_rend")
 
 
 class Run(NamedTuple):
@@ -82,10 +84,10 @@ def setup(args: argparse.Namespace) -> Run:
     if training:
         check_distribution(cfg, max(comm.get_world_size(), args.num_gpus * args.num_machines))
     check_evaluators(train, test, outputs=outputs)
-    check_output_dir(cfg.OUTPUT_DIR)
+    claim_output_dir(args, cfg)
     cfg.freeze()
 
-    set_up_logger(cfg)
+    set_up_logger(cfg, "point_rend")
     for key in filled_keys:
         logger.info("%s is %d, the class count of the data sets", key, value_of(cfg, key))
     if args.eval_only and not has_weights:
@@ -99,6 +101,22 @@ def setup(args: argparse.Namespace) -> Run:
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         check_semantic_datasets(train, test, ignore_value=ignore_value, skip_broken_images=skips)
     return Run(args, cfg, datasets_to_clean)
+
+
+def claim_output_dir(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Check the output folder, and lock it for this run until the program ends.
+
+    Raises:
+        ValueError: If it cannot be used, another run uses it, or a training would start over the
+            files of an earlier one.
+    """
+    check_output_dir(cfg.OUTPUT_DIR)
+    if args.machine_rank == 0 and comm.is_main_process():
+        lock_folder(cfg.OUTPUT_DIR)
+    if args.overwrite:
+        check_overwritable(cfg.OUTPUT_DIR, [cfg.MODEL.WEIGHTS])
+    elif not (args.resume or args.eval_only):
+        check_unused(cfg.OUTPUT_DIR)
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -125,17 +143,46 @@ def register_datasets(args: argparse.Namespace) -> None:
         register_sem_seg(*dataset)
 
 
-def set_up_logger(cfg: CfgNode) -> None:
-    """Send this package's messages to the console and the log file, as Detectron2 does."""
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="point_rend")
+def set_up_logger(cfg: CfgNode, *names: str) -> None:
+    """Send the messages of packages to the console and the log file, as Detectron2 does.
+
+    Args:
+        cfg: The config of the run.
+        names: Names of their loggers.
+    """
+    for name in names:
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    report_write_errors(*names)
 
 
 def begin_run(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Set up Detectron2 in every process of a run, and write the config into the output folder."""
-    default_setup(cfg, args)
-    set_up_logger(cfg)
+    """Set up Detectron2 in every process of a run, as its ``default_setup`` does.
+
+    That function would also overwrite the config.yaml of an earlier run; see :func:`write_config`.
+    """
+    set_up_logger(cfg, *LOGGERS)
+    rank = comm.get_rank()
+    log = logging.getLogger("detectron2").info
+    log("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
+    log("Environment info:\n%s", collect_env_info())
+    log("Command line arguments: %s", args)
     if comm.is_main_process():
-        write_text(Path(cfg.OUTPUT_DIR, CONFIG_NAME), dump_config(cfg))
+        log("Running with full config:\n%s", cfg.dump())
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def write_config(cfg: CfgNode, *, replace: bool) -> None:
+    """Write the config of a run into its output folder.
+
+    Args:
+        cfg: The config.
+        replace: Whether to replace that of an earlier run.
+    """
+    path = Path(cfg.OUTPUT_DIR, CONFIG_NAME)
+    if comm.is_main_process() and (replace or not path.exists()):
+        write_text(path, dump_config(cfg))
 
 
 def set_up_together(args: argparse.Namespace) -> Run:

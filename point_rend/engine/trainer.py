@@ -1,7 +1,6 @@
 """The trainer: Detectron2's, safe to interrupt at any moment and exact when it resumes."""
 
 import contextlib
-import errno
 import functools
 import logging
 import multiprocessing
@@ -18,6 +17,7 @@ from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import LRScheduler
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
@@ -39,11 +39,14 @@ from point_rend.engine.hooks import (
     RepeatablePreciseBN,
     SeedEachIteration,
     StopOnSignal,
+    StopWithoutFolder,
 )
 from point_rend.engine.launch import distribute
 from point_rend.engine.memory import build_memory_error
+from point_rend.engine.output_folder import output_fault
 from point_rend.engine.signals import StopSignals
 from point_rend.engine.train_step import NonFiniteError, build_train_step
+from point_rend.engine.writers import build_writers
 from point_rend.evaluation.build import build_evaluator
 from point_rend.evaluation.class_order import ReorderedClasses
 from point_rend.evaluation.shared_inference import evaluate_with_shared_inference
@@ -54,9 +57,6 @@ from point_rend.utils.files import NotSavedError
 from point_rend.utils.program import command_words, is_executable, program
 
 logger = logging.getLogger(__name__)
-
-# Raised by a full disk, a quota, a file size limit and a read-only disk.
-OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class Trainer(DefaultTrainer):
@@ -138,11 +138,16 @@ class Trainer(DefaultTrainer):
             SeedEachIteration(),
             hooks.LRScheduler(),
             self._build_precise_bn(self.cfg.clone()),
+            StopWithoutFolder(self.cfg.OUTPUT_DIR) if is_main else None,
             hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
             StopOnSignal(self.signals),
             InterruptibleEvaluation(self.signals, self.cfg.TEST.EVAL_PERIOD, self._evaluate),
             hooks.PeriodicWriter(self.build_writers()) if is_main else None,
         ]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Build the writers of the metrics."""
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def _build_precise_bn(self, cfg: CfgNode) -> HookBase | None:
         precise_bn = cfg.TEST.PRECISE_BN
@@ -156,6 +161,25 @@ class Trainer(DefaultTrainer):
     def _evaluate(self) -> Any:
         self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the last checkpoint in OUTPUT_DIR; without one load MODEL.WEIGHTS.
+
+        Args:
+            resume: Whether to look for a checkpoint at all.
+
+        Raises:
+            FileNotFoundError, ValueError: As SafeDetectionCheckpointer.resume_or_load.
+        """
+        super().resume_or_load(resume)
+        if self.start_iter >= self.max_iter:
+            logger.warning(
+                "%s is of iteration %d, and SOLVER.MAX_ITER is %d: nothing is left to train. To go "
+                "on, raise SOLVER.MAX_ITER; to start anew, choose another OUTPUT_DIR",
+                self.checkpointer.source,
+                self.start_iter,
+                self.max_iter,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the training, including that of the data and parameter names."""
@@ -174,17 +198,22 @@ class Trainer(DefaultTrainer):
             ValueError: If the state of the optimizer does not fit.
         """
         configured = self.scheduler.base_lrs
-        step = state_dict["_trainer"]
         try:
+            step = state_dict["_trainer"]
             optimizer = match_by_name(
                 step["optimizer"],
                 self.checkpointer.model,
                 self.optimizer,
                 self.checkpointer.keys_in_file,
             )
+            super().load_state_dict(state_dict | {"_trainer": step | {"optimizer": optimizer}})
         except ValueError as error:
             raise ValueError(f"{self.checkpointer.source} cannot be resumed: {error}") from error
-        super().load_state_dict(state_dict | {"_trainer": step | {"optimizer": optimizer}})
+        except (LookupError, TypeError, AttributeError, AssertionError) as error:
+            raise ValueError(
+                f"{self.checkpointer.source} cannot be resumed: its state of the training is not "
+                f"that of Detectron2's trainer ({type(error).__name__}: {error})"
+            ) from error
         # The groups may have been saved in another order.
         self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
         if self.scheduler.base_lrs != configured:
@@ -208,7 +237,8 @@ class Trainer(DefaultTrainer):
         """
         with self.signals.listening():
             try:
-                return super().train()
+                with self._explaining_errors():
+                    return super().train()
             except TrainingStop as stop:
                 self._exit(stop)
             except Exception:
@@ -259,12 +289,8 @@ class Trainer(DefaultTrainer):
             reason = build_memory_error(self.cfg, "in the evaluation", training=False)
             raise TrainingStop(reason, exit_code=USER_ERROR) from error
         except OSError as error:
-            if isinstance(error, NotSavedError):
-                reason = str(error)
-            elif error.errno in OUTPUT_ERRORS:
-                path = error.filename or self.cfg.OUTPUT_DIR
-                reason = f"{path} cannot be written: {error.strerror}; free some space there"
-            else:
+            reason = output_fault(error, self.cfg.OUTPUT_DIR)
+            if not reason:
                 raise
             raise TrainingStop(reason, exit_code=USER_ERROR, saves=False) from error
 
@@ -283,8 +309,9 @@ class Trainer(DefaultTrainer):
             except NotSavedError as error:
                 message.append(str(error))
         if comm.is_main_process() or not stop.together:
-            if self.checkpointer.has_checkpoint():
-                message.append(f"the last checkpoint is {self.checkpointer.get_checkpoint_file()}")
+            with contextlib.suppress(OSError, ValueError):  # its folder may be gone
+                if last := self.checkpointer.get_checkpoint_file():
+                    message.append(f"the last checkpoint is {last}")
             message.append(f"resume with: {resume_command()}")
             prefix = "error: " if stop.exit_code in (USER_ERROR, DIVERGED) else ""
             line = " ".join("; ".join(message).split())

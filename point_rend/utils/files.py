@@ -5,6 +5,7 @@ error or a crash leaves the former file, if there was one.
 """
 
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -14,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENOTCONN}
+MAX_LINE = 1 << 20  # bytes
 LEFTOVERS = ".*.tmp*"  # glob pattern of the files that a killed process leaves
 
 
@@ -23,6 +26,8 @@ class NotSavedError(OSError):
     def __init__(self, path: Path, error: OSError) -> None:
         reason = f"{path} could not be saved ({error.strerror or error})"
         advice = "free some space or make the folder writable; the files saved before are unchanged"
+        if error.errno in GONE:
+            advice = "its folder was removed, or the disk of it is no longer there"
         super().__init__(error.errno, f"{reason}: {advice}")
 
     def __str__(self) -> str:
@@ -130,6 +135,32 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def end_with_whole_line(path: str | Path) -> None:
+    """Make a file of JSON lines end with a whole line, if it exists.
+
+    A process that is killed while it writes leaves part of a line, which is cut off.
+
+    Raises:
+        OSError: If the operating system refuses.
+    """
+    if not os.path.exists(path):
+        return
+    with open(path, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = max(0, size - MAX_LINE)
+        file.seek(start)
+        tail = file.read()
+        end = tail.rfind(b"\n") + 1
+        if end == len(tail) or (end == 0 and start > 0):
+            return
+        try:
+            json.loads(tail[end:])
+        except ValueError:
+            file.truncate(start + end)
+        else:
+            file.write(b"\n")
 
 
 def check_writable(folder: str | Path) -> None:

@@ -1,6 +1,5 @@
 """Training and evaluation from the command line to the written files, on tiny data sets."""
 
-import contextlib
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 from point_rend import Predictor
 from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.cli import train
-from point_rend.engine import run
+from point_rend.engine import run, setup
 from point_rend.engine.trainer import Trainer
 from tests.runs import evaluate, metrics, refusal, set_up
 from tests.tiny_datasets import (
@@ -283,25 +282,21 @@ def test_a_failing_command_keeps_the_config_of_the_training(
     assert (output / "config.yaml").read_bytes() == written
 
 
-def test_the_config_of_a_training_is_restored_after_a_failure_or_an_evaluation(
-    tmp_path: Path,
+def test_the_config_of_a_training_stays_until_another_training_has_started(
+    tiny: CocoSet, tmp_path: Path
 ) -> None:
-    config = tmp_path / "config.yaml"
-    for on_success, fails, expected in (
-        (False, True, "of the training"),
-        (True, False, "of the training"),
-        (False, False, "new"),
-    ):
+    output = tmp_path / "output"
+    config = output / "config.yaml"
+    evaluation = set_up(command(tiny, output, "--eval-only"))
+    setup.begin_run(evaluation.args, evaluation.cfg)
+    assert not config.exists()
+    for replace, expected in ((False, "of the training"), (True, "MAX_ITER")):
         config.write_text("of the training")
-        with (
-            contextlib.suppress(KeyError),
-            run.keep_training_config(str(tmp_path), on_success=on_success),
-        ):
-            config.write_text("new")
-            if fails:
-                raise KeyError
-        assert config.read_text() == expected
-    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+        setup.write_config(evaluation.cfg, replace=replace)
+        assert expected in config.read_text()
+    config.unlink()
+    setup.write_config(evaluation.cfg, replace=False)
+    assert "MAX_ITER" in config.read_text()
 
 
 @pytest.mark.parametrize("more", [(), ("--resume",)])
