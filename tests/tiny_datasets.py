@@ -20,6 +20,8 @@ import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
+from point_rend.utils.locks import unlock_folders
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "configs" / "InstanceSegmentation"
 POINTREND = str(CONFIGS / "pointrend_rcnn_R_50_FPN_1x_coco.yaml")
@@ -60,7 +62,7 @@ def load_script(name: str) -> ModuleType:
 
 @contextlib.contextmanager
 def process_state_restored() -> Iterator[None]:
-    """Undo the effects of a run on the process: registered data sets and log handlers."""
+    """Undo the effects of a run on the process: data sets, log handlers and locks of folders."""
     catalogs = [(catalog, dict(catalog)) for catalog in (DatasetCatalog, MetadataCatalog)]
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "point_rend")]
     settings = [(logger, logger.level, logger.propagate, [*logger.handlers]) for logger in loggers]
@@ -69,6 +71,7 @@ def process_state_restored() -> Iterator[None]:
     try:
         yield
     finally:
+        unlock_folders()
         for catalog, content in catalogs:
             catalog.data = content
         for logger, level, propagate, handlers in settings:

@@ -80,8 +80,6 @@ def lock_folder(folder: str | Path) -> None:
             os.close(descriptor)
             raise
         break
-    if not _own:
-        atexit.register(unlock_folders)
     _descriptors[key] = descriptor
     _own.add(key)
 
@@ -96,6 +94,7 @@ def keep_folder_locked(folder: str | Path) -> None:
         _lock(_descriptors[key], _WRITER, 1)
 
 
+@atexit.register
 def unlock_folders() -> None:
     """Free the locks that this process holds, and remove the files of those that it took first."""
     for key in [key for key in _descriptors if key[0] == os.getpid()]:

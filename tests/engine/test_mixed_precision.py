@@ -32,7 +32,8 @@ def curve(config: str, output: Path, *more: str) -> np.ndarray:
     argv = ["--config-file", str(CONFIGS / f"{config}.yaml")]
     argv += ["--register-coco", "shapes", str(split.json_file), str(split.image_root)]
     argv += [*TINY_MODEL, "DATASETS.TRAIN", "('shapes',)", "DATASETS.TEST", "()"]
-    argv += [*LARGER_SAMPLES, "SOLVER.MAX_ITER", str(ITERATIONS), "OUTPUT_DIR", str(output)]
+    argv += [*LARGER_SAMPLES, "SOLVER.MAX_ITER", str(ITERATIONS)]
+    argv += ["OUTPUT_DIR", str(output / "-".join(["run", *more[3:]]))]
     cfg = set_up([*argv, *more]).cfg
     seed_all_rng(cfg.SEED)  # the initial weights must not depend on other tests
     trainer = Trainer(cfg)

@@ -26,6 +26,7 @@ from point_rend.experiments.ablation.results import (
 )
 from point_rend.experiments.ablation.settings import SAMPLING_SETTINGS
 from point_rend.point_head import build_point_sampler
+from point_rend.utils.locks import unlock_folders
 
 TRAIN = (sys.executable, "-m", "point_rend", "train")
 SIGNALED = 128  # exit code of a process that a signal has ended, minus the number of the signal
@@ -106,7 +107,9 @@ def check_trainings(runs: Sequence[TrainingRun], options: Sequence[str], output:
     if args.eval_only or args.num_machines > 1:
         option = "--eval-only" if args.eval_only else "--num-machines"
         raise ValueError(f"{option}: expected options of a training on one machine")
+    args.resume = True  # as the training does
     cfg = setup(args).cfg
+    unlock_folders()  # for the training
     outputs = model_outputs(cfg)
     mask_head, semantic_head = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.SEM_SEG_HEAD
     samples_in_boxes = mask_head.NAME == MASK_HEAD and mask_head.POINT_HEAD_ON
