@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ from torch import nn
 
 from point_rend.checkpoint import zoo  # resolves zoo://
 from point_rend.checkpoint.class_metadata import METADATA, metadata_in
+from point_rend.checkpoint.completeness import check_complete, check_start
+from point_rend.checkpoint.finite import check_finite
 from point_rend.checkpoint.formats import (
     check_parameters,
     read_pickle,
@@ -24,7 +26,12 @@ from point_rend.checkpoint.formats import (
 )
 from point_rend.checkpoint.legacy_keys import upgrade_state_dict
 from point_rend.checkpoint.sealed_file import DamagedError, save_sealed, without_query
-from point_rend.checkpoint.shapes import differs_in_classes, list_misfits, rename_misfits
+from point_rend.checkpoint.shapes import (
+    advice_on_misfits,
+    differs_in_classes,
+    list_misfits,
+    rename_misfits,
+)
 from point_rend.utils.downloads import DownloadError, has_handler, is_url, safe_paths
 from point_rend.utils.files import LEFTOVERS, atomic_file, write_text
 from point_rend.utils.reading import read_bytes
@@ -345,15 +352,16 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         if checkpoint.get("matching_heuristics", False):
             checkpoint["model"] = self._match_by_suffix(checkpoint)
             checkpoint["matching_heuristics"] = False
-        model_state = checkpoint["model"]
+        model_state, in_model = checkpoint["model"], self.model.state_dict().keys()
+        check_start(self.source, in_model, _without_wrapper(model_state))
         incompatible = super()._load_model(checkpoint)
         self.keys_in_file = list(model_state)  # without the prefix of a wrapped model
         misfits = incompatible.incorrect_shapes
         errors = [m for m in misfits if self.strict_shapes or not differs_in_classes(m)]
         if errors:
             raise ValueError(
-                f"{self.source}: these shapes do not fit the configured model:"
-                f"{list_misfits(errors)}"
+                f"{self.source}: these shapes do not fit the configured model"
+                f"{advice_on_misfits(errors)}:{list_misfits(errors)}"
             )
         if misfits:
             self.logger.warning(
@@ -364,6 +372,12 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             for key, _, _ in misfits:
                 incompatible.missing_keys.remove(key)
             misfits.clear()
+        try:
+            check_finite({key: value for key, value in model_state.items() if key in in_model})
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}") from error
+        if self._resuming:
+            check_complete(self.source, self.model, incompatible)
         return incompatible
 
     def _match_by_suffix(self, checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -415,3 +429,11 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         if "://" in self.save_dir:
             return super().tag_last_checkpoint(last_filename_basename)
         write_text(os.path.join(self.save_dir, TAG), last_filename_basename)
+
+
+def _without_wrapper(keys: Collection[str]) -> list[str]:
+    """Return keys without the prefix of a model that was wrapped for several processes."""
+    wrapper = "module."
+    if not all(key.startswith(wrapper) for key in keys):
+        return list(keys)
+    return [key.removeprefix(wrapper) for key in keys]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from point_rend.checkpoint.array_pickle import load_arrays
+from point_rend.checkpoint.foreign import find_parameters, looks_like, project_of
 from point_rend.checkpoint.sealed_file import load_sealed, read_checkpoint
 
 
@@ -41,6 +42,12 @@ def check_parameters(filename: str, model: Any) -> None:
     """
     if not isinstance(model, dict) or not model:
         raise ValueError(f"{filename} holds no parameters of a model")
+    name, nested = find_parameters(model)
+    if nested:
+        raise ValueError(
+            f"{filename} holds its parameters under {name!r}: expected them under 'model', as "
+            f"Detectron2 saves them{looks_like(project_of(nested))}"
+        )
     for key, value in model.items():
         if not isinstance(key, str) or not isinstance(value, np.ndarray | torch.Tensor):
             raise ValueError(

@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 import torch
 
 from point_rend.checkpoint.array_pickle import RefusedError
+from point_rend.checkpoint.foreign import kind_of_file, looks_like, project_of_global
 
 
 class DamagedError(ValueError):
@@ -40,16 +41,19 @@ def read_checkpoint(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[st
         except Exception as error:
             refused = re.search(r"GLOBAL (\S+)", str(error))
             if isinstance(error, RefusedError) or refused:
+                asked = refused[1] if refused else str(error)
                 raise ValueError(
-                    f"{filename} is refused: it asks for {refused[1] if refused else error}, and "
-                    "anything but arrays and plain containers could run code. If you trust the "
-                    "origin of the file, load it with allow_unsafe=True "
-                    "(--allow-unsafe-checkpoint on the command line)"
+                    f"{filename} is refused: it asks for {asked}, and anything but arrays and "
+                    "plain containers could run code. If you trust the origin of the file, load it "
+                    "with allow_unsafe=True (--allow-unsafe-checkpoint on the command line)"
+                    f"{looks_like(project_of_global(asked))}"
                 ) from error
             reason = str(error).rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
+            file.seek(0)
+            kind = kind_of_file(file.read(64))
             raise DamagedError(
                 f"{filename} cannot be read, it is damaged or no checkpoint "
-                f"({type(error).__name__}: {reason})"
+                f"({type(error).__name__}: {reason}){f'; it looks like {kind}' if kind else ''}"
             ) from error
     if not isinstance(data, dict):
         raise ValueError(f"{filename} must hold a dict, not {type(data).__name__}")

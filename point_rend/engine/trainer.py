@@ -23,6 +23,7 @@ from torch import nn
 
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.checkpoint.class_metadata import CONFIG
+from point_rend.checkpoint.finite import check_finite_state
 from point_rend.checkpoint.optimizer_state import match_by_name, name_groups, with_names
 from point_rend.config.dumping import dump_config
 from point_rend.data.datasets.class_matching import ClassOrder, build_trained_classes
@@ -200,6 +201,7 @@ class Trainer(DefaultTrainer):
         configured = self.scheduler.base_lrs
         try:
             step = state_dict["_trainer"]
+            check_finite_state(step["optimizer"])
             optimizer = match_by_name(
                 step["optimizer"],
                 self.checkpointer.model,

@@ -165,7 +165,7 @@ def test_a_hostile_torch_file_is_refused_and_runs_nothing(
 ):
     sentinel = tmp_path / "sentinel"
     path = str(tmp_path / f"model.{suffix}")
-    state = {"a": torch.ones(1)}
+    state = {"backbone.bias": torch.ones(5)}
     data = {"model": state, "model_state": state, "extra": HOSTILE[name](str(sentinel))}
     torch.save(data, path, _use_new_zipfile_serialization=zipped)
     sentinel.unlink(missing_ok=True)

@@ -428,9 +428,10 @@ def test_a_hostile_checkpoint_is_refused_unless_it_is_allowed(
     tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = tmp_path / "hostile.pth"
-    bias = {"backbone.fpn_lateral2.bias": torch.zeros(16)}
-    torch.save({"model": bias, "path": tmp_path}, weights)  # a Path is an arbitrary object
-    more = ["--eval-only", "MODEL.WEIGHTS", str(weights)]
+    more = ["--eval-only"]
+    more += random_weights(command(tiny, tmp_path / "output", *more), weights)
+    state = torch.load(weights)["model"]
+    torch.save({"model": state, "path": tmp_path}, weights)  # a Path is an arbitrary object
     assert str(weights) in refusal(command(tiny, tmp_path / "output", *more), capsys)
     train.main(command(tiny, tmp_path / "output", "--allow-unsafe-checkpoint", *more))
 
