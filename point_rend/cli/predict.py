@@ -6,8 +6,13 @@
 The options are those of Detectron2's demo.py. Instance, semantic and panoptic models all work.
 Without --output the results are shown in a window.
 
+The files of each image are written as soon as it is segmented. After an interruption, the same
+command continues: `predictions.jsonl` in the output folder lists the images that are finished.
+Other files that exist are only replaced with --overwrite.
+
 Files that cannot be read are named at the end; the exit code is then 1. It is 2 after an error that
-stops everything, such as no input at all, and 130 after Ctrl-C, which finishes the current files.
+stops everything, such as no input at all; 130 after Ctrl-C and 143 after SIGTERM, which leave
+complete files.
 """
 
 import argparse
@@ -49,7 +54,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--frames", action="store_true", help="write the pictures of a video one by one"
     )
-    parser.add_argument("--batch-size", type=int, default=1, help="images at a time (default 1)")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the results of an earlier run in --output, and other files of their names",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        help="images at a time (default 1); only those that the model pads to one size run "
+        "together, so that the masks do not depend on it",
+    )
     return parser
 
 
@@ -67,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from point_rend.inference.run import run
 
     with errors.user_errors():
-        failures, interrupted = run(args)
+        failures, number = run(args)
     for failure in failures:
         print(f"{parser.prog}: cannot be read: {failure}", file=sys.stderr)
-    if interrupted or failures:
-        raise SystemExit(errors.INTERRUPTED if interrupted else errors.FAILED)
+    if number or failures:
+        raise SystemExit(errors.signal_exit_code(number) if number else errors.FAILED)

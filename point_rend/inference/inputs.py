@@ -11,7 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from point_rend.utils.pictures import IMAGE_SUFFIXES, read_picture
+from point_rend.inference.progress import Source
+from point_rend.utils.pictures import IMAGE_SUFFIXES, is_stray_file, read_picture
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov")
 FRAMES_PER_SECOND = 25.0  # of a camera that does not report its rate
@@ -20,66 +21,145 @@ FRAMES_PER_SECOND = 25.0  # of a camera that does not report its rate
 class Frame(NamedTuple):
     """An image to segment."""
 
-    name: str  # with a suffix; the files of its results have this name
+    name: str  # relative to the given folder
+    result: str  # with the suffix of a picture; see `result_names`
     image: np.ndarray  # (H, W, 3) uint8, BGR
-
-    @property
-    def stem(self) -> str:
-        """The name without its suffix."""
-        return str(Path(self.name).with_suffix(""))
+    source: Source = Source.of(None)
 
 
-def find_images(inputs: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+class Found(NamedTuple):
+    """Images to segment.
+
+    Attributes:
+        files: The files by the names of their images, relative to a given folder.
+        missing: A message for each input without an image.
+        passed_over: A message for each folder that is left out.
+    """
+
+    files: dict[str, Path]
+    missing: list[str]
+    passed_over: list[str]
+
+
+def find_images(inputs: Sequence[str], output: Path | None = None) -> Found:
     """Find the images of files, folders and patterns.
 
     Args:
-        inputs: A folder stands for all images in it and its subfolders, by `IMAGE_SUFFIXES`.
-
-    Returns:
-        The files by the names of their results, relative to a given folder; and a message for each
-        input without an image.
+        inputs: A folder stands for all images in it and its subfolders, linked ones too, by
+            `IMAGE_SUFFIXES`.
+        output: Folder of the results; below an input folder it is passed over.
 
     Raises:
-        ValueError: If the results of two files would have the same name.
+        ValueError: If two files would have the same name, or a given folder is `output`.
     """
-    found: dict[str, Path] = {}
-    missing = []
+    found = Found({}, [], [])
     for text in inputs:
         paths = (
             [Path(text)]
             if os.path.exists(text)
             else map(Path, sorted(glob.glob(text, recursive=True)))
         )
-        files = [pair for path in paths for pair in _named_files(path)]
-        if not files:
-            missing.append(f"no image found at {text}")
-        for name, file in files:
-            if found.setdefault(name, file).resolve() != file.resolve():
+        pairs = [pair for path in paths for pair in _named_files(path, output, found.passed_over)]
+        if not pairs:
+            found.missing.append(f"no image found at {text}")
+        for name, file in pairs:
+            if found.files.setdefault(name, file).resolve() != file.resolve():
                 raise ValueError(
-                    f"{found[name]} and {file} would be written to one file {name}: give the "
-                    "folder above both, or call twice"
+                    f"{found.files[name]} and {file} would have results of one name {name}: give "
+                    "the folder above both, or call twice"
                 )
-    return found, missing
+    return found
 
 
-def _named_files(path: Path) -> list[tuple[str, Path]]:
+def _named_files(path: Path, output: Path | None, passed_over: list[str]) -> list[tuple[str, Path]]:
     if not path.is_dir():
-        return [(path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png", path)]
-    files = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
-    return [(str(file.relative_to(path)), file) for file in sorted(files) if file.is_file()]
+        return [(path.name, path)]
+    if output is not None and output.exists() and output.samefile(path):
+        raise ValueError(
+            f"--output {output} is a folder of --input: the results would be among the images"
+        )
+    files = sorted(x for x in _files_below(path, output, passed_over) if _is_picture(x.name))
+    pairs = ((file.relative_to(path), file) for file in files)
+    return [(str(name), file) for name, file in pairs if not is_stray_file(name)]
 
 
-def read_images(files: Mapping[str, Path], failures: list[str]) -> Iterator[Frame]:
-    """Read images; add the reason for each that cannot be read to `failures`."""
-    stems = Counter(Path(name).with_suffix("") for name in files)
+def _files_below(folder: Path, output: Path | None, passed_over: list[str]) -> Iterator[Path]:
+    """Yield the files of a folder and its subfolders, each once, those of links last."""
+    waiting, visited = [folder], dict[tuple[int, int], Path]()
+    while waiting:
+        path = waiting.pop(0)
+        status = path.stat()
+        former = visited.setdefault((status.st_dev, status.st_ino), path)
+        if former != path:
+            passed_over.append(f"{path} is {former}, whose images are among the others")
+            continue
+        if output is not None and output.exists() and output.samefile(path):
+            passed_over.append(f"{path} holds the results: its images are not segmented")
+            continue
+        folders: list[Path] = []
+        links: list[Path] = []
+        for entry in sorted(os.scandir(path), key=lambda x: x.name):
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append(Path(entry.path))
+            else:
+                yield Path(entry.path)
+        waiting = [*folders, *waiting, *links]
+
+
+def result_names(names: Iterable[str], earlier: Mapping[str, str]) -> dict[str, str]:
+    """Choose the names of the results, different even without their suffixes.
+
+    Args:
+        names: Of images; one with the suffix of a picture is its own result name if no other image
+            differs from it by the suffix alone.
+        earlier: Result names that are already in use, by the names of their images.
+
+    Returns:
+        The result names by the names of the images.
+    """
+    chosen = {name: earlier[name] for name in names if name in earlier}
+    used = {stem_of(result) for result in earlier.values()}
+    rest = [name for name in names if name not in earlier]
+    wanted = {name: name if _is_picture(name) else f"{name}.png" for name in rest}
+    number = Counter(map(stem_of, wanted.values()))
+    for name in sorted(rest, key=lambda name: number[stem_of(wanted[name])] > 1):
+        result = wanted[name]
+        if number[stem_of(result)] > 1:
+            result += ".png"
+        while stem_of(result) in used:
+            result += ".png"
+        used.add(stem_of(result))
+        chosen[name] = result
+    return chosen
+
+
+def stem_of(result: str) -> str:
+    """Return a result name without its suffix."""
+    return str(Path(result).with_suffix(""))
+
+
+def _is_picture(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def read_images(
+    files: Mapping[str, Path], results: Mapping[str, str], failures: list[str]
+) -> Iterator[Frame]:
+    """Read images; add the reason for each that cannot be read to `failures`.
+
+    Args:
+        files: By the names of the images.
+        results: The result names, as of :func:`result_names`.
+        failures: Changed in place.
+    """
     for name, file in files.items():
+        source = Source.of(file)
         try:
             image = read_picture(file)
         except (OSError, ValueError) as error:
             failures.append(str(error))
             continue
-        twin = stems[Path(name).with_suffix("")] > 1
-        yield Frame(f"{name}.png" if twin else name, image)
+        yield Frame(name, results[name], image, source)
 
 
 def read_video(capture: cv2.VideoCapture, file: str, failures: list[str]) -> Iterator[Frame]:
@@ -88,13 +168,14 @@ def read_video(capture: cv2.VideoCapture, file: str, failures: list[str]) -> Ite
     Fewer frames than announced are reported, but are no failure: OpenCV cannot distinguish a
     truncated file from one that announces too many.
     """
-    number = 0
+    number, source = 0, Source.of(file)
     while True:
         has_frame, image = capture.read()
         if not has_frame:
             break
         number += 1
-        yield Frame(f"{Path(file).stem}/{number:06d}.png", image)
+        name = f"{Path(file).stem}/{number:06d}.png"
+        yield Frame(name, name, image, source)
     announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     if number == 0:
         failures.append(f"{file}: not a video that OpenCV can read")
@@ -114,12 +195,22 @@ def batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
         yield batch
 
 
-def check_that_inputs_stay(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
-    """Refuse to overwrite an input.
+def check_that_inputs_stay(inputs: Iterable[str | Path], outputs: Iterable[Path]) -> None:
+    """Refuse to overwrite an input, under whatever name.
+
+    Args:
+        inputs: Files; those that do not exist, such as URLs, are ignored.
+        outputs: Files; most do not exist yet.
 
     Raises:
         ValueError: If an output is an input, too.
     """
-    both = {path.resolve() for path in inputs} & {path.resolve() for path in outputs}
-    if both:
-        raise ValueError(f"--output: {min(both)} is an input, which would be overwritten")
+    identities = {}
+    for file in filter(os.path.exists, inputs):
+        status = os.stat(file)
+        identities[status.st_dev, status.st_ino] = file
+    for output in filter(os.path.exists, outputs):
+        status = os.stat(output)
+        if (status.st_dev, status.st_ino) in identities:
+            file = identities[status.st_dev, status.st_ino]
+            raise ValueError(f"--output: {output} is the input {file}, which would be overwritten")

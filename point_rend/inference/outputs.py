@@ -1,9 +1,11 @@
 """Files and windows made of predictions: pictures, COCO JSON, masks, label maps and videos."""
 
+import io
 import json
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +16,18 @@ from detectron2.data.catalog import Metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools import mask as mask_util
 
-from point_rend.inference.inputs import Frame
+from point_rend.inference.inputs import Frame, stem_of
+from point_rend.inference.progress import Progress
 from point_rend.rendering.uncertainty import label_map
-from point_rend.utils.files import atomic_path, write_text
+from point_rend.utils.files import atomic_file, atomic_path
 from point_rend.visualization.drawing import color_of, overlay_masks, write_names
 from point_rend.visualization.layout import save_picture
 
 CODECS = {".avi": "MJPG"}  # of OpenCV, by suffix; mp4v for all others
 WINDOW = "PointRend"
 ESCAPE = 27
+COCO_NAME = "instances.json"
+MASK_NAME = re.compile(r"\d{3,}_[\w-]*\.png")  # of a file that `save_masks` writes
 
 Output = Mapping[str, Any]  # of a model for one image
 
@@ -87,50 +92,75 @@ def draw(image: np.ndarray, output: Output, metadata: Metadata, *, by_class: boo
     return write_names(overlay_masks(image, masks, colors, outline=outline), masks, names)
 
 
-class CocoFile:
+class CocoFormat:
     """Instances in COCO's format, with scores; images are numbered in their order."""
 
     def __init__(self, metadata: Metadata) -> None:
         to_index = metadata.get("thing_dataset_id_to_contiguous_id") or {}
         self.ids = {index: identity for identity, index in to_index.items()}
         names = metadata.get("thing_classes") or []
-        self.content: dict[str, list[Any]] = {
-            "images": [],
-            "categories": [{"id": self.ids[k], "name": name} for k, name in enumerate(names)],
-            "annotations": [],
-        }
+        self.categories = [{"id": self.ids[k], "name": name} for k, name in enumerate(names)]
 
-    def add(self, frame: Frame, output: Output) -> None:
-        """Add the instances of an image."""
-        images, annotations = self.content["images"], self.content["annotations"]
+    def of_image(self, frame: Frame, output: Output) -> dict[str, Any]:
+        """Return the size, the name and the instances of one image, not yet numbered."""
         height, width = frame.image.shape[:2]
-        images.append(
-            {"id": len(images) + 1, "file_name": frame.name, "height": height, "width": width}
-        )
-        for found in instances_to_coco_json(output["instances"].to("cpu"), len(images)):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    **found,
-                    "category_id": self.ids[found["category_id"]],
-                    "area": float(mask_util.area(found["segmentation"])),
-                    "iscrowd": 0,
-                }
-            )
+        annotations = [
+            {
+                **found,
+                "category_id": self.ids[found["category_id"]],
+                "area": float(mask_util.area(found["segmentation"])),
+                "iscrowd": 0,
+            }
+            for found in instances_to_coco_json(output["instances"].to("cpu"), 0)
+        ]
+        return {"file_name": frame.name, "size": [height, width], "annotations": annotations}
 
-    def save(self, path: Path) -> None:
-        """Write the file."""
-        write_text(path, json.dumps(self.content))
+    def write(self, path: Path, of_images: Callable[[], Iterator[dict[str, Any]]]) -> None:
+        """Write the file of all images, one record at a time.
+
+        Args:
+            path: The file.
+            of_images: Iterates over the results of :meth:`of_image`, each time from the start.
+        """
+        with atomic_file(path) as binary:
+            file = io.TextIOWrapper(binary, "utf-8")
+            file.write('{"images": [')
+            for number, image in enumerate(of_images(), start=1):
+                height, width = image["size"]
+                record = {"id": number, "file_name": image["file_name"]}
+                file.write(", " * (number > 1))
+                json.dump({**record, "height": height, "width": width}, file)
+            file.write(f'], "categories": {json.dumps(self.categories)}, "annotations": [')
+            last = 0
+            for number, image in enumerate(of_images(), start=1):
+                for annotation in image["annotations"]:
+                    last += 1
+                    file.write(", " * (last > 1))
+                    json.dump({"id": last, **annotation, "image_id": number}, file)
+            file.write("]}")
+            file.flush()
+            file.detach()
 
 
-def save_masks(folder: Path, output: Output, metadata: Metadata) -> None:
-    """Write the mask of every instance as a black picture with white pixels, best first."""
+def save_masks(folder: Path, output: Output, metadata: Metadata) -> list[Path]:
+    """Write the mask of every instance as a black picture with white pixels, best first.
+
+    Masks of an earlier run are removed.
+
+    Returns:
+        The files.
+    """
+    for earlier in filter(MASK_NAME.fullmatch, os.listdir(folder) if folder.is_dir() else ()):
+        (folder / earlier).unlink()
     found = output["instances"].to("cpu")
+    files = []
     rows = zip(found.pred_masks.numpy(), found.pred_classes.tolist(), strict=True)
     for number, (mask, category) in enumerate(rows):
         name = metadata.get("thing_classes")[category]
         plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-        save_picture(folder / f"{number:03d}_{plain}.png", mask.astype(np.uint8) * 255)
+        files.append(folder / f"{number:03d}_{plain[:100]}.png")
+        save_picture(files[-1], mask.astype(np.uint8) * 255)
+    return files
 
 
 class VideoFile:
@@ -140,6 +170,7 @@ class VideoFile:
         self.path = path
         self.frames_per_second = frames_per_second
         self.writer: cv2.VideoWriter | None = None
+        self.number = 0  # of frames
         self.stack = ExitStack()
 
     def __enter__(self) -> "VideoFile":
@@ -154,26 +185,47 @@ class VideoFile:
         """Add a frame (H, W, 3) uint8.
 
         Raises:
-            OSError: if OpenCV cannot write such a video.
+            OSError: If OpenCV cannot write such a video.
         """
         if self.writer is None:
-            unfinished = self.stack.enter_context(atomic_path(self.path))
+            self.unfinished = self.stack.enter_context(atomic_path(self.path))
             codec = cv2.VideoWriter.fourcc(*CODECS.get(self.path.suffix.lower(), "mp4v"))
             size = (picture.shape[1], picture.shape[0])
-            self.writer = cv2.VideoWriter(str(unfinished), codec, self.frames_per_second, size)
+            self.writer = cv2.VideoWriter(str(self.unfinished), codec, self.frames_per_second, size)
             if not self.writer.isOpened():
                 raise OSError(f"OpenCV cannot write the video {self.path} of {size} pixels")
         self.writer.write(picture)
+        self.number += 1
+
+    def finish(self) -> None:
+        """Complete the file, and make sure that it holds all frames.
+
+        Raises:
+            OSError: If it does not. OpenCV ignores errors in writing, such as a full disk.
+        """
+        if self.writer is None:
+            return
+        self.writer.release()
+        capture = cv2.VideoCapture(str(self.unfinished))
+        readable = 0
+        while capture.isOpened() and capture.grab():
+            readable += 1
+        capture.release()
+        if readable < self.number:
+            raise OSError(
+                f"{self.path} could not be saved: {readable} of {self.number} frames are readable; "
+                "is the disk full?"
+            )
 
 
 class Window:
     """Shows pictures; Escape ends it.
 
     Args:
-        wait: for a key after every picture.
+        wait: Whether to wait for a key after every picture.
 
     Raises:
-        ValueError: if there is no display.
+        ValueError: If there is no display.
     """
 
     def __init__(self, *, wait: bool) -> None:
@@ -194,7 +246,8 @@ class Results:
     Args:
         metadata: The classes.
         formats: Some of pictures, coco, masks and labels.
-        folder: Folder of the files; None for none.
+        progress: Record of finished images, in the folder of the files; None for no files but
+            `picture`.
         picture: File of the only picture, if it has a name of its own.
         video: Takes the pictures in place of files.
         window: Shows the pictures.
@@ -206,7 +259,7 @@ class Results:
         metadata: Metadata,
         formats: Sequence[str],
         *,
-        folder: Path | None = None,
+        progress: Progress | None = None,
         picture: Path | None = None,
         video: VideoFile | None = None,
         window: Window | None = None,
@@ -214,32 +267,62 @@ class Results:
     ) -> None:
         self.metadata = metadata
         self.formats = formats
-        self.folder = folder
+        self.progress = progress
         self.picture = picture
         self.video = video
         self.window = window
         self.by_class = by_class
-        self.coco = CocoFile(metadata)
+        self.coco = CocoFormat(metadata)
+
+    def start(self, frames: Sequence[Frame]) -> None:
+        """Announce the images that :meth:`add` gets next."""
+        if self.progress is not None:
+            self.progress.start([frame.result for frame in frames])
 
     def add(self, frame: Frame, output: Output) -> bool:
         """Write or show the result for one image; return whether to continue."""
         picture = None
         if self.window is not None or "pictures" in self.formats:
             picture = draw(frame.image, output, self.metadata, by_class=self.by_class)
-        if self.folder is not None:
-            if "coco" in self.formats:
-                self.coco.add(frame, output)
-            if "masks" in self.formats:
-                save_masks(self.folder / "masks" / frame.stem, output, self.metadata)
-            if "labels" in self.formats:
-                save_picture(self.folder / "labels" / f"{frame.stem}.png", labels_of(output))
-            if picture is not None and self.video is None:
-                save_picture(self.picture or self.folder / frame.name, picture)
-        if picture is not None and self.video is not None:
+        if self.picture is not None and picture is not None:
+            save_picture(self.picture, picture)
+        if self.video is not None and picture is not None:
             self.video.add(picture)
+        if self.progress is not None:
+            files = []
+            paths = paths_of(frame.result, self.progress.folder, self.formats)
+            if "masks" in paths:
+                files += save_masks(paths["masks"], output, self.metadata)
+            if "labels" in paths:
+                save_picture(paths["labels"], labels_of(output))
+                files.append(paths["labels"])
+            if picture is not None and "pictures" in paths and not (self.video or self.picture):
+                save_picture(paths["pictures"], picture)
+                files.append(paths["pictures"])
+            data = self.coco.of_image(frame, output) if "coco" in self.formats else None
+            self.progress.finish(frame.name, frame.result, frame.source, files, data)
         return self.window is None or picture is None or self.window.show(picture)
 
     def finish(self) -> None:
-        """Write the file of all images together, if there were any."""
-        if self.folder is not None and self.coco.content["images"]:
-            self.coco.save(self.folder / "instances.json")
+        """Complete the video, and write the file of all images together, if there were any."""
+        if self.video is not None:
+            self.video.finish()
+        if self.progress is not None and self.progress.results and "coco" in self.formats:
+            self.coco.write(self.progress.folder / COCO_NAME, self.progress.data)
+
+
+def paths_of(result: str, folder: Path, formats: Sequence[str]) -> dict[str, Path]:
+    """Return the picture, the folder of masks and the label map of an image, by format.
+
+    Args:
+        result: Result name of the image.
+        folder: Folder of the results.
+        formats: Of :class:`Results`.
+    """
+    stem = stem_of(result)
+    paths = {
+        "pictures": folder / result,
+        "masks": folder / "masks" / stem,
+        "labels": folder / "labels" / f"{stem}.png",
+    }
+    return {name: path for name, path in paths.items() if name in formats}

@@ -161,8 +161,9 @@ class Predictor:
         Args:
             images: An array (H, W, 3) of type uint8 in BGR order, as OpenCV reads it; a PIL image;
                 a path; or a list or tuple of these.
-            batch_size: Number of images that the model sees at a time. Images of a batch are padded
-                to one size, which may change results slightly.
+            batch_size: Largest number of images that the model sees at a time. Only images that
+                it pads to one size share a batch: padding beyond that of a single image would
+                change the results.
             output_size: Height and width at which masks and labels are rendered; by default those
                 of the image.
 
@@ -183,6 +184,19 @@ class Predictor:
             raise ValueError("expected one image or more, got an empty list")
         outputs: list[Output] = []
         for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            outputs += self._forward([self.inputs(image, output_size) for image in batch])
+            batch = [self.inputs(x, output_size) for x in images[start : start + batch_size]]
+            outputs += self._forward_by_size(batch)
         return outputs
+
+    def _forward_by_size(self, batch: list[dict[str, Any]]) -> list[Output]:
+        """Run the model on images of one padded size at a time; return the results in order."""
+        divisor = max(1, self.model.backbone.size_divisibility)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, item in enumerate(batch):
+            padded = tuple(-(-side // divisor) for side in item["image"].shape[1:])
+            groups.setdefault(padded, []).append(i)
+        outputs: dict[int, Output] = {}
+        for group in groups.values():
+            found = self._forward([batch[i] for i in group])
+            outputs |= dict(zip(group, found, strict=True))
+        return [outputs[i] for i in range(len(batch))]

@@ -1,17 +1,24 @@
 """Segmentation of files, videos and the camera, as `pointrend predict` runs it."""
 
 import argparse
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 from tqdm import tqdm
 
+from point_rend.config.dumping import dump_config
 from point_rend.config.tasks import model_outputs
 from point_rend.inference.inputs import (
     FRAMES_PER_SECOND,
@@ -22,11 +29,15 @@ from point_rend.inference.inputs import (
     find_images,
     read_images,
     read_video,
+    result_names,
 )
-from point_rend.inference.outputs import Results, VideoFile, Window
+from point_rend.inference.outputs import COCO_NAME, Output, Results, VideoFile, Window, paths_of
 from point_rend.inference.predictor import Predictor
+from point_rend.inference.progress import Progress, Source
 from point_rend.inference.settings import read_settings
+from point_rend.utils.interruption import Terminated, terminable
 from point_rend.utils.pictures import IMAGE_SUFFIXES
+from point_rend.utils.reading import check_regular_file
 
 
 class Outcome(NamedTuple):
@@ -34,11 +45,11 @@ class Outcome(NamedTuple):
 
     Attributes:
         failures: A message for each input that could not be read.
-        interrupted: Whether the user interrupted.
+        signal: Number of the signal that has ended the run, or 0.
     """
 
     failures: list[str]
-    interrupted: bool
+    signal: int
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -56,11 +67,17 @@ def run(args: argparse.Namespace) -> Outcome:
     check_formats(args.formats, model_outputs(cfg))
     failures: list[str] = []
     with ExitStack() as stack:
-        frames, total, results = _open(args, metadata, failures, stack)
-        predictor = Predictor(cfg, metadata=metadata, allow_unsafe=args.allow_unsafe_checkpoint)
-        interrupted = _segment(batches(frames, args.batch_size), predictor, results, total)
-        results.finish()
-    return Outcome(failures, interrupted)
+        job = _open(args, cfg, metadata, failures, stack)
+        number = 0
+        if job.total != 0:
+            predictor = Predictor(
+                cfg,
+                metadata=metadata,
+                allow_unsafe=args.allow_unsafe_checkpoint,
+            )
+            number = _segment(batches(job.frames, args.batch_size), predictor, job)
+        job.results.finish()
+    return Outcome(failures, number)
 
 
 def check_formats(formats: Sequence[str], outputs: frozenset[str]) -> None:
@@ -84,29 +101,82 @@ def open_video(args: argparse.Namespace) -> tuple[cv2.VideoCapture, str]:
     return cv2.VideoCapture(args.video_input), args.video_input
 
 
+class _Job(NamedTuple):
+    """The frames that are left to segment, their number if known, and the results."""
+
+    frames: Iterator[Frame]
+    total: int | None
+    results: Results
+
+
 def _open(
-    args: argparse.Namespace, metadata: Metadata, failures: list[str], stack: ExitStack
-) -> tuple[Iterator[Frame], int | None, Results]:
-    """Open inputs and outputs: return the frames, their number if known, and the results."""
-    is_video = args.input is None
-    window = Window(wait=not is_video) if args.output is None else None
-    folder, file = args.output, None
-    suffixes = VIDEO_SUFFIXES if is_video else IMAGE_SUFFIXES
-    if folder is not None and folder.suffix.lower() in suffixes and not folder.is_dir():
-        folder, file = args.output.parent, args.output
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    metadata: Metadata,
+    failures: list[str],
+    stack: ExitStack,
+) -> _Job:
+    """Open inputs and outputs."""
+    if args.input is not None:
+        return _open_images(args, cfg, metadata, failures, stack)
+    return _open_video(args, cfg, metadata, failures, stack)
 
-    if not is_video:
-        files, missing = find_images(args.input)
-        if not files:
-            raise ValueError(f"--input: {'; '.join(missing)}")
-        failures += missing
-        if file is not None and len(files) > 1:
-            raise ValueError(f"--output {file} is one file, but there are {len(files)} images")
-        if folder is not None and "pictures" in args.formats:
-            check_that_inputs_stay(files.values(), [file or folder / name for name in files])
-        results = Results(metadata, args.formats, folder=folder, picture=file, window=window)
-        return read_images(files, failures), len(files), results
 
+def _open_images(
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    metadata: Metadata,
+    failures: list[str],
+    stack: ExitStack,
+) -> _Job:
+    window = Window(wait=True) if args.output is None else None
+    folder, picture = _folder_and_file(args.output, IMAGE_SUFFIXES)
+    found = find_images(args.input, folder if picture is None else None)
+    if not found.files:
+        raise ValueError(f"--input: {'; '.join(found.missing + found.passed_over)}")
+    for message in found.passed_over:
+        print(message, file=sys.stderr)
+    failures += found.missing
+    files = found.files
+    if picture is not None and len(files) > 1:
+        raise ValueError(f"--output {picture} is one file, but there are {len(files)} images")
+    others = [format for format in args.formats if picture is None or format != "pictures"]
+    progress = _progress(args, cfg, metadata, folder if others else None, stack)
+
+    names = result_names(files, progress.results if progress else {})
+    if progress is not None:
+        total = len(files)
+        files = {
+            name: file
+            for name, file in files.items()
+            if not progress.is_finished(name, Source.of(file))
+        }
+        if len(files) < total:
+            left = f"{len(files)} are left" if files else "nothing is left to do"
+            print(f"{total - len(files)} of {total} images are finished: {left}", file=sys.stderr)
+    outputs: dict[Path, str | None] = {} if picture is None else {picture: None}
+    if progress is not None:
+        for name in files:
+            paths = paths_of(names[name], progress.folder, others)
+            outputs |= dict.fromkeys(paths.values(), names[name])
+        if "pictures" in others:
+            _check_that_formats_stay_apart(names.values(), others)
+    _check_outputs(args, cfg, outputs, progress, inputs=files.values())
+    results = Results(metadata, args.formats, progress=progress, picture=picture, window=window)
+    return _Job(read_images(files, names, failures), len(files), results)
+
+
+def _open_video(
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    metadata: Metadata,
+    failures: list[str],
+    stack: ExitStack,
+) -> _Job:
+    window = Window(wait=False) if args.output is None else None
+    folder, file = _folder_and_file(args.output, VIDEO_SUFFIXES)
+    if args.video_input is not None and os.path.exists(args.video_input):
+        check_regular_file(args.video_input, what="--video-input")
     capture, source = open_video(args)
     stack.callback(capture.release)
     if not capture.isOpened():
@@ -114,41 +184,145 @@ def _open(
             raise ValueError("--webcam: there is no camera")
         if not os.path.exists(args.video_input):
             raise FileNotFoundError(f"--video-input: there is no video {args.video_input}")
+    outputs: dict[Path, str | None] = {}
     video = None
-    if folder is not None and not args.frames:
+    if folder is not None and not args.frames and "pictures" in args.formats:
         suffix = Path(source).suffix.lower()
         name = f"{Path(source).stem}{suffix if suffix in VIDEO_SUFFIXES else '.mp4'}"
         file = file or folder / name
-        if args.video_input is not None:
-            check_that_inputs_stay([Path(args.video_input)], [file])
+        outputs[file] = None
         rate = capture.get(cv2.CAP_PROP_FPS) or FRAMES_PER_SECOND
-        video = stack.enter_context(VideoFile(file, rate))
-    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        video = VideoFile(file, rate)
+    others = [x for x in args.formats if args.frames or x != "pictures"]
+    progress = _progress(args, cfg, metadata, folder if others else None, stack)
+    _check_outputs(args, cfg, outputs, progress, inputs=filter(None, [args.video_input]))
+    frames = read_video(capture, source, failures)
+    total: int | None = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if video is not None:
+        stack.enter_context(video)
+    if progress is not None and video is None and not args.webcam:
+        frames = _unfinished(frames, progress)
+        total = None if progress.results else total
     results = Results(
-        metadata, args.formats, folder=folder, video=video, window=window, by_class=True
+        metadata, args.formats, progress=progress, video=video, window=window, by_class=True
     )
-    return read_video(capture, source, failures), total if total > 0 else None, results
+    return _Job(frames, total or None, results)
 
 
-def _segment(
-    frames: Iterator[list[Frame]], predictor: Predictor, results: Results, total: int | None
-) -> bool:
-    """Segment all frames; return whether the user interrupted."""
-    with tqdm(total=total, unit="image") as bar:
+def _folder_and_file(
+    output: Path | None, suffixes: Sequence[str]
+) -> tuple[Path | None, Path | None]:
+    """Split --output into the folder of all results and the file of the only picture or video."""
+    if output is not None and output.suffix.lower() in suffixes and not output.is_dir():
+        return output.parent, output
+    return output, None
+
+
+def _progress(
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    metadata: Metadata,
+    folder: Path | None,
+    stack: ExitStack,
+) -> Progress | None:
+    """Open the record of the output folder; without a folder there is none."""
+    if folder is None:
+        return None
+    neutral = cfg.clone()
+    neutral.defrost()
+    neutral.OUTPUT_DIR, neutral.MODEL.WEIGHTS, neutral.MODEL.DEVICE = "", "", "cpu"
+    weights = Source.of(cfg.MODEL.WEIGHTS)
+    names = [metadata.get(key) or [] for key in ("thing_classes", "stuff_classes")]
+    settings = {
+        "config": hashlib.sha256(dump_config(neutral).encode()).hexdigest(),
+        "weights": f"{cfg.MODEL.WEIGHTS}, {weights.size} bytes of {weights.modified}",
+        "classes": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+        "formats": " ".join(sorted(args.formats)),
+    }
+    if args.video_input is not None:
+        video = Source.of(args.video_input)
+        settings["video"] = f"{args.video_input}, {video.size} bytes of {video.modified}"
+    progress = Progress(folder, settings, overwrite=args.overwrite)
+    stack.callback(progress.close)
+    return progress
+
+
+def _check_that_formats_stay_apart(results: Iterable[str], formats: Sequence[str]) -> None:
+    """Refuse pictures that would lie among the masks or the label maps."""
+    for result in results:
+        folder = Path(result).parts[0]
+        if folder in ("masks", "labels") and folder in formats:
+            raise ValueError(
+                f"--input: the picture {result} would lie among the {folder} in --output: give "
+                f"folders without a folder {folder}, or write the formats with two calls"
+            )
+
+
+def _check_outputs(
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    outputs: Mapping[Path, str | None],
+    progress: Progress | None,
+    *,
+    inputs: Iterable[str | Path],
+) -> None:
+    """Refuse to overwrite an input, or without --overwrite any file that is not of this run.
+
+    Args:
+        args: The parsed command line.
+        cfg: The config.
+        outputs: The files and folders to be written, with the result names of their images.
+        progress: The record.
+        inputs: The images or the video.
+    """
+    if args.output is None:
+        return
+    everything = list(outputs)
+    others = [] if progress is None else [progress.path]
+    if progress is not None and "coco" in args.formats:
+        others.append(progress.folder / COCO_NAME)
+    read = [*inputs, cfg.MODEL.WEIGHTS, args.config_file, args.classes or ""]
+    check_that_inputs_stay(read, [*everything, *others])
+    continues = progress is not None and progress.continues
+    if not continues:
+        everything += others
+    if args.overwrite:
+        return
+    started = progress.started if progress is not None else set()
+    for path in everything:
+        if os.path.lexists(path) and outputs.get(path) not in started:
+            raise ValueError(
+                f"--output: {path} exists, and is not of an earlier run of this command: choose "
+                "another folder, or pass --overwrite to replace it"
+            )
+
+
+def _unfinished(frames: Iterator[Frame], progress: Progress) -> Iterator[Frame]:
+    return (x for x in frames if not progress.is_finished(x.name, x.source))
+
+
+def _segment(frames: Iterator[list[Frame]], predictor: Predictor, job: _Job) -> int:
+    """Segment all frames; return the number of the signal that has ended the run, or 0."""
+    with tqdm(total=job.total, unit="image") as bar:
         try:
-            for batch in frames:
-                images = [frame.image for frame in batch]
-                try:
-                    outputs = predictor(images, batch_size=len(batch))
-                except torch.OutOfMemoryError as error:
-                    raise ValueError(
-                        f"MODEL.DEVICE {predictor.cfg.MODEL.DEVICE} ran out of memory: lower "
-                        "--batch-size or INPUT.MIN_SIZE_TEST, or pass MODEL.DEVICE cpu"
-                    ) from error
-                for frame, output in zip(batch, outputs, strict=True):
-                    if not results.add(frame, output):
-                        return False
-                    bar.update()
-        except KeyboardInterrupt:
-            return True
-    return False
+            with terminable():
+                for batch in frames:
+                    outputs = _predict(predictor, [frame.image for frame in batch])
+                    job.results.start(batch)
+                    for frame, output in zip(batch, outputs, strict=True):
+                        if not job.results.add(frame, output):
+                            return 0
+                        bar.update()
+        except KeyboardInterrupt as error:
+            return error.number if isinstance(error, Terminated) else signal.SIGINT
+    return 0
+
+
+def _predict(predictor: Predictor, images: list[np.ndarray]) -> Sequence[Output]:
+    try:
+        return predictor(images, batch_size=len(images))
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"MODEL.DEVICE {predictor.cfg.MODEL.DEVICE} ran out of memory: lower --batch-size or "
+            "INPUT.MIN_SIZE_TEST, or pass MODEL.DEVICE cpu"
+        ) from error

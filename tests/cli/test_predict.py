@@ -19,6 +19,7 @@ from point_rend import SafeDetectionCheckpointer, get_config_file, load_config
 from point_rend.cli import predict
 from point_rend.inference import options, outputs, predictor, settings
 from point_rend.inference import run as run_module
+from point_rend.inference.progress import RECORD
 from tests.tiny_datasets import (
     HEIGHT,
     KINDS,
@@ -114,7 +115,9 @@ def read_frames(path: Path) -> list[np.ndarray]:
 
 
 def files_below(folder: Path) -> list[str]:
-    return sorted(str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file())
+    """List the files of a folder without the record of the run."""
+    files = [x for x in folder.rglob("*") if x.is_file() and x.name != RECORD]
+    return sorted(str(x.relative_to(folder)) for x in files)
 
 
 def run(*arguments: object, config: str = POINTREND, opts: Sequence[str] = ()) -> None:
@@ -220,15 +223,16 @@ def test_without_any_input_no_model_is_built_and_former_results_stay(
 
 @pytest.mark.usefixtures("_planted")
 def test_if_no_input_can_be_read_former_results_stay(tmp_path: Path) -> None:
-    former = tmp_path / "out" / "instances.json"
-    former.parent.mkdir()
-    former.write_text("former")
-    broken = [tmp_path / "broken.jpg", tmp_path / "broken.mp4"]
-    for option, file in zip(("--input", "--video-input"), broken, strict=True):
-        file.write_text("neither")
-        assert exit_code(option, file, "--output", former.parent, "--formats", "coco") == 1
-    assert files_below(former.parent) == ["instances.json"]
-    assert former.read_text() == "former"
+    folder = write_pictures(tmp_path / "in", [1])
+    run("--input", folder, "--output", tmp_path / "out", "--formats", "coco")
+    former = (tmp_path / "out" / "instances.json").read_text()
+    (tmp_path / "broken.jpg").write_text("no picture")
+    (tmp_path / "broken.mp4").write_text("no video")
+    arguments = ["--output", tmp_path / "out", "--formats", "coco"]
+    assert exit_code("--input", tmp_path / "broken.jpg", *arguments) == 1
+    assert exit_code("--video-input", tmp_path / "broken.mp4", *arguments) == 2
+    assert files_below(tmp_path / "out") == ["instances.json"]
+    assert (tmp_path / "out" / "instances.json").read_text() == former
 
 
 @pytest.mark.usefixtures("_planted")
@@ -290,8 +294,8 @@ def test_contradictory_options_are_one_error(
     files = [folder / "1.png", other / "1.png"]
     out = tmp_path / "out"
     cases = [
-        (["--input", *files, "--output", out], "would be written to one file 1.png"),
-        (["--input", folder, "--output", folder], "1.png is an input"),
+        (["--input", *files, "--output", out], "would have results of one name 1.png"),
+        (["--input", folder, "--output", folder], "is a folder of --input"),
         (["--input", folder, "--output", tmp_path / "a.png"], "but there are 2 images"),
         (["--input", folder], "--output is missing, and there is no display"),
         (["--input", folder, "--output", out, "--batch-size", 0], "--batch-size: expected 1"),
@@ -358,7 +362,7 @@ def test_a_video_with_fewer_frames_than_announced_is_reported_and_its_frames_are
     video.write_bytes(content[: len(content) * 9 // 10])
     number = len(read_frames(video))
     assert 0 < number < 20
-    run(*arguments)
+    run(*arguments, "--overwrite")
     assert f"{video}: {number} frames, of 20 that it announces" in capsys.readouterr().err
     content = json.loads((tmp_path / "out" / "instances.json").read_text())
     assert len(content["images"]) == number
