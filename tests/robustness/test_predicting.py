@@ -16,7 +16,6 @@ from tests.robustness.harness import Row, run_row, table
 from tests.tiny_datasets import POINTREND, TINY_MODEL
 
 
-
 def plant() -> None:
     """Replace the model by planted predictions."""
     run_module.Predictor = Planted  # type: ignore[misc, assignment]
