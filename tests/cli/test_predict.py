@@ -240,16 +240,17 @@ def test_a_picture_that_would_not_be_read_as_it_is_counts_as_unreadable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_pictures(tmp_path / "in", [1])
-    cv2.imwrite(str(folder / "deep.png"), picture(1)[:, :, 0].astype(np.uint16) * 257)
+    Image.fromarray(picture(1)[:, :, 0].astype(np.int32) * 100_000).save(folder / "deep.tif")
     cv2.imwrite(str(folder / "large.png"), np.zeros((96, 128), np.uint8))
     (folder / "folder.png").mkdir()
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48 * 64)  # an error from twice as many on
+    monkeypatch.setenv("POINTREND_MAX_PIXELS", str(48 * 64))
     assert exit_code("--input", folder, "--output", tmp_path / "out") == 1
     assert files_below(tmp_path / "out") == ["1.png"]
     lines = [x for x in capsys.readouterr().err.splitlines() if "cannot be read" in x]
     assert len(lines) == 2
-    assert "deep.png: the image is of mode I;16: expected 8 bits per channel" in lines[0]
-    assert "large.png: Image size (12288 pixels) exceeds limit" in lines[1]
+    assert "deep.tif" in lines[0]
+    assert "large.png" in lines[1]
+    assert "POINTREND_MAX_PIXELS" in lines[1]
 
 
 @pytest.mark.usefixtures("_planted")

@@ -19,6 +19,7 @@ from torch import nn
 from point_rend import Predictor, SafeDetectionCheckpointer, load_config
 from point_rend.checkpoint import zoo
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
+from point_rend.utils import downloads
 from tests.checkpoint.nets import HOSTILE, write_pickle, zoo_file
 from tests.cli.test_predict import (
     PANOPTIC,
@@ -270,7 +271,9 @@ def test_a_config_is_found_by_name_and_a_published_model_has_the_classes_of_its_
     state = {key: value.numpy() for key, value in tiny_model(POINTREND, []).state_dict().items()}
     file = write_pickle(tmp_path / "model.pkl", zoo_file(state))
     name = "pointrend_rcnn_R_50_FPN_1x_coco"
-    monkeypatch.setitem(zoo.PUBLISHED, name, file)
+    monkeypatch.setattr(
+        downloads, "download", lambda url, **_: {zoo.PUBLISHED[name]: Path(file)}[url]
+    )
     predictor = Predictor.from_config_file(CONFIG_NAME, TINY_MODEL, weights=f"zoo://{name}")
     assert predictor.metadata.thing_classes[:2] == ["person", "bicycle"]
     assert len(predictor.metadata.thing_classes) == 80
