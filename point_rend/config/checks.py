@@ -10,11 +10,11 @@ from detectron2.modeling import (
     ROI_MASK_HEAD_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
 )
-from PIL import Image
 
 from point_rend.config.defaults import OF_DATASET, point_head_num_classes, value_of
 from point_rend.config.tasks import PANOPTIC, meta_architecture, model_outputs
 from point_rend.utils.errors import did_you_mean
+from point_rend.utils.pictures import ORDERS
 
 # Mask heads that do their own pooling. CoarseMaskHead is the oldest name of the first one;
 # PointRendROIHeads still builds it under that name.
@@ -92,8 +92,7 @@ RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone")
 
 def _check_registered_names(cfg: CfgNode) -> None:
     model = cfg.MODEL
-    image_formats = ("BGR", "YUV-BT.601", *Image.MODES)  # Detectron2's own, and Pillow's
-    if cfg.INPUT.FORMAT not in image_formats:
+    if cfg.INPUT.FORMAT not in ORDERS:
         raise ValueError(f"INPUT.FORMAT must be BGR, RGB or L, got {cfg.INPUT.FORMAT!r}")
     if model.BACKBONE.NAME in RESNETS and model.RESNETS.DEPTH not in RESNET_DEPTHS:
         raise ValueError(

@@ -23,6 +23,7 @@ from point_rend.data.datasets.classes import CLASS_COUNTS, fill_class_count
 from point_rend.data.datasets.coco import register_coco
 from point_rend.data.datasets.cocofied_lvis import register_cocofied_lvis
 from point_rend.data.datasets.label_maps import register_sem_seg
+from point_rend.data.datasets.loading import guard_loaders
 from point_rend.engine.output_folder import check_output_dir, check_overwritable, check_unused
 from point_rend.engine.preflight import check_distribution, check_machine, check_weights
 from point_rend.evaluation.build import check_evaluators
@@ -135,12 +136,16 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 
 
 def register_datasets(args: argparse.Namespace) -> None:
-    """Register the data sets of the command line, and the built-in ones that Detectron2 lacks."""
+    """Register the data sets of the command line, and the built-in ones that Detectron2 lacks.
+
+    All sets then load without stray files, and with errors that name them.
+    """
     register_cocofied_lvis()
     for dataset in args.register_coco:
         register_coco(*dataset)
     for dataset in args.register_sem_seg:
         register_sem_seg(*dataset)
+    guard_loaders()
 
 
 def set_up_logger(cfg: CfgNode, *names: str) -> None:

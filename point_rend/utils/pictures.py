@@ -30,6 +30,8 @@ from point_rend.utils.reading import open_regular_file
 
 logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# Orders of the channels: Detectron2's, and modes of Pillow with 8 bits a channel.
+ORDERS = ("BGR", "RGB", "L", "YUV-BT.601", "LA", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 LIMIT_VARIABLE = "POINTREND_MAX_PIXELS"
 MAX_PIXELS = 178_956_970  # of a picture; Pillow refuses more
 LARGE = 1 << 24  # pixels of a picture beyond which a process decodes one at a time
@@ -258,8 +260,7 @@ def to_array(image: Image.Image, order: str = "BGR", *, name: str = "the image")
 
     Args:
         image: A picture of any mode; it may not be decoded yet.
-        order: Order of the colors, as INPUT.FORMAT: BGR, RGB, L (gray), YUV-BT.601, or a mode of
-            Pillow.
+        order: One of `ORDERS`, as INPUT.FORMAT; L is gray.
         name: Its file for messages.
 
     Returns:

@@ -18,6 +18,7 @@ from point_rend.data.checks.image_files import Annotation, ImageRecord, check_im
 from point_rend.data.checks.rle import Fault, rle_fault
 from point_rend.data.datasets.classes import describe
 from point_rend.data.datasets.coco import read_coco
+from point_rend.data.datasets.loading import load_records
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def _load_images(name: str) -> list[ImageRecord]:
         return _images_of_json(content, metadata.image_root)
 
     # Any other loader, such as that of Cityscapes, may take minutes: it runs once.
-    loaded = DatasetCatalog.get(name)
+    loaded = load_records(name)
     DatasetCatalog[name] = lambda: copy.deepcopy(loaded)
     return [
         ImageRecord(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from point_rend.data.checks.image_files import (
     FILE_THREADS,
@@ -17,6 +17,7 @@ from point_rend.data.checks.image_files import (
     check_image_files,
     shortlist,
 )
+from point_rend.data.datasets.loading import load_records
 from point_rend.utils.pictures import (
     PictureError,
     is_rotated_sideways,
@@ -29,7 +30,8 @@ logger = logging.getLogger(__name__)
 MAX_VALUES = 8
 NUM_VALUES = 256  # of a label map
 SAMPLES = 16  # label maps of a data set whose boundaries are looked at
-MAX_BLENDED = 0.2  # share of the pixels at boundaries that may lie between both sides
+MAX_BLENDED = 0.2  # share of the boundaries that may look like it
+LONGEST_BLEND = 3  # pixels of a run of labels between those of both sides
 BLOCK = 1 << 20  # pixels that are counted at a time
 
 
@@ -214,7 +216,7 @@ class LabelMap(NamedTuple):
 
     Attributes:
         counts: Number of pixels of each of the 256 values.
-        blended: Share of the pixels at boundaries that lie between both sides, if measured.
+        blended: As of :func:`blended_share`, if measured.
         is_jpeg: Whether the file is a JPEG.
         fault: The reason why it cannot be used; empty if it can.
     """
@@ -301,27 +303,24 @@ def _wrong_values(wrong: np.ndarray, num_classes: int, ignore_value: int) -> str
 
 
 def blended_share(labels: np.ndarray) -> float:
-    """Return the share of the pixels at boundaries whose label lies between those of both sides.
+    """Return the share of the boundaries along rows that interpolation seems to have blended.
 
-    Interpolation puts such pixels at nearly every boundary.
+    These have short runs of labels between those of both sides.
 
     Args:
         labels: (H, W) uint8.
     """
-    left, middle, right = (labels[:, k : k - 2 or None] for k in range(3))
-    at_boundary = left != right
-    between = ((left < middle) & (middle < right)) | ((left > middle) & (middle > right))
-    return float(between.sum() / max(1, at_boundary.sum()))
+    pixels = labels.reshape(-1)
+    ends = np.flatnonzero(np.diff(pixels, append=~pixels[-1:]))  # of the runs
+    values, lengths = pixels[ends], np.diff(ends, prepend=-1)
+    before, run, after = values[:-2], values[1:-1], values[2:]
+    between = ((before < run) & (run < after)) | ((before > run) & (run > after))
+    return float((between & (lengths[1:-1] <= LONGEST_BLEND)).sum() / len(values))
 
 
 def _load(name: str) -> list[dict[str, Any]]:
     """Load a data set with label maps, and make sure that each belongs to its image."""
-    try:
-        records = DatasetCatalog.get(name)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name} cannot be loaded: {error}") from error
-    except AssertionError as error:  # Detectron2 also reports missing files this way
-        raise ValueError(f"{name} cannot be loaded: {error}") from error
+    records = load_records(name)
     for record in records:
         if "sem_seg_file_name" not in record:
             raise ValueError(

@@ -60,7 +60,7 @@ def model_pair(
     Args:
         our_cfg, stock_cfg: Configs with an FPN as backbone.
         head: Name of the submodule that is randomized.
-        image: Image (3, H, W) on which the features have that standard deviation.
+        image: Image (C, H, W) on which the features have that standard deviation.
         settings: Settings with the seed and the device.
     """
     for cfg in (our_cfg, stock_cfg):
@@ -89,8 +89,8 @@ def model_pair(
 def _instance_model_case(num_boxes: int, num_classes: int, image_size: tuple[int, int]) -> Case:
     def build(settings: Settings) -> Comparison:
         generator = torch.Generator().manual_seed(settings.seed)
-        image = random_image(image_size, generator)
         cfgs = instance_configs(POINTREND, num_classes, settings)
+        image = random_image(image_size, generator, cfgs[0])
         ours, stock = model_pair(*cfgs, "roi_heads.mask_head", image, settings)
         detections = Detections.random(num_boxes, num_classes, image_size, generator)
 
@@ -120,8 +120,8 @@ def _instance_model_case(num_boxes: int, num_classes: int, image_size: tuple[int
 def _semantic_model_case(num_classes: int, image_size: tuple[int, int]) -> Case:
     def build(settings: Settings) -> Comparison:
         generator = torch.Generator().manual_seed(settings.seed)
-        image = random_image(image_size, generator)
         our_cfg, stock_cfg = semantic_configs(num_classes, settings)
+        image = random_image(image_size, generator, our_cfg)
         ours, stock = model_pair(our_cfg, stock_cfg, "sem_seg_head", image, settings)
 
         def our_run() -> tuple[Tensor, Tensor]:

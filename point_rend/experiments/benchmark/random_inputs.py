@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
@@ -31,9 +32,16 @@ def smooth_noise(channels: int, size: tuple[int, int], generator: torch.Generato
     return noise / noise.std()
 
 
-def random_image(size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Return an image (3, *size) with values from 0 to 255."""
-    return (128 + 60 * smooth_noise(3, size, generator)[0]).clamp(0, 255)
+def random_image(size: tuple[int, int], generator: torch.Generator, cfg: CfgNode) -> Tensor:
+    """Return an image (C, *size) with values from 0 to 255 and as many channels as a model takes.
+
+    Args:
+        size: Height and width.
+        generator: Source of the noise.
+        cfg: Config of the model.
+    """
+    channels = len(cfg.MODEL.PIXEL_MEAN)
+    return (128 + 60 * smooth_noise(channels, size, generator)[0]).clamp(0, 255)
 
 
 def random_boxes(num_boxes: int, image_size: tuple[int, int], generator: torch.Generator) -> Tensor:

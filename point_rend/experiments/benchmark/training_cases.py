@@ -279,10 +279,10 @@ def _model_case(num_classes: int, sizes: Sizes) -> Case:
     def build(settings: Settings) -> Comparison:
         generator = torch.Generator().manual_seed(settings.seed)
         num_images = sizes.training_images
-        images = [random_image(sizes.training_image, generator) for _ in range(num_images)]
-        ours, stock = model_pair(
-            *_configs(num_classes, settings), "roi_heads.mask_head", images[0], settings
-        )
+        cfgs = _configs(num_classes, settings)
+        size = sizes.training_image
+        images = [random_image(size, generator, cfgs[0]) for _ in range(num_images)]
+        ours, stock = model_pair(*cfgs, "roi_heads.mask_head", images[0], settings)
         ground_truth, proposals = _random_targets(num_classes, settings, generator)
         samples = [
             {"image": image, "instances": instances}

@@ -1,6 +1,7 @@
 """Semantic data sets: registration of folders, checks of every label map before a run."""
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -282,3 +283,92 @@ def test_an_assertion_of_detectron2_while_loading_names_the_set() -> None:
     DatasetCatalog.register("empty", load)
     with pytest.raises(ValueError, match=r"empty cannot be loaded: No annotations found"):
         check(train=("empty",))
+
+
+# Suspicions
+
+
+def fill(tiny: SemSegSet, labels: np.ndarray) -> None:
+    for number in (0, 1):
+        write_label(tiny.label(number), labels)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> str:
+    caplog.clear()
+    check()
+    return caplog.text
+
+
+@pytest.mark.usefixtures("tiny")
+def test_usual_label_maps_raise_no_suspicion(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert warnings_of(caplog) == ""
+
+
+def test_classes_without_a_pixel_are_named_and_255_suspected(
+    tiny: SemSegSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tiny, np.where(label_map(0) == 3, IGNORED, label_map(0)).astype(np.uint8))
+    expected = f"1 of 4 classes have no pixel: {CLASSES[3]}; 255 is ignored: if it stands for a"
+    assert expected in warnings_of(caplog)
+
+
+def test_labels_that_begin_at_1_are_suspected(
+    tiny: SemSegSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tiny, np.maximum(label_map(0), 1))
+    assert "labels go from 0 to 3: if these begin at 1, lower them" in warnings_of(caplog)
+    fill(tiny, label_map(0) + np.uint8(1))
+    with pytest.raises(ValueError, match=r"has the values 4: .* from 1 to 4 have to be lowered"):
+        check()
+
+
+def test_labels_that_are_mostly_ignored_are_reported(
+    tiny: SemSegSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = np.full((HEIGHT, WIDTH), IGNORED, np.uint8)
+    labels[: HEIGHT // 4] = label_map(0)[: HEIGHT // 4]
+    fill(tiny, labels)
+    assert re.search("7[5-9]% of the pixels are 255, thus ignored", warnings_of(caplog))
+
+
+def test_resized_and_jpeg_label_maps_are_suspected(
+    tiny: SemSegSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocks = np.zeros((HEIGHT // 8, WIDTH // 8), np.uint8)
+    blocks[::2, ::2] = 3
+    exact = Image.fromarray(blocks).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)
+    fill(tiny, np.array(exact))
+    assert "labels between those of both sides" not in warnings_of(caplog)
+    fill(tiny, np.array(Image.fromarray(blocks).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)))
+    assert "labels between those of both sides" in warnings_of(caplog)
+    for number in (0, 1):
+        Image.new("L", (WIDTH, HEIGHT)).save(tiny.label(number), format="JPEG")
+    assert "2 label maps are JPEG files, which changes labels" in warnings_of(caplog)
+
+
+def test_palettes_and_more_bits_are_read_by_index(tiny: SemSegSet) -> None:
+    expected = count_labels("tiny", ignore_value=IGNORED)
+    for number in (0, 1):
+        labels = np.array(Image.open(tiny.label(number)))
+        if number == 0:
+            image = Image.fromarray(labels)
+            image.putpalette([7 * k % 256 for k in range(768)])
+        else:
+            image = Image.fromarray(labels.astype(np.uint16))
+        image.save(tiny.label(number))
+    np.testing.assert_array_equal(count_labels("tiny", ignore_value=IGNORED), expected)
+
+
+def test_a_missing_label_map_is_named_with_what_the_folder_has(tiny: SemSegSet) -> None:
+    tiny.label(0).rename(tiny.label(0).with_name("mask_000.png"))
+    with pytest.raises(FileNotFoundError, match=r"000\.png; .*labels has 001\.png, mask_000\.png"):
+        check()
+
+
+def test_the_size_of_a_label_map_of_a_turned_image_is_explained(tiny: SemSegSet) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(tiny.image(0)).save(tiny.image(0), exif=exif)
+    with pytest.raises(ValueError, match="after its EXIF orientation turns it; remove"):
+        check()
