@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 after an error that the user can fix.
     """
     args = build_parser().parse_args(argv)
-    from point_rend.data.datasets.label_maps import read_class_names
+    from point_rend.data.datasets.class_files import read_class_names
     from point_rend.evaluation.coco_results import format_table
     from point_rend.evaluation.semantic_comparison import compare_label_maps
 

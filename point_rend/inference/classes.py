@@ -10,6 +10,7 @@ from detectron2.data.catalog import Metadata
 
 from point_rend.config.defaults import value_of
 from point_rend.config.tasks import model_outputs
+from point_rend.data.datasets.class_files import read_class_names
 from point_rend.data.datasets.class_matching import (
     OPTION,
     compare_names,
@@ -19,7 +20,6 @@ from point_rend.data.datasets.class_matching import (
 )
 from point_rend.data.datasets.classes import CLASS_COUNTS, ClassCount, summary
 from point_rend.data.datasets.coco import read_coco
-from point_rend.data.datasets.label_maps import read_class_names
 from point_rend.visualization.drawing import color_of
 
 logger = logging.getLogger(__name__)
@@ -40,13 +40,7 @@ def read_classes(text: str) -> tuple[list[str], list[int]]:
     if text.endswith(".json"):
         categories = sorted(read_coco(text)["categories"], key=lambda category: category["id"])
         return [x["name"] for x in categories], [x["id"] for x in categories]
-    try:
-        names = read_class_names(text)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"--classes {text}: expected text in UTF-8, one name per line, or a COCO file *.json: "
-            f"{error}"
-        ) from error
+    names = read_class_names(text, at_most=None)
     return names, list(range(1, len(names) + 1))
 
 

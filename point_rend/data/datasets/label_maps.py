@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from point_rend.data.datasets.class_files import read_class_names
 from point_rend.utils.pictures import IMAGE_SUFFIXES, is_stray_file
 
 logger = logging.getLogger(__name__)
@@ -57,29 +58,6 @@ def register_sem_seg(name: str, image_root: str, label_root: str, classes: str) 
     )
     logger.info("registered %s: %d images, %d classes", name, len(records), len(class_names))
     return len(class_names)
-
-
-def read_class_names(classes: str) -> list[str]:
-    """Read class names from a text file, one per line, or from a list with commas.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If there is no name, or if a name occurs twice.
-    """
-    if os.path.isfile(classes):
-        names = Path(classes).read_text(encoding="utf-8").splitlines()
-    elif os.sep in classes or classes.endswith(".txt"):
-        raise FileNotFoundError(f"the file of the class names does not exist: {classes}")
-    else:
-        names = classes.split(",")
-    names = [name.strip() for name in names if name.strip()]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if not names or twice or len(names) > IGNORE_LABEL:
-        raise ValueError(
-            f"class names of {classes!r}: expected 1 to {IGNORE_LABEL} different names, got "
-            f"{len(names)}" + (f", of which {', '.join(twice)} more than once" if twice else "")
-        )
-    return names
 
 
 def load_sem_seg_folders(image_root: str, label_root: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from point_rend.data.checks.label_maps import check_semantic_datasets, count_labels
-from point_rend.data.datasets.label_maps import read_class_names, register_sem_seg
+from point_rend.data.datasets.label_maps import register_sem_seg
 from tests.tiny_datasets import HEIGHT, WIDTH, process_state_restored
 from tests.tiny_semantic import CLASSES, IGNORED, SemSegSet, label_map, write_label, write_sem_seg
 
@@ -58,30 +58,6 @@ def test_subfolders_are_part_of_the_names(tmp_path: Path) -> None:
         "labels",
         "town",
     }
-
-
-@pytest.mark.parametrize("classes", ["sky,road, tree", "sky\nroad\n\ntree\n"])
-def test_class_names_are_a_list_or_a_file(classes: str, tmp_path: Path) -> None:
-    if "\n" in classes:
-        (tmp_path / "names").write_text(classes)
-        classes = str(tmp_path / "names")
-    assert read_class_names(classes) == ["sky", "road", "tree"]
-
-
-@pytest.mark.parametrize(
-    ("classes", "error", "message"),
-    [
-        ("nowhere.txt", FileNotFoundError, "nowhere.txt"),
-        (" , ", ValueError, "got 0"),
-        ("sky,road,sky", ValueError, "sky more than once"),
-        (",".join(map(str, range(256))), ValueError, "got 256"),
-    ],
-)
-def test_unusable_class_names_are_refused(
-    classes: str, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        read_class_names(classes)
 
 
 def test_registering_the_same_has_no_effect_and_another_set_is_refused(
