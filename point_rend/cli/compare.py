@@ -15,6 +15,7 @@ from point_rend.utils.arguments import (
     MAX_DETS_FLAG,
     add_max_dets_argument,
     add_results_argument,
+    check_min_score,
     check_names,
     named_result,
 )
@@ -69,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         check_max_dets(args.max_dets, MAX_DETS_FLAG)
         check_names("--results", args.results)
+        check_min_score(args.min_score)
+        if args.num_images < 0:
+            raise ValueError(f"--num-images: expected 0 or more, got {args.num_images}")
+        if not args.image_root.is_dir():
+            raise FileNotFoundError(f"--image-root: there is no folder {args.image_root}")
         check_output(args.output, folder=True)
         content = read_coco(str(args.annotations))
         check_ground_truth_masks(args.annotations, content)

@@ -18,6 +18,7 @@ from point_rend.utils.arguments import (
     MAX_DETS_FLAG,
     add_max_dets_argument,
     add_results_argument,
+    check_min_score,
     check_names,
     named_file,
 )
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     from point_rend.config.checks import check_max_dets
     from point_rend.evaluation.limits import coco_limit
-    from point_rend.evaluation.report.page import build_report
+    from point_rend.evaluation.report.page import build_report, is_report
 
     with user_errors():
         check_max_dets(args.max_dets, MAX_DETS_FLAG)
@@ -79,7 +80,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"--results: expected one or two, got {len(args.results)}")
         check_names("--results", args.results)
         check_names("--run", args.run)
-        check_output(args.output)
+        check_min_score(args.min_score)
+        files = [file for _, file in args.results]
+        metrics = [folder / "metrics.json" for _, folder in args.run]
+        check_output(
+            args.output, inputs=[args.annotations, *files, *metrics], may_replace=is_report
+        )
         page = build_report(
             args.annotations,
             args.image_root,

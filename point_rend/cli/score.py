@@ -59,20 +59,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         read_results,
     )
     from point_rend.evaluation.limits import coco_limit, lvis_limit, warn_of_limit
-    from point_rend.evaluation.scoring import ap_star_metrics, by_class, check_lvis, coco_metrics
+    from point_rend.evaluation.scoring import (
+        ap_star_metrics,
+        by_class,
+        check_lvis,
+        coco_metrics,
+        is_score_file,
+    )
 
     with user_errors():
         check_max_dets(args.max_dets, MAX_DETS_FLAG)
+        check_names("--results", args.results)
+        if args.output:
+            inputs = [args.annotations, *(file for _, file in args.results)]
+            inputs += [args.lvis_annotations] if args.lvis_annotations else []
+            check_output(args.output, inputs=inputs, may_replace=is_score_file)
         content = read_coco(str(args.annotations))
         if args.lvis_annotations:
             check_lvis(args.lvis_annotations, content, args.annotations)
-        check_names("--results", args.results)
         files = {name: (file, read_results(file, content)) for name, file in args.results}
         masks = {name: has_masks(results, file) for name, (file, results) in files.items()}
         if any(masks.values()):
             check_ground_truth_masks(args.annotations, content)
-        if args.output:
-            check_output(args.output)
 
     limit = coco_limit(args.max_dets, MAX_DETS_FLAG)
     star_limit = lvis_limit(args.max_dets, MAX_DETS_FLAG)
@@ -90,4 +98,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.by_class and len(content["categories"]) > 1:  # one class alone has the overall AP
             print(f"\n{format_table(by_class(rows))}")
     if args.output:
-        write_text(args.output, json.dumps(scores, indent=1))
+        with user_errors():
+            write_text(args.output, json.dumps(scores, indent=1))

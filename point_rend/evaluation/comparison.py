@@ -10,12 +10,12 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from point_rend.data.checks.rle import compressed_rle
-from point_rend.utils.pictures import read_picture
+from point_rend.evaluation.photographs import photograph_path, read_photograph
+from point_rend.utils.files import check_that_inputs_stay
 from point_rend.visualization.drawing import match_colors, overlay_masks
 from point_rend.visualization.layout import save_picture, side_by_side
 
 PANEL_HEIGHT = 480
-GRAY = 80  # in place of photographs
 
 
 def write_comparison(
@@ -40,18 +40,19 @@ def write_comparison(
         without_photographs: Paint on plain gray.
 
     Raises:
-        ValueError: If an image cannot be read.
+        FileNotFoundError: If an image is missing.
+        ValueError: As `read_photograph`, or if an image would be overwritten.
     """
+    images = content["images"][:num_images]
+    files = [output / f"{number:02d}.jpg" for number in range(1, len(images) + 1)]
+    check_that_inputs_stay([photograph_path(image_root, x["file_name"]) for x in images], files)
     by_image = {name: results_by_image(own, min_score) for name, own in results.items()}
     ground_truth = defaultdict(list)
     for annotation in content["annotations"]:
         ground_truth[annotation["image_id"]].append(annotation)
 
-    for number, record in enumerate(content["images"][:num_images], start=1):
-        file = image_root / record["file_name"]
-        image = read_picture(file)
-        if without_photographs:
-            image = np.full_like(image, GRAY)
+    for record, file in zip(images, files, strict=True):
+        image = read_photograph(image_root, record, without_photographs=without_photographs)
         rows = [instances[record["id"]] for instances in by_image.values()]
         rows.append(ground_truth[record["id"]])
         gt_boxes = box_corners(rows[-1], *image.shape[:2])
@@ -61,7 +62,7 @@ def write_comparison(
             panels, titles = [image, *panels], ["input", *titles]
         size = (round(image.shape[1] * PANEL_HEIGHT / image.shape[0]), PANEL_HEIGHT)
         panels = [cv2.resize(panel, size, interpolation=cv2.INTER_AREA) for panel in panels]
-        save_picture(output / f"{number:02d}.jpg", side_by_side(panels, titles))
+        save_picture(file, side_by_side(panels, titles))
 
 
 def results_by_image(

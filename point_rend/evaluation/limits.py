@@ -53,7 +53,7 @@ def lvis_limit(
 def warn_of_limit(
     content: Mapping[str, Any], results: Records, limit: Limit, where: str
 ) -> list[str]:
-    """Warn if there are no results, or if objects or results exceed a limit.
+    """Warn if there are no objects or results, or if they exceed a limit.
 
     Args:
         content: Annotations in COCO's instances format.
@@ -66,6 +66,8 @@ def warn_of_limit(
     """
     names = {category["id"]: category["name"] for category in content["categories"]}
     warnings = [] if results else ["there are no results at all"]
+    if not content["annotations"]:
+        warnings.append("the annotations have no objects, so that AP is undefined")
     warnings += limit_warnings(content["annotations"], results, names, limit)
     for warning in warnings:
         logger.warning("%s: %s", where, warning)

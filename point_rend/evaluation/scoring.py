@@ -10,7 +10,9 @@ from point_rend.data.datasets.coco import read_coco
 from point_rend.evaluation.coco_ap import CocoAP
 from point_rend.evaluation.coco_results import TASK_NAMES
 from point_rend.evaluation.limits import Limit, warn_of_limit
+from point_rend.utils.json_files import read_json
 
+ROW_NAMES = {name + star for name in TASK_NAMES.values() for star in ("", "*")}
 Metrics = dict[str, float]
 Results = Sequence[Mapping[str, Any]]
 
@@ -63,6 +65,17 @@ def check_lvis(lvis_file: Path, content: Mapping[str, Any], annotations: Path) -
     images = {image["id"] for image in content["images"]}
     if not any(image["id"] in images for image in lvis["images"]):
         raise ValueError(f"{lvis_file} and {annotations} have no image in common")
+
+
+def is_score_file(file: Path) -> bool:
+    """Return whether a file holds metrics as `pointrend score --output` writes them."""
+    try:
+        scores = read_json(file, what="file of scores")
+    except ValueError:
+        return False
+    return isinstance(scores, dict) and all(
+        isinstance(rows, dict) and rows.keys() <= ROW_NAMES for rows in scores.values()
+    )
 
 
 def by_class(rows: Mapping[str, Metrics]) -> dict[str, Metrics]:

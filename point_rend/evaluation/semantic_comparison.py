@@ -1,6 +1,5 @@
 """Comparison of the semantic results of several models: metrics, and pictures side by side."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +8,11 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from point_rend.data.checks.rle import rle_fault
+from point_rend.data.checks.rle import check_rles
 from point_rend.data.datasets.label_maps import IGNORE_LABEL
 from point_rend.evaluation.semantic_iou import SemanticIoU
+from point_rend.utils.files import check_that_inputs_stay
+from point_rend.utils.json_files import MAX_DATA_SET_BYTES, read_json, shown
 from point_rend.utils.pictures import read_label_map, read_picture
 from point_rend.visualization.drawing import color_of, paint_labels
 from point_rend.visualization.layout import save_picture, side_by_side
@@ -54,9 +55,14 @@ def compare_label_maps(
     colors = [color_of(k) for k in range(num_classes)]
     ious = {name: SemanticIoU(num_classes) for name in predictions}
     files = sorted(next(iter(predictions.values())))
-    drawn = set(files[:: max(1, len(files) // max(1, num_images))][:num_images])
+    drawn = files[:: max(1, len(files) // max(1, num_images))][:num_images]
+    pictures = picture_files(drawn, output)
+    inputs = [
+        path for file in drawn for path in (image_root / file, label_file_of(file, label_root))
+    ]
+    check_that_inputs_stay(inputs, pictures.values())
     for file in files:
-        label_file = label_root / file.with_suffix(".png")
+        label_file = label_file_of(file, label_root)
         ground_truth = read_label_map(label_file)
         label_maps = {name: to_label_map(by_image[file]) for name, by_image in predictions.items()}
         for name, labels in label_maps.items():
@@ -66,15 +72,30 @@ def compare_label_maps(
                 raise ValueError(
                     f"{label_file} and {name!r}, with {num_classes} --classes: {error}"
                 ) from error
-        if file in drawn:
+        if file in pictures:
             panels = [paint_labels(x, colors) for x in (*label_maps.values(), ground_truth)]
             titles = [*label_maps, "ground truth"]
             if not without_photographs:
                 panels.insert(0, read_picture(image_root / file))
                 titles.insert(0, "input")
-            name = "_".join(file.with_suffix(".png").parts)
-            save_picture(output / name, side_by_side(panels, titles))
+            save_picture(pictures[file], side_by_side(panels, titles))
     return {name: iou.means() for name, iou in ious.items()}
+
+
+def label_file_of(image: Path, label_root: Path) -> Path:
+    """Return the label map of an image, which is given relative to the image root."""
+    return label_root / image.with_suffix(".png")
+
+
+def picture_files(images: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """Choose a file of its own for the picture of each image."""
+    files: dict[Path, Path] = {}
+    for image in images:
+        file = output / "_".join(image.with_suffix(".png").parts)
+        while file in files.values():
+            file = file.with_stem(f"{file.stem}_")
+        files[image] = file
+    return files
 
 
 def read_predictions(file: Path, image_root: Path, num_classes: int) -> Predictions:
@@ -84,10 +105,7 @@ def read_predictions(file: Path, image_root: Path, num_classes: int) -> Predicti
         ValueError: If the file is not of this format or has no predictions, or if a prediction
             refers to an image elsewhere or an unknown class, or is not a mask of its image.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is truncated or not JSON: {error}") from error
+    content = read_json(file, what="result file", max_bytes=MAX_DATA_SET_BYTES)
     if not isinstance(content, list) or not all(map(_is_prediction, content)):
         raise ValueError(
             f"{file} is not a sem_seg_predictions.json as `pointrend evaluate` writes it"
@@ -96,6 +114,7 @@ def read_predictions(file: Path, image_root: Path, num_classes: int) -> Predicti
         raise ValueError(f"{file} has no predictions: expected some for every image")
     root = image_root.resolve()
     predictions: dict[Path, list[dict[str, Any]]] = defaultdict(list)
+    sizes: list[tuple[int, int]] = []
     for number, record in enumerate(content):
         image = Path(record["file_name"]).resolve()
         if not image.is_relative_to(root):
@@ -105,9 +124,16 @@ def read_predictions(file: Path, image_root: Path, num_classes: int) -> Predicti
             )
         of_image = predictions[image.relative_to(root)]
         of_image.append(record)
-        fault = _fault(record, of_image[0]["segmentation"]["size"], num_classes)
-        if fault:
-            raise ValueError(f"{file}: prediction {number} {fault}")
+        height, width = of_image[0]["segmentation"]["size"]
+        sizes.append((height, width))
+        if not 0 <= record["category_id"] < num_classes:
+            raise ValueError(
+                f"{file}: prediction {number} is of class {shown(record['category_id'])}, expected "
+                f"0 to {num_classes - 1}, since --classes has {num_classes}"
+            )
+    for number, mask in enumerate(check_rles([x["segmentation"] for x in content], sizes)):
+        if mask.fault and mask.fault.fatal:
+            raise ValueError(f"{file}: prediction {number} has an {mask.fault.text}")
     return predictions
 
 
@@ -124,17 +150,6 @@ def _is_prediction(record: Any) -> bool:
         and len(size) == 2
         and all(isinstance(side, int) for side in size)
     )
-
-
-def _fault(record: Mapping[str, Any], size: tuple[int, int], num_classes: int) -> str | None:
-    """Describe what is wrong with a prediction for an image of a size (height, width)."""
-    if not 0 <= record["category_id"] < num_classes:
-        return (
-            f"is of class {record['category_id']}, expected 0 to {num_classes - 1}, "
-            f"since --classes has {num_classes}"
-        )
-    reason = rle_fault(record["segmentation"], *size)
-    return f"has an {reason.text}" if reason and reason.fatal else None
 
 
 def check_images(predictions: Mapping[str, Predictions], label_root: Path) -> None:
@@ -157,7 +172,7 @@ def check_images(predictions: Mapping[str, Predictions], label_root: Path) -> No
                 f"{lacks!r}"
             )
     for file in sorted(predictions[first]):
-        label_file = label_root / file.with_suffix(".png")
+        label_file = label_file_of(file, label_root)
         if not label_file.is_file():
             raise FileNotFoundError(f"there is no label map {label_file}")
 

@@ -66,3 +66,13 @@ def check_names(flag: str, named: Sequence[tuple[str, Path]]) -> None:
     for name, number in Counter(name for name, _ in named).items():
         if number > 1:
             raise ValueError(f"{flag}: the name {name!r} is given {number} times, expected once")
+
+
+def check_min_score(number: float) -> None:
+    """Refuse a --min-score that is no score.
+
+    Raises:
+        ValueError: If it is not in 0..1.
+    """
+    if not 0 <= number <= 1:
+        raise ValueError(f"--min-score: expected 0 to 1, got {number}")

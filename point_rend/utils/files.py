@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -173,16 +173,25 @@ def check_writable(folder: str | Path) -> None:
         pass
 
 
-def check_output(path: str | Path, *, folder: bool = False) -> None:
+def check_output(
+    path: str | Path,
+    *,
+    folder: bool = False,
+    inputs: Iterable[str | Path] = (),
+    may_replace: Callable[[Path], bool] | None = None,
+) -> None:
     """Make sure, before a long computation, that its --output can be written; create nothing.
 
     Args:
         path: A file, whose folder need not exist, or a folder.
         folder: Whether it is a folder.
+        inputs: Files that may not be overwritten.
+        may_replace: Whether a file with content may be overwritten; by default any may.
 
     Raises:
-        ValueError: If it cannot be written.
+        ValueError: If it cannot be written, or if this would overwrite such a file.
     """
+    check_that_inputs_stay(inputs, [path])
     path = Path(path)
     nearest = path if folder else path.parent  # folder that exists
     try:
@@ -196,7 +205,35 @@ def check_output(path: str | Path, *, folder: bool = False) -> None:
             reason = "it is a device or a pipe, expected a file"
         else:
             check_writable(nearest)
+            if may_replace and path.is_file() and path.stat().st_size and not may_replace(path):
+                raise ValueError(
+                    f"--output: {path} exists, and this command has not written it: choose another "
+                    "name, or remove it"
+                )
             return
     except OSError as error:
         reason = f"in {nearest}: {error.strerror}"
     raise ValueError(f"--output {path} cannot be written: {reason}")
+
+
+def check_that_inputs_stay(inputs: Iterable[str | Path], outputs: Iterable[str | Path]) -> None:
+    """Refuse to overwrite an input, under whatever name or link.
+
+    Args:
+        inputs: Files; those that do not exist are ignored.
+        outputs: Files; most do not exist yet.
+
+    Raises:
+        ValueError: If an output is an input, too.
+    """
+    known = {_identity(file): file for file in inputs if os.path.exists(file)}
+    for output in outputs:
+        file = known.get(_identity(output)) if os.path.exists(output) else None
+        if file is not None:
+            raise ValueError(f"--output: {output} is the input {file}, which would be overwritten")
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    """Return what all names of a file have in common."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino

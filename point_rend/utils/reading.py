@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+BLOCK = 1 << 16
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -74,7 +75,9 @@ def read_bytes(path: str | Path, *, what: str, max_bytes: int) -> bytes:
     with open_regular_file(path, what=what) as file:
         # Some files, such as those of /proc, have more content than size.
         size = os.fstat(file.fileno()).st_size
-        content = b"" if size > max_bytes else file.read(max_bytes + 1)
+        content = b"" if size > max_bytes else file.read(size + 1)  # read() allocates its argument
+        while size < len(content) <= max_bytes and (more := file.read(BLOCK)):
+            content += more
     found = max(size, len(content))
     if found > max_bytes:
         raise ValueError(f"{what} {path}: {found} bytes or more, expected at most {max_bytes}")

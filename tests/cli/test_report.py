@@ -13,9 +13,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from point_rend.evaluation import photographs
 from point_rend.evaluation.coco_ap import METRICS, CocoAP
 from point_rend.evaluation.limits import coco_limit
-from point_rend.evaluation.report import gallery, matched_items, tables, training_curves
+from point_rend.evaluation.report import matched_items, tables, training_curves
 from point_rend.evaluation.report.elements import NONE, nice_ticks
 from point_rend.evaluation.report.outlines import outline_path
 from tests.evaluation.oracles import blob
@@ -239,7 +240,7 @@ def test_a_single_result_is_compared_with_the_ground_truth(planted: Planted):
 
 
 def test_without_photographs_the_page_has_plain_gray(planted: Planted, monkeypatch):
-    monkeypatch.setattr(gallery, "read_picture", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr(photographs, "read_picture", lambda *_: pytest.fail("an image was read"))
     parsed = Parsed(planted.page("--without-photographs"))
     assert len(parsed.with_class("card")) == len(OBJECTS)
 

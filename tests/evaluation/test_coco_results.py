@@ -91,7 +91,7 @@ def test_invalid_annotations_and_images_are_named(
     (tmp_path / "cut.json").write_text("{")
     cases = [
         (tmp_path / "cut.json", split.image_root, "cut.json is truncated or not JSON"),
-        (split.json_file, tmp_path, "does not exist or is not an image"),
+        (split.json_file, tmp_path, "there is no image"),
     ]
     for annotations, images, message in cases:
         command = ["--annotations", annotations, "--image-root", images]

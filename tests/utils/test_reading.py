@@ -28,6 +28,16 @@ def test_a_file_that_hides_its_size_is_refused_too():
         read_bytes("/proc/self/status", what="file", max_bytes=3)
 
 
+def test_a_file_that_hides_its_size_is_read_whole():
+    content = read_bytes("/proc/filesystems", what="file", max_bytes=1 << 20)
+    assert content == Path("/proc/filesystems").read_bytes() != b""
+
+
+def test_the_limit_is_not_allocated(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"content")
+    assert read_bytes(tmp_path / "a", what="file", max_bytes=1 << 60) == b"content"
+
+
 def test_a_huge_sparse_file_is_refused_without_being_read(tmp_path: Path):
     with open(tmp_path / "sparse", "wb") as file:
         file.truncate(1 << 42)

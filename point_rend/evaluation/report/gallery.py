@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-import numpy as np
-
 from point_rend.evaluation.matching import MIN_IOU
+from point_rend.evaluation.photographs import read_photograph
 from point_rend.evaluation.report.cards import card
 from point_rend.evaluation.report.elements import element, legend
 from point_rend.evaluation.report.matched_items import (
@@ -20,7 +19,6 @@ from point_rend.evaluation.report.matched_items import (
     gallery_orders,
     select_items,
 )
-from point_rend.utils.pictures import read_picture
 
 MATCHING_NOTE = (
     "Objects are matched one to one with results of the same class and a score of at least "
@@ -105,7 +103,7 @@ def gallery(
 
     Raises:
         FileNotFoundError: If an image is missing.
-        ValueError: If an image cannot be read, or if its size differs from its annotation.
+        ValueError: As :func:`read_photograph`.
     """
     names = {category["id"]: category["name"] for category in content["categories"]}
     images = {image["id"]: image for image in content["images"]}
@@ -116,10 +114,7 @@ def gallery(
     cards = []
     for number, index in enumerate(sorted(selected, key=ranks.__getitem__)):
         record = images[items[index].annotation["image_id"]]
-        if without_photographs:
-            image = np.full((record["height"], record["width"], 3), 80, np.uint8)
-        else:
-            image = read_photograph(image_root / record["file_name"], record)
+        image = read_photograph(image_root, record, without_photographs=without_photographs)
         cards.append(
             card(number, items[index], ranks[index], results, names, record["file_name"], image)
         )
@@ -139,20 +134,3 @@ def gallery(
         element("p", {"id": "status", "role": "status"}),
         element("ol", {"id": "cards", "class": "cards"}, *cards),
     ]
-
-
-def read_photograph(file: Path, record: Mapping[str, Any]) -> np.ndarray:
-    """Read an image (H, W, 3) uint8, BGR, and check its size.
-
-    Raises:
-        FileNotFoundError: If it is missing.
-        ValueError: If it cannot be read, or if its size differs from that of its record.
-    """
-    image = read_picture(file)
-    expected = (record["height"], record["width"])
-    if image.shape[:2] != expected:
-        raise ValueError(
-            f"image {file} is of (height, width) {image.shape[:2]}, expected {expected} as in the "
-            "annotations"
-        )
-    return image

@@ -31,8 +31,11 @@ from point_rend.evaluation.report.training_curves import (
     read_metrics,
     training_charts,
 )
+from point_rend.utils.reading import open_regular_file
 
 STATIC = Path(__file__).parent / "static"
+TITLE = "Evaluation of "  # and the names of the results
+HEAD = 4096  # bytes of a page in which its title begins
 NUM_STYLES = 4  # line styles in page.css
 
 METRICS_NOTE = (
@@ -115,7 +118,13 @@ def build_report(
         without_photographs=without_photographs,
     )
     sections.append(section("gallery", "Gallery", *parts))
-    return page(f"Evaluation of {' and '.join(results)}", sections)
+    return page(f"{TITLE}{' and '.join(results)}", sections)
+
+
+def is_report(file: Path) -> bool:
+    """Return whether a file is such a page."""
+    with open_regular_file(file, what="report") as opened:
+        return f"<title>{TITLE}".encode() in opened.read(HEAD)
 
 
 def metrics_section(

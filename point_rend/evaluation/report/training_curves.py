@@ -1,15 +1,19 @@
 """Training curves from metrics.json."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
 from point_rend.evaluation.report.elements import Line, line_chart
+from point_rend.utils.json_files import parse_json
+from point_rend.utils.reading import read_bytes
 
+MAX_BYTES = 1 << 30  # of metrics.json
+LARGEST = 1e30
 MAX_POINTS = 400  # maximum length of a curve; longer ones are averaged
 
 Points = Sequence[tuple[float, float]]  # iterations and values
@@ -33,23 +37,34 @@ def read_metrics(folder: Path) -> dict[str, Points]:
     if not folder.is_dir():
         raise FileNotFoundError(f"run folder {folder} does not exist")
     file = folder / "metrics.json"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    content = b""
+    if file.exists():
+        content = read_bytes(file, what="metrics file", max_bytes=MAX_BYTES)
+    lines = content.splitlines()
     curves: dict[str, dict[float, float]] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line, f"{file}: line {number}")
             iteration = record.pop("iteration")
+            if not is_value(iteration):
+                raise ValueError
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             if number == len(lines):
                 break
             raise ValueError(
-                f"{file}: line {number} is not a JSON object with an iteration: {line:.60}"
+                f"{file}: line {number} is not a JSON object with an iteration: "
+                f"{line[:60].decode(errors='replace')}"
             ) from error
         for key, value in record.items():
-            if is_shown(key) and isinstance(value, int | float) and math.isfinite(value):
+            if is_shown(key) and is_value(value):
                 curves.setdefault(key, {})[iteration] = value
     order = sorted(curves, key=lambda key: (key != "total_loss", "loss" not in key, key))
     return {key: averaged(sorted(curves[key].items())) for key in order if len(curves[key]) > 1}
+
+
+def is_value(value: Any) -> bool:
+    """Return whether a value is a number that a chart can show; NaN is none."""
+    return isinstance(value, int | float) and abs(value) < LARGEST
 
 
 def is_shown(key: str) -> bool:
