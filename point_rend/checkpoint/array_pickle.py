@@ -1,13 +1,23 @@
 """Unpickling of arrays and plain containers, and of nothing else."""
 
 import math
-import pickle
+import os
 import re
 import reprlib
 from collections import OrderedDict
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+
+from point_rend.checkpoint.pickle_machine import (
+    Budget,
+    Call,
+    FormatError,
+    Global,
+    RefusedError,
+    check_key,
+    run_pickle,
+)
 
 _ADMITTED_GLOBALS = frozenset(
     {
@@ -23,134 +33,138 @@ _ADMITTED_GLOBALS = frozenset(
         "_codecs.encode",
     }
 )
-_PLAIN_DTYPE = re.compile(r"[|<>=]?([biufcSU]\d+|\?)")  # numbers and strings, no objects
-
-
-class RefusedError(Exception):
-    """The file asks for something that is neither an array nor a plain container."""
-
-
-class _Global:
-    """A name in the file; a call of it is recorded, not executed."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, *args: Any) -> "_Call":
-        return _Call(self.name, args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise RefusedError(f"a change of {self.name}")
-
-
-class _Call:
-    """A recorded call, with the state and the items that its result is to get."""
-
-    __slots__ = ("args", "items", "name", "state")
-
-    def __init__(self, name: str, args: tuple) -> None:
-        self.name = name
-        self.args = args
-        self.state: Any = None
-        self.items: dict[Any, Any] = {}
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.items[key] = value
+_PLAIN_DTYPE = re.compile(r"[|<>=]?([biufcSU]\d{1,9}|\?)")  # numbers and strings, no objects
+MAX_DIMENSIONS = 32  # of the arrays of all versions of NumPy
+# Operations of a pickle: some for small files, and one per so many bytes. Arrays have few.
+SMALL, BYTES_PER_OPERATION = 2_000_000, 32
 
 
 def load_arrays(file: BinaryIO) -> Any:
     """Unpickle arrays and plain containers, also as Python 2 wrote them.
 
+    Time and memory are in proportion to the size of the file.
+
     Raises:
         RefusedError: If the file asks for anything else.
         Exception: Of many types, if the file is damaged.
     """
-    return _make(_ArrayUnpickler(file, encoding="latin1").load(), {})
+    start = file.tell()
+    size = file.seek(0, os.SEEK_END) - start
+    file.seek(start)
+    budget = Budget(SMALL + size // BYTES_PER_OPERATION)
+    recorded = run_pickle(file, size, _admit, budget)
+    return _Maker(budget, size).make(recorded)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads a pickle without importing, calling or changing anything that the file names."""
-
-    def find_class(self, module: str, name: str) -> _Global:
-        path = f"{module}.{name}"
-        path = re.sub(r"^__builtin__\.", "builtins.", path)  # Python 2
-        path = re.sub(r"^numpy\._core\.", "numpy.core.", path)  # NumPy 2
-        if path not in _ADMITTED_GLOBALS:
-            raise RefusedError(f"{module}.{name}")
-        return _Global(path)
+def _admit(module: str, name: str) -> Global:
+    path = f"{module}.{name}"
+    path = re.sub(r"^__builtin__\.", "builtins.", path)  # Python 2
+    path = re.sub(r"^numpy\._core\.", "numpy.core.", path)  # NumPy 2
+    if path not in _ADMITTED_GLOBALS:
+        raise RefusedError(f"{module}.{name}")
+    return Global(path)
 
 
-def _make(value: Any, made: dict[int, Any]) -> Any:
-    """Make the arrays and containers of the recorded calls.
+class _Maker:
+    """Makes the arrays and containers of the recorded calls.
 
     Args:
-        value: Result of the unpickler, or a part of it.
-        made: Results of other parts by their ids, so that a shared part stays shared.
+        budget: Bounds the members that calls copy.
+        size: Bounds the bytes of all arrays, which the file has to contain.
     """
-    if value is None or isinstance(value, bool | int | float | str | bytes | bytearray):
-        return value
-    if id(value) not in made:
-        new: Any
-        match value:
-            case dict():
-                new = {_make(key, made): _make(item, made) for key, item in value.items()}
-            case list() | tuple() | set() | frozenset():
-                new = type(value)(_make(item, made) for item in value)
-            case _Call():
-                new = _carry_out(
-                    value.name,
-                    _make(value.args, made),
-                    _make(value.state, made),
-                    _make(value.items, made),
-                )
-            case _Global(name="numpy.ndarray"):
-                new = np.ndarray
-            case _:
-                raise RefusedError(getattr(value, "name", type(value).__name__))
-        made[id(value)] = new
-    return made[id(value)]
 
+    def __init__(self, budget: Budget, size: int) -> None:
+        self.budget = budget
+        self.bytes = Budget(2 * size)  # bytes may be made of text, and arrays of the bytes
+        self.made: dict[int, Any] = {}  # results by the ids of the values: shared parts stay shared
 
-def _carry_out(name: str, args: tuple, state: Any, items: dict) -> Any:
-    """Make the array, type, scalar, container or string of one recorded call."""
-    match name, args:
-        case "numpy.dtype", (str(code), *_) if _PLAIN_DTYPE.fullmatch(code):
-            dtype = np.dtype(code)
-            return dtype.newbyteorder(state[1]) if state and state[1] != "|" else dtype
-        case "numpy.core.multiarray._reconstruct", (kind, *_) if kind is np.ndarray:
-            _version, shape, dtype, is_fortran, raw = state
-            return _array(shape, dtype, raw, "F" if is_fortran else "C")
-        case "numpy.core.multiarray.scalar", (dtype, raw):
-            return _array((), dtype, raw, "C")[()]
-        case "numpy.core.numeric._frombuffer", (raw, dtype, shape, order):
-            return _array(shape, dtype, raw, order)
-        case "collections.OrderedDict", _:
-            ordered: OrderedDict = OrderedDict(*args)
-            ordered.update(items)
-            if state and "_metadata" in state:  # the modules' versions, in a state_dict()
-                ordered._metadata = state["_metadata"]  # type: ignore[attr-defined]
-            return ordered
-        case "builtins.bytes", ():
-            return b""
-        case "builtins.set" | "builtins.frozenset", (list(members),):
-            return set(members) if name == "builtins.set" else frozenset(members)
-        case "_codecs.encode", (str(text), "latin1"):
-            return text.encode("latin1")
-    raise RefusedError(f"{name}{reprlib.repr(args)}")
+    def make(self, value: Any) -> Any:
+        """Make the result of a value.
 
+        Args:
+            value: Result of the machine.
 
-def _array(
-    shape: tuple[int, ...], dtype: np.dtype, raw: bytes | str, order: Literal["C", "F"]
-) -> np.ndarray:
-    if isinstance(raw, str):  # Python 2 had one kind of string; it is read as latin1
-        raw = raw.encode("latin1")
-    if len(raw) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{len(raw)} bytes for an array of shape {shape} and type {dtype}")
-    # A copy: a view of the file's bytes could not be written to, nor could torch swap them.
-    stored: np.ndarray = np.ndarray(shape, dtype, buffer=raw, order=order)
-    return stored.astype(dtype.newbyteorder("="), order="K")
+        Raises:
+            RefusedError: If it is more than arrays and containers.
+            ValueError: If it is nested too deeply or within itself, or arrays have too few bytes.
+        """
+        try:
+            return self._make(value)
+        except RecursionError as error:
+            raise FormatError("its lists are nested too deeply, or within themselves") from error
+
+    def _make(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float | str | bytes | bytearray):
+            return value
+        if id(value) not in self.made:
+            new: Any
+            match value:
+                case dict():
+                    new = {self._make_key(key): self._make(item) for key, item in value.items()}
+                case list() | tuple():
+                    new = type(value)([self._make(item) for item in value])
+                case set() | frozenset():
+                    new = type(value)(value)
+                case Call():
+                    args, state, items = map(self._make, (value.args, value.state, value.items))
+                    new = self._carry_out(value.name, args, state, items)
+                case Global(name="numpy.ndarray"):
+                    new = np.ndarray
+                case _:
+                    raise RefusedError(getattr(value, "name", type(value).__name__))
+            self.made[id(value)] = new
+        return self.made[id(value)]
+
+    def _make_key(self, key: Any) -> Any:
+        made = self._make(key)
+        if isinstance(made, np.generic):  # numbers of NumPy equal those of Python
+            made = made.item()
+        return check_key(made)
+
+    def _carry_out(self, name: str, args: tuple, state: Any, items: dict) -> Any:
+        """Make the array, type, scalar, container or string of one recorded call."""
+        match name, args:
+            case "numpy.dtype", (str(code), *_) if _PLAIN_DTYPE.fullmatch(code):
+                dtype = np.dtype(code)
+                order: Any = state[1] if state else "|"
+                return dtype if order == "|" else dtype.newbyteorder(order)
+            case "numpy.core.multiarray._reconstruct", (kind, *_) if kind is np.ndarray:
+                _version, shape, dtype, is_fortran, raw = state
+                return self._array(shape, dtype, raw, "F" if is_fortran else "C")
+            case "numpy.core.multiarray.scalar", (dtype, raw):
+                return self._array((), dtype, raw, "C")[()]
+            case "numpy.core.numeric._frombuffer", (raw, dtype, shape, order):
+                return self._array(shape, dtype, raw, order)
+            case "collections.OrderedDict", () | (list() | dict(),):
+                ordered: OrderedDict = OrderedDict()
+                self.budget.spend(sum(map(len, args)))
+                for given in (*args, items):
+                    pairs = given.items() if isinstance(given, dict) else given
+                    ordered.update((self._make_key(key), item) for key, item in pairs)
+                if state and "_metadata" in state:  # the modules' versions, in a state_dict()
+                    ordered._metadata = state["_metadata"]  # type: ignore[attr-defined]
+                return ordered
+            case "builtins.bytes", ():
+                return b""
+            case "builtins.set" | "builtins.frozenset", (list(members),):
+                self.budget.spend(len(members))
+                keys = map(self._make_key, members)
+                return set(keys) if name == "builtins.set" else frozenset(keys)
+            case "_codecs.encode", (str(text), "latin1"):
+                self.bytes.spend(len(text))
+                return text.encode("latin1")
+        raise RefusedError(f"{name}{reprlib.repr(args)}")
+
+    def _array(
+        self, shape: tuple[int, ...], dtype: np.dtype, raw: bytes | str, order: Literal["C", "F"]
+    ) -> np.ndarray:
+        if len(shape) > MAX_DIMENSIONS or not all(0 <= side < 1 << 62 for side in shape):
+            raise ValueError(f"an array of shape {reprlib.repr(shape)}")
+        if len(raw) != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{len(raw)} bytes for an array of shape {shape} and type {dtype}")
+        self.bytes.spend(len(raw))
+        if isinstance(raw, str):  # Python 2 had one kind of string; it is read as latin1
+            raw = raw.encode("latin1")
+        # A copy: a view of the file's bytes could not be written to, nor could torch swap them.
+        stored: np.ndarray = np.ndarray(shape, dtype, buffer=raw, order=order)
+        return stored.astype(dtype.newbyteorder("="), order="K")

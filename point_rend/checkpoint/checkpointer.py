@@ -19,6 +19,7 @@ from point_rend.checkpoint.class_metadata import METADATA, metadata_in
 from point_rend.checkpoint.completeness import check_complete, check_start
 from point_rend.checkpoint.finite import check_finite
 from point_rend.checkpoint.formats import (
+    check_numbers,
     check_parameters,
     read_pickle,
     read_pycls_file,
@@ -349,6 +350,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             stored = metadata_in(checkpoint, self.source).classes
             self.check_classes(self.source, stored, resuming=self._resuming)
         upgrade_state_dict(checkpoint["model"])
+        check_numbers(self.source, checkpoint["model"], self.model.state_dict())
         if checkpoint.get("matching_heuristics", False):
             checkpoint["model"] = self._match_by_suffix(checkpoint)
             checkpoint["matching_heuristics"] = False

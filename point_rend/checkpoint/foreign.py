@@ -59,15 +59,21 @@ _MODULES = {
     "segmentation_models_pytorch": "segmentation_models_pytorch",
     "fastai": "fastai",
 }
-# First bytes of files, in lower case.
-_STARTS = {
-    b"\x89hdf\r\n": "an HDF5 file, as of Keras",
-    b"version https://git-lfs": "a pointer of Git LFS in place of the file itself",
-    b"<!doctype": "a web page",
-    b"<html": "a web page",
-    b"gguf": "a GGUF file",
-    b"\x1f\x8b": "a gzip archive",
-}
+# First bytes of files that are often saved under the name of a checkpoint.
+_STARTS = (
+    (rb"\s*<(!doctype|html|\?xml|head|body)", "a web page in place of the file itself"),
+    (
+        rb"version https://git-lfs",
+        "a pointer of Git LFS in place of the file itself: fetch it with `git lfs pull`",
+    ),
+    (rb"\x1f\x8b", "a gzip archive: unpack it"),
+    (rb"BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "a compressed file: unpack it"),
+    (rb"\x89HDF", "an HDF5 file, as of Keras"),
+    (rb"GGUF", "a GGUF file"),
+    (rb"\x93NUMPY", "an array of NumPy"),
+    (rb"\x89PNG|\xff\xd8\xff|RIFF|BM|II\*\0|MM\0\*", "a picture"),
+    (rb"\s*[{\[]", "a text in JSON"),
+)
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "ema", "model_ema", "teacher", "student")
 
 
@@ -107,11 +113,16 @@ def kind_of_file(head: bytes) -> str:
     """Return the kind of a file that is no checkpoint by its first bytes; empty if unknown."""
     if not head:
         return "an empty file"
-    for start, kind in _STARTS.items():
-        if head.lower().startswith(start):
+    for pattern, kind in _STARTS:
+        if re.match(pattern, head, re.IGNORECASE):
             return kind
+    if head[257:262] == b"ustar":
+        return "a tar archive; PyTorch 0.1 wrote such files, which PyTorch 1 can save again"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
-        return "a file of Hugging Face's safetensors"
+        return (
+            "a file of Hugging Face's safetensors: convert it with "
+            "torch.save(safetensors.torch.load_file(file), 'model.pth')"
+        )
     if head[:1] == b"\x08" and (b"onnx" in head or b"pytorch" in head):
         return "an ONNX model"
     return ""

@@ -13,8 +13,10 @@ from urllib.parse import urlparse
 
 import torch
 
-from point_rend.checkpoint.array_pickle import RefusedError
 from point_rend.checkpoint.foreign import kind_of_file, looks_like, project_of_global
+from point_rend.checkpoint.pickle_machine import FormatError, RefusedError
+from point_rend.checkpoint.torch_file import check_torch_file
+from point_rend.utils.reading import open_regular_file
 
 
 class DamagedError(ValueError):
@@ -22,8 +24,10 @@ class DamagedError(ValueError):
 
 
 def load_sealed(file: BinaryIO, *, allow_unsafe: bool) -> Any:
-    """Load a file of torch after checking its checksum, if it has one."""
+    """Load a file of torch after checking its checksum, if it has one, and its declarations."""
     _check_seal(file)
+    if not allow_unsafe:
+        check_torch_file(file)
     return torch.load(file, map_location="cpu", weights_only=not allow_unsafe)
 
 
@@ -35,13 +39,13 @@ def read_checkpoint(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[st
         DamagedError: If the file is damaged.
         ValueError: If the file would execute code, or does not hold a dict.
     """
-    with open(filename, "rb") as file:
+    with open_regular_file(filename, what="checkpoint") as file:
         try:
             data = reader(file)
         except Exception as error:
             refused = re.search(r"GLOBAL (\S+)", str(error))
             if isinstance(error, RefusedError) or refused:
-                asked = refused[1] if refused else str(error)
+                asked = _printable(refused[1] if refused else str(error))
                 raise ValueError(
                     f"{filename} is refused: it asks for {asked}, and anything but arrays and "
                     "plain containers could run code. If you trust the origin of the file, load it "
@@ -49,15 +53,22 @@ def read_checkpoint(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[st
                     f"{looks_like(project_of_global(asked))}"
                 ) from error
             reason = str(error).rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
+            if not isinstance(error, FormatError):
+                reason = f"{type(error).__name__}: {reason}"
             file.seek(0)
-            kind = kind_of_file(file.read(64))
+            kind = kind_of_file(file.read(512))
             raise DamagedError(
                 f"{filename} cannot be read, it is damaged or no checkpoint "
-                f"({type(error).__name__}: {reason}){f'; it looks like {kind}' if kind else ''}"
+                f"({_printable(reason)}){f'; it looks like {kind}' if kind else ''}"
             ) from error
     if not isinstance(data, dict):
         raise ValueError(f"{filename} must hold a dict, not {type(data).__name__}")
     return data
+
+
+def _printable(text: str) -> str:
+    """Shorten a text from a file, and replace what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text[:300])
 
 
 def without_query(path: str) -> str:
