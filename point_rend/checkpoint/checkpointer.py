@@ -33,6 +33,7 @@ from point_rend.checkpoint.shapes import (
     list_misfits,
     rename_misfits,
 )
+from point_rend.utils import progress
 from point_rend.utils.downloads import DownloadError, has_handler, is_url, safe_paths
 from point_rend.utils.files import LEFTOVERS, atomic_file, write_text
 from point_rend.utils.reading import read_bytes
@@ -394,6 +395,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
 
     # Saving
 
+    @progress.during(progress.SAVING)
     def save(self, name: str, **kwargs: Any) -> None:
         """Save the model and the checkpointables as ``name``.pth and make it the last checkpoint.
 

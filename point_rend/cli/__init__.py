@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from point_rend import __version__
-from point_rend.utils.errors import INTERRUPTED, USER_ERROR, did_you_mean, say_error
+from point_rend.utils.errors import USER_ERROR, did_you_mean, say_error
 from point_rend.utils.imports import NO_DETECTRON2, after_import, lacks_detectron2
-from point_rend.utils.program import program
+from point_rend.utils.signals import signals_end_the_command
 from point_rend.utils.third_party import hide_third_party_warnings
 from point_rend.utils.waiting import wait_passively
 
@@ -84,18 +84,17 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> None:
         argv: Its arguments; those of the process by default.
 
     Raises:
-        SystemExit: With the code of the sub-command; with code 2 without Detectron2.
+        SystemExit: With the code of the sub-command; with code 2 without Detectron2; with 128 + n
+            after signal n.
     """
     try:
-        module_of(name).main(argv)
+        with signals_end_the_command():
+            module_of(name).main(argv)
     except ImportError as error:
         if not lacks_detectron2(error):
             raise
         say_error(NO_DETECTRON2)
         raise SystemExit(USER_ERROR) from error
-    except KeyboardInterrupt as error:
-        print(f"{program()}: interrupted", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from error
 
 
 def complete(words: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from point_rend.engine.arguments import build_parser
+from point_rend.utils.signals import signals_end_the_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             or a gradient that is not finite, with 128 + n after signal n.
     """
     args = build_parser().parse_args(argv)
-    from point_rend.engine.run import start
+    when = "" if args.eval_only else "outside of the training loop: nothing is lost"
+    with signals_end_the_command(when):
+        from point_rend.engine.run import start
 
-    start(args)
+        start(args)

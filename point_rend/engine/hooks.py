@@ -10,6 +10,7 @@ from detectron2.utils import comm
 
 from point_rend.engine.output_folder import WatchedFolder
 from point_rend.engine.signals import StopSignals
+from point_rend.utils import progress
 from point_rend.utils.errors import USER_ERROR, TrainingStop
 from point_rend.utils.files import NotSavedError
 from point_rend.utils.seeding import seed_all
@@ -72,7 +73,7 @@ class InterruptibleEvaluation(hooks.EvalHook):
         self.signals = signals
 
     def _do_eval(self) -> None:
-        with self.signals.at_once():
+        with self.signals.at_once(), progress.during(progress.EVALUATING):
             super()._do_eval()
 
     def after_train(self) -> None:

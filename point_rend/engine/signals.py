@@ -1,8 +1,10 @@
-"""Stopping a training on SIGTERM and SIGINT without losing work."""
+"""Stopping a training on a signal without losing work, even if the training is stuck."""
 
 import contextlib
 import os
+import select
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,9 +15,10 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from point_rend.utils import progress
 from point_rend.utils.errors import TrainingStop, signal_exit_code
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from point_rend.utils.program import program
+from point_rend.utils.signals import SIGNALS, end_with_parent, kill_daemons
 
 # A terminal and a launcher may both forward a request: signals within so many seconds are one.
 SAME_REQUEST = 1.0
@@ -23,16 +26,25 @@ SAME_REQUEST = 1.0
 # Processes wait this long for the main one to save; torchrun kills the whole node after 30 s.
 GRACE = timedelta(seconds=20)
 
+# After a signal, a main thread that makes no progress for so long ends without saving.
+STUCK_SECONDS = 60.0
+
+# An exception that a signal raises may be lost, in a destructor for example: it is raised again.
+AGAIN_SECONDS = 0.5
+
 
 class StopSignals:
-    """Handles SIGTERM and SIGINT; all processes of a run stop after the same iteration.
+    """Handles the signals that ask to end; all processes of a run stop after the same iteration.
 
     The first signal is only recorded, and :meth:`check` raises. Inside :meth:`at_once` the signal
-    itself raises. A second signal has its default effect.
+    itself raises. A second signal has its default effect. If the main thread hangs in a library,
+    where Python handles no signal, a thread ends the process in its place.
+
+    Forks of this process end with it and leave all signals but SIGTERM to it.
     """
 
     def __init__(self) -> None:
-        self._process = os.getpid()  # forks of this process ignore signals
+        self._process = os.getpid()
         self._number = 0
         self._time = 0.0
         self._at_once = False
@@ -42,10 +54,12 @@ class StopSignals:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Record signals inside a block of the main thread."""
+        """Handle signals inside a block of the main thread."""
         former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        former[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise_again)
         try:
-            yield
+            with _watching(), _forks_belonging_to(self._process):
+                yield
         finally:
             for number, handler in former.items():
                 signal.signal(number, handler)
@@ -54,15 +68,28 @@ class StopSignals:
         """Check whether any process received a signal; all processes must call this.
 
         Raises:
-            TrainingStop: In all processes, if one of them received a signal.
+            TrainingStop: In all processes, if one of them received a signal; in this one, if
+                another does not respond.
         """
-        number = self._number
-        if self._group is not None:
-            flag = torch.tensor(number, dtype=torch.int32)
-            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
-            number = int(flag)
+        number = self.largest(self._number)
         if number:
             raise _stop(number)
+
+    def largest(self, value: int) -> int:
+        """Return the largest of the values of all processes; all must call this.
+
+        Raises:
+            TrainingStop: In a process that received a signal, if another does not respond.
+        """
+        if self._group is None:
+            return value
+        flag = torch.tensor(value, dtype=torch.int32)
+        with progress.during(progress.WAITING):
+            work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            while not _is_done(work):
+                if self._number and time.monotonic() - self._time > GRACE.total_seconds():
+                    raise _stop(self._number, together=False)
+        return int(flag)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -77,7 +104,12 @@ class StopSignals:
                 raise _stop(self._number)
             yield
         finally:
-            self._at_once = False
+            self.settle()
+
+    def settle(self) -> None:
+        """Let no signal interrupt anything from here on."""
+        self._at_once = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def wait_for_all(self) -> None:
         """Wait a limited time until all processes get here.
@@ -89,23 +121,126 @@ class StopSignals:
                 dist.monitored_barrier(self._group, timeout=GRACE)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            return
         now = time.monotonic()
         if not self._number:
             self._number, self._time = number, now
             if comm.is_main_process():
-                # Not print: the signal may have interrupted one. Ctrl-C ends a `tee` as well.
-                with contextlib.suppress(BrokenPipeError):
-                    os.write(2, b"stopping after this iteration; a second signal ends it at once\n")
+                # Not print: the signal may have interrupted one. The terminal may be gone.
+                _write("stopping after this iteration; a second signal ends it at once")
         elif now - self._time > SAME_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         if self._at_once:
-            self._at_once = False
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
+            raise _stop(self._number)
+
+    def _raise_again(self, _number: int, _frame: FrameType | None) -> None:
+        if self._at_once:
             raise _stop(self._number)
 
 
-def _stop(number: int) -> TrainingStop:
+def _stop(number: int, *, together: bool = True) -> TrainingStop:
     name = signal.Signals(number).name
-    return TrainingStop(f"stopped by {name}", exit_code=signal_exit_code(number), together=True)
+    if not together:
+        name += ", but other processes do not respond"
+    return TrainingStop(f"stopped by {name}", exit_code=signal_exit_code(number), together=together)
+
+
+def _is_done(work: Any) -> bool:
+    """Wait at most a second for a collective operation: Python handles signals in between."""
+    try:
+        work.wait(timedelta(seconds=1))
+    except RuntimeError:
+        if work.is_completed():  # it failed
+            raise
+        return False
+    return True
+
+
+def _write(line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())
+
+
+# A main thread that hangs
+
+END = bytes([0])  # not the number of a signal
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[None]:
+    """Run a thread that learns of signals at once and ends the process if it is stuck."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_watch, args=(reader,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+        os.write(writer, END)  # forks may have the writer, too, so closing it would not do
+        thread.join()
+        os.close(writer)
+        os.close(reader)
+
+
+def _watch(reader: int) -> None:
+    """End the process after a second signal, or if it makes no progress after a first one."""
+    first: tuple[int, float] | None = None
+    while True:
+        timeout = None if first is None else SAME_REQUEST
+        arrived = os.read(reader, 1) if select.select([reader], [], [], timeout)[0] else None
+        if arrived == END:
+            return
+        now = time.monotonic()
+        number = arrived[0] if arrived else 0
+        if first is None:
+            if number in SIGNALS:
+                first = number, now
+        elif number in SIGNALS and now - first[1] > SAME_REQUEST:
+            # The main thread ends by it, unless it hangs.
+            if not select.select([reader], [], [], SAME_REQUEST)[0]:
+                _end_stuck(number, "a second")
+        elif now - max(first[1], progress.latest()) > progress.patience(STUCK_SECONDS):
+            _end_stuck(first[0], f"no progress for {now - progress.latest():.0f} s after")
+
+
+def _end_stuck(number: int, why: str) -> None:
+    kill_daemons()
+    name = signal.Signals(number).name
+    _write(f"{program()}: ended by {why} {name}: nothing was saved after the last checkpoint")
+    os._exit(signal_exit_code(number))
+
+
+# Forks
+
+
+_forks_belong_to = 0  # a process that is listening
+
+
+@contextlib.contextmanager
+def _forks_belonging_to(process: int) -> Iterator[None]:
+    global _forks_belong_to
+    _forks_belong_to = process
+    try:
+        yield
+    finally:
+        _forks_belong_to = 0
+
+
+def _begin_fork() -> None:
+    """Give a fork of a listening process other signal handlers, and an end with its parent."""
+    global _forks_belong_to
+    parent, _forks_belong_to = _forks_belong_to, 0
+    if not parent:
+        return
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    end_with_parent(parent)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_fork)

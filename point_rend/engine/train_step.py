@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from point_rend.data.loader.transport import to_device
+from point_rend.utils import progress
 
 NUM_NAMED_PARAMETERS = 3  # named in the report of a non-finite gradient
 
@@ -83,6 +84,7 @@ class CheckedTrainer(SimpleTrainer):
         Raises:
             NonFiniteError: On all ranks, if a loss or a gradient of any rank is not finite.
         """
+        progress.note(progress.COMPUTING)
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start

@@ -34,6 +34,7 @@ from point_rend.data.loader.loaders import (
     build_test_loader,
     build_train_loader,
 )
+from point_rend.data.loader.samples import UnusableDataError
 from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.engine.hooks import (
     InterruptibleEvaluation,
@@ -56,6 +57,7 @@ from point_rend.solver import build_lr_scheduler
 from point_rend.utils.errors import DIVERGED, USER_ERROR, TrainingStop
 from point_rend.utils.files import NotSavedError
 from point_rend.utils.program import command_words, is_executable, program
+from point_rend.utils.signals import kill_daemons
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +65,9 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """Detectron2's trainer with our loaders, evaluators, checkpointer and training step.
 
-    - SIGTERM and SIGINT end the training after the current iteration, or an evaluation at once. A
-      checkpoint is saved, and one line gives the command that resumes. The exit code is 128 plus
-      the number of the signal.
+    - SIGTERM, SIGINT, SIGHUP and SIGUSR1 end the training after the current iteration, or data that
+      are being read or an evaluation at once. A checkpoint is saved, and one line gives the command
+      that resumes. The exit code is 128 plus the number of the signal.
     - Resuming is exact: the data follow from the seed and the number of batches consumed, the
       random numbers from the seed, the iteration and the rank. A seed drawn because SEED is not set
       is part of the checkpoint.
@@ -106,6 +108,7 @@ class Trainer(DefaultTrainer):
             check_classes=build_trained_classes(cfg, by_position=ignore_class_names).check,
         )
         self.signals = StopSignals()
+        loader.interruptible = self.signals.at_once
         self.last_complete_iter = -1
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -290,6 +293,8 @@ class Trainer(DefaultTrainer):
             logger.error("%s", error)
             reason = build_memory_error(self.cfg, "in the evaluation", training=False)
             raise TrainingStop(reason, exit_code=USER_ERROR) from error
+        except UnusableDataError as error:
+            raise TrainingStop(str(error), exit_code=USER_ERROR) from error
         except OSError as error:
             reason = output_fault(error, self.cfg.OUTPUT_DIR)
             if not reason:
@@ -304,6 +309,7 @@ class Trainer(DefaultTrainer):
 
     def _exit(self, stop: TrainingStop) -> NoReturn:
         """Save if possible, print one line that gives the reason and how to resume, and exit."""
+        self.signals.settle()
         message = [stop.reason]
         if stop.saves:
             try:
@@ -317,10 +323,11 @@ class Trainer(DefaultTrainer):
             message.append(f"resume with: {resume_command()}")
             prefix = "error: " if stop.exit_code in (USER_ERROR, DIVERGED) else ""
             line = " ".join("; ".join(message).split())
-            with contextlib.suppress(BrokenPipeError):  # the signal may have ended the reader too
+            with contextlib.suppress(OSError):  # the signal may have ended the reader too
                 print(f"{program()}: {prefix}{line}", file=sys.stderr, flush=True)
         if stop.together:
             self.signals.wait_for_all()
+        kill_daemons()  # a data worker may be stuck
         raise SystemExit(stop.exit_code) from stop
 
     @classmethod

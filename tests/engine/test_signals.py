@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from point_rend.engine import signals as signals_module
-from point_rend.engine.signals import SIGNALS, StopSignals
+from point_rend.engine.signals import StopSignals
 from point_rend.utils.errors import TrainingStop
+from point_rend.utils.signals import SIGNALS
 
 
 def raise_here(number: int) -> None:

@@ -1,11 +1,14 @@
 """Data loaders: resumable, independent of the number of workers, safe with little shared memory."""
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import active_children, parent_process
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -26,10 +29,19 @@ from point_rend.data.loader.order import (
     skip_batches,
     stream_positions,
 )
-from point_rend.data.loader.samples import Record, Sample, Samples
+from point_rend.data.loader.samples import (
+    Fault,
+    MappedRecord,
+    Record,
+    Sample,
+    Samples,
+    UnusableDataError,
+)
 from point_rend.data.loader.transport import PackedSample, pack, unpack
+from point_rend.utils import progress
 from point_rend.utils.errors import USER_ERROR, TrainingStop
 from point_rend.utils.seeding import random_numbers_of
+from point_rend.utils.signals import SIGNALS, end_with_parent, signals_wait
 
 # By default a spawned process also spawns its workers. They import everything for seconds, during
 # which a signal kills them.
@@ -55,7 +67,12 @@ class TrainLoader:
         num_workers: Number of worker processes.
         skip: Whether unusable records are replaced by later ones, with a warning; otherwise they
             end the training, in all processes together.
+
+    Attributes:
+        interruptible: Returns a context in which a signal may raise: no batch is lost by it.
     """
+
+    interruptible: Callable[[], contextlib.AbstractContextManager[None]]
 
     def __init__(
         self,
@@ -79,6 +96,7 @@ class TrainLoader:
         self.skip = skip
         self.batches = 0
         self.faults = 0
+        self.interruptible = contextlib.nullcontext
         self._without_shared_memory = False
         # Like the signals, without NCCL.
         self._group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
@@ -93,11 +111,11 @@ class TrainLoader:
             batch_size=None,
             num_workers=self.num_workers,
             collate_fn=pack if self.num_workers else unpack,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=begin_worker,
             multiprocessing_context=START_METHOD if self.num_workers else None,
         )
         with random_numbers_of(self.seed):  # torch draws one for its workers
-            arriving = iter(loader)
+            arriving = from_workers(loader)
         batches = batches_of_a_kind(map(self._receive, arriving), self._kind_of, self.batch_size)
         while True:
             batch = self._next_together(batches)
@@ -109,15 +127,20 @@ class TrainLoader:
         stop: TrainingStop | None = None
         batch: list[Sample] = []
         try:
-            batch = next(batches)
+            with progress.during(progress.READING), self.interruptible():
+                batch = next(batches)
         except TrainingStop as own:
             stop = own
+        except UnusableDataError as error:
+            stop = TrainingStop(str(error), exit_code=USER_ERROR)
         if self._group is not None:
-            one_ends = torch.tensor(stop is not None, dtype=torch.int32)
-            dist.all_reduce(one_ends, dist.ReduceOp.MAX, group=self._group)
+            with progress.during(progress.WAITING):
+                one_ends = torch.tensor(stop is not None, dtype=torch.int32)
+                dist.all_reduce(one_ends, dist.ReduceOp.MAX, group=self._group)
             if one_ends:
-                reason = next(filter(None, comm.all_gather(stop.reason if stop else "")))
-                stop = TrainingStop(reason, exit_code=USER_ERROR, together=True)
+                ends = comm.all_gather((stop.reason, stop.exit_code) if stop else None)
+                reason, exit_code = next(filter(None, ends))
+                stop = TrainingStop(reason, exit_code=exit_code, together=True)
         if stop is not None:
             raise stop
         return batch
@@ -260,7 +283,12 @@ class EvaluationLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[Record]]:
-        return map(unpack, self.loader)
+        for batch in map(unpack, from_workers(self.loader)):
+            progress.note(progress.EVALUATING)
+            for record in batch:
+                if isinstance(record, Fault):
+                    raise UnusableDataError(record.reason)
+            yield batch
 
 
 def build_test_loader(
@@ -271,25 +299,94 @@ def build_test_loader(
     Args:
         cfg: The config of the run.
         dataset_name: Registered name of the set.
-        mapper: Makes a sample of a record.
+        mapper: Makes a sample of a record; raises a ValueError that names an unusable file.
+
+    Returns:
+        A loader that raises an UnusableDataError at an unusable file, and if a worker dies.
     """
     collate = pack if cfg.DATALOADER.NUM_WORKERS else unpack
-    loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper, collate_fn=collate)
-    loader.worker_init_fn = ignore_signals
+    loader = build_detection_test_loader(
+        cfg, dataset_name, mapper=MappedRecord(mapper), collate_fn=collate
+    )
+    loader.worker_init_fn = begin_worker
     if loader.num_workers:
         loader.multiprocessing_context = START_METHOD
     return EvaluationLoader(loader)
 
 
-def ignore_signals(_worker: int) -> None:
-    """Make a worker outlive a signal to its whole process group.
+# Workers
 
-    It ends when the main process sends the same signal or has ended.
+
+def from_workers(loader: DataLoader) -> Iterator[Any]:
+    """Start the workers of a loader and yield its items.
+
+    A signal waits until all workers have started and know how to treat it. The death of a worker
+    is noticed within seconds when an item is awaited, not in the midst of a training step.
+
+    Raises:
+        UnusableDataError: If a worker died.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    former = signal.getsignal(signal.SIGCHLD)
+    others = {*active_children()}
+    with signals_wait():
+        items = iter(loader)
+    workers = [child for child in active_children() if child not in others]
+    if threading.current_thread() is threading.main_thread():
+        # The handler of torch raises an error wherever the main thread is.
+        signal.signal(signal.SIGCHLD, former or signal.SIG_DFL)
+    return _received(items, sorted(workers, key=lambda worker: worker.pid or 0))
+
+
+def _received(items: Iterable[Any], workers: list[BaseProcess]) -> Iterator[Any]:
+    try:
+        yield from items
+    except RuntimeError as error:
+        for number, worker in enumerate(workers, start=1):
+            if worker.exitcode:
+                which = f"data worker {number} of {len(workers)} (process {worker.pid})"
+                raise UnusableDataError(f"{which} {cause_of_death(worker.exitcode)}") from error
+        raise
+
+
+def cause_of_death(exit_code: int) -> str:
+    """Describe the likely cause of the death of a data worker, and what helps.
+
+    Args:
+        exit_code: Exit code of the worker; negative if a signal ended it.
+    """
+    advice = "lower DATALOADER.NUM_WORKERS, or set it to 0 to see the cause"
+    if exit_code > 0:
+        return f"ended with exit code {exit_code}: {advice}"
+    name = signal.Signals(-exit_code).name
+    if name == "SIGKILL":
+        return (
+            "was killed by SIGKILL, as the system does when memory runs out: lower "
+            "DATALOADER.NUM_WORKERS"
+        )
+    if name == "SIGBUS":
+        return (
+            "was ended by SIGBUS, usually because the shared memory is full: give it more (docker "
+            "run --shm-size=8g) or lower DATALOADER.NUM_WORKERS"
+        )
+    return f"was ended by {name}: {advice}"
+
+
+def begin_worker(_worker: int) -> None:
+    """Make a worker outlive a signal to its whole process group, but not its main process.
+
+    It ends when the main process sends SIGTERM or has ended. Until here, all signals are blocked.
+    """
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None and parent.pid is not None:
+        end_with_parent(parent.pid)
     if hasattr(signal, "sigwaitinfo"):  # only where the sender of a signal is known
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+    else:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _end_with_the_main_process() -> None:

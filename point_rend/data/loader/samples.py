@@ -11,6 +11,16 @@ from point_rend.utils.seeding import random_numbers_of
 Record = dict[str, Any]
 
 
+class UnusableDataError(ValueError):
+    """The data of the user, or the workers that read them, end the run; one line names them."""
+
+
+class Fault(NamedTuple):
+    """The reason why a record could not be used, in one line."""
+
+    reason: str
+
+
 class Sample(NamedTuple):
     """The sample at a stream position.
 
@@ -61,3 +71,23 @@ class Samples(Dataset[Sample]):
                 else:
                     return Sample(position, data, tuple(faults))
         return Sample(position, None, tuple(faults))
+
+
+class MappedRecord:
+    """A mapper that returns a :class:`Fault` for a record that cannot be used.
+
+    An error in a worker would reach the main process with the traceback in its message.
+
+    Args:
+        mapper: Makes a sample of a record; raises a ValueError that names an unusable file.
+    """
+
+    def __init__(self, mapper: Callable[[Record], Record]) -> None:
+        self.mapper = mapper
+
+    def __call__(self, record: Record) -> Record | Fault:
+        """Map a record."""
+        try:
+            return self.mapper(record)
+        except ValueError as error:
+            return Fault(str(error))

@@ -15,7 +15,6 @@ import numpy as np
 from point_rend.config.tasks import model_outputs
 from point_rend.engine.arguments import build_parser
 from point_rend.engine.setup import read_config, setup
-from point_rend.engine.signals import SIGNALS
 from point_rend.experiments.ablation.results import (
     Metrics,
     load_metrics,
@@ -27,6 +26,7 @@ from point_rend.experiments.ablation.results import (
 from point_rend.experiments.ablation.settings import SAMPLING_SETTINGS
 from point_rend.point_head import build_point_sampler
 from point_rend.utils.locks import unlock_folders
+from point_rend.utils.signals import SIGNALS
 
 TRAIN = (sys.executable, "-m", "point_rend", "train")
 SIGNALED = 128  # exit code of a process that a signal has ended, minus the number of the signal
