@@ -6,7 +6,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -26,6 +26,9 @@ SAME_REQUEST = 1.0
 # Processes wait this long for the main one to save; torchrun kills the whole node after 30 s.
 GRACE = timedelta(seconds=20)
 
+# After a signal, a batch may take so many seconds to arrive.
+READING_SECONDS = 10.0
+
 # After a signal, a main thread that makes no progress for so long ends without saving.
 STUCK_SECONDS = 60.0
 
@@ -37,8 +40,9 @@ class StopSignals:
     """Handles the signals that ask to end; all processes of a run stop after the same iteration.
 
     The first signal is only recorded, and :meth:`check` raises. Inside :meth:`at_once` the signal
-    itself raises. A second signal has its default effect. If the main thread hangs in a library,
-    where Python handles no signal, a thread ends the process in its place.
+    itself raises, and inside :meth:`soon` a second one does, or the passage of time. Otherwise a
+    second signal has its default effect. If the main thread hangs in a library, where Python
+    handles no signal, a thread ends the process in its place.
 
     Forks of this process end with it and leave all signals but SIGTERM to it.
     """
@@ -47,7 +51,8 @@ class StopSignals:
         self._process = os.getpid()
         self._number = 0
         self._time = 0.0
-        self._at_once = False
+        self._noted = 0.0  # time at which the last signal was handled
+        self._delay: float | None = None  # from the signal to its effect, inside of a block
         # Not NCCL: a flag on a GPU would make the process wait for the GPU in each iteration.
         several = comm.get_world_size() > 1
         self._group: Any = dist.new_group(backend="gloo") if several else None
@@ -58,7 +63,7 @@ class StopSignals:
         former = {number: signal.signal(number, self._note) for number in SIGNALS}
         former[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise_again)
         try:
-            with _watching(), _forks_belonging_to(self._process):
+            with _watching(lambda: self._noted), _forks_belonging_to(self._process):
                 yield
         finally:
             for number, handler in former.items():
@@ -92,24 +97,37 @@ class StopSignals:
         return int(flag)
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
+    def at_once(self, delay: float = 0.0) -> Iterator[None]:
         """Let a signal interrupt a block of this process at once.
+
+        Args:
+            delay: Seconds that the block may go on after the signal.
 
         Raises:
             TrainingStop: When a signal arrives, or at the start if one has arrived before.
         """
-        self._at_once = True
+        self._delay = delay
         try:
             if self._number:
-                raise _stop(self._number)
+                self._interrupt()
             yield
         finally:
             self.settle()
 
+    def soon(self) -> contextlib.AbstractContextManager[None]:
+        """Let a second signal interrupt a block at once, and a first one if the block is stuck."""
+        return self.at_once(READING_SECONDS)
+
     def settle(self) -> None:
         """Let no signal interrupt anything from here on."""
-        self._at_once = False
+        self._delay = None
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _interrupt(self) -> None:
+        """Raise now or after the delay, and again as long as the block goes on."""
+        signal.setitimer(signal.ITIMER_REAL, self._delay or AGAIN_SECONDS, AGAIN_SECONDS)
+        if not self._delay:
+            raise _stop(self._number)
 
     def wait_for_all(self) -> None:
         """Wait a limited time until all processes get here.
@@ -121,21 +139,23 @@ class StopSignals:
                 dist.monitored_barrier(self._group, timeout=GRACE)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
+        self._noted = now = time.monotonic()
         if not self._number:
             self._number, self._time = number, now
             if comm.is_main_process():
                 # Not print: the signal may have interrupted one. The terminal may be gone.
                 _write("stopping after this iteration; a second signal ends it at once")
         elif now - self._time > SAME_REQUEST:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        if self._at_once:
-            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
-            raise _stop(self._number)
+            if not self._delay:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            self._delay = 0.0
+        if self._delay is not None:
+            self._interrupt()
 
     def _raise_again(self, _number: int, _frame: FrameType | None) -> None:
-        if self._at_once:
+        if self._delay is not None:
+            self._delay = 0.0
             raise _stop(self._number)
 
 
@@ -168,12 +188,16 @@ END = bytes([0])  # not the number of a signal
 
 
 @contextlib.contextmanager
-def _watching() -> Iterator[None]:
-    """Run a thread that learns of signals at once and ends the process if it is stuck."""
+def _watching(noted: Callable[[], float]) -> Iterator[None]:
+    """Run a thread that learns of signals at once and ends the process if it is stuck.
+
+    Args:
+        noted: Returns the time at which the main thread handled the last signal.
+    """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_watch, args=(reader,), daemon=True)
+    thread = threading.Thread(target=_watch, args=(reader, noted), daemon=True)
     thread.start()
     try:
         yield
@@ -185,25 +209,29 @@ def _watching() -> Iterator[None]:
         os.close(reader)
 
 
-def _watch(reader: int) -> None:
+def _watch(reader: int, noted: Callable[[], float]) -> None:
     """End the process after a second signal, or if it makes no progress after a first one."""
     first: tuple[int, float] | None = None
+    second: tuple[int, float] | None = None
     while True:
-        timeout = None if first is None else SAME_REQUEST
-        arrived = os.read(reader, 1) if select.select([reader], [], [], timeout)[0] else None
+        timeout = None if first is None else AGAIN_SECONDS
+        arrived = os.read(reader, 1) if select.select([reader], [], [], timeout)[0] else b""
         if arrived == END:
             return
         now = time.monotonic()
         number = arrived[0] if arrived else 0
-        if first is None:
-            if number in SIGNALS:
-                first = number, now
-        elif number in SIGNALS and now - first[1] > SAME_REQUEST:
-            # The main thread ends by it, unless it hangs.
-            if not select.select([reader], [], [], SAME_REQUEST)[0]:
-                _end_stuck(number, "a second")
-        elif now - max(first[1], progress.latest()) > progress.patience(STUCK_SECONDS):
-            _end_stuck(first[0], f"no progress for {now - progress.latest():.0f} s after")
+        if number in SIGNALS and first is None:
+            first = number, now
+        elif number in SIGNALS and first is not None and now - first[1] > SAME_REQUEST:
+            second = second or (number, now)
+        if second is not None and now - second[1] > SAME_REQUEST:
+            if noted() < second[1] - SAME_REQUEST:
+                _end_stuck(second[0], "a second")
+            second = None  # the main thread ends by it
+        if first is not None:
+            idle = now - max(first[1], progress.latest())
+            if idle > progress.patience(STUCK_SECONDS):
+                _end_stuck(first[0], f"no progress for {idle:.0f} s after")
 
 
 def _end_stuck(number: int, why: str) -> None:

@@ -65,9 +65,10 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """Detectron2's trainer with our loaders, evaluators, checkpointer and training step.
 
-    - SIGTERM, SIGINT, SIGHUP and SIGUSR1 end the training after the current iteration, or data that
-      are being read or an evaluation at once. A checkpoint is saved, and one line gives the command
-      that resumes. The exit code is 128 plus the number of the signal.
+    - SIGTERM, SIGINT, SIGHUP and SIGUSR1 end the training after the current iteration, an
+      evaluation at once, and the reading of a batch that does not arrive soon. A checkpoint is
+      saved, and one line gives the command that resumes. The exit code is 128 plus the number of
+      the signal.
     - Resuming is exact: the data follow from the seed and the number of batches consumed, the
       random numbers from the seed, the iteration and the rank. A seed drawn because SEED is not set
       is part of the checkpoint.
@@ -108,7 +109,7 @@ class Trainer(DefaultTrainer):
             check_classes=build_trained_classes(cfg, by_position=ignore_class_names).check,
         )
         self.signals = StopSignals()
-        loader.interruptible = self.signals.at_once
+        loader.interruptible = self.signals.soon
         self.last_complete_iter = -1
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
