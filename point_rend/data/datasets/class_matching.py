@@ -66,9 +66,11 @@ def compare_names(
         text += f"; only the former has {_shown(lacking)}"
     if further:
         text += f"; only the latter has {_shown(further)}"
-    if not lacking and not further:
-        twice = sorted({x for names in (own, others) for x in names if names.count(x) > 1})
-        text += f"; {_shown(twice)} occurs more than once" if twice else "; only the order differs"
+    twice = sorted({x for names in (own, others) for x in names if names.count(x) > 1})
+    if twice:
+        text += f"; {_shown(twice)} occurs more than once"
+    if not lacking and not further and not twice:
+        text += "; only the order differs"
     by_plain = {_plain(name): name for name in further}
     pairs = [f"{x!r} is {by_plain[_plain(x)]!r}" for x in lacking if _plain(x) in by_plain]
     if pairs:
