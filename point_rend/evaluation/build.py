@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator
 
 from point_rend.config.tasks import INSTANCES, PANOPTIC, SEM_SEG
 from point_rend.evaluation.cityscapes_evaluators import (
@@ -20,10 +20,12 @@ from point_rend.evaluation.cityscapes_evaluators import (
 from point_rend.evaluation.evaluators import (
     BOUNDARY,
     KEYPOINTS,
+    AllEvaluators,
     BoundaryIoUEvaluator,
     InstanceEvaluator,
     LabelMapEvaluator,
     LvisInstanceEvaluator,
+    PanopticEvaluator,
 )
 from point_rend.evaluation.limits import coco_limit, lvis_limit
 
@@ -146,12 +148,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
                     dataset_name,
                 )
             else:
-                evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
+                evaluators.append(PanopticEvaluator(dataset_name, folder))
         case _:
             raise ValueError(_unknown(dataset_name))
     if boundaries and "sem_seg" in EVALUATIONS[evaluator_type].outputs:
         evaluators.append(BoundaryIoUEvaluator(dataset_name))
-    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+    return evaluators[0] if len(evaluators) == 1 else AllEvaluators(evaluators)
 
 
 def _evaluator_type(dataset_name: str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,25 +9,29 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
+    COCOPanopticEvaluator,
     DatasetEvaluator,
+    DatasetEvaluators,
     LVISEvaluator,
     SemSegEvaluator,
 )
 from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from pycocotools.cocoeval import COCOeval
 
 from point_rend.data.datasets.label_maps import IGNORE_LABEL
 from point_rend.evaluation.coco_ap import METRICS, CocoAP
 from point_rend.evaluation.limits import Limit, coco_limit, lvis_limit, warn_of_limit
+from point_rend.evaluation.saving import FileSaver, evaluate_all
 from point_rend.evaluation.semantic_iou import SemanticIoU
 from point_rend.rendering.uncertainty import label_map
-from point_rend.utils.files import write_text
 from point_rend.utils.pictures import read_label_map
 
 logger = logging.getLogger(__name__)
 BOUNDARY = "boundary"  # task name of boundary AP
+PREDICTIONS = "instances_predictions.pth"  # of Detectron2
 KEYPOINTS = "keypoints"  # task name of keypoint AP
 Records = Sequence[Mapping[str, Any]]
 
@@ -60,24 +63,39 @@ class InstanceEvaluator(COCOEvaluator):
             use_fast_impl=False,
             kpt_oks_sigmas=kpt_oks_sigmas,
         )
+        self._files, self._output_dir = FileSaver(output_dir), None  # Detectron2 writes nothing
         self._limit = limit or coco_limit()
         self._coco_ap: CocoAP | None = None
+
+    def evaluate(self, img_ids: Sequence[Any] | None = None) -> Any:
+        """Evaluate the images of all processes.
+
+        Returns:
+            Metrics in percent by task; none in all processes but the first.
+
+        Raises:
+            NotSavedError: If the predictions could not be saved; the metrics have been logged.
+        """
+        results = super().evaluate(img_ids)
+        self._files.finish()
+        return results
 
     def _eval_predictions(
         self, predictions: Iterable[Mapping[str, Any]], img_ids: Sequence[Any] | None = None
     ) -> None:
         if img_ids is not None:
             raise NotImplementedError("img_ids: register the images as a data set of their own")
+        predictions = list(predictions)
+        self._files.save_tensors(PREDICTIONS, predictions)
         results = [result for image in predictions for result in image["instances"]]
         to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if to_contiguous is not None:
             dataset_ids = {contiguous: own for own, contiguous in to_contiguous.items()}
             for result in results:
                 result["category_id"] = dataset_ids[result["category_id"]]
-        path = os.path.join(self._output_dir, "coco_instances_results.json")
-        write_text(path, json.dumps(results))
+        self._files.save_json("coco_instances_results.json", results)
         if not self._do_evaluation:
-            logger.info("%s: not evaluated, %s has no annotations", path, self._metadata.name)
+            logger.info("%s has no annotations: not evaluated", self._metadata.name)
             return
 
         if self._coco_ap is None:
@@ -129,16 +147,32 @@ class LvisInstanceEvaluator(LVISEvaluator):
         super().__init__(
             dataset_name, tasks, output_dir=output_dir, max_dets_per_image=self._limit.number
         )
+        self._files, self._output_dir = FileSaver(output_dir), None  # Detectron2 writes nothing
+
+    def evaluate(self) -> Any:
+        """Evaluate the images of all processes.
+
+        Returns:
+            Metrics in percent by task; None in all processes but the first.
+
+        Raises:
+            NotSavedError: If the predictions could not be saved; the metrics have been logged.
+        """
+        results = super().evaluate()
+        self._files.finish()
+        return results
 
     def _eval_predictions(self, predictions: Iterable[Mapping[str, Any]]) -> None:
         # This import also makes lvis work with any NumPy.
         from point_rend.evaluation.lvis_ap import lvis_metrics
 
         predictions = list(predictions)
+        self._files.save_tensors(PREDICTIONS, predictions)
         super()._eval_predictions(predictions)  # replaces category ids by those of the data set
+        results = [result for image in predictions for result in image["instances"]]
+        self._files.save_json("lvis_instances_results.json", results)
         if not self._do_evaluation:
             return
-        results = [result for image in predictions for result in image["instances"]]
         warn_of_limit(self._lvis_api.dataset, results, self._limit, self._metadata.name)
         if self._wants_boundaries:
             metrics = lvis_metrics(self._lvis_api, results, BOUNDARY, max_dets=self._limit.number)
@@ -154,8 +188,55 @@ class LabelMapEvaluator(SemSegEvaluator):
     """
 
     def __init__(self, dataset_name: str, *, output_dir: str) -> None:
-        super().__init__(dataset_name, output_dir=output_dir, sem_seg_loading_fn=read_labels)
+        super().__init__(dataset_name, sem_seg_loading_fn=read_labels)
+        self._files = FileSaver(output_dir)
         self._compute_boundary_iou = False
+
+    def evaluate(self) -> Any:
+        """Evaluate the images of all processes.
+
+        Returns:
+            Metrics in percent under "sem_seg"; None in all processes but the first.
+
+        Raises:
+            NotSavedError: If the predictions could not be saved; the metrics have been logged.
+        """
+        results = super().evaluate()
+        if results is not None:
+            self._files.save_json("sem_seg_predictions.json", self._predictions)
+            self._files.save_tensors("sem_seg_evaluation.pth", results["sem_seg"])
+            self._files.finish()
+        return results
+
+
+class PanopticEvaluator(COCOPanopticEvaluator):
+    """Detectron2's evaluator of panoptic quality.
+
+    Args:
+        dataset_name: A registered name.
+        output_dir: Folder for the predictions.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str) -> None:
+        super().__init__(dataset_name)
+        self._files = FileSaver(output_dir)
+
+    def evaluate(self) -> Any:
+        """Evaluate the images of all processes.
+
+        Returns:
+            Metrics in percent under "panoptic_seg"; None in all processes but the first.
+
+        Raises:
+            NotSavedError: If the predictions could not be saved; the metrics have been logged.
+        """
+        results = super().evaluate()
+        if results is not None:
+            with PathManager.open(self._metadata.panoptic_json) as file:
+                content = json.load(file)
+            self._files.save_json("predictions.json", content | {"annotations": self._predictions})
+            self._files.finish()
+        return results
 
 
 class BoundaryIoUEvaluator(DatasetEvaluator):
@@ -209,6 +290,24 @@ class BoundaryIoUEvaluator(DatasetEvaluator):
         }
         log_metrics("boundary_sem_seg", self._name, metrics)
         return {"boundary_sem_seg": metrics}
+
+
+class AllEvaluators(DatasetEvaluators):
+    """Several evaluators of a data set, all of which evaluate before an error is raised."""
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate the images of all processes.
+
+        Returns:
+            The results of all evaluators; none in all processes but the first.
+
+        Raises:
+            NotSavedError: If a file could not be saved; the metrics have been logged.
+        """
+        results: dict[str, Any] = {}
+        for found in evaluate_all(self._evaluators):
+            results |= (found or {}) if comm.is_main_process() else {}
+        return results
 
 
 def read_labels(file_name: str, dtype: Any) -> np.ndarray:

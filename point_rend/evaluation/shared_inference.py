@@ -14,6 +14,9 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_
 from detectron2.utils import comm
 from torch import nn
 
+from point_rend.evaluation.saving import evaluate_all
+from point_rend.utils.files import NotSavedError
+
 ImageKey = tuple[str, Any]  # absolute path, image id
 Results = dict[str, Any]
 
@@ -53,8 +56,13 @@ class SharedEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> Results:
-        """Return the results by data set."""
-        return {name: evaluator.evaluate() for name, evaluator in self._evaluators.items()}
+        """Return the results by data set.
+
+        Raises:
+            NotSavedError: If a file could not be saved; all metrics have been logged.
+        """
+        results = evaluate_all(self._evaluators.values())
+        return dict(zip(self._evaluators, results, strict=True))
 
 
 def image_key(record: Mapping[str, Any]) -> ImageKey:
@@ -97,6 +105,9 @@ def evaluate_with_shared_inference(
 
     Returns:
         The results by data set, in the order of the names; empty in all processes but the first.
+
+    Raises:
+        NotSavedError: If a file could not be saved; all metrics have been logged.
     """
     images, file_names = {}, {}
     for name in names:
@@ -105,12 +116,18 @@ def evaluate_with_shared_inference(
         images[name] = frozenset((image_key(x), x.get("height"), x.get("width")) for x in records)
         file_names[name] = {image_key(x): x["file_name"] for x in records}
     evaluated: Results = {}
+    errors = []
     for group in group_by_images(images):
         if len(group) > 1:
             logger.info("Inference on the images of %s is shared by %s", group[0], ", ".join(group))
         evaluators = {name: build_evaluator(name) for name in group}
         shared = SharedEvaluator(evaluators, file_names)
-        evaluated |= inference_on_dataset(model, build_loader(group[0]), shared)
+        try:
+            evaluated |= inference_on_dataset(model, build_loader(group[0]), shared)
+        except NotSavedError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
     results = {name: evaluated[name] or {} for name in names}
     for name in names if comm.is_main_process() else ():
         logger.info("Results of %s in csv format:", name)
