@@ -17,6 +17,7 @@ LOG_NAME = "log.txt"
 EVENTS = "events.out.tfevents.*"  # of TensorBoard
 # Raised by a full disk, a quota, a file size limit and a read-only disk.
 OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+MAX_LENGTH = 3000  # characters of a path, to which the names of files are added
 NUM_SHOWN = 3  # files named in a message
 
 
@@ -41,6 +42,8 @@ def check_output_dir(output_dir: str) -> None:
 def _fault_of_name(output_dir: str) -> str:
     if not output_dir.strip():
         return "is empty: expected a folder"
+    if len(os.path.abspath(output_dir)) > MAX_LENGTH:
+        return f"is too long: expected a path of at most {MAX_LENGTH} characters"
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in output_dir):
         return "has control characters: expected a name without them"
     try:
