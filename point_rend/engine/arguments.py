@@ -4,6 +4,7 @@ Parsing needs the standard library alone, so that `--help` answers at once.
 """
 
 import argparse
+import re
 
 from point_rend.config.files import config_file_option
 from point_rend.utils.program import program
@@ -17,6 +18,15 @@ def process_count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number, 0 or more, got {text}")
     return max(1, int(text))
+
+
+def rendezvous(text: str) -> str:
+    """Parse `--dist-url`."""
+    address = re.fullmatch(r"tcp://(\[[^\]]+\]|[^:/\[\]]+):(\d{1,5})", text)
+    is_tcp = address is not None and 0 < int(address[2]) < 1 << 16
+    if not (is_tcp or text in (AUTO, "env://") or re.match(r"file:///.", text)):
+        raise argparse.ArgumentTypeError(f"expected tcp://<address>:<port>, got {text!r}")
+    return text
 
 
 def build_parser(description: str = DESCRIPTION) -> argparse.ArgumentParser:
@@ -71,6 +81,7 @@ def build_parser(description: str = DESCRIPTION) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dist-url",
+        type=rendezvous,
         default=AUTO,
         metavar="URL",
         help="where the processes meet: tcp://<address of machine 0>:<a free port there>; needed "

@@ -11,8 +11,7 @@ from detectron2.utils import comm
 from point_rend.engine.output_folder import WatchedFolder
 from point_rend.engine.signals import StopSignals
 from point_rend.utils import progress
-from point_rend.utils.errors import USER_ERROR, TrainingStop
-from point_rend.utils.files import NotSavedError
+from point_rend.utils.errors import TrainingStop
 from point_rend.utils.seeding import seed_all
 
 
@@ -25,24 +24,21 @@ class SeedEachIteration(HookBase):
 
 
 class StopWithoutFolder(HookBase):
-    """Ends the training when its output folder is removed; it is created again for a checkpoint.
+    """Ends the training when its output folder is removed.
 
     It comes after the hooks that change the state of the training, and before those that save.
 
     Args:
-        output_dir: OUTPUT_DIR of the run.
+        folder: The folder.
     """
 
-    def __init__(self, output_dir: str) -> None:
-        self._folder = WatchedFolder(output_dir)
+    def __init__(self, folder: WatchedFolder) -> None:
+        self._folder = folder
 
     def after_step(self) -> None:
-        """Look for the folder."""
-        try:
-            self._folder.check()
-        except NotSavedError as error:
-            self.trainer.last_complete_iter = self.trainer.iter
-            raise TrainingStop(str(error), exit_code=USER_ERROR) from error
+        """Record that the iteration is complete, then look for the folder."""
+        self.trainer.last_complete_iter = self.trainer.iter
+        self._folder.check()
 
 
 class StopOnSignal(HookBase):

@@ -172,6 +172,10 @@ def output_errors(output_dir: str) -> Iterator[None]:
         raise SystemExit(USER_ERROR) from error
 
 
+class FolderGoneError(NotSavedError):
+    """The output folder was removed or replaced during a run."""
+
+
 class WatchedFolder:
     """A folder that a run writes to, which must stay the one that it was at the start.
 
@@ -188,7 +192,7 @@ class WatchedFolder:
         """Make sure that the folder is still there.
 
         Raises:
-            NotSavedError: If it was removed or replaced.
+            FolderGoneError: If it was removed or replaced.
         """
         try:
             if os.path.samestat(os.stat(self._path), self._at_start):
@@ -196,4 +200,4 @@ class WatchedFolder:
             error = OSError(errno.ENOENT, "it was replaced during the run")
         except OSError as gone:
             error = gone
-        raise NotSavedError(Path(self._path), error) from error
+        raise FolderGoneError(Path(self._path), error) from error

@@ -12,7 +12,9 @@ from point_rend.checkpoint import zoo  # noqa: F401  (resolves zoo://)
 from point_rend.checkpoint.checkpointer import holds_checkpoint
 from point_rend.checkpoint.sealed_file import without_query
 from point_rend.utils.downloads import is_url, resolve
+from point_rend.utils.reading import check_regular_file
 
+PROCESSES_PER_CORE = 8  # beyond this, a number of processes is taken for a mistake
 GPU_NORMS = ("SyncBN", "nnSyncBN")
 
 
@@ -56,6 +58,12 @@ def check_device(
     except RuntimeError as error:
         raise ValueError(f"{option} is {device!r}: expected cpu, cuda or cuda:N") from error
     if kind == "cpu":
+        most = PROCESSES_PER_CORE * (os.cpu_count() or 1)
+        if num_processes > most:
+            raise ValueError(
+                f"--num-gpus is {num_processes}: expected at most {most} processes without a GPU "
+                f"on this machine, {PROCESSES_PER_CORE} for each of its cores"
+            )
         return
     available = number_of_devices(kind)
     name = f"{kind.upper()} device"
@@ -102,15 +110,21 @@ def check_weights(cfg: CfgNode, args: argparse.Namespace) -> bool:
 
     Raises:
         FileNotFoundError: If MODEL.WEIGHTS names a file or a published model that does not exist.
-        ValueError: If it is a URL that cannot be used.
+        ValueError: If it is a URL that cannot be used, or a folder, a pipe or a device.
     """
     if args.resume and holds_checkpoint(cfg.OUTPUT_DIR):
         return True
     weights = cfg.MODEL.WEIGHTS
     if is_url(weights):
-        resolve(without_query(weights))
-    elif weights and not os.path.isfile(without_query(weights)):
-        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {weights}")
+        try:
+            resolve(without_query(weights))
+        except ValueError as error:
+            raise ValueError(f"MODEL.WEIGHTS: {error}") from error
+    elif weights:
+        path = without_query(weights)
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {weights}")
+        check_regular_file(path, what="MODEL.WEIGHTS")
     return bool(weights)
 
 

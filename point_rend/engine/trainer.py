@@ -45,7 +45,7 @@ from point_rend.engine.hooks import (
 )
 from point_rend.engine.launch import distribute
 from point_rend.engine.memory import build_memory_error
-from point_rend.engine.output_folder import output_fault
+from point_rend.engine.output_folder import FolderGoneError, WatchedFolder, output_fault
 from point_rend.engine.signals import StopSignals
 from point_rend.engine.train_step import NonFiniteError, build_train_step
 from point_rend.engine.writers import build_writers
@@ -110,6 +110,7 @@ class Trainer(DefaultTrainer):
         )
         self.signals = StopSignals()
         loader.interruptible = self.signals.soon
+        self.folder = WatchedFolder(cfg.OUTPUT_DIR) if comm.is_main_process() else None
         self.last_complete_iter = -1
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -143,7 +144,7 @@ class Trainer(DefaultTrainer):
             SeedEachIteration(),
             hooks.LRScheduler(),
             self._build_precise_bn(self.cfg.clone()),
-            StopWithoutFolder(self.cfg.OUTPUT_DIR) if is_main else None,
+            StopWithoutFolder(self.folder) if self.folder is not None else None,
             hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
             StopOnSignal(self.signals),
             InterruptibleEvaluation(self.signals, self.cfg.TEST.EVAL_PERIOD, self._evaluate),
@@ -282,9 +283,15 @@ class Trainer(DefaultTrainer):
             super().after_step()
 
     def after_train(self) -> None:
-        """Call the hooks."""
-        with self._explaining_errors():
-            super().after_train()
+        """Call the hooks; if the training is stopping, its reason comes before theirs."""
+        stop = sys.exc_info()[1]  # this is called while it is handled
+        try:
+            with self._explaining_errors():
+                super().after_train()
+                if self.folder is not None:
+                    self.folder.check()
+        except TrainingStop as later:
+            raise stop if isinstance(stop, TrainingStop) else later from None
 
     @contextlib.contextmanager
     def _explaining_errors(self) -> Iterator[None]:
@@ -300,13 +307,21 @@ class Trainer(DefaultTrainer):
             reason = output_fault(error, self.cfg.OUTPUT_DIR)
             if not reason:
                 raise
-            raise TrainingStop(reason, exit_code=USER_ERROR, saves=False) from error
+            # A folder that is gone can perhaps be created again.
+            saves = isinstance(error, FolderGoneError)
+            raise TrainingStop(reason, exit_code=USER_ERROR, saves=saves) from error
 
     def _save(self) -> None:
-        """Save the last complete iteration, unless it is the last of all, which is saved anyway."""
-        if self.start_iter <= self.last_complete_iter < self.max_iter - 1:
-            self.iter = self.last_complete_iter
-            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+        """Save the last complete iteration; the last of all is saved already, if it is there."""
+        if self.last_complete_iter < self.start_iter:
+            return
+        self.iter = self.last_complete_iter
+        name = f"model_{self.iter:07d}"
+        if self.iter >= self.max_iter - 1:
+            name = "model_final"
+            if os.path.exists(os.path.join(self.cfg.OUTPUT_DIR, f"{name}.pth")):
+                return
+        self.checkpointer.save(name, iteration=self.iter)
 
     def _exit(self, stop: TrainingStop) -> NoReturn:
         """Save if possible, print one line that gives the reason and how to resume, and exit."""

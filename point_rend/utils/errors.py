@@ -77,4 +77,5 @@ def user_errors() -> Iterator[None]:
 def say_error(error: object) -> None:
     """Print the reason why the program ends, in one line."""
     message = " ".join(str(error).split())
-    print(f"{program()}: error: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the exit code remains
+        print(f"{program()}: error: {message}", file=sys.stderr, flush=True)

@@ -151,7 +151,7 @@ def end_with_whole_line(path: str | Path) -> None:
         size = file.seek(0, os.SEEK_END)
         start = max(0, size - MAX_LINE)
         file.seek(start)
-        tail = file.read()
+        tail = file.read(MAX_LINE)
         end = tail.rfind(b"\n") + 1
         if end == len(tail) or (end == 0 and start > 0):
             return

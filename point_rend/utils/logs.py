@@ -55,9 +55,8 @@ def _give_up(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
     stream = handler.stream
     for logger in [*logging.Logger.manager.loggerDict.values(), logging.root]:
         if isinstance(logger, logging.Logger):
-            for other in [*logger.handlers]:
-                if isinstance(other, logging.StreamHandler) and other.stream is stream:
-                    logger.removeHandler(other)
+            # A new list, since the handlers of this record are being called.
+            logger.handlers = [x for x in logger.handlers if getattr(x, "stream", None) != stream]
     if stream in (sys.stdout, sys.stderr):
         return
     with suppress(OSError):

@@ -1,11 +1,19 @@
 """Output folders: names, earlier runs, runs beside each other, disks that are full or gone."""
 
+import errno
+import functools
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
+from point_rend.engine.trainer import Trainer
+from point_rend.utils import locks
 from tests.robustness.harness import Row, run_row, table
+from tests.runs import limit_files
 from tests.tiny_datasets import POINTREND, TINY_MODEL, write_coco
 
 Prepare = Callable[[Path], Sequence[str | Path]]
@@ -234,4 +242,220 @@ EARLIER = [
 
 @table(EARLIER)
 def test_earlier_runs(row: Row, tmp_path: Path) -> None:
+    run_row(row, tmp_path)
+
+
+# Runs beside each other
+
+
+def held_here(folder: Path) -> None:
+    locks.lock_folder(folder)
+
+
+def held_elsewhere(folder: Path) -> None:
+    here = locks._this_process()._replace(host="elsewhere", boot="another")
+    (folder / locks.NAME).write_text(json.dumps(here._asdict()))
+
+
+def freed(_: Path) -> None:
+    locks.unlock_folders()
+
+
+BESIDE = [
+    *(
+        Row(
+            f"{name} beside a run",
+            after(held_here, training(*flags, test=True)),
+            r"'out' is in use by another run: process \d+ on .*, since 20.*; wait for its end",
+            then=freed,
+        )
+        for name, flags in (
+            ("training", ()),
+            ("resumed training", ("--resume",)),
+            ("training that overwrites", ("--overwrite",)),
+            ("evaluation", ("--eval-only",)),
+        )
+    ),
+    Row(
+        "training beside a run on another machine",
+        after(held_elsewhere, training()),
+        r"'out' is in use by another run: process \d+ on elsewhere, .*; if it has ended, remove /",
+    ),
+]
+
+
+@table(BESIDE)
+def test_runs_beside_each_other(row: Row, tmp_path: Path) -> None:
+    run_row(row, tmp_path)
+
+
+# Disks
+
+
+def fail_to_write(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_for_events() -> None:
+    """Make TensorBoard's second write fail, which is one of its thread."""
+    from tensorboard.compat.tensorflow_stub.io import gfile
+
+    append, calls = gfile.LocalFileSystem.append, []
+
+    def write(*args: object) -> None:
+        calls.append(args)
+        if len(calls) > 1:
+            fail_to_write()
+        append(*args)
+
+    gfile.LocalFileSystem.append = write
+
+
+def at_iteration(number: int, action: Callable[[], object]) -> Callable[[], None]:
+    """Return a function that lets something happen at the start of an iteration."""
+
+    def first() -> None:
+        run_step = Trainer.run_step
+
+        def step(trainer: Trainer) -> None:
+            if trainer.iter == number:
+                action()
+            run_step(trainer)
+
+        Trainer.run_step = step
+
+    return first
+
+
+def in_evaluations(action: Callable[[], object]) -> Callable[[], None]:
+    """Return a function that lets something happen before each evaluation."""
+
+    def first() -> None:
+        test = Trainer.test.__func__
+
+        def act_and_test(cls: type[Trainer], *args: object, **kwargs: object) -> object:
+            action()
+            return test(cls, *args, **kwargs)
+
+        Trainer.test = classmethod(act_and_test)
+
+    return first
+
+
+def remove() -> None:
+    shutil.rmtree(OUT)
+
+
+FULL = 12 << 20  # bytes of a file; checkpoints are smaller
+
+
+def metrics_on_full_disk() -> None:
+    Path(OUT, "metrics.json").write_text(f"{{}}{(FULL - 100) * ' '}\n")
+    limit_files(FULL)
+
+
+def whole_metrics(folder: Path) -> None:
+    whole("model_0000019.pth")(folder)
+    assert (folder / OUT / "metrics.json").read_text().strip() == "{}"
+
+
+def no_folder_of_results() -> None:
+    Path(OUT, "inference").write_text("mine")
+
+
+def full_for_results() -> None:
+    """Let the renaming of the results fail, the last step of an atomic write."""
+    replace = os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if str(target).endswith("coco_instances_results.json"):
+            fail_to_write()
+        replace(source, target)
+
+    os.replace = fail
+
+
+def whole(*names: str) -> Callable[[Path], None]:
+    """Return a function that checks that the last checkpoint is one of these, and whole."""
+
+    def check(folder: Path) -> None:
+        tag = (folder / OUT / "last_checkpoint").read_text()
+        assert tag in names
+        checkpoint = torch.load(folder / OUT / tag, weights_only=True)
+        assert checkpoint["trainer"]["iteration"] == checkpoint["iteration"]
+        assert not list((folder / OUT).glob(".*"))
+        assert not (folder / OUT / locks.NAME).exists()
+
+    return check
+
+
+EACH = ["SOLVER.CHECKPOINT_PERIOD", "1"]
+LONG = [*EACH, "SOLVER.MAX_ITER", "22"]
+DISKS = [
+    Row(
+        "log on a full disk from the start",
+        training(),
+        r"out/log.txt could not be saved \(File too large\): free some space",
+        first=functools.partial(limit_files, 5000),
+    ),
+    Row(
+        "log on a full disk during a training",
+        training(*LONG),
+        r"out/log.txt could not be saved \(File too large\): free .*; resume with: ",
+        first=at_iteration(3, functools.partial(limit_files, 5000)),
+        then=whole("model_0000002.pth"),
+    ),
+    Row(
+        "metrics on a full disk",
+        training(*LONG),
+        r"out/metrics.json could not be saved \(File too large\): free some space",
+        first=at_iteration(19, metrics_on_full_disk),
+        then=whole_metrics,
+    ),
+    Row(
+        "events on a full disk",
+        training(*LONG),
+        r"error: out could not be saved \(No space left on device\): free some space",
+        first=full_for_events,
+        then=whole("model_0000019.pth", "model_final.pth"),
+    ),
+    Row(
+        "results on a full disk after a training",
+        training(*EACH, test=True),
+        r"results.json could not be saved \(No space left on device\)",
+        first=full_for_results,
+        then=whole("model_final.pth"),
+    ),
+    Row(
+        "results on a full disk in an evaluation",
+        training("--eval-only", test=True),
+        r"results.json could not be saved \(No space left on device\)",
+        first=full_for_results,
+    ),
+    Row(
+        "file in place of the results",
+        training("--eval-only", test=True),
+        r"out/inference.* could not be saved",
+        first=in_evaluations(no_folder_of_results),
+    ),
+    Row(
+        "folder removed during a training",
+        training(*LONG),
+        r"out could not be saved \(No such file or directory\): its folder was removed, .*; the "
+        "last checkpoint is out/model_0000003.pth; resume with",
+        first=at_iteration(3, remove),
+        then=whole("model_0000003.pth"),
+    ),
+    Row(
+        "folder removed during the evaluation after a training",
+        training(*EACH, test=True),
+        "its folder was removed, .*; the last checkpoint is out/model_final.pth",
+        first=in_evaluations(remove),
+        then=whole("model_final.pth"),
+    ),
+]
+
+
+@table(DISKS)
+def test_disks(row: Row, tmp_path: Path) -> None:
     run_row(row, tmp_path)
