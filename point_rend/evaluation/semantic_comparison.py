@@ -173,7 +173,7 @@ def check_images(predictions: Mapping[str, Predictions], label_root: Path) -> No
             )
     for file in sorted(predictions[first]):
         label_file = label_file_of(file, label_root)
-        if not label_file.is_file():
+        if not label_file.exists():
             raise FileNotFoundError(f"there is no label map {label_file}")
 
 

@@ -72,6 +72,7 @@ SIGNATURES = (
 )
 HEAD = 512  # bytes that are compared with them
 
+PNG_TEXTS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks that may hold EXIF's orientation
 STRAY_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store"}
 STRAY_FOLDERS = {".ipynb_checkpoints", "__macosx", "@eadir", ".appledouble", "$recycle.bin"}
 
@@ -304,8 +305,10 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """Return EXIF's orientation, 1 to 8; 1 without one. This decodes a PNG."""
+    """Return EXIF's orientation, 1 to 8; 1 without one. This decodes a PNG that may have one."""
     try:
+        if not _may_have_exif(image):
+            return 1
         value = image.getexif().get(ExifTags.Base.Orientation)
     except MemoryError:
         raise
@@ -314,15 +317,31 @@ def exif_orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and value in TRANSPOSITIONS else 1
 
 
-def is_rotated_sideways(image: Image.Image) -> bool:
-    """Return whether reading a picture swaps its width and height; this decodes a PNG."""
-    return exif_orientation(image) in ROTATED_SIDEWAYS
-
-
 def shown_size(image: Image.Image) -> tuple[int, int]:
-    """Return width and height of a picture after EXIF's orientation; this decodes a PNG."""
+    """Return width and height of a picture after EXIF's orientation."""
     width, height = image.size
-    return (height, width) if is_rotated_sideways(image) else (width, height)
+    is_rotated = exif_orientation(image) in ROTATED_SIDEWAYS
+    return (height, width) if is_rotated else (width, height)
+
+
+def _may_have_exif(image: Image.Image) -> bool:
+    """Return False for a PNG without chunks that may hold an orientation, else True.
+
+    Pillow decodes a whole PNG to find out, since such chunks may follow the pixels.
+    """
+    file = getattr(image, "fp", None)
+    if image.format != "PNG" or file is None or not getattr(image, "tile", ()):
+        return True
+    position = file.tell()
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            if head[4:] in PNG_TEXTS:
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+        return False
+    finally:
+        file.seek(position)
 
 
 def _turned(image: Image.Image) -> Image.Image:

@@ -69,6 +69,23 @@ def test_exif_turns_pictures_as_in_detectron2(number: int, tmp_path: Path) -> No
     np.testing.assert_array_equal(read_picture(path), read_image(str(path), "BGR"))
 
 
+@pytest.mark.parametrize("number", [1, 6])
+def test_exif_after_the_pixels_of_a_png_counts(number: int, tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.png", Image.fromarray(RGB), exif=orientation(number))
+    with pictures.open_picture(path) as image:
+        assert pictures.shown_size(image) == ((WIDTH, HEIGHT) if number == 1 else (HEIGHT, WIDTH))
+        image.load()
+    np.testing.assert_array_equal(read_picture(path), read_image(str(path), "BGR"))
+
+
+def test_the_size_of_a_png_without_exif_is_read_without_its_pixels(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.png", Image.fromarray(RGB))
+    with pictures.open_picture(path) as image:
+        assert pictures.shown_size(image) == (WIDTH, HEIGHT)
+        assert image.tile
+        np.testing.assert_array_equal(to_array(image, "RGB"), RGB)
+
+
 def test_a_picture_with_broken_exif_data_stays_as_it_is(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.jpg", Image.fromarray(RGB), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0")
     np.testing.assert_array_equal(read_picture(path), read_image(str(path), "BGR"))

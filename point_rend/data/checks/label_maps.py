@@ -20,10 +20,10 @@ from point_rend.data.checks.image_files import (
 from point_rend.data.datasets.loading import load_records
 from point_rend.utils.pictures import (
     PictureError,
-    is_rotated_sideways,
     is_stray_file,
     label_values,
     open_picture,
+    shown_size,
 )
 
 logger = logging.getLogger(__name__)
@@ -257,10 +257,7 @@ def _read_label(
     except (OSError, PictureError) as error:
         return LabelMap(nothing, None, False, getattr(error, "fault", None) or str(error))
     with open_picture(record["file_name"]) as image:
-        stored = expected = image.size
-        # A rotated PNG is rare, and finding out decodes the whole image.
-        if (image.format != "PNG" or labels.shape[::-1] != stored) and is_rotated_sideways(image):
-            expected = stored[::-1]
+        stored, expected = image.size, shown_size(image)
     size = labels.shape[::-1]
     if size != expected:
         fault = f"is {size[0]} x {size[1]} pixels, its image {expected[0]} x {expected[1]}"
