@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = build_parser().parse_args(argv)
     from point_rend.config.checks import check_max_dets
-    from point_rend.data.datasets.coco import read_coco
+    from point_rend.data.checks.annotations import check_ground_truth
+    from point_rend.data.datasets.coco import check_file_names, read_coco
     from point_rend.evaluation.coco_ap import CocoAP
     from point_rend.evaluation.coco_results import (
-        check_ground_truth_masks,
         format_table,
         mask_metrics,
         read_mask_results,
@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise FileNotFoundError(f"--image-root: there is no folder {args.image_root}")
         check_output(args.output, folder=True)
         content = read_coco(str(args.annotations))
-        check_ground_truth_masks(args.annotations, content)
+        names = (image["file_name"] for image in content["images"])
+        check_file_names(str(args.annotations), names, args.image_root)
+        check_ground_truth(args.annotations, content)
         results = {name: read_mask_results(file, content) for name, file in args.results}
         limit = coco_limit(args.max_dets, MAX_DETS_FLAG)
         for name, own in results.items():

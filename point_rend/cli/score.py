@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = build_parser().parse_args(argv)
     from point_rend.config.checks import check_max_dets
+    from point_rend.data.checks.annotations import check_ground_truth
     from point_rend.data.datasets.coco import read_coco
     from point_rend.evaluation.coco_ap import METRICS, CocoAP
     from point_rend.evaluation.coco_results import (
-        check_ground_truth_masks,
         format_table,
         has_masks,
         read_results,
@@ -79,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_lvis(args.lvis_annotations, content, args.annotations)
         files = {name: (file, read_results(file, content)) for name, file in args.results}
         masks = {name: has_masks(results, file) for name, (file, results) in files.items()}
-        if any(masks.values()):
-            check_ground_truth_masks(args.annotations, content)
+        check_ground_truth(args.annotations, content, masks=any(masks.values()))
 
     limit = coco_limit(args.max_dets, MAX_DETS_FLAG)
     star_limit = lvis_limit(args.max_dets, MAX_DETS_FLAG)

@@ -96,8 +96,10 @@ def setup(args: argparse.Namespace) -> Run:
     datasets_to_clean: tuple[str, ...] = ()
     skips = cfg.DATALOADER.ON_CORRUPT_IMAGE == "skip"
     if "instances" in outputs:
-        masks = cfg.MODEL.MASK_ON
-        datasets_to_clean = check_datasets(train, test, masks=masks, skip_broken_images=skips)
+        number = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0
+        datasets_to_clean = check_datasets(
+            train, test, masks=cfg.MODEL.MASK_ON, keypoints=number, skip_broken_images=skips
+        )
     if "sem_seg" in outputs:
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         check_semantic_datasets(train, test, ignore_value=ignore_value, skip_broken_images=skips)

@@ -21,7 +21,8 @@ import importlib.util
 import io
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from point_rend.data.checks.rle import Record, compressed_rle
+from point_rend.data.checks.masks import compress_masks
+from point_rend.data.checks.rle import Fault, Record
+from point_rend.data.datasets.coco import repair_fields
 from point_rend.evaluation.boundary_iou import lower_to_boundary_iou
 from point_rend.evaluation.limits import COCO_LIMIT
 
@@ -54,14 +57,21 @@ class CocoAP:
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in images}
         self._numbers = {id_: number for number, id_ in enumerate(self._sizes, start=1)}
         self._ground_truth = list(map(dict, content["annotations"]))
-        for number, annotation in enumerate(self._ground_truth, start=1):
+        repair_fields(self._ground_truth)
+        self._faults: list[str] = []  # of masks
+        masks = self._compressed(self._ground_truth)
+        for number, (annotation, mask) in enumerate(
+            zip(self._ground_truth, masks, strict=True), start=1
+        ):
+            if isinstance(mask, Fault):
+                self._faults.append(f"annotation {annotation['id']!r}: {mask.text}")
+                annotation.pop("segmentation", None)
+            else:
+                annotation["segmentation"] = mask
             annotation["id"] = number  # an id of 0 means "not matched" in the packages
             annotation.setdefault("iscrowd", 0)
-            has_mask = bool(annotation.get("segmentation"))
-            if has_mask:
-                annotation["segmentation"] = self._compressed(annotation)
             if "area" not in annotation:
-                annotation["area"] = area_of(annotation, masks=has_mask)
+                annotation["area"] = area_of(annotation, masks="segmentation" in annotation)
             annotation["image_id"] = self._numbers[annotation["image_id"]]
 
     def metrics(self, results: Iterable[Mapping[str, Any]], task: str) -> dict[str, float]:
@@ -74,8 +84,7 @@ class CocoAP:
         Returns:
             AP, AP50, AP75, APs, APm and APl, and "AP-<class>" for each class if there are several.
         """
-        names = [category["name"] for category in self.categories]
-        return summary(self.precision(results, task), names)
+        return summary(self.precision(results, task), distinct_names(self.categories))
 
     def precision(self, results: Iterable[Mapping[str, Any]], task: str) -> np.ndarray:
         """Compute the interpolated precision of results.
@@ -86,29 +95,42 @@ class CocoAP:
 
         Returns:
             (T, R, K, A) in 0..1; -1 if a class has no object of this size.
+
+        Raises:
+            ValueError: If masks are compared, and one of them cannot be read.
         """
         if task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-        masks = task != "bbox"
+        results = list(results)
+        masks: Iterable[Record | Fault | None] = [None] * len(results)
+        if task != "bbox":
+            if self._faults:
+                raise ValueError(f"the ground truth has no valid mask: {self._faults[0]}")
+            masks = self._compressed(results)
         detections = [
-            self._prepared(result, number, masks=masks)
-            for number, result in enumerate(results, start=1)
+            self._prepared(result, mask, number)
+            for number, (result, mask) in enumerate(zip(results, masks, strict=True), start=1)
         ]
         evaluate = evaluate_faster if has_faster_coco_eval() else evaluate_with_pycocotools
         truth = self._dataset(self._ground_truth)
         return evaluate(truth, self._dataset(detections), task, self.max_dets)
 
-    def _prepared(self, result: Mapping[str, Any], number: int, *, masks: bool) -> Record:
+    def _prepared(
+        self, result: Mapping[str, Any], mask: Record | Fault | None, number: int
+    ) -> Record:
         """Return a result with all the fields that the packages read."""
+        if isinstance(mask, Fault):
+            raise ValueError(f"result {number - 1} has no valid mask: {mask.text}")
         record = {key: result[key] for key in ("category_id", "score")}
         record |= {"image_id": self._numbers[result["image_id"]], "id": number, "iscrowd": 0}
         record |= {"bbox": result.get("bbox", ())}
-        if masks:
-            record["segmentation"] = self._compressed(result)
-        return record | {"area": area_of(record, masks=masks)}
+        if mask is not None:
+            record["segmentation"] = mask
+        return record | {"area": area_of(record, masks=mask is not None)}
 
-    def _compressed(self, record: Mapping[str, Any]) -> Record:
-        return compressed_rle(record["segmentation"], *self._sizes[record["image_id"]])
+    def _compressed(self, records: Sequence[Mapping[str, Any]]) -> Iterator[Record | Fault]:
+        sizes = [self._sizes[record["image_id"]] for record in records]
+        return compress_masks([record.get("segmentation") for record in records], sizes)
 
     def _dataset(self, annotations: list[Record]) -> dict[str, list[Record]]:
         return {
@@ -121,6 +143,14 @@ class CocoAP:
             "annotations": annotations,
             "categories": self.categories,
         }
+
+
+def distinct_names(categories: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of classes; those of several classes are followed by the id."""
+    counts = Counter(category["name"] for category in categories)
+    return [
+        x["name"] if counts[x["name"]] == 1 else f"{x['name']} (id {x['id']})" for x in categories
+    ]
 
 
 def area_of(record: Mapping[str, Any], *, masks: bool) -> float:

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from point_rend.data.checks.rle import check_rles, rle_fault, without_empty_runs
+from point_rend.data.checks.annotations import check_ground_truth
+from point_rend.data.checks.rle import check_rles, without_empty_runs
 from point_rend.data.datasets.coco import read_coco
 from point_rend.evaluation.coco_ap import CocoAP
 from point_rend.evaluation.limits import Limit, coco_limit, warn_of_limit
@@ -53,7 +54,7 @@ def average_precision(
         ValueError: As in `read_results`, or if results or annotations have no masks.
     """
     content = read_coco(str(json_file))
-    check_ground_truth_masks(json_file, content)
+    check_ground_truth(json_file, content)
     limit = limit or coco_limit()
     evaluation = CocoAP(content, max_dets=limit.number)
     results = read_mask_results(results_file, content)
@@ -140,35 +141,6 @@ def has_masks(results: list[dict[str, Any]], results_file: Path) -> bool:
             f"first of them is result {without[0]}"
         )
     return not without
-
-
-def check_ground_truth_masks(json_file: Path, content: Mapping[str, Any]) -> None:
-    """Refuse annotations without valid masks.
-
-    Args:
-        json_file: The annotation file, for the message.
-        content: Its content, as `read_coco` returns it.
-
-    Raises:
-        ValueError: If an annotation has no mask, or one that does not fit its image.
-    """
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    for annotation in content["annotations"]:
-        mask, size = annotation.get("segmentation"), sizes[annotation["image_id"]]
-        fault = None if mask else "no segmentation"
-        if isinstance(mask, dict):
-            fault = _run_length_fault(mask, size)
-        if fault:
-            raise ValueError(
-                f"{json_file}: annotation {annotation['id']!r} of image {annotation['image_id']!r} "
-                f"has {fault}: expected a mask to compare the results with"
-            )
-
-
-def _run_length_fault(mask: Mapping[str, Any], size: tuple[int, int]) -> str | None:
-    """Describe why a run-length encoding cannot be decoded; an empty mask is valid."""
-    reason = rle_fault(mask, *size)
-    return reason.text if reason and reason.fatal else None
 
 
 def _fault(result: Any, sizes: Mapping[Any, Size], categories: set[int]) -> Fault | None:

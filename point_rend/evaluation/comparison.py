@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
-from point_rend.data.checks.rle import compressed_rle
+from point_rend.data.checks.masks import compressed_rle
 from point_rend.evaluation.photographs import photograph_path, read_photograph
 from point_rend.utils.files import check_that_inputs_stay
 from point_rend.visualization.drawing import match_colors, overlay_masks

@@ -21,6 +21,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from pycocotools.cocoeval import COCOeval
 
+from point_rend.data.datasets.coco import repair_fields
 from point_rend.data.datasets.label_maps import IGNORE_LABEL
 from point_rend.evaluation.coco_ap import METRICS, CocoAP
 from point_rend.evaluation.limits import Limit, coco_limit, lvis_limit, warn_of_limit
@@ -63,6 +64,7 @@ class InstanceEvaluator(COCOEvaluator):
             use_fast_impl=False,
             kpt_oks_sigmas=kpt_oks_sigmas,
         )
+        repair_fields(self._coco_api.dataset.get("annotations", ()))
         self._files, self._output_dir = FileSaver(output_dir), None  # Detectron2 writes nothing
         self._limit = limit or coco_limit()
         self._coco_ap: CocoAP | None = None
@@ -147,6 +149,11 @@ class LvisInstanceEvaluator(LVISEvaluator):
         super().__init__(
             dataset_name, tasks, output_dir=output_dir, max_dets_per_image=self._limit.number
         )
+        if self._do_evaluation:
+            # This import also makes lvis work with any NumPy.
+            from point_rend.evaluation.lvis_ap import complete_lvis
+
+            complete_lvis(self._lvis_api)
         self._files, self._output_dir = FileSaver(output_dir), None  # Detectron2 writes nothing
 
     def evaluate(self) -> Any:

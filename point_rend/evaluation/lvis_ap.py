@@ -15,9 +15,12 @@ from typing import Any
 
 import lvis.eval
 import numpy as np
+import pycocotools.mask as mask_util
 from lvis import LVIS, LVISEval, LVISResults
 
-from point_rend.data.checks.rle import compressed_rle
+from point_rend.data.checks.masks import compress_masks
+from point_rend.data.checks.rle import Fault
+from point_rend.data.datasets.coco import repair_fields
 from point_rend.evaluation.boundary_iou import lower_to_boundary_iou
 from point_rend.evaluation.coco_ap import METRICS, mean_in_percent, summary
 from point_rend.evaluation.limits import LVIS_LIMIT
@@ -39,6 +42,15 @@ class BoundaryEvaluation(LVISEval):
             return ious
         detections = sorted(detections, key=lambda result: -result["score"])
         return lower_to_boundary_iou(np.asarray(ious), detections, ground_truth)
+
+
+def complete_lvis(ground_truth: LVIS) -> None:
+    """Compute the areas that annotations lack, in place; the masks were checked before."""
+    annotations = ground_truth.dataset["annotations"]
+    repair_fields(annotations)
+    for annotation in annotations:
+        if "area" not in annotation:
+            annotation["area"] = float(mask_util.area(ground_truth.ann_to_rle(annotation)))
 
 
 def lvis_metrics(
@@ -68,11 +80,13 @@ def lvis_metrics(
     if not records:
         return dict.fromkeys((*METRICS, *FREQUENCIES), float("nan"))
     if task != "bbox":
-        for record in records:
-            image = ground_truth.imgs[record["image_id"]]
-            record["segmentation"] = compressed_rle(
-                record["segmentation"], image["height"], image["width"]
-            )
+        images = [ground_truth.imgs[record["image_id"]] for record in records]
+        sizes = [(image["height"], image["width"]) for image in images]
+        masks = compress_masks([record["segmentation"] for record in records], sizes)
+        for number, (record, mask) in enumerate(zip(records, masks, strict=True)):
+            if isinstance(mask, Fault):
+                raise ValueError(f"result {number} has no valid mask: {mask.text}")
+            record["segmentation"] = mask
     evaluation_class = BoundaryEvaluation if task == "boundary" else LVISEval
     found = LVISResults(ground_truth, records, max_dets=max_dets)
     evaluation = evaluation_class(ground_truth, found, "bbox" if task == "bbox" else "segm")

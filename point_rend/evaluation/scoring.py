@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from point_rend.data.datasets.coco import read_coco
+from point_rend.data.checks.annotations import check_ground_truth
+from point_rend.data.datasets.cocofied_lvis import read_lvis
 from point_rend.evaluation.coco_ap import CocoAP
 from point_rend.evaluation.coco_results import TASK_NAMES
 from point_rend.evaluation.limits import Limit, warn_of_limit
@@ -28,10 +29,11 @@ def ap_star_metrics(
     """Compute the metrics of LVIS on the images that LVIS annotates; one row per task."""
     from lvis import LVIS
 
-    from point_rend.evaluation.lvis_ap import lvis_metrics
+    from point_rend.evaluation.lvis_ap import complete_lvis, lvis_metrics
 
     logging.getLogger("lvis").setLevel(logging.ERROR)  # it warns about every list of results
     ground_truth = LVIS(str(lvis_file))
+    complete_lvis(ground_truth)
     annotated = [result for result in results if result["image_id"] in ground_truth.imgs]
     warn_of_limit(ground_truth.dataset, annotated, limit, str(lvis_file))
     return {
@@ -53,7 +55,8 @@ def check_lvis(lvis_file: Path, content: Mapping[str, Any], annotations: Path) -
     """
     if importlib.util.find_spec("lvis") is None:
         raise ValueError("--lvis-annotations needs the package lvis: pip install lvis")
-    lvis = read_coco(str(lvis_file), image_name="coco_url")
+    lvis = read_lvis(str(lvis_file))
+    check_ground_truth(lvis_file, lvis)
     names = {category["id"]: category["name"] for category in content["categories"]}
     for category in lvis["categories"]:
         if names.get(category["id"]) != category["name"]:

@@ -11,15 +11,14 @@ all of it. `check_rles` reads many masks at once with NumPy.
 Shape letters: N masks, R runs of all masks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-import pycocotools.mask as mask_util
-from PIL import Image
 
 from point_rend.utils.json_files import shown
+from point_rend.utils.pictures import LIMIT_VARIABLE, max_pixels
 
 MAX_CHARACTERS = 7  # of a number: 35 bits, for the 32 of pycocotools with their sign
 MAX_RUN = 2**31 - 1
@@ -103,36 +102,23 @@ def decode_counts(counts: Any) -> np.ndarray:
     return runs
 
 
-def max_image_pixels() -> int:
-    """Return the number of pixels from which Pillow, and so every check, refuses an image."""
-    return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else 2**31 - 1
+def are_integers(values: Iterable[Any]) -> bool:
+    """Return whether all values are integers, of Python or NumPy; truth values are not."""
+    types = set(map(type, values))
+    return types <= {int} or all(x is int or issubclass(x, np.integer) for x in types)
 
 
 def size_fault(height: int, width: int) -> str | None:
     """Describe why no image can have a size, None if one can."""
     if height < 1 or width < 1:
         return f"has a size of {shown(width)} x {shown(height)} pixels"
-    if height * width > max_image_pixels():
+    limit = min(max_pixels(), MAX_RUN)
+    if height * width > limit:
         return (
-            f"has a size of {shown(width)} x {shown(height)} pixels, expected at most "
-            f"{max_image_pixels():,} pixels: cut it into tiles, or raise --max-image-pixels"
+            f"has a size of {shown(width)} x {shown(height)} pixels, expected at most {limit:,} "
+            f"pixels: cut it into tiles, or raise {LIMIT_VARIABLE}"
         )
     return None
-
-
-def compressed_rle(segmentation: Any, height: int, width: int) -> Record:
-    """Convert polygons or an RLE of either kind to COCO's compressed encoding.
-
-    Args:
-        segmentation: Checked polygons or a checked RLE.
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-    """
-    if isinstance(segmentation, list):
-        return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return mask_util.frPyObjects(segmentation, height, width)
-    return segmentation
 
 
 def without_empty_runs(rle: Mapping[str, Any]) -> Record:
@@ -163,7 +149,7 @@ def _check_chunk(rles: Sequence[Any], sizes: Sequence[Size | None]) -> list[Chec
     of_text: list[int] = []
     of_list: list[int] = []
     for number, (rle, size) in enumerate(zip(rles, sizes, strict=True)):
-        fault = _form_fault(rle, size)
+        fault = form_fault(rle, size)
         if fault:
             checked[number] = CheckedMask(Fault(fault))
         else:
@@ -176,12 +162,12 @@ def _check_chunk(rles: Sequence[Any], sizes: Sequence[Size | None]) -> list[Chec
     return [checked[number] for number in range(len(rles))]
 
 
-def _form_fault(rle: Any, size: Size | None) -> str | None:
-    """Describe why a value is not an RLE of an image of this size; the runs are not read."""
+def form_fault(rle: Any, size: Size | None = None) -> str | None:
+    """Describe why a value is not an RLE of an image of this size; the runs are not added up."""
     if not isinstance(rle, dict):
         return f"segmentation {shown(rle)}, expected polygons or an RLE"
     own = rle.get("size")
-    if not isinstance(own, list | tuple) or len(own) != 2 or {*map(type, own)} != {int}:
+    if not isinstance(own, list | tuple) or len(own) != 2 or not are_integers(own):
         return f"RLE of size {shown(own)}, expected (height, width)"
     if size is not None and (own[0] != size[0] or own[1] != size[1]):
         both = shown(tuple(own)), shown(tuple(size))
@@ -199,8 +185,8 @@ def _counts_fault(counts: Any) -> str | None:
     if isinstance(counts, str) and not counts.isascii():
         return f"RLE that does not decode: {shown(counts)} is not in ASCII"
     if isinstance(counts, list) and counts:
-        if not set(map(type, counts)) <= {int}:
-            wrong = next(count for count in counts if type(count) is not int)
+        if not are_integers(counts):
+            wrong = next(count for count in counts if not are_integers([count]))
         elif min(counts) < 0:
             wrong = min(counts)
         elif max(counts) > MAX_RUN:

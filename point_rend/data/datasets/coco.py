@@ -1,17 +1,24 @@
 """COCO-format annotation files: reading them with all references checked, and registering."""
 
-import json
 import logging
-import math
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
+from point_rend.data.checks.rle import form_fault, size_fault
+from point_rend.utils.json_files import MAX_DATA_SET_BYTES, read_json, shown
+
 logger = logging.getLogger(__name__)
+
+MAX_CATEGORIES = 20_000  # the precision of all classes takes 1 GB in an evaluation
+MAX_ID = 2**63 - 1
+MAX_AREA = 1e18
+MAX_COORDINATE = 1e9  # of boxes and keypoints, in pixels
 
 
 # Fields of every record of a COCO file. LVIS has `coco_url` in place of `file_name`.
@@ -57,12 +64,18 @@ def read_coco(json_file: str, *, image_name: str = "file_name") -> dict[str, Any
         if not records:
             raise ValueError(f"{json_file}: expected at least one {kind}, found none")
         _check_references(json_file, annotations, kind, records)
+    if len(categories) > MAX_CATEGORIES:
+        raise ValueError(
+            f"{json_file} has {len(categories)} categories, expected at most {MAX_CATEGORIES}"
+        )
+    for category in content["categories"]:
+        _check_name(json_file, f"category {category['id']!r}", category["name"])
     for image in content["images"]:
-        if image["width"] <= 0 or image["height"] <= 0:
-            raise ValueError(
-                f"{json_file}: image {image['id']!r} ({image[image_name]}) has a size of "
-                f"{image['width']} x {image['height']} pixels"
-            )
+        where = f"image {shown(image['id'])}"
+        _check_name(json_file, where, image[image_name])
+        fault = size_fault(image["height"], image["width"])
+        if fault:
+            raise ValueError(f"{json_file}: {where} ({image[image_name]}) {fault}")
     for annotation in annotations:
         _check_annotation(json_file, annotation)
     return content
@@ -100,23 +113,112 @@ def register_coco(name: str, json_file: str, image_root: str) -> int:
         raise FileNotFoundError(f"the image folder of {name!r} does not exist: {image_root}")
     categories = sorted(read_coco(json_file)["categories"], key=lambda category: category["id"])
     classes = [category["name"] for category in categories]
-    register_coco_instances(name, {"thing_classes": classes}, json_file, image_root)
+    metadata = {"thing_classes": classes} | keypoint_metadata(categories)
+    register_coco_instances(name, metadata, json_file, image_root)
     logger.info("registered %s: %s, %d classes", name, json_file, len(classes))
     return len(classes)
 
 
+def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the names of the keypoints, and the pairs that a mirror image exchanges.
+
+    Args:
+        categories: Of a COCO file, some of them with the names of their "keypoints".
+
+    Returns:
+        Detectron2's metadata; empty without names, or if two categories have different ones.
+    """
+    named = [category["keypoints"] for category in categories if category.get("keypoints")]
+    if not named or not all(names == named[0] for names in named):
+        return {}
+    names = named[0]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return {}
+    pairs = [
+        (name, mirrored)
+        for name in names
+        if "left" in name and (mirrored := name.replace("left", "right")) in names
+    ]
+    return {"keypoint_names": names, "keypoint_flip_map": pairs}
+
+
+def crowd_flag(value: Any) -> int | None:
+    """Return the "iscrowd" that a value means, 0 or 1; None if it means neither."""
+    if value is None or (type(value) in (bool, int, float) and value in (0, 1)):
+        return int(value or 0)
+    return int(value) if isinstance(value, str) and value in ("0", "1") else None
+
+
+def repair_fields(annotations: Iterable[dict[str, Any]]) -> dict[str, Counter[str]]:
+    """Make "iscrowd" 0 or 1, and remove every "area" that is not a number of 0 or more, in place.
+
+    Readers compute the missing area from the mask, or from the box if there is none.
+
+    Args:
+        annotations: As :func:`read_coco` accepts them.
+
+    Returns:
+        The values that were replaced or removed, counted by field.
+    """
+    found: dict[str, Counter[str]] = {"iscrowd": Counter(), "area": Counter()}
+    for annotation in annotations:
+        flag = annotation.get("iscrowd", 0)
+        if type(flag) is not int:
+            found["iscrowd"][shown(flag)] += 1
+            annotation["iscrowd"] = crowd_flag(flag)
+        if "area" in annotation and not is_area(annotation["area"]):
+            found["area"][_kind(annotation.pop("area"))] += 1
+    return found
+
+
+def is_area(value: Any) -> bool:
+    """Return whether a value is a number of 0 or more pixels."""
+    return type(value) in (int, float) and 0 <= value <= MAX_AREA
+
+
+def _kind(value: Any) -> str:
+    """Name the kind of a value that is not an area."""
+    if type(value) in (int, float):
+        return "negative" if value < 0 else "not finite or absurd"
+    return {str: "text", list: "a list", dict: "an object", bool: "true or false"}.get(
+        type(value), "null"
+    )
+
+
+def check_file_names(where: str, names: Iterable[str], root: str | os.PathLike[str]) -> None:
+    """Refuse images outside their folder; links within it may lead anywhere.
+
+    Args:
+        where: The annotation file, for the message.
+        names: File names of the images, absolute or relative to their folder.
+        root: The folder.
+
+    Raises:
+        ValueError: If one is elsewhere, or has `..`, which leads elsewhere after a link.
+    """
+    prefix = os.path.join(os.path.abspath(root), "")
+    outside = [
+        name
+        for name in names
+        if ".." in name.replace(os.sep, "/").split("/")
+        or (os.path.isabs(name) and not name.startswith(prefix))
+    ]
+    if outside:
+        others = f" and {len(outside) - 1} others" if len(outside) > 1 else ""
+        raise ValueError(
+            f"{where}: the annotations name the image {shown(outside[0])}{others}: expected a file "
+            f"in the image folder {root}, without '..'"
+        )
+
+
 def _read_json(json_file: str) -> Any:
     try:
-        with PathManager.open(json_file, "r", encoding="utf-8") as file:
-            return json.load(file)
+        path = PathManager.get_local_path(json_file)
+        return read_json(path, what="annotation file", max_bytes=MAX_DATA_SET_BYTES)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"annotation file {json_file} does not exist") from error
     except OSError as error:
         raise OSError(f"annotation file {json_file} cannot be read: {error}") from error
-    except ValueError as error:
-        raise ValueError(
-            f"annotation file {json_file} is truncated or not JSON: {error}"
-        ) from error
 
 
 def _index(
@@ -126,15 +228,22 @@ def _index(
     by_id: dict[int | str, dict[str, Any]] = {}
     for position, record in enumerate(records):
         for field, types in fields.items():
-            if not isinstance(record, dict) or not isinstance(record.get(field), types):
+            value = record.get(field) if isinstance(record, dict) else None
+            if not isinstance(value, types) or isinstance(value, bool):
                 expected = types if isinstance(types, tuple) else (types,)
                 raise ValueError(
                     f"{json_file}: {kind} at position {position} needs a valid {field!r} "
-                    f"({' or '.join(x.__name__ for x in expected)}), got {record!r:.200}"
+                    f"({' or '.join(x.__name__ for x in expected)}), got {shown(record)}"
                 )
-        if record["id"] in by_id:
-            raise ValueError(f"{json_file}: {kind} id {record['id']!r} is given twice")
-        by_id[record["id"]] = record
+        identity = record["id"]
+        if isinstance(identity, int) and not -MAX_ID <= identity <= MAX_ID:
+            raise ValueError(
+                f"{json_file}: {kind} at position {position} has the id {shown(identity)}, "
+                f"expected at most {MAX_ID}"
+            )
+        if identity in by_id:
+            raise ValueError(f"{json_file}: {kind} id {shown(identity)} is given twice")
+        by_id[identity] = record
     return by_id
 
 
@@ -145,38 +254,55 @@ def _check_references(
     lost = [annotation for annotation in annotations if annotation[field] not in known]
     if lost:
         raise ValueError(
-            f"{json_file}: annotation {lost[0]['id']!r} refers to {kind} {lost[0][field]!r}, "
-            f"which the file does not have; so do {len(lost) - 1} more annotations"
+            f"{json_file}: annotation {shown(lost[0]['id'])} refers to {kind} "
+            f"{shown(lost[0][field])}, which the file does not have; so do {len(lost) - 1} more "
+            "annotations"
         )
+
+
+def _check_name(json_file: str, where: str, name: str) -> None:
+    """Refuse names that cannot be printed or written."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{json_file}: {where} has the name {shown(name)}, which is not valid Unicode"
+        ) from None
 
 
 def _check_annotation(json_file: str, annotation: dict[str, Any]) -> None:
     """Refuse what no reader of COCO files can interpret; the geometry is not checked."""
-    where = f"{json_file}: annotation {annotation['id']!r} of image {annotation['image_id']!r}"
-    bbox = annotation["bbox"]
-    if len(bbox) != 4 or not _all_finite(bbox):
-        raise ValueError(f"{where}: bbox must be 4 numbers (x, y, width, height), got {bbox!r:.80}")
-    if annotation.get("ignore", 0):
-        raise ValueError(f"{where}: Detectron2 has no flag 'ignore'; use 'iscrowd'")
+    bbox, keypoints = annotation["bbox"], annotation.get("keypoints")
     mask = annotation.get("segmentation")
-    if isinstance(mask, dict):
-        size, counts = mask.get("size"), mask.get("counts")
-        if not isinstance(size, list) or len(size) != 2 or not _all_natural(size):
-            raise ValueError(f"{where}: RLE needs a size of (height, width), got {size!r:.80}")
-        if not isinstance(counts, str) and not (isinstance(counts, list) and _all_natural(counts)):
-            raise ValueError(f"{where}: RLE needs counts of 0 or more, got {counts!r:.80}")
+    fault = None
+    if len(bbox) != 4 or not _are_coordinates(bbox):
+        fault = f"bbox must be 4 numbers (x, y, width, height), got {shown(bbox)}"
+    elif annotation.get("ignore", 0):
+        fault = "Detectron2 has no flag 'ignore'; use 'iscrowd'"
+    elif crowd_flag(annotation.get("iscrowd", 0)) is None:
+        fault = f"iscrowd must be 0 or 1, got {shown(annotation['iscrowd'])}"
+    elif keypoints is not None and not (
+        isinstance(keypoints, list) and len(keypoints) % 3 == 0 and _are_coordinates(keypoints)
+    ):
+        fault = f"keypoints must be numbers, 3 for each point, got {shown(keypoints)}"
+    elif isinstance(mask, dict):
+        fault = form_fault(mask)
     elif mask is not None and not (
         isinstance(mask, list) and all(isinstance(polygon, list) for polygon in mask)
     ):
-        raise ValueError(f"{where}: segmentation must be polygons or an RLE, got {mask!r:.80}")
+        fault = f"segmentation must be polygons or an RLE, got {shown(mask)}"
+    if fault:
+        raise ValueError(
+            f"{json_file}: annotation {shown(annotation['id'])} of image "
+            f"{shown(annotation['image_id'])}: {fault}"
+        )
 
 
-def _all_finite(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-
-
-def _all_natural(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, int) and value >= 0 for value in values)
+def _are_coordinates(values: Sequence[Any]) -> bool:
+    """Return whether all values are numbers of pixels; NaN is none."""
+    return {*map(type, values)} <= {int, float} and all(
+        -MAX_COORDINATE <= value <= MAX_COORDINATE for value in values
+    )
 
 
 def _same_path(first: str | None, second: str) -> bool:

@@ -18,6 +18,7 @@ from detectron2.data.datasets.lvis import get_lvis_instances_meta
 
 from point_rend.data.datasets.coco import read_coco
 from point_rend.utils.files import write_text
+from point_rend.utils.json_files import shown
 
 COCO_CLASSES = {x["id"]: x["name"] for x in COCO_CATEGORIES if x["isthing"]}
 
@@ -53,6 +54,7 @@ LVIS_FIELDS: dict[str, dict[str, type]] = {
     "categories": {"synset": str, "synonyms": list, "frequency": str},
     "images": {"neg_category_ids": list, "not_exhaustive_category_ids": list},
 }
+FREQUENCIES = ("r", "c", "f")
 
 
 class Cocofied(NamedTuple):
@@ -67,6 +69,33 @@ class Cocofied(NamedTuple):
     content: dict[str, Any]
     missing: tuple[str, ...]
     left_out: int
+
+
+def read_lvis(json_file: str) -> dict[str, Any]:
+    """Read a file in LVIS's format, with all the fields that LVIS's evaluation needs.
+
+    Raises:
+        FileNotFoundError: As `read_coco`.
+        ValueError: As `read_coco`, or if a field is missing.
+    """
+    content = read_coco(json_file, image_name="coco_url")
+    for kind, fields in LVIS_FIELDS.items():
+        for record in content[kind]:
+            for field, type_ in fields.items():
+                value = record.get(field)
+                is_list = isinstance(value, list) and set(map(type, value)) <= {int, str}
+                if not (is_list if type_ is list else isinstance(value, type_)):
+                    raise ValueError(
+                        f"{json_file} is not in LVIS's format: of the {kind} the one with id "
+                        f"{record['id']!r} has no valid {field!r}"
+                    )
+    for category in content["categories"]:
+        if category["frequency"] not in FREQUENCIES:
+            raise ValueError(
+                f"{json_file}: category {category['id']!r} has the frequency "
+                f"{shown(category['frequency'])}, expected one of {', '.join(FREQUENCIES)}"
+            )
+    return content
 
 
 def category_mapping(categories: Sequence[Mapping[str, Any]]) -> dict[int, int]:
@@ -112,15 +141,7 @@ def cocofy(json_file: str) -> Cocofied:
         FileNotFoundError: If the file does not exist.
         ValueError: If it is not in LVIS's format, or shares no class or no image with COCO.
     """
-    content = read_coco(json_file, image_name="coco_url")
-    for kind, fields in LVIS_FIELDS.items():
-        for record in content[kind]:
-            for field, type_ in fields.items():
-                if not isinstance(record.get(field), type_):
-                    raise ValueError(
-                        f"{json_file} is not in LVIS's format: of the {kind} the one with id "
-                        f"{record['id']!r} has no valid {field!r}"
-                    )
+    content = read_lvis(json_file)
     mapping = category_mapping(content["categories"])
     if not mapping:
         raise ValueError(f"{json_file}: none of the categories is one of COCO's classes")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from point_rend.utils.files import atomic_folder
+from point_rend.utils.json_files import read_json
 
 MANIFEST = "shapes.json"
 MIN_SIDE = 64
@@ -69,7 +70,7 @@ def _check_existing(folder: Path, manifest: dict[str, Any], files: Sequence[str]
         raise FileExistsError(
             f"{folder} is not empty and holds no data set of this generator: {advice}"
         )
-    found = json.loads(file.read_text())
+    found = read_json(file, what="manifest")
     if found != manifest:
         raise FileExistsError(f"{folder} holds the data set {found}, not {manifest}: {advice}")
     missing = [name for name in files if not (folder / name).is_file()]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pycocotools.mask as mask_util
 
-from point_rend.data.checks.rle import compressed_rle
+from point_rend.data.checks.masks import compress_masks
 from point_rend.evaluation.coco_ap import CocoAP
 from point_rend.evaluation.coco_results import has_masks, read_results
 from point_rend.evaluation.limits import Limit, warn_of_limit
@@ -97,14 +97,7 @@ def read_result(
 
 
 def ground_truth_objects(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the ground-truth objects, without crowds, with masks as compressed RLE.
-
-    Raises:
-        ValueError: If an object has no mask.
-    """
-    for annotation in content["annotations"]:
-        if not annotation.get("segmentation"):
-            raise ValueError(f"annotation {annotation['id']} has no 'segmentation'")
+    """Return the ground-truth objects, without crowds, with masks as compressed RLE."""
     objects = [x for x in content["annotations"] if not x.get("iscrowd", 0)]
     return with_compressed_masks(objects, content)
 
@@ -112,13 +105,11 @@ def ground_truth_objects(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 def with_compressed_masks(
     records: Sequence[dict[str, Any]], content: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return copies of records with masks as compressed RLE."""
+    """Return copies of records, whose masks were checked, with masks as compressed RLE."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    return [
-        record
-        | {"segmentation": compressed_rle(record["segmentation"], *sizes[record["image_id"]])}
-        for record in records
-    ]
+    of_records = [sizes[record["image_id"]] for record in records]
+    masks = compress_masks([record["segmentation"] for record in records], of_records)
+    return [record | {"segmentation": mask} for record, mask in zip(records, masks, strict=True)]
 
 
 def match_items(objects: Sequence[dict[str, Any]], results: Sequence[Result]) -> list[Item]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from string import Template
 from xml.etree.ElementTree import Element, tostring
 
-from point_rend.data.datasets.coco import read_coco
+from point_rend.data.checks.annotations import check_ground_truth
+from point_rend.data.datasets.coco import check_file_names, read_coco
 from point_rend.evaluation.coco_ap import CocoAP
 from point_rend.evaluation.limits import Limit, coco_limit
 from point_rend.evaluation.report.elements import NONE, element, legend
@@ -86,6 +87,8 @@ def build_report(
     if not image_root.is_dir():
         raise FileNotFoundError(f"--image-root: there is no folder {image_root}")
     content = read_coco(str(annotations))
+    check_file_names(str(annotations), (x["file_name"] for x in content["images"]), image_root)
+    check_ground_truth(annotations, content)
     names = dict.fromkeys([*reversed(list(results)), *runs])
     styles = {name: f"style-{number % NUM_STYLES}" for number, name in enumerate(names)}
     curves = {name: read_metrics(folder) for name, folder in runs.items()}

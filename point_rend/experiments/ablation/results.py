@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from point_rend.engine.arguments import build_parser
 from point_rend.engine.setup import read_config, register_datasets
 from point_rend.utils.files import atomic_file, write_text
+from point_rend.utils.json_files import read_json
 
 Metrics = dict[str, float]
 ANNOTATIONS = ("json_file", "panoptic_json", "panoptic_root", "sem_seg_root", "gt_dir")  # metadata
@@ -82,10 +83,7 @@ def load_metrics(file: Path, provenance: Provenance) -> Metrics | None:
     """
     if not file.exists():
         return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+    content = read_json(file, what="result file")
     if not _is_result(content):
         raise ValueError(
             f"{file} is not a result of this version of the ablation: expected a JSON object with "

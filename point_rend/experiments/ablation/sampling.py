@@ -1,6 +1,5 @@
 """Table 4 of the paper: the choice of the training points, with several seeds."""
 
-import json
 import shlex
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from point_rend.experiments.ablation.results import (
 )
 from point_rend.experiments.ablation.settings import SAMPLING_SETTINGS
 from point_rend.point_head import build_point_sampler
+from point_rend.utils.json_files import parse_json
 from point_rend.utils.locks import unlock_folders
 from point_rend.utils.signals import SIGNALS
 
@@ -177,7 +177,7 @@ def final_metrics(training: Path, iterations: int) -> Metrics:
         ValueError: If it was not evaluated at its end.
     """
     file = training / "metrics.json"
-    last = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
+    last = parse_json(file.read_bytes().splitlines()[-1], f"{file}, last line,")
     if last.pop("iteration") < iterations:
         raise ValueError(
             f"{file}: the last line is not an evaluation after {iterations} iterations"

@@ -1,6 +1,5 @@
 """Pictures of the demo: input, coarse masks, PointRend's masks and ground truth, side by side."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from point_rend.inference.predictor import Predictor
+from point_rend.utils.json_files import read_json
 from point_rend.utils.logs import only_errors
 from point_rend.utils.pictures import read_picture
 from point_rend.visualization.drawing import color_of, match_colors, overlay_masks
@@ -144,12 +144,13 @@ def draw_pictures(
     Returns:
         The files written.
     """
-    content = json.loads(json_file.read_text())
+    content = read_json(json_file, what="annotation file")
     names = {category["id"]: category["name"] for category in content["categories"]}
     by_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation)
-    largest = largest_detected(content["annotations"], json.loads(results.read_text()))
+    detections = read_json(results, what="result file")
+    largest = largest_detected(content["annotations"], detections)
 
     count = ("MODEL.ROI_HEADS.NUM_CLASSES", str(len(names)))
     shared = [*count, *opts]

@@ -172,7 +172,7 @@ def test_a_valid_set_keeps_all_its_annotations(caplog: pytest.LogCaptureFixture)
 
 def test_crowds_do_not_count_as_usable_annotations(tiny: CocoSet) -> None:
     spoil(tiny, "annotations", 0, iscrowd=1)
-    assert check_dataset("tiny", training=True, masks=True) == Usable(5, 0)
+    assert check_dataset("tiny", training=True, masks=True) == Usable(5, 0, crowds=1)
 
 
 def test_impossible_annotations_are_counted_and_named(

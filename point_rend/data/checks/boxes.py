@@ -1,0 +1,85 @@
+"""Boxes of annotations, compared with the boxes of their masks.
+
+Shape letter: N annotations.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+CLOSE = 0.9  # IoU of boxes of the same object in the same format
+DIFFERENT = 0.5  # IoU below which a box is not that of its mask,
+TOLERANCE = 2.0  # unless no side is farther away, in pixels
+BETTER = 0.05  # difference of IoU by which another format has to fit better
+
+CORNERS = "x0, y0, x1, y1"
+CENTERS = "center x, center y, width, height"
+EXCHANGED = "y, x, height, width"
+EXCHANGED_CORNERS = "y0, x0, y1, x1"
+SHARES = "shares of the image's sides"
+
+
+class Comparison(NamedTuple):
+    """Result of a comparison.
+
+    Attributes:
+        differs: For each annotation, whether its box is not that of its mask (N,).
+        suspected: Another format in which most boxes are those of their masks, or None.
+        fitting: Number of the boxes that fit only in this format.
+    """
+
+    differs: np.ndarray
+    suspected: str | None
+    fitting: int
+
+
+def compare_boxes(boxes: np.ndarray, of_masks: np.ndarray, sides: np.ndarray) -> Comparison:
+    """Compare boxes with those of their masks, and look for the format of those that differ.
+
+    Args:
+        boxes: (N, 4) as x, y, width, height.
+        of_masks: (N, 4) as x0, y0, x1, y1.
+        sides: Width and height of the images (N, 2), NaN if unknown.
+    """
+    corners = _from_sides(boxes)
+    limits = np.where(np.isfinite(sides), sides, np.inf)
+    within = np.hstack([np.maximum(of_masks[:, :2], 0), np.minimum(of_masks[:, 2:], limits)])
+    own = np.maximum(_iou(corners, of_masks), _iou(corners, within))
+    far = np.minimum(*(np.abs(corners - x).max(axis=1) for x in (of_masks, within)))
+    differs = (own < DIFFERENT) & (far > TOLERANCE)
+
+    scales = np.tile(np.where(np.isfinite(sides), sides, 1), 2)
+    formats = {
+        CORNERS: boxes,
+        CENTERS: _from_center(boxes),
+        EXCHANGED: _from_sides(boxes[:, [1, 0, 3, 2]]),
+        EXCHANGED_CORNERS: boxes[:, [1, 0, 3, 2]],
+        f"x, y, width, height in {SHARES}": corners * scales,
+        f"{CORNERS} in {SHARES}": boxes * scales,
+        f"{CENTERS} in {SHARES}": _from_center(boxes) * scales,
+    }
+    fitting = {}
+    for name, candidate in formats.items():
+        ious = np.maximum(_iou(candidate, of_masks), _iou(candidate, within))
+        fitting[name] = int(((ious >= CLOSE) & (ious > own + BETTER)).sum())
+    best = max(fitting, key=fitting.__getitem__)
+    if 2 * fitting[best] > len(boxes):
+        return Comparison(differs, best, fitting[best])
+    return Comparison(differs, None, 0)
+
+
+def _from_sides(boxes: np.ndarray) -> np.ndarray:
+    return np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+
+
+def _from_center(boxes: np.ndarray) -> np.ndarray:
+    return np.hstack([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2])
+
+
+def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Compute the IoU of each pair of boxes (N, 4) as x0, y0, x1, y1; 0 for empty ones."""
+    low, high = np.maximum(first[:, :2], second[:, :2]), np.minimum(first[:, 2:], second[:, 2:])
+    shared = np.maximum(high - low, 0).prod(axis=1)
+    areas = [np.maximum(x[:, 2:] - x[:, :2], 0).prod(axis=1) for x in (first, second)]
+    union = areas[0] + areas[1] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
