@@ -31,6 +31,7 @@ _ADMITTED_GLOBALS = frozenset(
         "builtins.set",
         "builtins.frozenset",
         "_codecs.encode",
+        "detectron2.structures.boxes.BoxMode",
     }
 )
 _PLAIN_DTYPE = re.compile(r"[|<>=]?([biufcSU]\d{1,9}|\?)")  # numbers and strings, no objects
@@ -150,6 +151,8 @@ class _Maker:
                 self.budget.spend(len(members))
                 keys = map(self._make_key, members)
                 return set(keys) if name == "builtins.set" else frozenset(keys)
+            case "detectron2.structures.boxes.BoxMode", (int(mode),):
+                return mode  # of proposals; the mode is an IntEnum
             case "_codecs.encode", (str(text), "latin1"):
                 self.bytes.spend(len(text))
                 return text.encode("latin1")

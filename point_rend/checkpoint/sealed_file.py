@@ -31,25 +31,32 @@ def load_sealed(file: BinaryIO, *, allow_unsafe: bool) -> Any:
     return torch.load(file, map_location="cpu", weights_only=not allow_unsafe)
 
 
-def read_checkpoint(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[str, Any]:
-    """Read a checkpoint with `reader` and name the file in every error.
+def read_checkpoint(
+    filename: str, reader: Callable[[BinaryIO], Any], *, what: str = "checkpoint"
+) -> dict[str, Any]:
+    """Read a checkpoint, or another pickled dict, with `reader` and name the file in every error.
 
     Raises:
         FileNotFoundError: If there is no such file.
         DamagedError: If the file is damaged.
         ValueError: If the file would execute code, or does not hold a dict.
     """
-    with open_regular_file(filename, what="checkpoint") as file:
+    with open_regular_file(filename, what=what) as file:
         try:
             data = reader(file)
         except Exception as error:
             refused = re.search(r"GLOBAL (\S+)", str(error))
             if isinstance(error, RefusedError) or refused:
                 asked = _printable(refused[1] if refused else str(error))
+                advice = ""
+                if what == "checkpoint":
+                    advice = (
+                        ". If you trust the origin of the file, load it with allow_unsafe=True "
+                        "(--allow-unsafe-checkpoint on the command line)"
+                    )
                 raise ValueError(
                     f"{filename} is refused: it asks for {asked}, and anything but arrays and "
-                    "plain containers could run code. If you trust the origin of the file, load it "
-                    "with allow_unsafe=True (--allow-unsafe-checkpoint on the command line)"
+                    f"plain containers could run code{advice}"
                     f"{looks_like(project_of_global(asked))}"
                 ) from error
             reason = str(error).rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
@@ -58,7 +65,7 @@ def read_checkpoint(filename: str, reader: Callable[[BinaryIO], Any]) -> dict[st
             file.seek(0)
             kind = kind_of_file(file.read(512))
             raise DamagedError(
-                f"{filename} cannot be read, it is damaged or no checkpoint "
+                f"{filename} cannot be read, it is damaged or no {what} "
                 f"({_printable(reason)}){f'; it looks like {kind}' if kind else ''}"
             ) from error
     if not isinstance(data, dict):

@@ -24,6 +24,7 @@ from point_rend.data.datasets.coco import register_coco
 from point_rend.data.datasets.cocofied_lvis import register_cocofied_lvis
 from point_rend.data.datasets.label_maps import register_sem_seg
 from point_rend.data.datasets.loading import guard_loaders
+from point_rend.data.datasets.proposals import check_proposal_files, check_test_proposals
 from point_rend.engine.output_folder import check_output_dir, check_overwritable, check_unused
 from point_rend.engine.preflight import check_distribution, check_machine, check_weights
 from point_rend.evaluation.build import check_evaluators
@@ -84,6 +85,7 @@ def setup(args: argparse.Namespace) -> Run:
     has_weights = check_weights(cfg, args)
     if training:
         check_distribution(cfg, max(comm.get_world_size(), args.num_gpus * args.num_machines))
+    check_proposal_files(cfg, training=training)
     check_evaluators(train, test, outputs=outputs)
     claim_output_dir(args, cfg)
     cfg.freeze()
@@ -103,6 +105,7 @@ def setup(args: argparse.Namespace) -> Run:
     if "sem_seg" in outputs:
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         check_semantic_datasets(train, test, ignore_value=ignore_value, skip_broken_images=skips)
+    check_test_proposals(cfg)
     return Run(args, cfg, datasets_to_clean)
 
 

@@ -22,6 +22,7 @@ from detectron2.data import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from point_rend.data.datasets.proposals import proposals_as_data
 from point_rend.data.loader.order import (
     IsLandscape,
     StreamPosition,
@@ -243,7 +244,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record]) -> Trai
     def arguments(seed: int, dataset: Any = None) -> dict[str, Any]:
         # Detectron2's samplers take SEED or a number that NumPy draws.
         seeded.SEED = seed
-        with random_numbers_of(seed):
+        with random_numbers_of(seed), proposals_as_data():
             return build_detection_train_loader.from_config(seeded, mapper=mapper, dataset=dataset)
 
     first = arguments(seed)
@@ -305,9 +306,10 @@ def build_test_loader(
         A loader that raises an UnusableDataError at an unusable file, and if a worker dies.
     """
     collate = pack if cfg.DATALOADER.NUM_WORKERS else unpack
-    loader = build_detection_test_loader(
-        cfg, dataset_name, mapper=MappedRecord(mapper), collate_fn=collate
-    )
+    with proposals_as_data():
+        loader = build_detection_test_loader(
+            cfg, dataset_name, mapper=MappedRecord(mapper), collate_fn=collate
+        )
     loader.worker_init_fn = begin_worker
     if loader.num_workers:
         loader.multiprocessing_context = START_METHOD
