@@ -34,10 +34,10 @@ _ADMITTED_GLOBALS = frozenset(
         "detectron2.structures.boxes.BoxMode",
     }
 )
-_PLAIN_DTYPE = re.compile(r"[|<>=]?([biufcSU]\d{1,9}|\?)")  # numbers and strings, no objects
+_PLAIN_DTYPE = re.compile(r"[|<>=]?([biufcSU][1-9]\d{0,8}|\?)")  # numbers and strings, no objects
 MAX_DIMENSIONS = 32  # of the arrays of all versions of NumPy
 # Operations of a pickle: some for small files, and one per so many bytes. Arrays have few.
-SMALL, BYTES_PER_OPERATION = 2_000_000, 32
+SMALL, BYTES_PER_OPERATION = 1_000_000, 32
 
 
 def load_arrays(file: BinaryIO) -> Any:

@@ -15,6 +15,9 @@ from point_rend.checkpoint.pickle_machine import FormatError
 from point_rend.checkpoint.sealed_file import load_sealed, read_checkpoint
 from point_rend.checkpoint.torch_file import ZIP
 
+# Beyond those of any model; the work of matching names grows with them.
+MAX_PARAMETERS, MAX_KEY = 20_000, 1000
+
 
 def read_torch_file(filename: str, *, allow_unsafe: bool) -> dict[str, Any]:
     """Read a file that `torch.save` has written."""
@@ -45,6 +48,11 @@ def check_parameters(filename: str, model: Any) -> None:
     """
     if not isinstance(model, dict) or not model:
         raise ValueError(f"{filename} holds no parameters of a model")
+    if len(model) > MAX_PARAMETERS or any(len(str(key)) > MAX_KEY for key in model):
+        raise ValueError(
+            f"{filename} holds {len(model)} parameters, expected {MAX_PARAMETERS} at most, with "
+            f"names of up to {MAX_KEY} characters"
+        )
     name, nested = find_parameters(model)
     if nested:
         raise ValueError(

@@ -113,7 +113,9 @@ def run_pickle(
                 budget.spend(0)
             operation = _OPERATIONS.get(code)
             if operation is None:
-                raise pickle.UnpicklingError(f"operation {code:#04x} is not one of data")
+                raise pickle.UnpicklingError(
+                    f"byte {code:#04x} is no operation of a pickle of data"
+                )
             operation(machine)
     except FormatError:
         raise

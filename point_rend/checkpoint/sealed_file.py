@@ -65,8 +65,8 @@ def read_checkpoint(
             file.seek(0)
             kind = kind_of_file(file.read(512))
             raise DamagedError(
-                f"{filename} cannot be read, it is damaged or no {what} "
-                f"({_printable(reason)}){f'; it looks like {kind}' if kind else ''}"
+                f"{filename} cannot be read, it is damaged or no {what}"
+                f"{f'; it looks like {kind}' if kind else f' ({_printable(reason)})'}"
             ) from error
     if not isinstance(data, dict):
         raise ValueError(f"{filename} must hold a dict, not {type(data).__name__}")

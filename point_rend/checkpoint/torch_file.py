@@ -27,7 +27,7 @@ from point_rend.checkpoint.pickle_machine import (
     run_pickle,
 )
 
-OPERATIONS = 3_000_000  # of the pickles of a file; a tensor takes about 25
+OPERATIONS = 1_500_000  # of the pickles of a file; a tensor takes about 25
 MAX_PICKLE = 64 << 20  # bytes of the pickle in an archive, which describes the tensors
 MAX_MEMBERS = 100_000  # of an archive: one per storage
 MAX_DIMENSIONS = 64
@@ -100,7 +100,11 @@ def _check_archive(file: BinaryIO, size: int) -> None:
     _check_number_of_members(file, size)
     sizes: dict[str, int] = {}
     with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
+        members = archive.infolist()
+        folder = members[0].filename.partition("/")[0] if members else ""
+        if any(member.filename == f"{folder}/constants.pkl" for member in members):
+            raise FormatError("it is a TorchScript program: expected a state_dict()")
+        for member in members:
             name = member.filename
             if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
                 raise FormatError(f"its member {name!r:.80} is compressed or encrypted")
@@ -109,9 +113,6 @@ def _check_archive(file: BinaryIO, size: int) -> None:
             sizes[name] = member.file_size
         if sum(sizes.values()) > size:
             raise FormatError("its members are larger than the file")
-        folder = next(iter(sizes), "").partition("/")[0]
-        if f"{folder}/constants.pkl" in sizes:
-            raise FormatError("it is a TorchScript program: expected a state_dict()")
         described = sizes.get(f"{folder}/data.pkl")
         if described is None:
             raise FormatError("it is a zip archive, but not one of torch.save")
