@@ -1,15 +1,12 @@
 """Downloads: what a server, a URL or a redirection may not do. All servers are local."""
 
-import contextlib
 import hashlib
 import importlib
 import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,75 +14,16 @@ from detectron2.utils.file_io import PathManager
 
 from point_rend.utils import downloads
 from point_rend.utils.downloads import DownloadError, check_url, download, local_path, resolve
-
-CONTENT = bytes(range(256)) * 300
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-def send(handler: BaseHTTPRequestHandler, body: bytes, length: int | None = None) -> None:
-    """Send a body and announce a length."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(body) if length is None else length))
-    handler.end_headers()
-    handler.wfile.write(body)
-
-
-def send_endless(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    while True:
-        handler.wfile.write(CONTENT)
-
-
-def send_slowly(handler: BaseHTTPRequestHandler) -> None:
-    """Send a byte at a time, which no timeout of a socket notices."""
-    handler.send_response(200)
-    handler.end_headers()
-    for byte in CONTENT:
-        handler.wfile.write(bytes([byte]))
-        time.sleep(0.05)
-
-
-def send_slow_headers(handler: BaseHTTPRequestHandler) -> None:
-    for byte in b"HTTP/1.0 200 OK\r\nX: " + b"x" * 1000:
-        handler.wfile.write(bytes([byte]))
-        time.sleep(0.05)
-
-
-def redirect(handler: BaseHTTPRequestHandler, target: str) -> None:
-    handler.send_response(302)
-    handler.send_header("Location", target)
-    handler.end_headers()
-
-
-class Server:
-    """A server on this machine.
-
-    Attributes:
-        answers: Answers by path; other paths get CONTENT.
-        asked: The paths that were asked for.
-        url: The beginning of all URLs.
-    """
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
-        self.asked: list[str] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.asked.append(self.path)
-                answer = server.answers.get(self.path, lambda handler: send(handler, CONTENT))
-                with contextlib.suppress(OSError):
-                    answer(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+from tests.http_server import (
+    CONTENT,
+    Answer,
+    Server,
+    redirect,
+    send,
+    send_endless,
+    send_slow_headers,
+    send_slowly,
+)
 
 
 @pytest.fixture
@@ -94,9 +32,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("POINT_REND_DOWNLOAD_TIMEOUT", "0.5")
     running = Server()
     yield running
-    running.http.shutdown()
-    running.http.block_on_close = False
-    running.http.server_close()
+    running.close()
 
 
 def files(folder: Path) -> list[Path]:
@@ -121,8 +57,7 @@ def test_hosts_schemes_ports_and_queries_share_no_file(server: Server, tmp_path:
     urls = [f"{server.url}/x.pkl", f"{server.url}/x.pkl?b", f"{other.url}/x.pkl"]
     assert [download(url).read_bytes() for url in urls] == [CONTENT, b"b", b"other"]
     assert len(files(tmp_path)) == 3
-    other.http.shutdown()
-    other.http.server_close()
+    other.close()
 
 
 UPWARD = [
