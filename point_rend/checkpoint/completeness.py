@@ -9,6 +9,7 @@ from torch import nn
 
 from point_rend.checkpoint.foreign import looks_like, project_of
 from point_rend.checkpoint.shapes import config_keys
+from point_rend.utils.errors import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ def _prefix(others: Iterable[str], in_model: Collection[str]) -> str:
     for key in others:
         first, dot, rest = key.partition(".")
         if dot and rest in in_model:
-            return f"; without the prefix {first + dot!r} some of them have the names of the model"
+            prefix = shorten(f"{first}{dot}")
+            return f"; without the prefix {prefix!r} some of them have the names of the model"
     return ""
 
 
@@ -104,4 +106,4 @@ def _family(key: str) -> str:
 
 
 def _shown(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
+    return ", ".join(map(shorten, keys[:SHOWN])) + (", ..." if len(keys) > SHOWN else "")

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from point_rend.utils.errors import shorten
+
 _WHOLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # types with all operations
 
 
@@ -25,8 +27,8 @@ def check_finite(parameters: Mapping[str, Tensor], *, of: str = "the model") -> 
         key, fault = next(iter(faulty.items()))
         raise ValueError(
             f"{len(faulty)} of the {len(parameters)} tensors of {of} cannot be used, "
-            f"the first is {key} with {fault}: the training that wrote the file had diverged, or "
-            "the file was changed; expected an earlier checkpoint"
+            f"the first is {shorten(key)} with {fault}: the training that wrote the file had "
+            "diverged, or the file was changed; expected an earlier checkpoint"
         )
 
 

@@ -11,14 +11,14 @@ from detectron2.data.catalog import Metadata
 from point_rend.config.defaults import value_of
 from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets.class_files import read_class_names
-from point_rend.data.datasets.class_matching import (
-    OPTION,
+from point_rend.data.datasets.class_matching import OPTION, published_classes
+from point_rend.data.datasets.class_names import (
     compare_names,
     match_by_name,
-    published_classes,
     same_but_for_spelling,
+    summarize,
 )
-from point_rend.data.datasets.classes import CLASS_COUNTS, ClassCount, summary
+from point_rend.data.datasets.classes import CLASS_COUNTS, ClassCount
 from point_rend.data.datasets.coco import read_coco
 from point_rend.visualization.drawing import color_of
 
@@ -107,7 +107,7 @@ def _find_fields(
         if len(names) != number:
             raise ValueError(
                 f"{count.key} is {number}, but the classes of {cfg.MODEL.WEIGHTS} are "
-                f"{summary(names)}: pass {count.key} {len(names)}, or name others with --classes"
+                f"{summarize(names)}: pass {count.key} {len(names)}, or name others with --classes"
             )
         return stored
     for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
@@ -162,6 +162,8 @@ def _complete(kind: str, known: Fields) -> dict[str, Any]:
     to_index = known.get(f"{kind}_dataset_id_to_contiguous_id") or {}
     to_id = {index: dataset_id for dataset_id, index in to_index.items()}
     ids = {to_id.get(k, k + 1): k for k in range(len(names))}
+    if len(ids) < len(names):  # two classes would share an id
+        ids = {k + 1: k for k in range(len(names))}
     return {
         f"{kind}_classes": names,
         f"{kind}_colors": colors,

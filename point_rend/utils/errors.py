@@ -44,6 +44,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "; did you mean " + " or ".join(by_upper[match] for match in nearest) + "?"
 
 
+def shorten(name: str, limit: int = 100) -> str:
+    """Return a name from a file as a message can show it: its first characters, in one line."""
+    printable = "".join(x if x.isprintable() else "?" for x in name[:limit])
+    return printable if len(name) <= limit else f"{printable}..."
+
+
 class TrainingStop(BaseException):
     """Ends a training. It is not an Exception, so that no handler logs or swallows it.
 

@@ -179,6 +179,19 @@ MOMENTUM = {
         }
     },
 }
+
+
+def two_orders(folder: Path) -> Words:
+    """Prepare a training whose test set has the classes in another order."""
+    other = write_coco(folder / "other", images=1)
+    content = other.read()
+    for category, name in zip(content["categories"], reversed(KINDS), strict=True):
+        category["name"] = name
+    other.rewrite(content)
+    words = run_on_coco(folder, ["train", "--register-coco", "other", *other], train=True)
+    return [*words, "DATASETS.TEST", "('other',)"]
+
+
 OTHERS = ["bus", "car", "tram"]
 
 CLASSES = [
@@ -233,6 +246,11 @@ CLASSES = [
         "resuming with another order",
         resumption(thing_classes=["box", "disc", "triangle"]),
         "a training resumes with the same classes in the same order",
+    ),
+    Row(
+        "training and test sets in another order",
+        two_orders,
+        r"same order, but the instance classes differ: tiny .* 3 \(disc, box, .*only the order",
     ),
     Row(
         "names of other classes in a prediction",

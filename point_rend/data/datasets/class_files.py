@@ -3,12 +3,15 @@
 import codecs
 import os
 import re
+from collections import defaultdict
 from pathlib import Path
 
+from point_rend.utils.errors import shorten
 from point_rend.utils.reading import read_bytes
 
 WHAT = "the file of the class names"
 MAX_BYTES = 1 << 20
+SHOWN = 5  # names or lines in a message
 MAX_LENGTH = 200  # characters of a name
 MAX_LABELS = 255  # classes of a label map of 8 bits, whose value 255 is ignored
 ENDINGS = (".txt", ".names")
@@ -34,15 +37,19 @@ def read_class_names(classes: str, *, at_most: int | None = MAX_LABELS) -> list[
         lines = dict(enumerate(classes.split(","), start=1))
     lines = {number: line.strip() for number, line in lines.items() if line.strip()}
     names = list(lines.values())
-    twice = []
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        places = " and ".join(str(number) for number, own in lines.items() if own == name)
-        twice.append(f"{name} more than once ({places})")
+    places = defaultdict(list)
+    for number, name in lines.items():
+        places[name].append(str(number))
+    twice = [
+        f"{shorten(name)} more than once ({' and '.join(numbers[:SHOWN])})"
+        for name, numbers in sorted(places.items())
+        if len(numbers) > 1
+    ][:SHOWN]
     if not names or twice or (at_most is not None and len(names) > at_most):
         expected = f"1 to {at_most}" if at_most is not None else "1 or more"
         raise ValueError(
-            f"class names of {classes!r}: expected {expected} different names, got {len(names)}"
-            + (f", of which {', '.join(twice)}" if twice else "")
+            f"class names of {shorten(classes, 200)!r}: expected {expected} different names, got "
+            f"{len(names)}" + (f", of which {', '.join(twice)}" if twice else "")
         )
     return names
 

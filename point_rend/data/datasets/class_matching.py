@@ -1,8 +1,6 @@
 """Classes of a checkpoint and of data sets, matched by name."""
 
 import logging
-import re
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,69 +11,21 @@ from point_rend.checkpoint import zoo
 from point_rend.config.files import get_config_file
 from point_rend.config.loading import load_config
 from point_rend.config.tasks import model_outputs
+from point_rend.data.datasets.class_names import (
+    compare_names,
+    match_by_name,
+    same_but_for_spelling,
+)
 from point_rend.data.datasets.classes import CLASS_COUNTS, class_names, training_class_metadata
 
 logger = logging.getLogger(__name__)
 
 OPTION = "--ignore-class-names"
-KINDS = {"thing": "instance classes", "stuff": "semantic classes"}
-SHOWN = 8  # names of a list in a message
 
 # For each kind of classes, thing or stuff, the index among those of a data set of each class of the
 # model; kinds of the same order are absent.
 ClassOrder = Mapping[str, Sequence[int]]
 NamesByKind = Mapping[str, Sequence[str]]  # by thing or stuff
-
-
-def match_by_name(own: Sequence[str], others: Sequence[str]) -> list[int] | None:
-    """Return the index of each name in another list of the same names.
-
-    Returns:
-        The indices; None if the lists have different names, or one name twice in another order.
-    """
-    if list(own) == list(others):
-        return list(range(len(own)))
-    index = {name: k for k, name in enumerate(others)}
-    if len(own) != len(others) or len(index) < len(others) or {*own} != {*others}:
-        return None
-    return [index[name] for name in own]
-
-
-def same_but_for_spelling(own: Sequence[str], others: Sequence[str]) -> bool:
-    """Return whether names are the same, in this order, but for case, spaces and underscores."""
-    return list(map(_plain, own)) == list(map(_plain, others))
-
-
-def compare_names(
-    source: str, own: Sequence[str], where: str, others: Sequence[str], *, kind: str
-) -> str:
-    """Describe two lists of class names and their difference in one sentence.
-
-    Args:
-        source: Origin of the first list.
-        own: The first list.
-        where: Origin of the second list.
-        others: The second list.
-        kind: thing or stuff.
-    """
-    lists = f"{source} has {_listed(own)}, {where} has {_listed(others)}"
-    text = f"the {KINDS[kind]} differ: {lists}"
-    lacking = [name for name in own if name not in {*others}]
-    further = [name for name in others if name not in {*own}]
-    if lacking:
-        text += f"; only the former has {_shown(lacking)}"
-    if further:
-        text += f"; only the latter has {_shown(further)}"
-    twice = sorted({x for names in (own, others) for x in names if names.count(x) > 1})
-    if twice:
-        text += f"; {_shown(twice)} occurs more than once"
-    if not lacking and not further and not twice:
-        text += "; only the order differs"
-    by_plain = {_plain(name): name for name in further}
-    pairs = [f"{x!r} is {by_plain[_plain(x)]!r}" for x in lacking if _plain(x) in by_plain]
-    if pairs:
-        text += f"; but for case, spaces, hyphens and underscores {_shown(pairs)}"
-    return text
 
 
 def published_classes(weights: str) -> dict[str, Any]:
@@ -258,15 +208,3 @@ def _kinds(outputs: Collection[str]) -> list[str]:
 def _names_by_kind(datasets: Sequence[str], kinds: Sequence[str]) -> NamesByKind:
     names = {kind: class_names(datasets, f"{kind}_classes") for kind in kinds}
     return {kind: known for kind, known in names.items() if known}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name)).casefold()
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} ({_shown(names)})"
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

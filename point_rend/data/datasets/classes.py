@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from point_rend.config.defaults import INHERIT, add_pointrend_config, value_of
 from point_rend.config.loading import merge_from_file_safely
 from point_rend.config.tasks import model_outputs
+from point_rend.data.datasets.class_names import compare_names
 
 
 def class_names(datasets: Sequence[str], kind: str = "thing_classes") -> list[str] | None:
@@ -36,11 +37,13 @@ def class_names(datasets: Sequence[str], kind: str = "thing_classes") -> list[st
             continue
         if classes is None:
             first, classes = name, own
-        elif own != classes:
+        elif list(own) != list(classes):
+            comparison = compare_names(
+                describe(first), classes, describe(name), own, kind=kind.removesuffix("_classes")
+            )
             raise ValueError(
-                f"the data sets of a run must have the same classes, but {describe(first)} has "
-                f"{summary(classes)} and {describe(name)} has {summary(own)}; choose them with "
-                'DATASETS.TRAIN and DATASETS.TEST; "()" means none'
+                "the data sets of a run must have the same classes in the same order, but "
+                f'{comparison}; choose them with DATASETS.TRAIN and DATASETS.TEST; "()" means none'
             )
     return classes
 
@@ -72,12 +75,6 @@ def class_metadata(datasets: Sequence[str], kind: str) -> dict[str, Any]:
             }
         return metadata
     return {}
-
-
-def summary(classes: Sequence[str]) -> str:
-    """Return the number of classes and the names of the first."""
-    shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-    return f"{len(classes)} ({shown})"
 
 
 def describe(dataset: str) -> str:

@@ -8,9 +8,11 @@ from detectron2.data import MetadataCatalog
 from point_rend.data.datasets.class_matching import (
     EvaluatedClasses,
     TrainedClasses,
+    published_classes,
+)
+from point_rend.data.datasets.class_names import (
     compare_names,
     match_by_name,
-    published_classes,
     same_but_for_spelling,
 )
 from tests.checkpoint.nets import log_of
@@ -55,6 +57,13 @@ def test_the_comparison_shortens_lists_and_names_each_difference():
     assert "only the former has c78, c79; only the latter has C_78" in text
     assert "underscores 'c78' is 'C_78'" in text
     assert len(text) < 400
+
+
+def test_the_comparison_is_one_short_line_for_any_names_and_any_number_of_them():
+    names = [f"{k} \x1b[31m\n" + "x" * 1000 for k in range(100_000)]
+    text = compare_names("m.pth", names, "val", [*names, *names], kind="stuff")
+    assert len(text) < 4000
+    assert text.isprintable()
 
 
 def test_published_models_have_the_classes_of_their_training_sets():
