@@ -203,17 +203,8 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: If the state of the optimizer does not fit.
         """
-        configured = self.scheduler.base_lrs
         try:
-            step = state_dict["_trainer"]
-            check_finite_state(step["optimizer"])
-            optimizer = match_by_name(
-                step["optimizer"],
-                self.checkpointer.model,
-                self.optimizer,
-                self.checkpointer.keys_in_file,
-            )
-            super().load_state_dict(state_dict | {"_trainer": step | {"optimizer": optimizer}})
+            self._load_state(state_dict)
         except ValueError as error:
             raise ValueError(f"{self.checkpointer.source} cannot be resumed: {error}") from error
         except (LookupError, TypeError, AttributeError, AssertionError) as error:
@@ -221,6 +212,21 @@ class Trainer(DefaultTrainer):
                 f"{self.checkpointer.source} cannot be resumed: its state of the training is not "
                 f"that of Detectron2's trainer ({type(error).__name__}: {error})"
             ) from error
+
+    def _load_state(self, state_dict: dict[str, Any]) -> None:
+        configured = self.scheduler.base_lrs
+        step = state_dict["_trainer"]
+        check_finite_state(step["optimizer"])
+        optimizer = match_by_name(
+            step["optimizer"],
+            self.checkpointer.model,
+            self.optimizer,
+            self.checkpointer.keys_in_file,
+        )
+        iteration = state_dict["iteration"]
+        if not isinstance(iteration, int) or iteration < 0:
+            raise ValueError(f"its iteration is {iteration!r:.50}, expected a number, 0 or more")
+        super().load_state_dict(state_dict | {"_trainer": step | {"optimizer": optimizer}})
         # The groups may have been saved in another order.
         self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
         if self.scheduler.base_lrs != configured:

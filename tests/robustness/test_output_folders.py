@@ -7,14 +7,15 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from point_rend.engine.trainer import Trainer
 from point_rend.utils import locks
-from tests.robustness.harness import Row, run_row, table
+from tests.robustness.harness import Row, run_command, run_row, table
 from tests.runs import limit_files
-from tests.tiny_datasets import POINTREND, TINY_MODEL, write_coco
+from tests.tiny_datasets import BASELINE, KINDS, POINTREND, TINY_MODEL, write_coco
 
 Prepare = Callable[[Path], Sequence[str | Path]]
 OUT = "out"
@@ -242,6 +243,178 @@ EARLIER = [
 
 @table(EARLIER)
 def test_earlier_runs(row: Row, tmp_path: Path) -> None:
+    run_row(row, tmp_path)
+
+
+# Resuming
+
+
+@functools.cache
+def trained(base: Path) -> Path:
+    """Train four iterations; return the output folder, of which rows take copies."""
+    folder = base / "trained"
+    folder.mkdir()
+    argv = training("SOLVER.CHECKPOINT_PERIOD", "2", "SOLVER.MAX_ITER", "4")(folder)
+    assert run_command([str(word) for word in argv], folder).exit_code == 0
+    return folder / OUT
+
+
+def resumed(
+    change: Callable[[Path], object], *more: str, kinds: int = 3, config: str = POINTREND
+) -> Prepare:
+    """Return a function that changes a trained folder and returns a command that resumes there."""
+
+    def prepare(folder: Path) -> list[str]:
+        shutil.copytree(trained(folder.parent), folder / OUT)
+        change(folder / OUT)
+        words = [str(word) for word in training("--resume", *more)(folder)]
+        if kinds != len(KINDS):
+            shutil.rmtree(folder / "tiny")
+            write_coco(folder / "tiny", categories=range(1, 1 + kinds))
+        return [config if word == POINTREND else word for word in words]
+
+    return prepare
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+def tag(content: bytes) -> Callable[[Path], object]:
+    return in_place("last_checkpoint", lambda path: path.write_bytes(content))
+
+
+def truncate(*names: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        for name in names:
+            os.truncate(folder / name, 1000)
+
+    return change
+
+
+def rewrite(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    """Return a function that changes the contents of the only checkpoint."""
+
+    def change_file(folder: Path) -> None:
+        for name in ("model_0000001.pth", "model_0000003.pth"):
+            (folder / name).unlink()
+        checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
+        change(checkpoint)
+        torch.save(checkpoint, folder / "model_final.pth")
+
+    return change_file
+
+
+def half_line(path: Path) -> None:
+    with path.open("a") as file:
+        file.write('{"iteration": 3, "los')
+
+
+def of_five_iterations(folder: Path) -> None:
+    last = torch.load(folder / OUT / "model_final.pth", weights_only=True)
+    assert last["trainer"]["iteration"] == 4
+    lines = (folder / OUT / "metrics.json").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [3, 4]
+
+
+def untouched(folder: Path) -> None:
+    before = trained(folder.parent)
+    for name in ("model_0000001.pth", "model_0000003.pth", "metrics.json", "config.yaml"):
+        assert (folder / OUT / name).read_bytes() == (before / name).read_bytes()
+
+
+ONE_MORE = ["SOLVER.MAX_ITER", "5"]
+FROM_FINAL = "Resuming from out/model_final.pth, because out/last_checkpoint"
+RESUMED = [
+    Row(
+        "finished training",
+        resumed(nothing, "SOLVER.MAX_ITER", "4"),
+        "out/model_final.pth is of iteration 4, and SOLVER.MAX_ITER is 4: nothing is left to train",
+        exit_code=0,
+    ),
+    Row(
+        "training beyond its end",
+        resumed(nothing, "SOLVER.MAX_ITER", "2"),
+        "is of iteration 4, and SOLVER.MAX_ITER is 2: nothing is left to train",
+        exit_code=0,
+    ),
+    *(
+        Row(
+            f"last_checkpoint {name}",
+            resumed(change, *ONE_MORE),
+            f"{FROM_FINAL} {reason}",
+            exit_code=0,
+            then=of_five_iterations,
+        )
+        for name, change, reason in (
+            ("missing", in_place("last_checkpoint", Path.unlink), "is missing"),
+            ("empty", tag(b""), "is empty"),
+            ("of zeros", tag(bytes(15)), "names "),
+            ("binary", tag(bytes(range(256))), "names "),
+            ("dangling", tag(b"model_0000099.pth"), "names 'model_0000099.pth', but there is no"),
+        )
+    ),
+    Row(
+        "last checkpoint truncated",
+        resumed(truncate("model_final.pth"), *ONE_MORE),
+        "Resuming from out/model_0000003.pth, because out/model_final.pth cannot be read",
+        exit_code=0,
+        then=of_five_iterations,
+    ),
+    Row(
+        "all checkpoints truncated",
+        resumed(truncate("model_final.pth", "model_0000001.pth", "model_0000003.pth"), *ONE_MORE),
+        "no checkpoint can be resumed: out/model_final.pth cannot .*; .*3.pth cannot .*1.pth",
+    ),
+    Row(
+        "half a line of metrics",
+        resumed(in_place("metrics.json", half_line), *ONE_MORE),
+        "Starting training from iteration 4",
+        exit_code=0,
+        then=of_five_iterations,
+    ),
+    Row("fewer classes", resumed(nothing, kinds=2), "out/model_final.pth", then=untouched),
+    Row(
+        "another model",
+        resumed(nothing, config=BASELINE),
+        "out/model_final.pth",
+        then=untouched,
+    ),
+    Row(
+        "other widths",
+        resumed(nothing, "MODEL.FPN.OUT_CHANNELS", "8"),
+        "out/model_final.pth: these shapes do not fit the configured model",
+        then=untouched,
+    ),
+    Row(
+        "frozen layers",
+        resumed(nothing, "MODEL.BACKBONE.FREEZE_AT", "2"),
+        "out/model_final.pth cannot be resumed: its optimizer has .* which this config freezes",
+        then=untouched,
+    ),
+    *(
+        Row(f"checkpoint with {name}", resumed(rewrite(change), *ONE_MORE), line)
+        for name, change, line in (
+            ("weights alone", lambda x: x.pop("trainer"), "model_final.pth holds no trainer"),
+            ("no state", lambda x: x.update(trainer={}), "its state of the training is not"),
+            ("a list as state", lambda x: x.update(trainer=[1]), "model_final.pth"),
+            ("no hooks", lambda x: x["trainer"].update(hooks=7), "model_final.pth"),
+            ("an iteration of text", lambda x: x["trainer"].update(iteration="4"), "model_final"),
+            ("no iteration", lambda x: x["trainer"].update(iteration=-5), "model_final.pth"),
+            ("data of text", lambda x: x["trainer"].update(data="x"), "model_final.pth"),
+            ("no seed", lambda x: x["trainer"]["data"].update(seed=-5), "seed of its data is -5"),
+            (
+                "an optimizer of text",
+                lambda x: x["trainer"]["_trainer"].update(optimizer=""),
+                "pth",
+            ),
+        )
+    ),
+]
+
+
+@table(RESUMED)
+def test_resuming(row: Row, tmp_path: Path) -> None:
     run_row(row, tmp_path)
 
 

@@ -194,8 +194,14 @@ class TrainLoader:
 
         With another number of processes or another batch size it continues at the same image, with
         other batches and a warning.
+
+        Raises:
+            ValueError: If it is anything but numbers from 0.
         """
         here = self.state_dict()
+        for name in here:
+            if not isinstance(state[name], int) or state[name] < 0:
+                raise ValueError(f"{name} of its data is {state[name]!r:.50}, expected 0 or more")
         images = state["batches"] * state["total_batch_size"]
         if state["seed"] != self.seed:
             logger.info(
