@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_output(args.output, folder=True)
         run = _subdivision if args.command == "subdivision" else _sampling
         table = run(args, options, args.output / f"{args.command}.png")
-    print(f"\n{table}")
-    write_text(args.output / f"{args.command}.md", f"{table}\n")
+        print(f"\n{table}")
+        write_text(args.output / f"{args.command}.md", f"{table}\n")
 
 
 def _subdivision(args: argparse.Namespace, options: list[str], plot: Path) -> str:

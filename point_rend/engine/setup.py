@@ -118,7 +118,10 @@ def claim_output_dir(args: argparse.Namespace, cfg: CfgNode) -> None:
     """
     check_output_dir(cfg.OUTPUT_DIR)
     if args.machine_rank == 0 and comm.is_main_process():
-        lock_folder(cfg.OUTPUT_DIR)
+        try:
+            lock_folder(cfg.OUTPUT_DIR)
+        except ValueError as error:
+            raise ValueError(f"OUTPUT_DIR {error}") from error
     if args.overwrite:
         check_overwritable(cfg.OUTPUT_DIR, [cfg.MODEL.WEIGHTS])
     elif not (args.resume or args.eval_only):

@@ -14,7 +14,8 @@ from point_rend import stock_heads
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets.class_matching import build_evaluated_classes
-from point_rend.engine.setup import begin_run, setup
+from point_rend.engine.output_folder import output_errors
+from point_rend.engine.setup import begin_run, setup, write_config
 from point_rend.engine.trainer import Trainer
 from point_rend.utils.errors import user_errors
 
@@ -37,7 +38,8 @@ def evaluate_both(args: argparse.Namespace) -> tuple[Results, Results]:
     with user_errors():
         job = setup(args)
         check_stock_config(job.cfg)
-    begin_run(args, job.cfg)
+        begin_run(args, job.cfg)
+        write_config(job.cfg, replace=False)
     ours = evaluate(args, job.cfg, "ours")
     with stock_heads():
         return ours, evaluate(args, job.cfg, "stock")
@@ -77,7 +79,8 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode, heads: str) -> Results:
             model, allow_unsafe=args.allow_unsafe_checkpoint, check_classes=classes.check
         )
         checkpointer.load(cfg.MODEL.WEIGHTS)
-    results = Trainer.test(cfg, model, class_order=classes.order)
+    with output_errors(cfg.OUTPUT_DIR):
+        results = Trainer.test(cfg, model, class_order=classes.order)
     return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
 
 

@@ -15,6 +15,7 @@ from point_rend.utils.files import (
     atomic_folder,
     atomic_path,
     check_output,
+    end_with_whole_line,
     write_bytes,
     write_text,
 )
@@ -163,3 +164,33 @@ def test_a_read_only_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match="cannot be written") as raised:
         check_output(tmp_path / "a" / "b.json")
     assert str(raised.value).endswith(f"b.json cannot be written: in {tmp_path}: Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", ""),
+        ('{"a": 1}\n', '{"a": 1}\n'),
+        ('{"a": 1}\n{"b": 2', '{"a": 1}\n'),
+        ('{"a": 1}\n{"b": 2}', '{"a": 1}\n{"b": 2}\n'),
+        ('{"a": 1', ""),
+        ('{"a": 1}\n' + 9 * "\0", '{"a": 1}\n'),
+    ],
+)
+def test_a_line_that_was_cut_off_is_removed_and_a_whole_one_ended(
+    content: str, expected: str, tmp_path: Path
+):
+    file = tmp_path / "metrics.json"
+    file.write_text(content)
+    end_with_whole_line(file)
+    assert file.read_text() == expected
+    file.unlink()
+    end_with_whole_line(file)
+    assert not file.exists()
+
+
+def test_the_advice_fits_the_reason(tmp_path: Path):
+    full = NotSavedError(tmp_path, OSError(errno.ENOSPC, "No space left"))
+    gone = NotSavedError(tmp_path, OSError(errno.ENOENT, "No such file"))
+    assert "free some space" in str(full)
+    assert "its folder was removed" in str(gone)

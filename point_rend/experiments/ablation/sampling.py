@@ -177,8 +177,10 @@ def final_metrics(training: Path, iterations: int) -> Metrics:
         ValueError: If it was not evaluated at its end.
     """
     file = training / "metrics.json"
-    last = parse_json(file.read_bytes().splitlines()[-1], f"{file}, last line,")
-    if last.pop("iteration") < iterations:
+    lines = file.read_bytes().splitlines()
+    last = parse_json(lines[-1], f"{file}, last line,") if lines else {}
+    iteration = last.pop("iteration", None) if isinstance(last, dict) else None
+    if not isinstance(iteration, int) or iteration < iterations:
         raise ValueError(
             f"{file}: the last line is not an evaluation after {iterations} iterations"
         )

@@ -19,7 +19,8 @@ from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets.class_matching import build_evaluated_classes
 from point_rend.engine.arguments import build_parser
 from point_rend.engine.launch import launch
-from point_rend.engine.setup import begin_run, register_datasets, setup
+from point_rend.engine.output_folder import output_errors
+from point_rend.engine.setup import begin_run, register_datasets, setup, write_config
 from point_rend.engine.trainer import Trainer
 from point_rend.experiments.ablation.results import (
     Metrics,
@@ -133,7 +134,9 @@ def evaluate_settings(
         output: Folder of their files.
     """
     register_datasets(args)
-    begin_run(args, cfg)
+    with user_errors():
+        begin_run(args, cfg)
+        write_config(cfg, replace=False)
     for setting in settings:
         own_cfg = cfg.clone()
         own_cfg.defrost()
@@ -149,10 +152,11 @@ def evaluate_settings(
                 model, allow_unsafe=args.allow_unsafe_checkpoint, check_classes=classes.check
             )
             checkpointer.load(own_cfg.MODEL.WEIGHTS)
-        results = Trainer.test(own_cfg, model, class_order=classes.order)
-        if comm.is_main_process():
-            metrics = flatten_results_dict(results)
-            save_metrics(output / f"{setting.name}.json", provenance, metrics)
+        with output_errors(str(output)):
+            results = Trainer.test(own_cfg, model, class_order=classes.order)
+            if comm.is_main_process():
+                metrics = flatten_results_dict(results)
+                save_metrics(output / f"{setting.name}.json", provenance, metrics)
 
 
 def format_subdivision(
