@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from point_rend.data.checks.annotations import check_ground_truth
-from point_rend.data.checks.rle import check_rles, without_empty_runs
+from point_rend.data.checks.masks import measure_masks
 from point_rend.data.datasets.coco import read_coco
 from point_rend.evaluation.coco_ap import CocoAP
 from point_rend.evaluation.limits import Limit, coco_limit, warn_of_limit
@@ -17,6 +17,7 @@ from point_rend.utils.json_files import MAX_DATA_SET_BYTES, read_json, shown
 
 logger = logging.getLogger(__name__)
 LARGEST = 1e300  # of all numbers
+NUMBERS_AND_VALUES = re.compile(r"-?\d[\d.e+,]*|'[^']*'")  # in the fault of a mask
 MANY_BEYOND = 0.2  # share of boxes that reach beyond their images only if the format is wrong
 TASK_NAMES = {"bbox": "box AP", "segm": "AP", "boundary": "boundary AP"}  # titles of table rows
 
@@ -188,46 +189,18 @@ def _without_empty_fields(result: Record) -> Record:
 
 
 def _mask_faults(results: Results, sizes: Mapping[Any, Size]) -> dict[int, Fault]:
-    """Describe what is wrong with the masks of results; make those with empty runs plain."""
-    faults: dict[int, Fault] = {}
-    numbers = []
-    for number, result in enumerate(results):
-        if isinstance(result.get("segmentation"), list):
-            fault = _polygons_fault(result["segmentation"], *sizes[result["image_id"]])
-            if fault:
-                faults[number] = Fault("polygons", fault)
-        elif "segmentation" in result:
-            numbers.append(number)
-    rles = [results[number]["segmentation"] for number in numbers]
+    """Describe what is wrong with the masks of results."""
+    numbers = [number for number, result in enumerate(results) if "segmentation" in result]
+    masks = [results[number]["segmentation"] for number in numbers]
     of_images = [sizes[results[number]["image_id"]] for number in numbers]
-    for number, mask in zip(numbers, check_rles(rles, of_images), strict=True):
-        if mask.fault and mask.fault.fatal:
-            # The words up to a number or a value name the kind.
-            kind = re.split(r"[\d('\[{<]", mask.fault.text)[0]
-            article = "an" if mask.fault.text.startswith("RLE") else "the"
-            faults[number] = Fault(kind, f"has {article} {mask.fault.text}")
-        elif mask.has_empty_runs:
-            plain = without_empty_runs(results[number]["segmentation"])
-            results[number] = results[number] | {"segmentation": plain}
+    faults: dict[int, Fault] = {}
+    for number, mask in zip(numbers, measure_masks(masks, of_images), strict=True):
+        text = next((fault.text for fault in mask.faults if fault.fatal), None)
+        if text:
+            kind = NUMBERS_AND_VALUES.sub("", text)
+            article = {"R": "an", "s": "the"}.get(text[0], "a mask whose")
+            faults[number] = Fault(kind, f"has {article} {text}")
     return faults
-
-
-def _polygons_fault(polygons: list[Any], height: int, width: int) -> str | None:
-    for polygon in polygons:
-        if not (
-            isinstance(polygon, list)
-            and len(polygon) >= 6
-            and len(polygon) % 2 == 0
-            and all(map(_is_number, polygon))
-        ):
-            return f"has the polygons {shown(polygons)}, expected lists of x and y"
-        for side, values in ((width, polygon[::2]), (height, polygon[1::2])):
-            if min(values) < -side or max(values) > 2 * side:
-                return (
-                    f"has a polygon from {min(values):g} to {max(values):g}, far beyond its image "
-                    f"of (height, width) = ({height}, {width})"
-                )
-    return None
 
 
 def _box_faults(results: Results, sizes: Mapping[Any, Size], file: Path) -> dict[int, Fault]:

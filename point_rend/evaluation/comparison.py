@@ -1,5 +1,7 @@
 """Pictures of the instances of several models side by side."""
 
+import logging
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from point_rend.utils.files import check_that_inputs_stay
 from point_rend.visualization.drawing import match_colors, overlay_masks
 from point_rend.visualization.layout import save_picture, side_by_side
 
+logger = logging.getLogger(__name__)
 PANEL_HEIGHT = 480
 
 
@@ -63,6 +66,16 @@ def write_comparison(
         size = (round(image.shape[1] * PANEL_HEIGHT / image.shape[0]), PANEL_HEIGHT)
         panels = [cv2.resize(panel, size, interpolation=cv2.INTER_AREA) for panel in panels]
         save_picture(file, side_by_side(panels, titles))
+    earlier = [
+        x for x in output.glob("*.jpg") if re.fullmatch(r"\d{2,}", x.stem) and x not in files
+    ]
+    if earlier:
+        logger.warning(
+            "%s has %d pictures of an earlier comparison, such as %s",
+            output,
+            len(earlier),
+            earlier[0],
+        )
 
 
 def results_by_image(

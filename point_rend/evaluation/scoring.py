@@ -11,7 +11,7 @@ from point_rend.data.datasets.cocofied_lvis import read_lvis
 from point_rend.evaluation.coco_ap import CocoAP
 from point_rend.evaluation.coco_results import TASK_NAMES
 from point_rend.evaluation.limits import Limit, warn_of_limit
-from point_rend.utils.json_files import read_json
+from point_rend.utils.json_files import read_json, shown
 
 ROW_NAMES = {name + star for name in TASK_NAMES.values() for star in ("", "*")}
 Metrics = dict[str, float]
@@ -65,9 +65,17 @@ def check_lvis(lvis_file: Path, content: Mapping[str, Any], annotations: Path) -
                 f"missing in {annotations}: `pointrend prepare-cocofied-lvis` makes a file of "
                 "COCO's classes"
             )
-    images = {image["id"] for image in content["images"]}
-    if not any(image["id"] in images for image in lvis["images"]):
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    common = [image for image in lvis["images"] if image["id"] in sizes]
+    if not common:
         raise ValueError(f"{lvis_file} and {annotations} have no image in common")
+    for image in common:
+        size = (image["height"], image["width"])
+        if size != sizes[image["id"]]:
+            raise ValueError(
+                f"{lvis_file}: image {shown(image['id'])} is of (height, width) {size}, in "
+                f"{annotations} of {sizes[image['id']]}: expected the same images"
+            )
 
 
 def is_score_file(file: Path) -> bool:

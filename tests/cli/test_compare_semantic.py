@@ -160,7 +160,7 @@ def test_results_of_different_images_are_refused(arguments, tmp_path, capsys):
         ("--images", "nowhere", "--images: there is no folder nowhere"),
         ("--labels", "nowhere", "--labels: there is no folder nowhere"),
         ("--images", "labels", "which is not in --images labels"),
-        ("--classes", "nowhere.txt", "the file of the class names does not exist: nowhere.txt"),
+        ("--classes", "nowhere.txt", "the file of the class names does not exist: 'nowhere.txt'"),
         ("--classes", "one", "is of class 1, expected 0 to 0, since --classes has 1"),
         ("--output", "perfect.json", "--output perfect.json cannot be written: perfect.json is no"),
         ("--num-images", "-1", "--num-images: expected 0 or more, got -1"),

@@ -247,7 +247,7 @@ def test_an_existing_path_with_an_equals_sign_has_no_name(
             "result 1 has an RLE with the run length '7', expected integers",
         ),
         ({"segmentation": "x"}, "result 1 has the segmentation 'x', expected polygons or an RLE"),
-        ({"segmentation": [[1, 2, 3]]}, r"result 1 has the polygons \[\[1, 2, 3\]\], expected"),
+        ({"segmentation": [[1, 2, 3]]}, "result 1 has a mask whose polygon 1 of 1 has 3 numbers"),
     ],
 )
 def test_an_invalid_result_is_named(

@@ -4,13 +4,14 @@ import copy
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from tests.evaluation.oracles import encoded
 from tests.robustness.harness import Row, run_row, table
 
 Content = dict[str, Any]
@@ -103,6 +104,7 @@ def repeated(fields: Content) -> list[Content]:
 
 
 ONE = "results.json: result 1 "
+MASK = ONE + "has a mask whose "
 FORM = [
     ("empty", "", "results.json is truncated or not JSON"),
     ("cut off", json.dumps(results())[:-9], "results.json is truncated or not JSON"),
@@ -160,23 +162,27 @@ MASKS = [
     ("some without mask", without("segmentation"), "1 of 2 results have no 'segmentation'"),
     ("some with null", changed(segmentation=None), "1 of 2 results have no 'segmentation'"),
     ("some with no polygon", changed(segmentation=[]), "1 of 2 results have no 'segmentation'"),
-    ("flat polygon", changed(segmentation=SQUARE[0]), ONE + r"has the polygons \[4, 4,"),
-    ("polygon of 2 points", changed(segmentation=[[1, 2, 3, 4]]), ONE + "has the polygons"),
-    ("polygon of 7", changed(segmentation=[[1, 1, 9, 1, 9, 9, 1]]), ONE + "has the polygons"),
-    ("polygon of text", changed(segmentation=[["1"] * 6]), ONE + "has the polygons"),
-    ("polygon of null", changed(segmentation=[[None] * 6]), ONE + "has the polygons"),
-    ("polygon NaN", text_of_results("[[4, 4,", "[[NaN, 4,"), "result 0 has the polygons"),
+    (
+        "flat polygon",
+        changed(segmentation=SQUARE[0]),
+        MASK + "polygon 1 of 8 is 4, expected a list of numbers",
+    ),
+    ("polygon of 2 points", changed(segmentation=[[1, 2, 3, 4]]), MASK + "poly.* has 4 numbers"),
+    ("polygon of 7", changed(segmentation=[[1, 1, 9, 1, 9, 9, 1]]), MASK + "poly.* has 7 numbers"),
+    ("polygon of text", changed(segmentation=[["1"] * 6]), MASK + ".* not numbers, such as '1'"),
+    ("polygon of null", changed(segmentation=[[None] * 6]), MASK + ".* not numbers, such as None"),
+    ("polygon NaN", text_of_results("[[4, 4,", "[[NaN, 4,"), r"not finite \(2 of 2 results\)"),
     (
         "polygon far away",
         changed(segmentation=[[1, 1, 210_000_000, 1, 9, 9]]),
-        ONE + "has a polygon from 1 to 2.1e.08, far beyond its image",
+        MASK + "polygon 1 of 1 has the coordinate 2.1e.08, far beyond its image",
     ),
     (
         "polygon far to the left",
         changed(segmentation=[[1, 1, -2e9, 1, 9, 9]]),
-        ONE + "has a polygon from -2e.09 to 9, far beyond its image",
+        MASK + "polygon 1 of 1 has the coordinate -2e.09, far beyond its image",
     ),
-    ("polygon 1e308", changed(segmentation=[[1, 1, 1e308, 1, 9, 9]]), ONE + "has the polygons"),
+    ("polygon 1e308", changed(segmentation=[[1, 1, 1e308, 1, 9, 9]]), MASK + ".*e.308, far"),
     ("another size", changed(segmentation=RLE | {"size": [WIDTH, HEIGHT]}), ONE + "has an RLE of"),
     ("huge size", changed(segmentation=RLE | {"size": [10**5, 10**5]}), ONE + "has an RLE of size"),
     ("size of text", changed(segmentation=RLE | {"size": ["24", "32"]}), ONE + "has an RLE of si"),
@@ -407,6 +413,154 @@ ROWS += [
         "huge iteration": '{"iteration": 1' + "0" * 400 + "}\n{}\n",
         "deep": "[" * 100_000 + "\n{}\n",
     }.items()
+]
+
+
+def semantic(
+    *words: str | Path, name: str = "images/a.png", **fields: Any
+) -> Callable[[Path], Words]:
+    """Write an image, a label map and a result of which some fields are changed."""
+
+    def make(folder: Path) -> Words:
+        for part in ("images", "labels"):
+            (folder / part).mkdir()
+            cv2.imwrite(str(folder / part / "a.png"), np.zeros((HEIGHT, WIDTH), np.uint8))
+        mask = {
+            "size": [HEIGHT, WIDTH],
+            "counts": encoded(np.ones((HEIGHT, WIDTH), bool))["counts"],
+        }
+        record = {"file_name": name, "category_id": 0, "segmentation": mask} | fields
+        write(folder / "results.json", [record])
+        made = ["compare-semantic", "--images", "images", "--labels", "labels", "--output", "out"]
+        return [*made, "--classes", "sky,road", "--results", "results.json", *words]
+
+    return make
+
+
+def crowded(*words: str, gt: bool = True, count: int = 101) -> Callable[[Path], Words]:
+    """Give an image one object or many, and as many results."""
+
+    def make(folder: Path) -> Words:
+        content = truth()
+        first = content["annotations"][0]
+        if gt:
+            content["annotations"] = [first | {"id": k} for k in range(1, count + 1)]
+        return [*prepare(folder, "score", results()[:1] * count, content), *words]
+
+    return make
+
+
+def lvis_images(height: int = HEIGHT) -> Iterator[Content]:
+    for k in (1, 2):
+        fields = {"id": k, "coco_url": f"http://a/val2017/{k}.png", "height": height}
+        yield fields | {"width": WIDTH, "neg_category_ids": [], "not_exhaustive_category_ids": []}
+
+
+def lvis(**fields: Any) -> Callable[[Path], Words]:
+    """Add annotations in the form of LVIS, of which some fields are changed."""
+
+    def make(folder: Path) -> Words:
+        content = truth() | {"images": [*lvis_images()]}
+        for category in content["categories"]:
+            category |= {"frequency": "f", "synset": "a.n.01", "synonyms": [category["name"]]}
+        file = write(folder / "lvis.json", content | fields)
+        return [*prepare(folder, "score", results()), "--lvis-annotations", file]
+
+    return make
+
+
+LIMITED = "only the best 100 results of an image and class count"
+BOXES = [x | {"segmentation": []} for x in results()]
+ROWS += [  # Good input, with a word about the result.
+    Row(f"score: {name}", make, line, exit_code=0)
+    for name, make, line in (
+        ("101 objects", crowded(), f"1 image has more than 100 objects .*{LIMITED}"),
+        ("101 results", crowded(gt=False), f"1 image has more than 100 results .*{LIMITED}"),
+        ("101 objects with a higher limit", crowded("--max-dets", "101"), r"^AP +100\.0"),
+        (
+            "lists without polygons",
+            functools.partial(prepare, command="score", found=BOXES),
+            "box AP",
+        ),
+        ("no results", functools.partial(prepare, command="score", found=[]), "no results at all"),
+        (
+            "boxes as corners",
+            functools.partial(
+                prepare,
+                command="score",
+                found=[x | {"bbox": [20, 14, 30, 20], "segmentation": None} for x in results()],
+            ),
+            "2 of 2 boxes reach beyond .* are they corners",
+        ),
+        (
+            "boxes as fractions",
+            functools.partial(
+                prepare,
+                command="score",
+                found=[x | {"bbox": [0.1, 0.1, 0.5, 0.5], "segmentation": None} for x in results()],
+            ),
+            "are they fractions of the image",
+        ),
+        ("of predict", functools.partial(prepare, command="score", found=predicted()), r"^AP +100"),
+        ("with LVIS", lvis(), r"^AP\* +100"),
+    )
+]
+ROWS += [
+    Row(f"LVIS: {name}", lvis(**fields), line)
+    for name, fields, line in (
+        ("no images", {"images": []}, "lvis.json: expected at least one image, found none"),
+        ("null", {"images": None}, "lvis.json is not in COCO's instances format"),
+        ("other classes", {"categories": [{"id": 1, "name": "x", "frequency": "f"}]}, "lvis.json"),
+        ("no frequency", {"categories": truth()["categories"]}, "has no valid 'synset'"),
+        ("no lists of classes", {"images": truth()["images"]}, "lvis.json: image at position 0"),
+        (
+            "another size",
+            {"images": [*lvis_images(height=99)]},
+            r"image 1 is of \(height, width\) \(99, 32\), in .*truth.json of \(24, 32\)",
+        ),
+    )
+]
+FORMAT = "is not a sem_seg_predictions.json"
+ROWS += [
+    Row(f"compare-semantic: {name}", make, line)
+    for name, make, line in (
+        ("pictures over the labels", semantic("--output", "labels"), OVERWRITTEN),
+        ("pictures over the images", semantic("--output", "images"), OVERWRITTEN),
+        (
+            "class beyond the last",
+            semantic(category_id=2),
+            "prediction 0 is of class 2, expected 0",
+        ),
+        ("class below 0", semantic(category_id=-1), "prediction 0 is of class -1, expected 0 to 1"),
+        ("class as text", semantic(category_id="0"), FORMAT),
+        (
+            "image elsewhere",
+            semantic(name="/etc/hostname"),
+            "refers to .*, which is not in --images",
+        ),
+        ("image above", semantic(name="images/../b.png"), "refers to .*, which is not in --images"),
+        (
+            "image without labels",
+            semantic(name="images/b.png"),
+            "there is no label map labels/b.png",
+        ),
+        ("image without a name", semantic(name=""), "which is not in --images"),
+        ("null character", semantic(name="images/\0"), "null"),
+        (
+            "huge size",
+            semantic(segmentation={"size": [10**6] * 2, "counts": "0"}),
+            "0 has an RLE th",
+        ),
+        (
+            "malformed mask",
+            semantic(segmentation={"size": [HEIGHT, WIDTH], "counts": "!"}),
+            "not dec",
+        ),
+        ("mask of another size", semantic(segmentation={"size": [2, 2], "counts": "4"}), "a.png"),
+        ("mask null", semantic(segmentation=None), FORMAT),
+        ("pictures -1", semantic("--num-images", "-1"), "--num-images: expected 0 or more, got -1"),
+        ("no images", semantic("--images", "nowhere"), "--images: there is no folder nowhere"),
+    )
 ]
 
 
