@@ -64,6 +64,12 @@ def read_coco(json_file: str, *, image_name: str = "file_name") -> dict[str, Any
         if not records:
             raise ValueError(f"{json_file}: expected at least one {kind}, found none")
         _check_references(json_file, annotations, kind, records)
+    of_text = [identity for identity in images if isinstance(identity, str)]
+    if 0 < len(of_text) < len(images):
+        raise ValueError(
+            f"{json_file}: {len(of_text)} of {len(images)} images have an id of text, such as "
+            f"{shown(of_text[0])}: expected ids of one kind, numbers or text"
+        )
     if len(categories) > MAX_CATEGORIES:
         raise ValueError(
             f"{json_file} has {len(categories)} categories, expected at most {MAX_CATEGORIES}"
@@ -277,7 +283,7 @@ def _check_annotation(json_file: str, annotation: dict[str, Any]) -> None:
     fault = None
     if len(bbox) != 4 or not _are_coordinates(bbox):
         fault = f"bbox must be 4 numbers (x, y, width, height), got {shown(bbox)}"
-    elif annotation.get("ignore", 0):
+    elif annotation.get("ignore", 0) != 0:
         fault = "Detectron2 has no flag 'ignore'; use 'iscrowd'"
     elif crowd_flag(annotation.get("iscrowd", 0)) is None:
         fault = f"iscrowd must be 0 or 1, got {shown(annotation['iscrowd'])}"
