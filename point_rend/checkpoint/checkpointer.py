@@ -375,8 +375,12 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
             for key, _, _ in misfits:
                 incompatible.missing_keys.remove(key)
             misfits.clear()
+        floating = {
+            key for key, value in self.model.named_parameters() if value.is_floating_point()
+        }
         try:
-            check_finite({key: value for key, value in model_state.items() if key in in_model})
+            used = {key: value for key, value in model_state.items() if key in in_model}
+            check_finite(used, floating=floating)
         except ValueError as error:
             raise ValueError(f"{self.source}: {error}") from error
         if self._resuming:

@@ -1,7 +1,7 @@
-"""Values that no sound training leaves in a checkpoint: NaN, infinity, negative variances."""
+"""Values that no training leaves in a checkpoint: NaN, integer weights, negative variances."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,17 +12,24 @@ from point_rend.utils.errors import shorten
 _WHOLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # types with all operations
 
 
-def check_finite(parameters: Mapping[str, Tensor], *, of: str = "the model") -> None:
+def check_finite(
+    parameters: Mapping[str, Tensor], *, of: str = "the model", floating: Collection[str] = ()
+) -> None:
     """Refuse parameters that are not finite, and variances of a normalization below 0.
 
     Args:
         parameters: Tensors by name.
         of: Their owner, for the message.
+        floating: Names of those that must have a floating point type.
 
     Raises:
         ValueError: If there are any; it names the first.
     """
-    faulty = {key: fault for key, value in parameters.items() if (fault := _fault(key, value))}
+    faulty = {
+        key: fault
+        for key, value in parameters.items()
+        if (fault := _fault(key, value, must_be_floating=key in floating))
+    }
     if faulty:
         key, fault = next(iter(faulty.items()))
         raise ValueError(
@@ -44,7 +51,9 @@ def check_finite_state(state: Any) -> None:
     check_finite(dict(_tensors(state)), of="the optimizer")
 
 
-def _fault(key: str, value: Tensor) -> str:
+def _fault(key: str, value: Tensor, *, must_be_floating: bool) -> str:
+    if must_be_floating and not value.is_floating_point():
+        return f"values of type {str(value.dtype).removeprefix('torch.')}"
     if value.is_meta or not (value.is_floating_point() or value.is_complex()):
         return ""
     if value.is_floating_point() and value.dtype not in _WHOLE:

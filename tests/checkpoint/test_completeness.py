@@ -111,6 +111,13 @@ def test_the_first_tensor_that_is_not_finite_is_named_with_the_counts(
             checkpointer(Blocks(2)).load(path)
 
 
+def test_weights_of_an_integer_type_are_named_which_would_be_taken_for_numbers(tmp_path: Path):
+    state = {k: v.to(torch.int8) for k, v in Blocks(2).state_dict().items()}
+    message = r"6 of the 9 tensors .* first is res4\.0\.weight with values of type int8"
+    with pytest.raises(ValueError, match=message):
+        SafeDetectionCheckpointer(Blocks(2)).load(save(tmp_path / "m.pth", state))
+
+
 def test_a_variance_below_zero_is_named(tmp_path: Path):
     state = Blocks(2).state_dict() | {"norm.running_var": torch.tensor([1.0, -1e-3])}
     message = r"norm\.running_var with 1 of 2 variances below 0"

@@ -155,6 +155,10 @@ def with_prefix(state: State) -> State:
     return {f"model.{key}": value for key, value in state.items()}
 
 
+def integers(state: State) -> State:
+    return {key: value.to(torch.int8) for key, value in state.items()}
+
+
 def with_negative_variance(state: State) -> State:
     key = "backbone.bottom_up.res3.0.conv1.norm.running_var"
     return state | {key: -state[key]}
@@ -319,6 +323,7 @@ WEIGHTS = [
         )
         for command in (*EVALUATIONS, "train")
     ),
+    Row("integers", weights_of(integers), r"the first is backbone.* with values of type int8"),
     Row(
         "a negative variance",
         weights_of(with_negative_variance),
