@@ -1,68 +1,73 @@
-"""Checks across config keys."""
+"""Checks of a config: every value by itself, and values that contradict each other."""
 
-import numpy as np
+import math
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+
 from detectron2.config import CfgNode
-from detectron2.modeling import (
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-    SEM_SEG_HEADS_REGISTRY,
-)
+from PIL import Image
 
 from point_rend.config.defaults import OF_DATASET, point_head_num_classes, value_of
+from point_rend.config.schema import (
+    CROPS,
+    DEEPLAB_RESNETS,
+    POINT_MASK_HEADS,
+    PYRAMID_ROI_HEADS,
+    RESNET_FPN,
+    RESNETS,
+    TEST_TIME_AUGMENTATION,
+    check_rules,
+    rules_in_use,
+    semantic_head_name,
+)
 from point_rend.config.tasks import PANOPTIC, meta_architecture, model_outputs
-from point_rend.utils.errors import did_you_mean
-from point_rend.utils.pictures import ORDERS
 
-# Mask heads that do their own pooling. CoarseMaskHead is the oldest name of the first one;
-# PointRendROIHeads still builds it under that name.
-POINT_MASK_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead", "CoarseMaskHead")
+LARGEST_SIDE = 16_384  # pixels of the short side of an image
+LARGEST_MASK = 8192  # cells of the side of a mask, or pixels of an image, to which points are added
+MOST_CANDIDATES = 10_000_000  # points drawn for a box or an image
 
 
 def check_config(cfg: CfgNode, *, training: bool) -> None:
-    """Refuse contradictions between keys, before anything is built from them.
+    """Refuse values that cannot be used and contradictions between keys, before anything is built.
 
     Args:
         cfg: A complete config.
         training: Whether the config is about to train a model.
 
     Raises:
-        ValueError: If keys contradict each other; the message names them.
+        ValueError: If a key has an impossible value or keys contradict each other; the message
+            names them.
     """
-    _check_numbers(cfg, training=training)
+    keys = rules_in_use(cfg, training=training)
+    check_rules(cfg, keys)
     check_max_dets(cfg.TEST.MAX_DETS_PER_IMAGE)
-    _check_registered_names(cfg)
-    if training:
-        _check_short_sides(cfg)
-        _check_data_loader(cfg)
-    if training or cfg.TEST.MIXED_PRECISION:
-        _check_mixed_precision(cfg)
+    _check_pixels(cfg)
+    _check_sides(cfg, "TEST")
+    _check_backbone(cfg)
+    for section in ("MODEL.RPN", "MODEL.ROI_HEADS", "MODEL.RETINANET"):
+        if f"{section}.IOU_LABELS" in keys:
+            _check_matching(cfg, section)
+    _check_features(cfg, keys)
+    if "MODEL.ANCHOR_GENERATOR.SIZES" in keys:
+        _check_anchors(cfg)
+    if meta_architecture(cfg).has_roi_heads:
+        _check_box_head(cfg)
+    for section in ("MODEL.POINT_HEAD", "MODEL.SEM_SEG_HEAD.POINT_HEAD"):
+        if f"{section}.TRAIN_NUM_POINTS" in keys:
+            _check_points(cfg, section)
     if meta_architecture(cfg).has_semantic_head:
         _check_crop_of_deeplab(cfg)
+        _check_stride(cfg)
     elif cfg.TEST.BOUNDARY_METRICS and not cfg.MODEL.MASK_ON:
         raise ValueError(
             "TEST.BOUNDARY_METRICS is True, but MODEL.MASK_ON is False: boundary metrics need masks"
         )
-    if cfg.MODEL.MASK_ON:
-        _check_mask_head(cfg, training=training)
-
-
-MINIMA = {"DATALOADER.NUM_WORKERS": 0}
-TRAINING_MINIMA = {
-    "SOLVER.MAX_ITER": 1,
-    "SOLVER.IMS_PER_BATCH": 1,
-    "SOLVER.CHECKPOINT_PERIOD": 1,
-    "TEST.EVAL_PERIOD": 0,
-}
-
-
-def _check_numbers(cfg: CfgNode, *, training: bool) -> None:
-    for key, least in (MINIMA | (TRAINING_MINIMA if training else {})).items():
-        value = value_of(cfg, key)
-        if value < least:
-            raise ValueError(f"{key} must be {least} or more, got {value}")
+    if training:
+        _check_sides(cfg, "TRAIN")
+        _check_crop(cfg)
+        _check_solver(cfg)
+    if cfg.MODEL.MASK_ON and meta_architecture(cfg).has_roi_heads:
+        _check_mask_head(cfg)
 
 
 MAX_DETS = "TEST.MAX_DETS_PER_IMAGE"
@@ -86,69 +91,275 @@ def check_max_dets(number: int, setting: str = MAX_DETS) -> None:
         )
 
 
-RESNET_DEPTHS = (18, 34, 50, 101, 152)  # of Detectron2's own ResNets
-RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone")
-
-
-def _check_registered_names(cfg: CfgNode) -> None:
-    model = cfg.MODEL
-    if cfg.INPUT.FORMAT not in ORDERS:
-        raise ValueError(f"INPUT.FORMAT must be BGR, RGB or L, got {cfg.INPUT.FORMAT!r}")
-    if model.BACKBONE.NAME in RESNETS and model.RESNETS.DEPTH not in RESNET_DEPTHS:
+def _check_pixels(cfg: CfgNode) -> None:
+    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    image_format = cfg.INPUT.FORMAT
+    channels = Image.getmodebands(image_format) if image_format in Image.MODES else 3
+    if len(mean) != channels:
         raise ValueError(
-            f"MODEL.RESNETS.DEPTH must be one of {RESNET_DEPTHS}, got {model.RESNETS.DEPTH}"
+            f"MODEL.PIXEL_MEAN must be a list of {channels} values for INPUT.FORMAT "
+            f"{image_format}, got {mean}"
         )
-    used = {"MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY, "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY}
-    if meta_architecture(cfg).has_roi_heads:
-        used["MODEL.ROI_HEADS.NAME"] = ROI_HEADS_REGISTRY
-        if model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":  # stands for no generator
-            used["MODEL.PROPOSAL_GENERATOR.NAME"] = PROPOSAL_GENERATOR_REGISTRY
-        if model.MASK_ON and model.ROI_MASK_HEAD.NAME != "CoarseMaskHead":
-            used["MODEL.ROI_MASK_HEAD.NAME"] = ROI_MASK_HEAD_REGISTRY
-    if meta_architecture(cfg).has_semantic_head:
-        used["MODEL.SEM_SEG_HEAD.NAME"] = SEM_SEG_HEADS_REGISTRY
-    for key, registry in used.items():
-        name = value_of(cfg, key)
-        if name not in registry:
-            known = [known_name for known_name, _ in registry]
+    # The models without ROI heads take one value for all channels, too.
+    if len(std) != channels and (meta_architecture(cfg).has_roi_heads or len(std) != 1):
+        raise ValueError(
+            f"MODEL.PIXEL_STD must be a list of {channels} values, as many as MODEL.PIXEL_MEAN, "
+            f"got {std}"
+        )
+
+
+def _check_sides(cfg: CfgNode, split: str) -> None:
+    key, longest = f"INPUT.MIN_SIZE_{split}", cfg.INPUT[f"MAX_SIZE_{split}"]
+    sides = cfg.INPUT[f"MIN_SIZE_{split}"]
+    largest = max(sides) if split == "TRAIN" else sides
+    if min(largest, longest) > LARGEST_SIDE:
+        raise ValueError(
+            f"{key} and INPUT.MAX_SIZE_{split}: one of them must be {LARGEST_SIDE} pixels or less, "
+            f"got {sides} and {longest}"
+        )
+    if split == "TEST" or cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "range":
+        return
+    if len(sides) != 2 or sides[0] > sides[1]:
+        raise ValueError(
+            f"INPUT.MIN_SIZE_TRAIN_SAMPLING is range: {key} must be the smallest and the largest "
+            f"short side, got {tuple(sides)}"
+        )
+
+
+def _check_backbone(cfg: CfgNode) -> None:
+    backbone, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
+    if backbone in RESNETS and resnets.DEPTH in (18, 34):
+        required = {"RES2_OUT_CHANNELS": 64, "RES5_DILATION": 1, "NUM_GROUPS": 1}
+        for name, value in required.items():
+            if resnets[name] != value:
+                raise ValueError(
+                    f"MODEL.RESNETS.{name} must be {value} for MODEL.RESNETS.DEPTH "
+                    f"{resnets.DEPTH}, got {resnets[name]}"
+                )
+        if any(resnets.DEFORM_ON_PER_STAGE):
             raise ValueError(
-                f"{key} is {name!r}, which is not registered" + did_you_mean(name, known)
+                "MODEL.RESNETS.DEFORM_ON_PER_STAGE must be False for MODEL.RESNETS.DEPTH "
+                f"{resnets.DEPTH}, got {resnets.DEFORM_ON_PER_STAGE}"
             )
-
-
-def _check_short_sides(cfg: CfgNode) -> None:
-    for key in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN"):
-        if not np.size(cfg.INPUT[key]) or np.min(cfg.INPUT[key]) < 1:
-            raise ValueError(f"INPUT.{key} must be 1 pixel or more, got {cfg.INPUT[key]}")
-    sides, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-    if sampling not in ("choice", "range"):
-        raise ValueError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING must be choice or range, got {sampling!r}")
-    if sampling == "range" and len(sides) != 2:
+    if backbone in DEEPLAB_RESNETS and resnets.RES4_DILATION == 2 and resnets.RES5_DILATION != 4:
         raise ValueError(
-            "INPUT.MIN_SIZE_TRAIN_SAMPLING is range: INPUT.MIN_SIZE_TRAIN must be the smallest and "
-            f"the largest short side, got {tuple(sides)}"
+            "MODEL.RESNETS.RES5_DILATION must be 4 for RES4_DILATION 2, got "
+            f"{resnets.RES5_DILATION}"
+        )
+    if backbone in RESNET_FPN:
+        _check_pyramid(cfg.MODEL.FPN.IN_FEATURES, resnets.OUT_FEATURES)
+
+
+def _check_pyramid(levels: Sequence[str], available: Collection[str]) -> None:
+    numbers = [int(level[3:]) for level in levels if level in available and level != "stem"]
+    if len(numbers) != len(levels) or any(b != a + 1 for a, b in pairwise(numbers)):
+        raise ValueError(
+            "MODEL.FPN.IN_FEATURES must be successive levels of MODEL.RESNETS.OUT_FEATURES, which "
+            f"are {', '.join(available)}, got {levels}"
         )
 
 
-def _check_mixed_precision(cfg: CfgNode) -> None:
-    if cfg.SOLVER.AMP.DTYPE not in ("float16", "bfloat16"):
+def feature_strides(cfg: CfgNode) -> dict[str, int] | None:
+    """Return the feature maps of a backbone of Detectron2 and their strides, None for others."""
+    backbone, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
+    if backbone not in (*RESNETS, *DEEPLAB_RESNETS):
+        return None
+    strides = {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": 32}
+    if backbone in DEEPLAB_RESNETS and resnets.RES4_DILATION == 2:
+        strides |= {"res4": 8, "res5": 8}
+    elif resnets.RES5_DILATION != 1:
+        strides["res5"] = 16
+    if backbone not in RESNET_FPN:
+        return {name: strides[name] for name in resnets.OUT_FEATURES}
+    levels = {int(name[3:]): strides[name] for name in cfg.MODEL.FPN.IN_FEATURES}
+    top = max(levels)
+    further = (1, 2) if "retinanet" in backbone else (1,)
+    levels |= {top + n: levels[top] << n for n in further}
+    return {f"p{level}": stride for level, stride in levels.items()}
+
+
+FEATURE_KEYS = (
+    "MODEL.RPN.IN_FEATURES",
+    "MODEL.ROI_HEADS.IN_FEATURES",
+    "MODEL.ROI_MASK_HEAD.IN_FEATURES",
+    "MODEL.POINT_HEAD.IN_FEATURES",
+    "MODEL.SEM_SEG_HEAD.POINT_HEAD.IN_FEATURES",
+    "MODEL.RETINANET.IN_FEATURES",
+)
+
+
+def _check_features(cfg: CfgNode, keys: Collection[str]) -> None:
+    strides = feature_strides(cfg)
+    if strides is None:
+        return
+    for key in FEATURE_KEYS:
+        if key in keys and not set(value_of(cfg, key)) <= strides.keys():
+            raise ValueError(
+                f"{key} must be features of MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}, which "
+                f"are {', '.join(strides)}, got {value_of(cfg, key)}"
+            )
+    if "MODEL.SEM_SEG_HEAD.IN_FEATURES" in keys:
+        used, known = set(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES), strides.keys()
+        # Other heads leave out unknown names.
+        complete = semantic_head_name(cfg).startswith("DeepLab")
+        if not (used <= known if complete else used & known):
+            raise ValueError(
+                "MODEL.SEM_SEG_HEAD.IN_FEATURES must be features of MODEL.BACKBONE.NAME "
+                f"{cfg.MODEL.BACKBONE.NAME}, which are {', '.join(strides)}, got "
+                f"{cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES}"
+            )
+    if "MODEL.ROI_HEADS.IN_FEATURES" not in keys:
+        return
+    name, used = cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.IN_FEATURES
+    levels = [strides[feature] for feature in used]
+    if name in PYRAMID_ROI_HEADS and any(b != 2 * a for a, b in pairwise(levels)):
         raise ValueError(
-            f"SOLVER.AMP.DTYPE must be float16 or bfloat16, got {cfg.SOLVER.AMP.DTYPE!r}"
+            f"MODEL.ROI_HEADS.IN_FEATURES must be successive levels for {name}, got {used}"
+        )
+    if name == "Res5ROIHeads" and len(used) != 1:
+        raise ValueError(f"MODEL.ROI_HEADS.IN_FEATURES must be one feature for {name}, got {used}")
+
+
+def _check_matching(cfg: CfgNode, section: str) -> None:
+    """Check the thresholds that divide boxes into background, ignored and foreground."""
+    labels = value_of(cfg, f"{section}.IOU_LABELS")
+    thresholds = value_of(cfg, f"{section}.IOU_THRESHOLDS")
+    if any(b < a for a, b in pairwise(thresholds)):
+        raise ValueError(f"{section}.IOU_THRESHOLDS must not descend, got {thresholds}")
+    if len(labels) != len(thresholds) + 1:
+        raise ValueError(
+            f"{section}.IOU_LABELS must be a list of {len(thresholds) + 1} values, one more than "
+            f"IOU_THRESHOLDS has, got {labels}"
         )
 
 
-def _check_data_loader(cfg: CfgNode) -> None:
-    reaction = cfg.DATALOADER.ON_CORRUPT_IMAGE
-    if reaction not in ("stop", "skip"):
-        raise ValueError(f"DATALOADER.ON_CORRUPT_IMAGE must be stop or skip, got {reaction!r}")
+def _check_anchors(cfg: CfgNode) -> None:
+    """Check that every level has sizes and aspect ratios, and as many anchors as the others."""
+    node = cfg.MODEL.ANCHOR_GENERATOR
+    retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+    levels = len((cfg.MODEL.RETINANET if retinanet else cfg.MODEL.RPN).IN_FEATURES)
+    lengths = []
+    for name in ("SIZES", "ASPECT_RATIOS"):
+        value = node[name]
+        per_level = [len(x) for x in value if isinstance(x, (list, tuple))] or [len(value)]
+        if len(per_level) not in (1, levels):
+            raise ValueError(
+                f"MODEL.ANCHOR_GENERATOR.{name} must be one list for all levels or {levels} lists, "
+                f"one for each of IN_FEATURES, got {value}"
+            )
+        lengths.append(per_level * (levels // len(per_level)))
+    anchors = [sizes * ratios for sizes, ratios in zip(*lengths, strict=True)]
+    if len(set(anchors)) > 1:
+        raise ValueError(
+            "MODEL.ANCHOR_GENERATOR: every level must have the same number of anchors (SIZES times "
+            f"ASPECT_RATIOS), got {anchors}"
+        )
+
+
+def _check_box_head(cfg: CfgNode) -> None:
+    heads, box, cascade = (
+        cfg.MODEL.ROI_HEADS,
+        cfg.MODEL.ROI_BOX_HEAD,
+        cfg.MODEL.ROI_BOX_CASCADE_HEAD,
+    )
+    if heads.NAME in PYRAMID_ROI_HEADS and not box.NUM_CONV and not box.NUM_FC:
+        raise ValueError(
+            "MODEL.ROI_BOX_HEAD: NUM_CONV and NUM_FC are both 0, expected one layer or more"
+        )
+    if heads.NAME != "CascadeROIHeads":
+        return
+    if len(cascade.IOUS) != len(cascade.BBOX_REG_WEIGHTS):
+        raise ValueError(
+            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS must be a list of {len(cascade.BBOX_REG_WEIGHTS)} "
+            f"values, as many as BBOX_REG_WEIGHTS, got {cascade.IOUS}"
+        )
+    if cascade.IOUS[0] != heads.IOU_THRESHOLDS[0]:
+        raise ValueError(
+            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS must begin with MODEL.ROI_HEADS.IOU_THRESHOLDS, "
+            f"which is {heads.IOU_THRESHOLDS}, got {cascade.IOUS}"
+        )
+
+
+def _check_points(cfg: CfgNode, section: str) -> None:
+    point = value_of(cfg, section)
+    candidates = point.TRAIN_NUM_POINTS * point.OVERSAMPLE_RATIO
+    if candidates > MOST_CANDIDATES:
+        raise ValueError(
+            f"{section}: TRAIN_NUM_POINTS times OVERSAMPLE_RATIO must be {MOST_CANDIDATES} or "
+            f"less, got {candidates}"
+        )
+    semantic = not (cfg.MODEL.MASK_ON and meta_architecture(cfg).has_roi_heads)
+    used = list(point.IN_FEATURES)
+    if (semantic or "SEM_SEG_HEAD" in section) and len(set(used)) < len(used):
+        raise ValueError(f"{section}.IN_FEATURES must be different features, got {used}")
+
+
+def _check_solver(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    if solver.NESTEROV and not solver.MOMENTUM:
+        raise ValueError("SOLVER.MOMENTUM must be above 0 for SOLVER.NESTEROV, got 0")
+    name = solver.LR_SCHEDULER_NAME
+    if name == "WarmupMultiStepLR":
+        steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]  # it ignores the others
+        if any(b <= a for a, b in pairwise(steps)):
+            raise ValueError(f"SOLVER.STEPS must ascend, got {solver.STEPS}")
+        if solver.MAX_ITER in steps:
+            raise ValueError(
+                f"SOLVER.STEPS must be less than SOLVER.MAX_ITER, which is {solver.MAX_ITER}, or "
+                f"beyond it, where they are ignored; got {solver.STEPS}"
+            )
+    if name in ("WarmupCosineLR", "WarmupPolyLR") and solver.BASE_LR_END > solver.BASE_LR:
+        raise ValueError(
+            f"SOLVER.BASE_LR_END must be from 0 to SOLVER.BASE_LR, which is {solver.BASE_LR}, got "
+            f"{solver.BASE_LR_END}"
+        )
+
+
+def _check_crop(cfg: CfgNode) -> None:
+    crop = cfg.INPUT.CROP
+    if not crop.ENABLED:
+        return
+    if not CROPS[crop.TYPE].fits(crop.SIZE):
+        raise ValueError(
+            f"INPUT.CROP.SIZE must be {CROPS[crop.TYPE].text} for INPUT.CROP.TYPE {crop.TYPE}, got "
+            f"{crop.SIZE}"
+        )
+    if crop.TYPE == "absolute_range" and crop.SIZE[0] > crop.SIZE[1]:
+        raise ValueError(
+            "INPUT.CROP.TYPE is absolute_range: INPUT.CROP.SIZE must be the smallest and the "
+            f"largest side, got {crop.SIZE}"
+        )
+
+
+def _check_stride(cfg: CfgNode) -> None:
+    """Check the stride of the semantic logits against that of the features."""
+    strides, head = feature_strides(cfg), cfg.MODEL.SEM_SEG_HEAD
+    name = semantic_head_name(cfg)
+    if strides is None or name not in ("SemSegFPNHead", "DeepLabV3Head", "DeepLabV3PlusHead"):
+        return
+    used = [strides[feature] for feature in head.IN_FEATURES if feature in strides]
+    stride = head.COMMON_STRIDE
+    if name == "SemSegFPNHead":
+        fits = stride & (stride - 1) == 0 and stride <= min(used)
+        expected = f"a power of two, at most {min(used)}, the smallest stride of IN_FEATURES"
+    else:
+        fits = stride == min(used)
+        expected = f"{min(used)}, the stride of the logits"
+    if not fits:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE must be {expected} for {name}, got {stride}"
+        )
+    if name == "DeepLabV3PlusHead" and len(head.PROJECT_CHANNELS) != len(used) - 1:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS must be a list of {len(used) - 1} values, one "
+            f"for each of IN_FEATURES but the last, got {head.PROJECT_CHANNELS}"
+        )
 
 
 def _check_crop_of_deeplab(cfg: CfgNode) -> None:
     """Check the crop against the window over which DeepLab's heads average."""
     head, crop = cfg.MODEL.SEM_SEG_HEAD, cfg.INPUT.CROP
-    name = head.NAME
-    if name == "PointRendSemSegHead":
-        name = cfg.MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME
+    name = semantic_head_name(cfg)
     if not (name.startswith("DeepLab") and crop.ENABLED):
         return
     if crop.TYPE != "absolute":
@@ -163,17 +374,23 @@ def _check_crop_of_deeplab(cfg: CfgNode) -> None:
         )
 
 
-def _check_mask_head(cfg: CfgNode, *, training: bool) -> None:
+def _check_mask_head(cfg: CfgNode) -> None:
     model = cfg.MODEL
-    mask_head = model.ROI_MASK_HEAD
-    mask_format = cfg.INPUT.MASK_FORMAT
-    if training and mask_format not in ("bitmask", "polygon"):
-        raise ValueError(f"INPUT.MASK_FORMAT must be bitmask or polygon, got {mask_format!r}")
+    mask_head, point = model.ROI_MASK_HEAD, model.POINT_HEAD
     if mask_head.NAME not in POINT_MASK_HEADS:
         return
-
-    if mask_head.POINT_HEAD_ON or mask_head.NAME == "ImplicitPointRendMaskHead":
+    implicit = mask_head.NAME == "ImplicitPointRendMaskHead"
+    if mask_head.POINT_HEAD_ON or implicit:
         point_head_num_classes(cfg, model.ROI_HEADS.NUM_CLASSES, "MODEL.ROI_HEADS.NUM_CLASSES")
+        start = mask_head.OUTPUT_SIDE_RESOLUTION
+        if implicit:
+            start = math.isqrt(point.SUBDIVISION_NUM_POINTS)
+        side = start << max(point.SUBDIVISION_STEPS, 0)
+        if side > LARGEST_MASK:
+            raise ValueError(
+                f"MODEL.POINT_HEAD.SUBDIVISION_STEPS is {point.SUBDIVISION_STEPS}, which leads "
+                f"from {start} to {side} cells a side: expected {LARGEST_MASK} or fewer"
+            )
     if mask_head.NAME != "CoarseMaskHead" and mask_head.POOLER_TYPE:
         raise ValueError(
             f"MODEL.ROI_MASK_HEAD.NAME {mask_head.NAME} samples the feature maps itself: "
@@ -190,11 +407,7 @@ def check_test_time_augmentation(cfg: CfgNode) -> None:
     augmentation = cfg.TEST.AUG
     if not augmentation.ENABLED:
         return
-    if not augmentation.MIN_SIZES or min(augmentation.MIN_SIZES) < 1:
-        raise ValueError(
-            "TEST.AUG.MIN_SIZES: expected one or more short sides in pixels, got "
-            f"{tuple(augmentation.MIN_SIZES)}"
-        )
+    check_rules(cfg, TEST_TIME_AUGMENTATION)
     if model_outputs(cfg) == PANOPTIC:
         raise ValueError(
             "TEST.AUG.ENABLED is True, but there is no test-time augmentation for "

@@ -24,6 +24,7 @@ REMOTE_CONFIGS = "POINT_REND_REMOTE_CONFIGS"  # environment variable that allows
 OF_DETECTRON2 = "detectron2://"  # begins addresses on Detectron2's own server
 COMMAND_LINE = "command line"
 ARGUMENT = "opts"  # of a call from Python
+SOURCES = "_point_rend_sources"  # attribute of a config: by key, the last value read and its source
 
 
 def load_config(
@@ -113,6 +114,7 @@ def _merge(cfg: CfgNode, settings: Sequence["_Setting"], source: str) -> None:
         merged = upgrade_config(old)
     cfg.clear()
     cfg.update(merged)
+    cfg.__dict__[SOURCES] = merged.__dict__.get(SOURCES, {})
 
 
 class _Setting(NamedTuple):
@@ -271,6 +273,14 @@ def _set(cfg: CfgNode, setting: _Setting, current: Any) -> None:
         cfg.merge_from_list([setting.key, setting.value])
     except (ValueError, TypeError) as error:
         raise ValueError(_wrong_type(current, setting, value)) from error
+    sources = cfg.__dict__.setdefault(SOURCES, {})
+    sources[setting.key] = value_of(cfg, setting.key), setting.source
+
+
+def source_of(cfg: CfgNode, key: str) -> str:
+    """Return where the value of a key was read, as a message begins; nothing if it is unknown."""
+    value, source = cfg.__dict__.get(SOURCES, {}).get(key, (None, ""))
+    return f"{source}: " if source and value is value_of(cfg, key) else ""
 
 
 LONGEST_VALUE = 10_000  # characters

@@ -17,6 +17,7 @@ from point_rend.config.defaults import value_of
 from point_rend.config.dumping import CONFIG_NAME, dump_config
 from point_rend.config.loading import COMMAND_LINE, load_config
 from point_rend.config.tasks import model_outputs
+from point_rend.config.trial import check_model
 from point_rend.data.checks.annotations import check_datasets
 from point_rend.data.checks.label_maps import check_semantic_datasets
 from point_rend.data.datasets.classes import CLASS_COUNTS, fill_class_count
@@ -81,6 +82,7 @@ def setup(args: argparse.Namespace) -> Run:
             filled_keys.append(count.key)
     check_config(cfg, training=training)
     check_test_time_augmentation(cfg)
+    check_model(cfg, training=training)
     check_machine(cfg, args.num_gpus, training=training)
     has_weights = check_weights(cfg, args)
     if training:

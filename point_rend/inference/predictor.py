@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.checks import check_config, check_test_time_augmentation
+from point_rend.config.trial import check_model
 from point_rend.data.augmentation import build_augmentations
 from point_rend.engine.preflight import check_machine
 from point_rend.evaluation.tta import build_test_time_augmentation
@@ -56,6 +57,7 @@ class Predictor:
     ) -> None:
         check_config(cfg, training=False)
         check_test_time_augmentation(cfg)
+        check_model(cfg, training=False)
         check_machine(cfg, 1)
         self.cfg = cfg.clone()
         self.metadata = metadata or build_metadata(

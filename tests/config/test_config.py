@@ -672,6 +672,8 @@ class TestCheckConfig:
     @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
     def test_every_mask_head_may_train_on_either_format(self, mask_head, mask_format):
         opts = ["MODEL.ROI_MASK_HEAD.NAME", mask_head, "INPUT.MASK_FORMAT", mask_format]
+        if mask_head == "MaskRCNNConvUpsampleHead":
+            opts += ["MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2"]
         check_config(load_config(get_config_file(COCO_1X), opts), training=True)
 
     @pytest.mark.parametrize("mask_head", ["PointRendMaskHead", "MaskRCNNConvUpsampleHead"])
