@@ -15,9 +15,10 @@ from torch import nn
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.cli import train
 from point_rend.data.datasets.class_matching import build_evaluated_classes
+from point_rend.data.datasets.coco import register_coco
 from point_rend.engine.trainer import Trainer
 from tests.checkpoint.nets import log_of
-from tests.cli.test_predict import SEMANTIC, TINY_SEMANTIC
+from tests.cli.test_predict import PANOPTIC, SEMANTIC, TINY_SEMANTIC
 from tests.runs import evaluate, instance_predictions, refusal, set_up
 from tests.tiny_datasets import HEIGHT, KINDS, POINTREND, TINY_MODEL, WIDTH, CocoSet, write_coco
 from tests.tiny_semantic import CLASSES, IGNORED, SemSegSet, label_map, write_label, write_sem_seg
@@ -45,14 +46,17 @@ def with_categories(written: CocoSet, name: str, identities: Sequence[int]) -> C
     return other
 
 
-def with_names(written: CocoSet, name: str, names: Sequence[str]) -> CocoSet:
-    """Write the same annotations with other names of the categories."""
-    content = written.read()
-    for category, new in zip(content["categories"], names, strict=True):
-        category["name"] = new
-    other = CocoSet(str(Path(written.json_file).with_name(name)), written.image_root)
-    other.rewrite(content)
-    return other
+def write_reordered(folder: Path, order: Sequence[int]) -> dict[str, SemSegSet]:
+    """Write the same label maps twice, the second time with the classes in another order."""
+    sets = {name: write_sem_seg(folder / f"{name}_maps") for name in ("tiny", "other")}
+    Path(sets["other"].classes).write_text("\n".join(CLASSES[k] for k in order))
+    for number in range(2):
+        labels = label_map(number)
+        moved = np.full_like(labels, IGNORED)
+        for new, old in enumerate(order):
+            moved[labels == old] = new
+        write_label(sets["other"].label(number), moved)
+    return sets
 
 
 def instance_command(name: str, written: CocoSet, *more: str) -> list[str]:
@@ -154,15 +158,7 @@ def test_the_truth_in_the_order_of_the_checkpoint_scores_100_in_any_other(
 def test_label_maps_are_those_of_the_order_of_the_checkpoint(
     augmented: str, tmp_path: Path
 ) -> None:
-    order = (2, 0, 3, 1)  # of the classes of the second set among those of the first
-    sets = {name: write_sem_seg(tmp_path / name) for name in ("tiny", "other")}
-    Path(sets["other"].classes).write_text("\n".join(CLASSES[k] for k in order))
-    for number in range(2):
-        labels = label_map(number)
-        moved = np.full_like(labels, IGNORED)
-        for new, old in enumerate(order):
-            moved[labels == old] = new
-        write_label(sets["other"].label(number), moved)
+    sets = write_reordered(tmp_path, (2, 0, 3, 1))
     augmentation = ["TEST.AUG.ENABLED", augmented, "TEST.AUG.MIN_SIZES", "(48, 64)"]
     weights = save_model(
         semantic_command("tiny", sets["tiny"]), tmp_path / "model.pth", stuff_classes=list(CLASSES)
@@ -173,6 +169,42 @@ def test_label_maps_are_those_of_the_order_of_the_checkpoint(
     ]
     assert results[0] == pytest.approx(results[1])
     assert 0 < results[0]["mIoU"] < 100
+
+
+def test_both_kinds_of_a_panoptic_model_are_matched(
+    tiny: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = (2, 0, 3, 1)  # of the semantic classes of the second set among those of the first
+    maps = write_reordered(tmp_path, order)
+    sets = {"tiny": tiny, "other": with_categories(tiny, "other.json", (12, 3, 7))}
+    stuff = {"tiny": list(CLASSES), "other": [CLASSES[k] for k in order]}
+    for name, written in sets.items():
+        register_coco(f"{name}_things", *written)
+        records = DatasetCatalog.get(f"{name}_things")
+        for number, record in enumerate(records):
+            record["sem_seg_file_name"] = str(maps[name].label(number))
+        DatasetCatalog.register(name, lambda records=records: records)
+        known = MetadataCatalog.get(f"{name}_things").as_dict() | {"name": name}
+        known |= {"evaluator_type": "coco_panoptic_seg", "ignore_label": IGNORED}
+        MetadataCatalog.get(name).set(**known, stuff_classes=stuff[name])
+    monkeypatch.setattr("point_rend.evaluation.build.importlib.util.find_spec", lambda _: None)
+
+    def command(name: str, *more: str) -> list[str]:
+        small = [*TINY_SEMANTIC, "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
+        sets = ["DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(tmp_path / name)]
+        return ["--config-file", PANOPTIC, *TINY_MODEL, *small, *sets, *more]
+
+    trained = [*command("tiny"), "DATASETS.TRAIN", "('tiny',)"]
+    train.main(trained)
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "tiny" / "model_final.pth"), "DATASETS.TRAIN", "()"]
+    results, found = {}, {}
+    for name, written in sets.items():
+        results[name] = evaluate(["--eval-only", *command(name, *weights)])
+        found[name] = by_name(written, instance_predictions(tmp_path / name, name))
+    assert found["tiny"] == found["other"]
+    assert found["tiny"]
+    assert results["other"]["sem_seg"] == pytest.approx(results["tiny"]["sem_seg"])
+    np.testing.assert_equal(results["other"]["segm"], results["tiny"]["segm"])
 
 
 def test_other_classes_are_an_error_with_both_lists_unless_their_names_are_ignored(
