@@ -87,7 +87,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
 
     - no code in a file is executed: a file that needs more than arrays and containers is refused;
     - keys of older PointRend versions are renamed (:func:`upgrade_state_dict`);
-    - shapes that do not fit are an error, not a warning;
+    - shapes that do not fit are an error, not a warning; so are a file of which nothing fits the
+      model, and values that are not finite;
     - ``last_checkpoint`` cannot lead out of ``save_dir``;
     - saving is atomic: an interrupted save leaves the former files as they were;
     - a file carries a checksum, so that every later change is detected;
