@@ -10,13 +10,17 @@ from point_rend.config.files import config_file_option
 from point_rend.utils.program import program
 
 AUTO = "auto"  # a rendezvous that only this machine knows
+MAX_DIGITS = 4  # of a number of processes
+SILENCE_SECONDS = 100.0  # without progress, after which a process is named
 DESCRIPTION = "Train a model, or evaluate one with --eval-only."
 
 
 def process_count(text: str) -> int:
     """Parse `--num-gpus`; 0 means 1, as in Detectron2."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a number, 0 or more, got {text}")
+    if not text.isdecimal() or len(text) > MAX_DIGITS:
+        raise argparse.ArgumentTypeError(
+            f"expected a number from 0 to {'9' * MAX_DIGITS}, got {text:.50}"
+        )
     return max(1, int(text))
 
 
@@ -86,6 +90,14 @@ def build_parser(description: str = DESCRIPTION) -> argparse.ArgumentParser:
         metavar="URL",
         help="where the processes meet: tcp://<address of machine 0>:<a free port there>; needed "
         "for several machines only",
+    )
+    parser.add_argument(
+        "--silence-limit",
+        type=float,
+        default=SILENCE_SECONDS,
+        metavar="SECONDS",
+        help="name a process that makes no progress for so long (default %(default)g; ten times as "
+        "long while it starts, saves or evaluates; 0 for never); it is not ended",
     )
     parser.add_argument(
         "--register-coco",

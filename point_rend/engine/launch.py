@@ -5,30 +5,27 @@ The rank is the number of a process within the run, the local rank its number on
 
 import os
 import re
-import signal
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping, MutableSequence
+from multiprocessing import get_context
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import nn
-from torch.multiprocessing.spawn import (
-    ProcessContext,
-    ProcessExitedException,
-    start_processes,
-)
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
-from point_rend.engine.arguments import AUTO
+from point_rend.engine.arguments import AUTO, SILENCE_SECONDS
 from point_rend.engine.spawned import enter
-from point_rend.utils.errors import INTERRUPTED, signal_exit_code
+from point_rend.engine.supervision import supervise
+from point_rend.utils import progress
+from point_rend.utils.errors import user_errors
+from point_rend.utils.signals import signals_wait
 
-GRACE_SECONDS = 30  # for the other processes to end by themselves after one has failed
+MAX_DIGITS = 9  # of numbers in the environment
 FIRST_FREE_PORT = 20000
 NUM_FREE_PORTS = 20000
 
@@ -59,7 +56,12 @@ def rank_from_launcher(environ: Mapping[str, str], *, requested: int = 1) -> Ran
         ValueError: If only some of the variables are set, if one is not a number, or if the command
             line requests several processes as well.
     """
-    if "RANK" in environ and _number(environ, "WORLD_SIZE", default=1) > 1:
+    if "RANK" in environ and not environ.get("WORLD_SIZE"):
+        raise ValueError(
+            "the environment has RANK, but not WORLD_SIZE: a launcher sets both, and a single "
+            "process needs neither"
+        )
+    if "RANK" in environ and _number(environ, "WORLD_SIZE") > 1:
         if requested > 1:
             raise ValueError(
                 f"the command line requests {requested} processes, but a launcher has already "
@@ -74,26 +76,49 @@ def rank_from_launcher(environ: Mapping[str, str], *, requested: int = 1) -> Ran
                 f"all of {', '.join(names)}, as torchrun sets them"
             )
         rank, world_size, local_rank = (_number(environ, name) for name in names[:3])
-        return RankInfo(rank, world_size, local_rank, "env://")
+        _number(environ, "MASTER_PORT")
+        return _checked(RankInfo(rank, world_size, local_rank, "env://"), "RANK", "WORLD_SIZE")
     # srun alone sets this one; a batch script that starts one process itself has the others too.
     if requested == 1 and _number(environ, "SLURM_STEP_NUM_TASKS", default=1) > 1:
         job = _number(environ, "SLURM_JOB_ID", default=0)
-        host = environ.get("MASTER_ADDR") or _first_host(environ["SLURM_STEP_NODELIST"])
-        port = environ.get("MASTER_PORT") or FIRST_FREE_PORT + job % NUM_FREE_PORTS
-        return RankInfo(
+        nodes = environ.get("SLURM_STEP_NODELIST", "")
+        host = environ.get("MASTER_ADDR") or _first_host(nodes)
+        if not host:
+            raise ValueError("srun did not set SLURM_STEP_NODELIST: set MASTER_ADDR to a machine")
+        port = _number(environ, "MASTER_PORT", default=FIRST_FREE_PORT + job % NUM_FREE_PORTS)
+        info = RankInfo(
             _number(environ, "SLURM_PROCID"),
             _number(environ, "SLURM_STEP_NUM_TASKS"),
             _number(environ, "SLURM_LOCALID"),
             f"tcp://{host}:{port}",
         )
+        return _checked(info, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
     return None
+
+
+def _checked(info: RankInfo, rank: str, world_size: str) -> RankInfo:
+    """Return a rank from the environment if it is one of its run.
+
+    Args:
+        info: The rank.
+        rank, world_size: Names of its variables.
+    """
+    if max(info.rank, info.local_rank) >= info.world_size:
+        raise ValueError(
+            f"the launcher set {rank} to {info.rank}, the local rank to {info.local_rank} and "
+            f"{world_size} to {info.world_size}: expected ranks below the number of processes"
+        )
+    return info
 
 
 def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
     text = environ.get(name) or ("" if default is None else str(default))
-    if not text.isdecimal():
-        raise ValueError(f"environment variable {name}: expected a number, got {text!r}")
-    return int(text)
+    if not text.isdecimal() or len(text) > MAX_DIGITS:
+        raise ValueError(f"environment variable {name}: expected a number, got {text!r:.50}")
+    number = int(text)
+    if name == "MASTER_PORT" and not 0 < number < 2**16:
+        raise ValueError(f"environment variable {name}: expected 1 to 65535, got {number}")
+    return number
 
 
 def _first_host(nodes: str) -> str:
@@ -111,19 +136,29 @@ def join(info: RankInfo, device: str) -> None:
         device: ``MODEL.DEVICE``; GPUs communicate over NCCL, anything else over gloo.
 
     Raises:
-        ValueError: If the processes are not numbered machine by machine, with equally many on each.
+        ValueError: If the processes cannot meet, or are not numbered machine by machine, with
+            equally many on each.
     """
     on_gpu = device.startswith("cuda")
     if on_gpu:
         # A launcher may make a single GPU visible to each process.
         torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        init_method=info.url,
-        world_size=info.world_size,
-        rank=info.rank,
-        timeout=DEFAULT_TIMEOUT,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            init_method=info.url,
+            world_size=info.world_size,
+            rank=info.rank,
+            timeout=DEFAULT_TIMEOUT,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        in_use = "EADDRINUSE" in str(error)
+        advice = "another program uses the port: choose a free one" if in_use else reason
+        raise ValueError(
+            f"process {info.rank} of {info.world_size} cannot meet the others at "
+            f"{rendezvous_of(info)}: {advice}"
+        ) from error
     local_ranks = comm.all_gather(info.local_rank)
     num_local = len(local_ranks) // local_ranks.count(0) if 0 in local_ranks else 0
     if not num_local or local_ranks != [rank % num_local for rank in range(len(local_ranks))]:
@@ -135,6 +170,13 @@ def join(info: RankInfo, device: str) -> None:
     comm.synchronize()
 
 
+def rendezvous_of(info: RankInfo) -> str:
+    """Return the address at which processes meet."""
+    if info.url != "env://":
+        return info.url
+    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT)"
+
+
 def launch(
     function: Callable[..., Any],
     args: tuple[Any, ...],
@@ -144,11 +186,12 @@ def launch(
     num_machines: int = 1,
     machine_rank: int = 0,
     url: str = AUTO,
+    silence_limit: float = SILENCE_SECONDS,
 ) -> None:
     """Call a function in new processes of this machine, after they have joined the run.
 
-    A run of one process stays in this process. If a process fails, the others are ended. SIGTERM
-    and SIGINT are forwarded to all.
+    A run of one process stays in this process. If a process fails, the others are ended. Signals
+    are forwarded to all. A process that makes no progress is named.
 
     Args:
         function: A function at the top level of a module.
@@ -159,6 +202,7 @@ def launch(
         machine_rank: Number of this machine.
         url: Rendezvous of the processes, ``tcp://<address of machine 0>:<a free port>``; "auto" is
             enough for a single machine.
+        silence_limit: Seconds without progress after which a process is named; 0 for never.
 
     Raises:
         ValueError: If ``num_local`` is negative.
@@ -179,25 +223,26 @@ def launch(
             RankInfo(machine_rank * num_local + local, num_local * num_machines, local, url)
             for local in range(num_local)
         ]
-        context = start_processes(
-            enter, (_call, infos, device, function, args), num_local, join=False
-        )
-        _wait(context)
+        board = get_context("spawn").RawArray("d", progress.FIELDS * num_local)
+        with signals_wait():
+            words = (_call, infos, board, device, function, args)
+            context = start_processes(enter, words, num_local, join=False)
+        supervise(context, board, silence_limit=silence_limit)
 
 
 def _call(
     local_rank: int,
     infos: list[RankInfo],
+    board: MutableSequence[float],
     device: str,
     function: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
     """Join the run and call the function: the body of a new process."""
-    try:
+    progress.show_on(board, local_rank)
+    with user_errors():
         join(infos[local_rank], device)
-        function(*args)
-    except KeyboardInterrupt as error:  # torch would count it as a success
-        raise SystemExit(INTERRUPTED) from error
+    function(*args)
     leave()
 
 
@@ -206,33 +251,6 @@ def leave() -> None:
     if dist.is_initialized():
         comm.synchronize()
         dist.destroy_process_group()
-
-
-def _wait(context: ProcessContext) -> None:
-    """Wait until all processes have ended; forward signals to them."""
-
-    def forward(number: int, _: FrameType | None) -> None:
-        for process in context.processes:
-            if process.is_alive():
-                os.kill(process.pid, number)
-
-    former = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        while not context.join(grace_period=GRACE_SECONDS):
-            pass
-    except ProcessExitedException as error:
-        _exit_like(error)
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def _exit_like(error: ProcessExitedException) -> NoReturn:
-    """Exit with the code of a failed process; report one that was killed, which could not."""
-    if error.exit_code >= 0:
-        raise SystemExit(error.exit_code) from error
-    print(f"error: {error.msg}; the other processes have been ended", file=sys.stderr)
-    raise SystemExit(signal_exit_code(-error.exit_code)) from error
 
 
 def distribute(model: nn.Module) -> nn.Module:

@@ -83,6 +83,7 @@ def _start(args: argparse.Namespace) -> None:
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         url=args.dist_url,
+        silence_limit=args.silence_limit,
     )
 
 

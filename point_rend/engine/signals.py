@@ -2,11 +2,9 @@
 
 import contextlib
 import os
-import select
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -15,13 +13,9 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from point_rend.utils import progress
+from point_rend.utils import progress, signals
 from point_rend.utils.errors import TrainingStop, signal_exit_code
-from point_rend.utils.program import program
-from point_rend.utils.signals import SIGNALS, end_with_parent, kill_daemons
-
-# A terminal and a launcher may both forward a request: signals within so many seconds are one.
-SAME_REQUEST = 1.0
+from point_rend.utils.signals import SIGNALS, watching
 
 # Processes wait this long for the main one to save; torchrun kills the whole node after 30 s.
 GRACE = timedelta(seconds=20)
@@ -43,12 +37,9 @@ class StopSignals:
     itself raises, and inside :meth:`soon` a second one does, or the passage of time. Otherwise a
     second signal has its default effect. If the main thread hangs in a library, where Python
     handles no signal, a thread ends the process in its place.
-
-    Forks of this process end with it and leave all signals but SIGTERM to it.
     """
 
     def __init__(self) -> None:
-        self._process = os.getpid()
         self._number = 0
         self._time = 0.0
         self._noted = 0.0  # time at which the last signal was handled
@@ -63,7 +54,7 @@ class StopSignals:
         former = {number: signal.signal(number, self._note) for number in SIGNALS}
         former[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise_again)
         try:
-            with _watching(lambda: self._noted), _forks_belonging_to(self._process):
+            with watching(self._is_stuck, lambda: self._noted):
                 yield
         finally:
             for number, handler in former.items():
@@ -144,14 +135,19 @@ class StopSignals:
             self._number, self._time = number, now
             if comm.is_main_process():
                 # Not print: the signal may have interrupted one. The terminal may be gone.
-                _write("stopping after this iteration; a second signal ends it at once")
-        elif now - self._time > SAME_REQUEST:
+                signals.write_line("stopping after this iteration; a second signal ends it at once")
+        elif now - self._time > signals.SAME_REQUEST:
             if not self._delay:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             self._delay = 0.0
         if self._delay is not None:
             self._interrupt()
+
+    def _is_stuck(self, first: float) -> bool:
+        """Return whether the process makes no progress since the first signal, at a time."""
+        idle = time.monotonic() - max(first, progress.latest())
+        return idle > progress.patience(STUCK_SECONDS)
 
     def _raise_again(self, _number: int, _frame: FrameType | None) -> None:
         if self._delay is not None:
@@ -175,100 +171,3 @@ def _is_done(work: Any) -> bool:
             raise
         return False
     return True
-
-
-def _write(line: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"{line}\n".encode())
-
-
-# A main thread that hangs
-
-END = bytes([0])  # not the number of a signal
-
-
-@contextlib.contextmanager
-def _watching(noted: Callable[[], float]) -> Iterator[None]:
-    """Run a thread that learns of signals at once and ends the process if it is stuck.
-
-    Args:
-        noted: Returns the time at which the main thread handled the last signal.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_watch, args=(reader, noted), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(former)
-        os.write(writer, END)  # forks may have the writer, too, so closing it would not do
-        thread.join()
-        os.close(writer)
-        os.close(reader)
-
-
-def _watch(reader: int, noted: Callable[[], float]) -> None:
-    """End the process after a second signal, or if it makes no progress after a first one."""
-    first: tuple[int, float] | None = None
-    second: tuple[int, float] | None = None
-    while True:
-        timeout = None if first is None else AGAIN_SECONDS
-        arrived = os.read(reader, 1) if select.select([reader], [], [], timeout)[0] else b""
-        if arrived == END:
-            return
-        now = time.monotonic()
-        number = arrived[0] if arrived else 0
-        if number in SIGNALS and first is None:
-            first = number, now
-        elif number in SIGNALS and first is not None and now - first[1] > SAME_REQUEST:
-            second = second or (number, now)
-        if second is not None and now - second[1] > SAME_REQUEST:
-            if noted() < second[1] - SAME_REQUEST:
-                _end_stuck(second[0], "a second")
-            second = None  # the main thread ends by it
-        if first is not None:
-            idle = now - max(first[1], progress.latest())
-            if idle > progress.patience(STUCK_SECONDS):
-                _end_stuck(first[0], f"no progress for {idle:.0f} s after")
-
-
-def _end_stuck(number: int, why: str) -> None:
-    kill_daemons()
-    name = signal.Signals(number).name
-    _write(f"{program()}: ended by {why} {name}: nothing was saved after the last checkpoint")
-    os._exit(signal_exit_code(number))
-
-
-# Forks
-
-
-_forks_belong_to = 0  # a process that is listening
-
-
-@contextlib.contextmanager
-def _forks_belonging_to(process: int) -> Iterator[None]:
-    global _forks_belong_to
-    _forks_belong_to = process
-    try:
-        yield
-    finally:
-        _forks_belong_to = 0
-
-
-def _begin_fork() -> None:
-    """Give a fork of a listening process other signal handlers, and an end with its parent."""
-    global _forks_belong_to
-    parent, _forks_belong_to = _forks_belong_to, 0
-    if not parent:
-        return
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.set_wakeup_fd(-1)
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
-    end_with_parent(parent)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_fork)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from point_rend.engine import signals as signals_module
 from point_rend.engine.signals import StopSignals
+from point_rend.utils import signals as signals_module
 from point_rend.utils.errors import TrainingStop
 from point_rend.utils.signals import SIGNALS
 

@@ -1,0 +1,234 @@
+"""Supervision of the processes of a run by the one that started them.
+
+Signals are forwarded, processes that are silent are named, and none outlives its launcher.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, MutableSequence, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException
+
+from point_rend.engine.signals import GRACE, STUCK_SECONDS
+from point_rend.utils import progress
+from point_rend.utils.errors import signal_exit_code
+from point_rend.utils.program import program
+from point_rend.utils.signals import SAME_REQUEST, SIGNALS
+
+GRACE_SECONDS = 30  # for the other processes to end by themselves after one has failed
+POLL_SECONDS = 1.0
+SUSPENDED_SECONDS = 5.0  # the launcher itself was stopped if it did not run for so long
+STOPPED_SECONDS = 10.0  # a process that a debugger stops for a moment is not named
+ENDING_SECONDS = GRACE.total_seconds() + STUCK_SECONDS  # of the processes, after a signal
+
+# Ends the processes whose numbers it reads after their launcher has ended, which closes its input.
+# It sees to the other end of each process, not to a number that another process may get.
+GUARDIAN = """
+import os, select, signal, sys, time
+for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+grace, *pids = map(int, sys.stdin.readline().split())
+by_descriptor = hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")
+send, handles = (os.kill, pids)
+if by_descriptor:
+    send, handles = signal.pidfd_send_signal, []
+    for pid in pids:
+        try:
+            handles.append(os.pidfd_open(pid))
+        except OSError:
+            pass
+sys.stdin.read()
+def send_all(number):
+    for handle in handles[:]:
+        try:
+            send(handle, number)
+        except OSError:
+            handles.remove(handle)
+send_all(signal.SIGTERM)
+send_all(signal.SIGCONT)
+deadline = time.monotonic() + grace
+while handles and time.monotonic() < deadline:
+    time.sleep(0.2)
+    send_all(0)
+send_all(signal.SIGKILL)
+"""
+
+
+def supervise(
+    context: ProcessContext, board: MutableSequence[float], *, silence_limit: float
+) -> None:
+    """Wait until all processes have ended.
+
+    SIGTERM and the like are forwarded to them. They are killed after a second signal, and if they
+    make no progress after the first.
+
+    Args:
+        context: The processes.
+        board: Their progress.
+        silence_limit: Seconds without progress after which a process is named; 0 for never.
+
+    Raises:
+        SystemExit, ProcessRaisedException: As :func:`point_rend.engine.launch.launch`.
+    """
+    processes = [process for process in context.processes if process is not None]
+    first: tuple[int, float] | None = None
+    killed = False
+
+    def kill_all() -> None:
+        nonlocal killed
+        killed = True
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is not None and now - first[1] > SAME_REQUEST:
+            kill_all()
+            return
+        first = first or (number, now)
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+                os.kill(process.pid, signal.SIGCONT)  # a stopped one could not end
+
+    silence = Silence(processes, board, silence_limit)
+    former = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        with guarded(processes):
+            while not context.join(timeout=POLL_SECONDS, grace_period=GRACE_SECONDS):
+                for line in silence.lines():
+                    say(line)
+                if first is not None and not killed and silence.since(first[1]):
+                    kill_all()
+    except ProcessExitedException as error:
+        _exit_like(error, first[0] if first is not None and killed else None)
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _exit_like(error: ProcessExitedException, number: int | None) -> NoReturn:
+    """Exit with the code of a failed process; report one that was killed, which could not.
+
+    Args:
+        error: The end of the process.
+        number: The signal after which all processes were killed, if they were.
+    """
+    if number is not None:
+        say(f"stopped by {signal.Signals(number).name}: the processes did not end and were killed")
+        raise SystemExit(signal_exit_code(number)) from error
+    if error.exit_code >= 0:
+        raise SystemExit(error.exit_code) from error
+    say(f"error: {error.msg}; the other processes have been ended")
+    raise SystemExit(signal_exit_code(-error.exit_code)) from error
+
+
+def say(line: str) -> None:
+    """Print a line of the launcher."""
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"{program()}: {line}", file=sys.stderr, flush=True)
+
+
+class Silence:
+    """Finds processes that make no progress.
+
+    Args:
+        processes: The processes.
+        board: Their progress.
+        limit: Seconds without progress after which a process is named; 0 for never.
+    """
+
+    def __init__(
+        self, processes: Sequence[BaseProcess], board: MutableSequence[float], limit: float
+    ) -> None:
+        self.processes = processes
+        self.board = board
+        self.limit = limit
+        self._awake = self._looked = time.monotonic()
+        self._stopped = [0.0] * len(processes)  # since when
+        self._named = [0.0] * len(processes)  # the silence in seconds at which it is named again
+
+    def lines(self) -> Iterator[str]:
+        """Yield a line for each process that is to be named now."""
+        now = time.monotonic()
+        if now - self._looked > SUSPENDED_SECONDS:
+            self._awake = now  # nobody made progress while all were suspended
+        self._looked = now
+        for rank, process in enumerate(self.processes if self.limit else ()):
+            seen = progress.seen_on(self.board, rank)
+            silent = now - max(seen.time, self._awake)
+            state = state_of(process)
+            if state != "T":
+                self._stopped[rank] = 0.0
+            elif not self._stopped[rank]:
+                self._stopped[rank] = now
+            is_stopped = state == "T" and now - self._stopped[rank] > STOPPED_SECONDS
+            usual = progress.patience(self.limit, seen.phase)
+            if not process.is_alive() or (silent < usual and not is_stopped):
+                self._named[rank] = 0.0
+            elif silent >= self._named[rank]:
+                self._named[rank] = max(2 * silent, self.limit)
+                yield (
+                    f"process {rank} (pid {process.pid}) has been silent for {silent:.0f} s while "
+                    f"{progress.PHASES[seen.phase]}{STATES.get(state, '')}"
+                )
+
+    def since(self, moment: float) -> bool:
+        """Return whether a process that lives has made no progress since a moment, for too long."""
+        now = time.monotonic()
+        for rank, process in enumerate(self.processes):
+            seen = progress.seen_on(self.board, rank)
+            idle = now - max(seen.time, moment, self._awake)
+            if process.is_alive() and idle > progress.patience(ENDING_SECONDS, seen.phase):
+                return True
+        return False
+
+
+STATES = {
+    "T": ": it is stopped (SIGSTOP); `kill -CONT` continues it",
+    "t": ": a debugger holds it",
+    "D": ": it waits for a disk",
+    "R": ": it computes",
+}
+
+
+def state_of(process: BaseProcess) -> str:
+    """Return the state of a process as Linux has it, in one letter; elsewhere nothing."""
+    try:
+        text = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[0]
+
+
+@contextlib.contextmanager
+def guarded(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """End processes if this one ends before the block does, even if it is killed.
+
+    They get SIGTERM, and are killed if they do not end in time.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-ISc", GUARDIAN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,  # a reader of the output does not wait for it
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as guardian:
+        assert guardian.stdin is not None
+        pids = " ".join(str(process.pid) for process in processes)
+        guardian.stdin.write(f"{ENDING_SECONDS:.0f} {pids}\n".encode())
+        guardian.stdin.flush()
+        try:
+            yield
+        finally:
+            guardian.kill()
