@@ -80,11 +80,11 @@ def supervise(
     """
     processes = [process for process in context.processes if process is not None]
     first: tuple[int, float] | None = None
-    killed = False
+    killed = ""  # why
 
-    def kill_all() -> None:
+    def kill_all(why: str) -> None:
         nonlocal killed
-        killed = True
+        killed = why
         for process in processes:
             if process.is_alive():
                 process.kill()
@@ -93,7 +93,7 @@ def supervise(
         nonlocal first
         now = time.monotonic()
         if first is not None and now - first[1] > SAME_REQUEST:
-            kill_all()
+            kill_all(f"a second {signal.Signals(number).name}")
             return
         first = first or (number, now)
         for process in processes:
@@ -109,24 +109,19 @@ def supervise(
                 for line in silence.lines():
                     say(line)
                 if first is not None and not killed and silence.since(first[1]):
-                    kill_all()
+                    kill_all(f"a lack of progress after {signal.Signals(first[0]).name}")
     except ProcessExitedException as error:
-        _exit_like(error, first[0] if first is not None and killed else None)
+        if killed and first is not None:
+            say(f"ended by {killed}: the processes were killed")
+            raise SystemExit(signal_exit_code(first[0])) from error
+        _exit_like(error)
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
 
 
-def _exit_like(error: ProcessExitedException, number: int | None) -> NoReturn:
-    """Exit with the code of a failed process; report one that was killed, which could not.
-
-    Args:
-        error: The end of the process.
-        number: The signal after which all processes were killed, if they were.
-    """
-    if number is not None:
-        say(f"stopped by {signal.Signals(number).name}: the processes did not end and were killed")
-        raise SystemExit(signal_exit_code(number)) from error
+def _exit_like(error: ProcessExitedException) -> NoReturn:
+    """Exit with the code of a failed process; report one that was killed, which could not."""
     if error.exit_code >= 0:
         raise SystemExit(error.exit_code) from error
     say(f"error: {error.msg}; the other processes have been ended")
