@@ -162,7 +162,7 @@ class Silence:
         for rank, process in enumerate(self.processes if self.limit else ()):
             seen = progress.seen_on(self.board, rank)
             silent = now - max(seen.time, self._awake)
-            state = state_of(process)
+            state = state_of(process.pid)
             if state != "T":
                 self._stopped[rank] = 0.0
             elif not self._stopped[rank]:
@@ -197,10 +197,10 @@ STATES = {
 }
 
 
-def state_of(process: BaseProcess) -> str:
+def state_of(pid: int | None) -> str:
     """Return the state of a process as Linux has it, in one letter; elsewhere nothing."""
     try:
-        text = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
     return text.rpartition(")")[2].split()[0]
