@@ -121,9 +121,11 @@ def test_after_a_signal_processes_without_progress_are_killed(tmp_path: Path) ->
 def test_no_process_outlives_a_launcher_that_is_killed_even_if_all_are_stopped(
     tmp_path: Path,
 ) -> None:
-    launched = Launched(tmp_path, stuck=True, ENDING_SECONDS=0.2)
+    settings = {"ENDING_SECONDS": 0.2, "STOPPED_SECONDS": 0.0, "POLL_SECONDS": 0.05}
+    launched = Launched(tmp_path, stuck=True, **settings)
     for pid in launched.pids:
         os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: launched.output().count("stopped (SIGSTOP)") == 2)
     launched.launcher.kill()
     assert launched.end() == -signal.SIGKILL
 
