@@ -60,9 +60,9 @@ PROCESSES = [
     flags("--num-gpus=-1", line="argument --num-gpus: expected a number, 0 or more, got -1"),
     flags("--num-gpus=1.5", line="argument --num-gpus: expected a number, 0 or more, got 1.5"),
     flags(
-        "--num-gpus=100000",
-        line="--num-gpus is 100000: expected at most .* processes without a GPU on this machine",
-        opts=["SOLVER.IMS_PER_BATCH", "100000"],
+        "--num-gpus=50000",
+        line="--num-gpus is 50000: expected at most .* processes without a GPU on this machine",
+        opts=["SOLVER.IMS_PER_BATCH", "50000"],
     ),
     flags("--num-gpus=100000", "--eval-only", line="--num-gpus is 100000: expected at most"),
     flags("--num-gpus=" + 5000 * "9", line="argument --num-gpus")._replace(name="--num-gpus 9…"),
