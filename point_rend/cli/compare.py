@@ -19,7 +19,7 @@ from point_rend.utils.arguments import (
     check_names,
     named_result,
 )
-from point_rend.utils.errors import user_errors
+from point_rend.utils.errors import print_result, user_errors
 from point_rend.utils.files import check_output
 from point_rend.utils.program import program
 
@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             warn_of_limit(content, own, limit, name)
         evaluation = CocoAP(content, max_dets=limit.number)
         table = {name: mask_metrics(own, evaluation) for name, own in results.items()}
+        print_result(f"\n{format_table(table)}\n")
         write_comparison(
             content,
             args.image_root,
@@ -95,4 +96,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             min_score=args.min_score,
             without_photographs=args.without_photographs,
         )
-    print(f"\n{format_table(table)}\n\nPictures: {args.output}")
+        print_result(f"Pictures: {args.output}")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from point_rend.utils.arguments import add_results_argument, check_names, named_result
-from point_rend.utils.errors import user_errors
+from point_rend.utils.errors import print_result, user_errors
 from point_rend.utils.files import check_output
 from point_rend.utils.program import program
 
@@ -67,17 +67,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     from point_rend.data.datasets.class_files import read_class_names
     from point_rend.evaluation.coco_results import format_table
-    from point_rend.evaluation.semantic_comparison import compare_label_maps
+    from point_rend.evaluation.semantic_comparison import Comparison
 
     with user_errors():
         check_arguments(args)
-        metrics = compare_label_maps(
-            dict(args.results),
-            args.images,
-            args.labels,
-            len(read_class_names(args.classes)),
-            args.output,
-            num_images=args.num_images,
-            without_photographs=args.without_photographs,
-        )
-    print(f"\n{format_table(metrics)}\n\nPictures: {args.output}")
+        num_classes = len(read_class_names(args.classes))
+        comparison = Comparison(dict(args.results), args.images, args.labels, num_classes)
+        pictures = comparison.choose_pictures(args.output, args.num_images)
+        metrics = comparison.metrics()
+        if not args.without_photographs:
+            comparison.check_photographs(pictures)
+        print_result(f"\n{format_table(metrics)}\n")
+        comparison.draw(pictures, without_photographs=args.without_photographs)
+        print_result(f"Pictures: {args.output}")

@@ -22,7 +22,7 @@ from point_rend.utils.arguments import (
     check_names,
     named_file,
 )
-from point_rend.utils.errors import user_errors
+from point_rend.utils.errors import print_result, user_errors
 from point_rend.utils.files import check_output, write_bytes
 from point_rend.utils.program import program
 
@@ -97,4 +97,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             without_photographs=args.without_photographs,
         )
         write_bytes(args.output, page.encode("utf-8", errors="replace"))
-    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB. Any browser opens it.")
+        size = args.output.stat().st_size / 1e6
+        print_result(f"{args.output}: {size:.1f} MB. Any browser opens it.")

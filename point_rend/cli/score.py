@@ -21,7 +21,7 @@ from point_rend.utils.arguments import (
     check_names,
     named_file,
 )
-from point_rend.utils.errors import user_errors
+from point_rend.utils.errors import print_result, user_errors
 from point_rend.utils.files import check_output, write_text
 from point_rend.utils.program import program
 
@@ -93,9 +93,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows |= ap_star_metrics(results, tasks, args.lvis_annotations, star_limit)
         scores[name] = rows
         table = {row: {key: metrics[key] for key in METRICS} for row, metrics in rows.items()}
-        print(f"\n{name}: {len(results)} results\n{format_table(table)}")
+        text = f"\n{name}: {len(results)} results\n{format_table(table)}"
         if args.by_class and len(content["categories"]) > 1:  # one class alone has the overall AP
-            print(f"\n{format_table(by_class(rows))}")
+            text += f"\n\n{format_table(by_class(rows))}"
+        with user_errors():
+            print_result(text)
     if args.output:
         with user_errors():
             write_text(args.output, json.dumps(scores, indent=1))

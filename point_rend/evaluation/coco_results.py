@@ -3,6 +3,7 @@
 import itertools
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,6 +127,7 @@ def read_results(results_file: Path, content: Mapping[str, Any]) -> Results:
         faults = _box_faults(results, sizes, results_file)
     if faults:
         raise ValueError(f"{results_file}: {_list_faults(faults, len(results))}")
+    _warn_of_repetitions(results, results_file)
     return results
 
 
@@ -231,6 +233,23 @@ def _box_faults(results: Results, sizes: Mapping[Any, Size], file: Path) -> dict
             file,
         )
     return faults
+
+
+def _warn_of_repetitions(results: Results, file: Path) -> None:
+    """Warn of results that are given twice, as by two processes that ran on the same image."""
+    keys = Counter(
+        (x["image_id"], x["category_id"], x["score"], repr(x.get("segmentation", x.get("bbox"))))
+        for x in results
+    )
+    if len(keys) < len(results):
+        image_id, *_ = keys.most_common(1)[0][0]
+        logger.warning(
+            "%s: %d of %d results repeat another one, such as in image %r; they count as wrong",
+            file,
+            len(results) - len(keys),
+            len(results),
+            image_id,
+        )
 
 
 def _list_faults(faults: Mapping[int, Fault], total: int) -> str:

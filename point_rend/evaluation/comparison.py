@@ -12,7 +12,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from point_rend.data.checks.masks import compressed_rle
-from point_rend.evaluation.photographs import photograph_path, read_photograph
+from point_rend.evaluation.photographs import read_photograph
 from point_rend.utils.files import check_that_inputs_stay
 from point_rend.visualization.drawing import match_colors, overlay_masks
 from point_rend.visualization.layout import save_picture, side_by_side
@@ -48,7 +48,7 @@ def write_comparison(
     """
     images = content["images"][:num_images]
     files = [output / f"{number:02d}.jpg" for number in range(1, len(images) + 1)]
-    check_that_inputs_stay([photograph_path(image_root, x["file_name"]) for x in images], files)
+    check_that_inputs_stay([image_root / x["file_name"] for x in images], files)
     by_image = {name: results_by_image(own, min_score) for name, own in results.items()}
     ground_truth = defaultdict(list)
     for annotation in content["annotations"]:

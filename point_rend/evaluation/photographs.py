@@ -1,36 +1,14 @@
-"""Photographs of a data set, read only from its own folder."""
+"""Photographs of a data set for reports and comparisons."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from point_rend.utils.json_files import shown
 from point_rend.utils.pictures import open_picture, read_picture
 
 GRAY = 80  # in place of photographs
-
-
-def photograph_path(image_root: Path, file_name: str) -> Path:
-    """Return the path of an image; links within its folder are followed.
-
-    Args:
-        image_root: Folder of the images.
-        file_name: Name in the annotations, relative to the folder or an absolute path in it.
-
-    Raises:
-        ValueError: If the name leaves the folder.
-    """
-    root = os.path.abspath(image_root)
-    path = Path(os.path.abspath(os.path.join(root, file_name)))
-    if not path.is_relative_to(root) or path == Path(root):
-        raise ValueError(
-            f"the annotations name the image {shown(file_name)}: expected a file in the image "
-            f"folder {image_root}"
-        )
-    return path
 
 
 def read_photograph(
@@ -40,7 +18,7 @@ def read_photograph(
 
     Args:
         image_root: Folder of the images.
-        record: The image in the annotations.
+        record: The image in the annotations, its name checked by `check_file_names`.
         without_photographs: Read nothing, and return plain gray.
 
     Returns:
@@ -48,13 +26,12 @@ def read_photograph(
 
     Raises:
         FileNotFoundError: If it is missing.
-        ValueError: If it is elsewhere, if it cannot be read, or if its size differs from that of
-            its record.
+        ValueError: If it cannot be read, or if its size differs from that of its record.
     """
     size = (record["height"], record["width"])
-    file = photograph_path(image_root, record["file_name"])
     if without_photographs:
         return np.full((*size, 3), GRAY, np.uint8)
+    file = image_root / record["file_name"]
     image = read_picture(file)
     if image.shape[:2] != size:
         with open_picture(file) as opened:

@@ -1,7 +1,7 @@
 """Comparison of the semantic results of several models: metrics, and pictures side by side."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,66 +20,97 @@ from point_rend.visualization.layout import save_picture, side_by_side
 Predictions = Mapping[Path, Sequence[dict[str, Any]]]  # by image, relative to the image root
 
 
-def compare_label_maps(
-    results: Mapping[str, Path],
-    image_root: Path,
-    label_root: Path,
-    num_classes: int,
-    output: Path,
-    *,
-    num_images: int,
-    without_photographs: bool = False,
-) -> dict[str, dict[str, float]]:
-    """Evaluate the results of several models, and write pictures of some images.
+class Comparison:
+    """The results of several models, checked against the label maps of a data set.
 
     Args:
         results: A `sem_seg_predictions.json` by model.
         image_root: Folder of the images.
         label_root: Folder of the label maps.
         num_classes: Number of classes.
-        output: Folder for the pictures.
-        num_images: Number of pictures, spread evenly over the images.
-        without_photographs: Leave the images out of the pictures.
-
-    Returns:
-        mIoU and boundary mIoU in percent, by model.
 
     Raises:
-        OSError: If a file or folder is missing or cannot be read or written.
+        OSError: If a file or folder is missing or cannot be read.
         ValueError: If the files do not fit together.
     """
-    predictions = {
-        name: read_predictions(file, image_root, num_classes) for name, file in results.items()
-    }
-    check_images(predictions, label_root)
-    colors = [color_of(k) for k in range(num_classes)]
-    ious = {name: SemanticIoU(num_classes) for name in predictions}
-    files = sorted(next(iter(predictions.values())))
-    drawn = files[:: max(1, len(files) // max(1, num_images))][:num_images]
-    pictures = picture_files(drawn, output)
-    inputs = [
-        path for file in drawn for path in (image_root / file, label_file_of(file, label_root))
-    ]
-    check_that_inputs_stay(inputs, pictures.values())
-    for file in files:
-        label_file = label_file_of(file, label_root)
-        ground_truth = read_label_map(label_file)
-        label_maps = {name: to_label_map(by_image[file]) for name, by_image in predictions.items()}
-        for name, labels in label_maps.items():
-            try:
-                ious[name].add(labels, ground_truth)
-            except ValueError as error:
-                raise ValueError(
-                    f"{label_file} and {name!r}, with {num_classes} --classes: {error}"
-                ) from error
-        if file in pictures:
+
+    def __init__(
+        self, results: Mapping[str, Path], image_root: Path, label_root: Path, num_classes: int
+    ) -> None:
+        self._predictions = {
+            name: read_predictions(file, image_root, num_classes) for name, file in results.items()
+        }
+        check_images(self._predictions, label_root)
+        self._files = sorted(next(iter(self._predictions.values())))
+        self._image_root, self._label_root = image_root, label_root
+        self._num_classes = num_classes
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Compute mIoU and boundary mIoU in percent, by model.
+
+        Raises:
+            OSError: If a label map cannot be read.
+            ValueError: If a label map does not fit the predictions or the classes.
+        """
+        ious = {name: SemanticIoU(self._num_classes) for name in self._predictions}
+        for file in self._files:
+            label_maps, ground_truth = self._labels(file)
+            for name, labels in label_maps.items():
+                try:
+                    ious[name].add(labels, ground_truth)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{label_file_of(file, self._label_root)} and {name!r}, with "
+                        f"{self._num_classes} --classes: {error}"
+                    ) from error
+        return {name: iou.means() for name, iou in ious.items()}
+
+    def choose_pictures(self, output: Path, num_images: int) -> dict[Path, Path]:
+        """Choose the images to draw, spread evenly, and a file for each.
+
+        Raises:
+            ValueError: If an image or a label map would be overwritten.
+        """
+        step = max(1, len(self._files) // max(1, num_images))
+        pictures = picture_files(self._files[::step][:num_images], output)
+        inputs = [self._image_root / file for file in pictures]
+        inputs += [label_file_of(file, self._label_root) for file in pictures]
+        check_that_inputs_stay(inputs, pictures.values())
+        return pictures
+
+    def check_photographs(self, images: Iterable[Path]) -> None:
+        """Make sure that images can be read.
+
+        Raises:
+            OSError: If one cannot.
+        """
+        for image in images:
+            read_picture(self._image_root / image)
+
+    def draw(self, pictures: Mapping[Path, Path], *, without_photographs: bool = False) -> None:
+        """Write pictures of images: the photograph, each model's labels and the ground truth.
+
+        Args:
+            pictures: The files, as of :meth:`choose_pictures`.
+            without_photographs: Leave the images out of the pictures.
+
+        Raises:
+            OSError: If an image cannot be read, or a picture cannot be written.
+        """
+        colors = [color_of(k) for k in range(self._num_classes)]
+        for file, picture in pictures.items():
+            label_maps, ground_truth = self._labels(file)
             panels = [paint_labels(x, colors) for x in (*label_maps.values(), ground_truth)]
             titles = [*label_maps, "ground truth"]
             if not without_photographs:
-                panels.insert(0, read_picture(image_root / file))
+                panels.insert(0, read_picture(self._image_root / file))
                 titles.insert(0, "input")
-            save_picture(pictures[file], side_by_side(panels, titles))
-    return {name: iou.means() for name, iou in ious.items()}
+            save_picture(picture, side_by_side(panels, titles))
+
+    def _labels(self, file: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return the label maps (H, W) of the models and of the ground truth of an image."""
+        of_models = {name: to_label_map(own[file]) for name, own in self._predictions.items()}
+        return of_models, read_label_map(label_file_of(file, self._label_root))
 
 
 def label_file_of(image: Path, label_root: Path) -> Path:

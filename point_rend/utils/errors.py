@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -78,6 +79,20 @@ def user_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         say_error(error)
         raise SystemExit(USER_ERROR) from error
+
+
+def print_result(text: str) -> None:
+    """Print a result of a command.
+
+    Raises:
+        OSError: If standard output cannot be written: its reader has ended, or its disk is full.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python would fail again when it flushes the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def say_error(error: object) -> None:

@@ -385,7 +385,7 @@ ROWS += [
     *[
         Row(f"{command}: image {name}", with_image(name, command), OUTSIDE)
         for command in ("report", "compare")
-        for name in ("{folder}.png", "../a.png", "a/../../b.png", ".", "", "/etc/hostname")
+        for name in ("{folder}.png", "../a.png", "a/../../b.png", "/etc/hostname")
     ],
     # Other inputs.
     Row(
@@ -481,6 +481,11 @@ ROWS += [  # Good input, with a word about the result.
             "lists without polygons",
             functools.partial(prepare, command="score", found=BOXES),
             "box AP",
+        ),
+        (
+            "results given twice",
+            functools.partial(prepare, command="score", found=results() * 2),
+            "2 of 4 results repeat another one, such as in image 1; they count as wrong",
         ),
         ("no results", functools.partial(prepare, command="score", found=[]), "no results at all"),
         (

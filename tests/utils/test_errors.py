@@ -1,6 +1,9 @@
 """User errors and exit codes."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -37,3 +40,20 @@ def test_a_bug_keeps_its_traceback():
 )
 def test_the_nearest_known_name_is_suggested(name: str, nearest: str):
     assert errors.did_you_mean(name, ["MODEL.MASK_ON", "INPUT.FORMAT"]) == nearest
+
+
+def test_a_result_whose_reader_has_ended_ends_in_one_line():
+    program = (
+        "from point_rend.utils.errors import print_result, user_errors\n"
+        "with user_errors():\n"
+        "    print_result('a')\n"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert done.returncode == 2
+    assert done.stderr.endswith(": error: standard output cannot be written: Broken pipe\n")
+    assert done.stderr.count("\n") == 1
