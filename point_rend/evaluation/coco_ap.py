@@ -74,6 +74,18 @@ class CocoAP:
                 annotation["area"] = area_of(annotation, masks="segmentation" in annotation)
             annotation["image_id"] = self._numbers[annotation["image_id"]]
 
+    def complete(self, annotations: Sequence[Record]) -> None:
+        """Add the fields of which pycocotools needs all, in place, to evaluate keypoints.
+
+        Args:
+            annotations: Those of the content.
+        """
+        for annotation, prepared in zip(annotations, self._ground_truth, strict=True):
+            annotation.setdefault("area", prepared["area"])
+            annotation.setdefault("iscrowd", 0)
+            keypoints = annotation.setdefault("keypoints", [])
+            annotation.setdefault("num_keypoints", sum(x > 0 for x in keypoints[2::3]))
+
     def metrics(self, results: Iterable[Mapping[str, Any]], task: str) -> dict[str, float]:
         """Evaluate results.
 

@@ -117,6 +117,8 @@ class InstanceEvaluator(COCOEvaluator):
     def _keypoint_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         evaluation = None
         if results:
+            assert self._coco_ap is not None
+            self._coco_ap.complete(self._coco_api.dataset["annotations"])
             evaluation = _evaluate_predictions_on_coco(
                 self._coco_api, results, KEYPOINTS, self._kpt_oks_sigmas, COCOeval
             )

@@ -186,6 +186,58 @@ def test_annotations_may_lack_area_and_crowd_flag_and_have_the_id_0() -> None:
     assert metrics == pytest.approx(expected, nan_ok=True)
 
 
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize("area", [None, "12", [12], math.nan, -1])
+def test_an_area_that_is_none_is_that_of_the_mask(area: Any) -> None:
+    content, results = random_set(seed=4)
+    annotations = [{k: v for k, v in x.items() if k != "area"} for x in content["annotations"]]
+    expected = CocoAP(content | {"annotations": annotations}).metrics(results, "segm")
+    spoiled = [x | {"area": area} for x in annotations]
+    metrics = CocoAP(content | {"annotations": spoiled}).metrics(results, "segm")
+    assert metrics == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(("word", "number"), [(None, 0), ("0", 0), ("1", 1), (True, 1)])
+def test_a_crowd_flag_may_be_a_word(word: Any, number: int) -> None:
+    content, results = random_set(seed=4)
+    first, *others = content["annotations"]
+    metrics = [
+        CocoAP(content | {"annotations": [first | {"iscrowd": x}, *others]}).metrics(
+            results, "segm"
+        )
+        for x in (number, word)
+    ]
+    assert metrics[0] == pytest.approx(metrics[1], nan_ok=True)
+
+
+def test_masks_that_cannot_be_read_are_named_where_masks_are_compared() -> None:
+    content, results = random_set(seed=4)
+    boxes = CocoAP(content).metrics(results, "bbox")
+    first, *others = content["annotations"]
+    far = first | {"segmentation": [[2.1e8, 1, 5, 5, 9, 1]]}
+    spoiled = CocoAP(content | {"annotations": [far, *others]})
+    assert spoiled.metrics(results, "bbox") == pytest.approx(boxes, nan_ok=True)
+    with pytest.raises(
+        ValueError, match=r"ground truth has no valid mask: annotation 1: polygon 1"
+    ):
+        spoiled.metrics(results, "segm")
+    results[2] |= {"segmentation": {"size": [5, 5], "counts": "0"}}
+    with pytest.raises(ValueError, match="result 2 has no valid mask: RLE of size"):
+        CocoAP(content).metrics(results, "segm")
+
+
+def test_classes_of_one_name_keep_their_own_ap() -> None:
+    content, results = random_set(seed=4)
+    by_name = CocoAP(content).metrics(results, "segm")
+    first, second, *others = content["categories"]
+    twins = [first, second | {"name": first["name"]}, *others]
+    metrics = CocoAP(content | {"categories": twins}).metrics(results, "segm")
+    assert list(metrics.values()) == pytest.approx(list(by_name.values()), nan_ok=True)
+    for category in (first, second):
+        assert f"AP-{first['name']} (id {category['id']})" in metrics
+
+
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(ValueError, match="bbox, segm, boundary, got 'masks'"):
         CocoAP(random_set(seed=0)[0]).metrics([], "masks")

@@ -20,6 +20,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from point_rend import load_config
 from point_rend.data.datasets.coco import register_coco
 from point_rend.evaluation.build import build_evaluator, check_evaluators
+from point_rend.evaluation.evaluators import InstanceEvaluator
 from tests.tiny_datasets import (
     HEIGHT,
     POINTREND,
@@ -150,6 +151,33 @@ def test_keypoint_metrics_equal_those_of_detectron2(cfg: CfgNode, tmp_path: Path
     assert found[0].keys() == found[1].keys()
     assert found[0]["keypoints"] == pytest.approx(found[1]["keypoints"], nan_ok=True)
     assert 10 < found[0]["keypoints"]["AP"] < 100
+
+
+def test_keypoint_metrics_need_neither_areas_nor_counts(tmp_path: Path) -> None:
+    written = write_coco(tmp_path)
+    content = written.read()
+    found = []
+    for bare in (False, True):
+        for annotation in content["annotations"]:
+            x, y, *_ = annotation["bbox"]
+            annotation |= {"keypoints": [x, y, 2, x + 9, y + 9, 0], "num_keypoints": 1}
+            for key in ("area", "num_keypoints", "iscrowd") if bare else ():
+                del annotation[key]
+        written.rewrite(content)
+        name = f"limbs {bare}"
+        register_coco(name, *written)
+        evaluator = InstanceEvaluator(
+            name, ["keypoints"], output_dir=str(tmp_path / name), kpt_oks_sigmas=[0.1, 0.1]
+        )
+        evaluator.reset()
+        for record in DatasetCatalog.get(name):
+            instances = as_prediction(record["annotations"])
+            points = [np.reshape(x["keypoints"], (-1, 3)) for x in record["annotations"]]
+            instances.pred_keypoints = torch.tensor(np.array(points, dtype=np.float64))
+            evaluator.process([record], [{"instances": instances}])
+        found.append(evaluator.evaluate()["keypoints"])
+    assert found[0] == pytest.approx(found[1], nan_ok=True)
+    assert found[0]["AP"] > 90
 
 
 def test_without_results_keypoint_ap_is_nan(cfg: CfgNode, tmp_path: Path) -> None:

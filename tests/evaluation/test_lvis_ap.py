@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 from lvis import LVIS, LVISEval
 
+from point_rend.data.checks.masks import compressed_rle
 from point_rend.evaluation.coco_ap import METRICS
-from point_rend.evaluation.lvis_ap import FREQUENCIES, lvis_metrics
+from point_rend.evaluation.lvis_ap import FREQUENCIES, complete_lvis, lvis_metrics
 from tests.evaluation.oracles import SlowAP, random_set
 
 Records = list[dict[str, Any]]
@@ -82,6 +84,21 @@ def test_a_second_evaluation_on_the_same_annotations_gives_the_same(tmp_path: Pa
     gt = load(content, tmp_path)
     first = lvis_metrics(gt, results, "boundary")
     assert lvis_metrics(gt, results, "boundary") == pytest.approx(first, nan_ok=True)
+
+
+def test_areas_that_are_missing_are_those_of_the_masks(tmp_path: Path) -> None:
+    content, results = federated_set(1)
+    for annotation in content["annotations"]:
+        mask = annotation["segmentation"]
+        size = next(x for x in content["images"] if x["id"] == annotation["image_id"])
+        rle = compressed_rle(mask, size["height"], size["width"])
+        annotation["area"] = float(mask_util.area(rle))
+    expected = lvis_metrics(load(content, tmp_path), results, "segm")
+    del content["annotations"][0]["area"]
+    content["annotations"][1]["area"] = None
+    gt = load(content, tmp_path)
+    complete_lvis(gt)
+    assert lvis_metrics(gt, results, "segm") == pytest.approx(expected, nan_ok=True)
 
 
 def test_without_results_all_metrics_are_nan(tmp_path: Path) -> None:

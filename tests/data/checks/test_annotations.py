@@ -20,10 +20,11 @@ from point_rend.data.checks.annotations import (
     Usable,
     check_dataset,
     check_datasets,
+    check_ground_truth,
     clean_annotation,
     leave_out_impossible_annotations,
 )
-from point_rend.data.datasets.coco import register_coco
+from point_rend.data.datasets.coco import read_coco, register_coco
 from tests.tiny_datasets import (
     HEIGHT,
     WIDTH,
@@ -346,6 +347,222 @@ def test_a_set_of_another_kind_is_loaded_once_and_checked(
 def test_a_model_without_masks_needs_none(tiny: CocoSet) -> None:
     spoil(tiny, "annotations", 0, segmentation=None)
     assert check_dataset("tiny", training=True, masks=False) == Usable(6, 0)
+
+
+# Annotations that contradict themselves
+
+
+def change_all(written: CocoSet, **fields: Any) -> None:
+    content = written.read()
+    for annotation in content["annotations"]:
+        annotation.update({k: v(annotation) if callable(v) else v for k, v in fields.items()})
+    written.rewrite(content)
+
+
+def as_corners(annotation: dict[str, Any]) -> list[float]:
+    x, y, width, height = annotation["bbox"]
+    return [x, y, x + width, y + height]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_boxes_in_another_format_are_an_error_with_its_name(tiny: CocoSet, training: bool) -> None:
+    change_all(tiny, bbox=as_corners)
+    with pytest.raises(ValueError, match=r"boxes seem to be x0, y0, x1, y1, .*: expected x, y, w"):
+        check_dataset("tiny", training=training, masks=True)
+    with pytest.raises(ValueError, match=r"boxes seem to be x0, y0, x1, y1"):
+        check_dataset("tiny", training=training, masks=False)
+
+
+def test_single_boxes_of_something_else_are_named(
+    tiny: CocoSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(tiny, "annotations", 3, bbox=[60, 1, 5, 5])
+    check_dataset("tiny", training=True, masks=True)
+    assert "1 of 6 boxes differ from those of their masks: annotation 4 of image 2" in caplog.text
+
+
+@pytest.mark.parametrize("value", [None, "0", False, 0.0])
+def test_an_iscrowd_that_means_0_is_repaired_for_the_training(
+    tiny: CocoSet, caplog: pytest.LogCaptureFixture, value: Any
+) -> None:
+    spoil(tiny, "annotations", 1, iscrowd=value)
+    assert check_dataset("tiny", training=True, masks=True) == Usable(6, 0, repaired=1)
+    assert "1 of 6 annotations have no valid 'iscrowd'" in caplog.text
+    assert check_datasets(["tiny"], [], masks=True) == ("tiny",)
+    leave_out_impossible_annotations("tiny", masks=True)
+    annotations = [x for record in DatasetCatalog.get("tiny") for x in record["annotations"]]
+    assert [type(x["iscrowd"]) for x in annotations] == [int] * 6
+    assert sum(x["iscrowd"] for x in annotations) == 0
+
+
+@pytest.mark.parametrize("value", [None, "12", [12], NAN, -1, math.inf, True, 10**400])
+def test_an_area_that_is_none_is_counted_by_kind(
+    tiny: CocoSet, caplog: pytest.LogCaptureFixture, value: Any
+) -> None:
+    change_all(tiny, area=value)
+    content = read_coco(tiny.json_file)
+    check_ground_truth(tiny.json_file, content)
+    assert "6 of 6 annotations have no valid 'area'" in caplog.text
+    assert all("area" not in annotation for annotation in content["annotations"])
+
+
+def test_areas_of_something_else_than_the_masks_are_named(
+    tiny: CocoSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    change_all(tiny, area=1)
+    check_dataset("tiny", training=False, masks=True)
+    assert "6 of 6 annotations have another 'area' than their mask" in caplog.text
+    assert "annotation 1 of image 1" in caplog.text
+
+
+def test_a_warning_about_a_file_is_given_once(
+    tiny: CocoSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    change_all(tiny, area=None)
+    for _ in range(2):
+        check_dataset("tiny", training=True, masks=True)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(("crowds", "level"), [(1, logging.INFO), (3, logging.WARNING)])
+def test_crowds_are_counted_before_a_training(
+    tiny: CocoSet, caplog: pytest.LogCaptureFixture, crowds: int, level: int
+) -> None:
+    for position in range(crowds):
+        spoil(tiny, "annotations", position, iscrowd=1)
+    with caplog.at_level(logging.INFO):
+        check_dataset("tiny", training=True, masks=True)
+    (record,) = [x for x in caplog.records if "crowds" in x.getMessage()]
+    assert f"{crowds} of 6 annotations are crowds (iscrowd 1)" in record.getMessage()
+    assert record.levelno == level
+
+
+def test_a_training_on_crowds_alone_is_refused_with_the_reason(tiny: CocoSet) -> None:
+    change_all(tiny, iscrowd=1)
+    spoil(tiny, "annotations", 0, iscrowd=0, segmentation=[[1, 2]])
+    message = r"no annotation is left .*; 5 annotations are crowds .*set iscrowd 0.*; 1 are imposs"
+    with pytest.raises(ValueError, match=message):
+        check_datasets(["tiny"], [], masks=True)
+
+
+def test_classes_of_one_name_are_named_with_their_ids(
+    tiny: CocoSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(tiny, "categories", 1, name="disc")
+    check_dataset("tiny", training=True, masks=True)
+    said = "1 class names belong to several ids: 'disc': id 3 (2 annotations), id 7 (2 annotations)"
+    assert said in caplog.text
+
+
+# Names of image files
+
+
+def test_images_may_be_anywhere_in_their_folder(tiny: CocoSet, tmp_path: Path) -> None:
+    inner = Path(tiny.image_root) / "inner"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (Path(tiny.image_root) / "000.png").rename(elsewhere / "000.png")
+    inner.symlink_to(elsewhere)
+    absolute = str(Path(tiny.image_root).absolute() / "001.png")
+    spoil(tiny, "images", 0, file_name="inner/000.png")
+    spoil(tiny, "images", 1, file_name=absolute)
+    assert check_dataset("tiny", training=True, masks=True) == Usable(6, 0)
+
+
+@pytest.mark.parametrize("name", ["../000.png", "inner/../../000.png", "/etc/passwd", "//x", ".."])
+def test_images_outside_their_folder_are_refused(tiny: CocoSet, name: str) -> None:
+    spoil(tiny, "images", 1, file_name=name)
+    with pytest.raises(
+        ValueError, match=r"name the image '.*: expected a file in the image folder"
+    ):
+        check_dataset("tiny", training=False, masks=True)
+
+
+def test_images_of_lvis_do_not_leave_their_folder_either(tmp_path: Path) -> None:
+    written = write_lvis(tmp_path)
+    register_lvis_instances("tiny_lvis_v1", get_lvis_instances_meta("lvis_v1"), *written)
+    spoil(written, "images", 0, coco_url="http://images.cocodataset.org/../000.jpg")
+    with pytest.raises(ValueError, match="expected a file in the image folder"):
+        check_dataset("tiny_lvis_v1", training=True, masks=True)
+
+
+@pytest.mark.parametrize("field", ["pan_seg_file_name", "sem_seg_file_name", "file_name"])
+def test_files_of_other_sets_do_not_leave_their_folders(
+    tiny: CocoSet, tmp_path: Path, field: str
+) -> None:
+    names = {
+        "file_name": f"{tiny.image_root}/000.png",
+        "pan_seg_file_name": f"{tmp_path}/panoptic/0.png",
+        "sem_seg_file_name": f"{tmp_path}/stuff/0.png",
+    }
+    roots = {"panoptic_root": f"{tmp_path}/panoptic", "sem_seg_root": f"{tmp_path}/stuff"}
+    DatasetCatalog.register("inside", lambda: [names])
+    DatasetCatalog.register("outside", lambda: [names | {field: f"{tmp_path}/other.png"}])
+    for name in ("inside", "outside"):
+        MetadataCatalog.get(name).set(
+            image_root=tiny.image_root, evaluator_type="coco_panoptic_seg", **roots
+        )
+    check_dataset("inside", training=False, masks=True)
+    with pytest.raises(ValueError, match=r"outside: .*\.\./other.png.*: expected a file in the im"):
+        check_dataset("outside", training=False, masks=True)
+
+
+# LVIS and keypoints
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "said"),
+    [
+        ("annotations", {"segmentation": {"size": [64, 96], "counts": [6144]}}, "1 .* have an RLE"),
+        ("categories", {"id": 5000}, "'name_2' has the id 5000, which is none of the 1203"),
+        ("categories", {"frequency": "x"}, "category 2 has the frequency 'x', expected one of r, "),
+        ("images", {"neg_category_ids": None}, "id 2 has no valid 'neg_category_ids'"),
+        ("images", {"neg_category_ids": [[]]}, "id 2 has no valid 'neg_category_ids'"),
+    ],
+)
+def test_what_the_loader_of_lvis_cannot_read_is_refused(
+    tmp_path: Path, kind: str, fields: dict[str, Any], said: str
+) -> None:
+    written = write_lvis(tmp_path)
+    register_lvis_instances("tiny_lvis_v1", get_lvis_instances_meta("lvis_v1"), *written)
+    content = written.read()
+    content["annotations"] = [x for x in content["annotations"] if x["category_id"] != 2]
+    written.rewrite(content)
+    spoil(written, kind, 1, **fields)
+    with pytest.raises(ValueError, match=said):
+        check_dataset("tiny_lvis_v1", training=True, masks=True)
+
+
+def with_keypoints(tiny: CocoSet, names: Any = ("left_a", "right_a", "nose")) -> None:
+    content = tiny.read()
+    content["categories"][0]["keypoints"] = list(names)
+    tiny.rewrite(content)
+    change_all(tiny, keypoints=[5, 5, 2] * 3, num_keypoints=3)
+    DatasetCatalog.remove("tiny")
+    MetadataCatalog.remove("tiny")
+    register_coco("tiny", *tiny)
+
+
+def test_the_names_of_keypoints_are_taken_from_the_file(tiny: CocoSet) -> None:
+    with_keypoints(tiny)
+    metadata = MetadataCatalog.get("tiny")
+    assert metadata.keypoint_names == ["left_a", "right_a", "nose"]
+    assert metadata.keypoint_flip_map == [("left_a", "right_a")]
+    assert check_dataset("tiny", training=True, masks=True, keypoints=3) == Usable(6, 0)
+    with pytest.raises(ValueError, match=r"names 3 keypoints, but MODEL.*NUM_KEYPOINTS is 17"):
+        check_dataset("tiny", training=True, masks=True, keypoints=17)
+    spoil(tiny, "annotations", 2, keypoints=[1, 2, 1])
+    with pytest.raises(
+        ValueError, match=r"1 annotations have no 3 keypoints .*annotation 3 of ima"
+    ):
+        check_dataset("tiny", training=True, masks=True, keypoints=3)
+    assert check_dataset("tiny", training=True, masks=True) == Usable(6, 0)
+
+
+def test_keypoints_without_names_are_refused(tiny: CocoSet) -> None:
+    with_keypoints(tiny, names=())
+    with pytest.raises(ValueError, match=r"KEYPOINT_ON is True, but no category .* names its key"):
+        check_datasets(["tiny"], [], masks=True, keypoints=3)
 
 
 # Images
