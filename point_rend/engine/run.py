@@ -5,14 +5,16 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from torch import nn
 
+from point_rend.checkpoint.class_metadata import metadata_in
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
+from point_rend.config.agreement import warn_if_trained_otherwise
 from point_rend.data.checks.annotations import leave_out_impossible_annotations
-from point_rend.data.datasets.class_matching import build_evaluated_classes
+from point_rend.data.datasets.class_matching import ClassOrder, build_evaluated_classes
 from point_rend.engine.arguments import AUTO
 from point_rend.engine.launch import join, launch, leave, rank_from_launcher
 from point_rend.engine.memory import build_memory_error, out_of_memory_reported
@@ -117,20 +119,44 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
         is_chosen = "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON" in args.opts[::2]
         with only_errors(*["point_rend.mask_head"] * is_chosen):
             model = Trainer.build_model(cfg)
-        classes = build_evaluated_classes(cfg, by_position=args.ignore_class_names)
-        checkpointer: DetectionCheckpointer = CompleteModelCheckpointer(
-            model,
-            cfg.OUTPUT_DIR,
-            allow_unsafe=args.allow_unsafe_checkpoint,
-            check_classes=classes.check,
-        )
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        class_order = load_evaluated_model(args, cfg, model, resume=args.resume)
         write_config(cfg, replace=False)
     with output_errors(cfg.OUTPUT_DIR):
-        results = Trainer.test(cfg, model, class_order=classes.order)
+        results = Trainer.test(cfg, model, class_order=class_order)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+def load_evaluated_model(
+    args: argparse.Namespace, cfg: CfgNode, model: nn.Module, *, resume: bool = False
+) -> ClassOrder:
+    """Load a checkpoint and match its classes with those of DATASETS.TEST.
+
+    Args:
+        args: The parsed command line.
+        cfg: The finished config.
+        model: The model, built from it.
+        resume: Whether to load the last checkpoint of OUTPUT_DIR, if there is one.
+
+    Returns:
+        The order of the model's classes, for :meth:`Trainer.test`.
+
+    Raises:
+        FileNotFoundError, OSError: If the file cannot be read.
+        ValueError: If it is no checkpoint of this model, or one of other classes.
+    """
+    classes = build_evaluated_classes(cfg, by_position=args.ignore_class_names)
+    checkpointer = CompleteModelCheckpointer(
+        model,
+        cfg.OUTPUT_DIR,
+        allow_unsafe=args.allow_unsafe_checkpoint,
+        check_classes=classes.check,
+    )
+    rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    stored = metadata_in(rest, checkpointer.source)
+    warn_if_trained_otherwise(cfg, stored.config, checkpointer.source)
+    return classes.order
 
 
 def train(args: argparse.Namespace, cfg: CfgNode) -> Any:

@@ -11,10 +11,9 @@ import os
 from detectron2.config import CfgNode
 
 from point_rend import stock_heads
-from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.tasks import model_outputs
-from point_rend.data.datasets.class_matching import build_evaluated_classes
 from point_rend.engine.output_folder import output_errors
+from point_rend.engine.run import load_evaluated_model
 from point_rend.engine.setup import begin_run, setup, write_config
 from point_rend.engine.trainer import Trainer
 from point_rend.utils.errors import user_errors
@@ -74,13 +73,9 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode, heads: str) -> Results:
     cfg.freeze()
     with user_errors():
         model = Trainer.build_model(cfg)
-        classes = build_evaluated_classes(cfg, by_position=args.ignore_class_names)
-        checkpointer = CompleteModelCheckpointer(
-            model, allow_unsafe=args.allow_unsafe_checkpoint, check_classes=classes.check
-        )
-        checkpointer.load(cfg.MODEL.WEIGHTS)
+        class_order = load_evaluated_model(args, cfg, model)
     with output_errors(cfg.OUTPUT_DIR):
-        results = Trainer.test(cfg, model, class_order=classes.order)
+        results = Trainer.test(cfg, model, class_order=class_order)
     return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
 
 

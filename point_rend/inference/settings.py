@@ -13,6 +13,7 @@ from detectron2.data.catalog import Metadata
 
 from point_rend.checkpoint.class_metadata import StoredMetadata, read_stored_metadata
 from point_rend.checkpoint.zoo import PREFIX, published_url
+from point_rend.config.agreement import warn_if_trained_otherwise
 from point_rend.config.dumping import CONFIG_NAME
 from point_rend.config.loading import ARGUMENT, COMMAND_LINE, load_config, parse_config
 from point_rend.config.tasks import model_outputs
@@ -172,6 +173,7 @@ def _finish(
         logger.warning("This machine has no CUDA device: the model runs on the CPU")
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
+    warn_if_trained_otherwise(cfg, stored.config, cfg.MODEL.WEIGHTS)
     metadata = build_metadata(cfg, stored.classes, given, by_position=by_position)
     return Settings(cfg, metadata)
 

@@ -345,6 +345,12 @@ WEIGHTS = [
         r"cannot be resumed: 1 of the 1 tensors of the optimizer .*momentum_buffer",
     ),
     Row(
+        "the config of another training",
+        evaluation(thing_classes=list(KINDS), config="INPUT: {FORMAT: RGB}"),
+        r"m\.pth was trained with another config, .*INPUT\.FORMAT RGB \(now BGR\)",
+        exit_code=0,
+    ),
+    Row(
         "another number of classes",
         weights_of(lambda _: tiny_state(opts=("MODEL.ROI_HEADS.NUM_CLASSES", "5"))),
         r"do not fit the configured model, look at MODEL\.ROI_HEADS\.NUM_CLASSES",

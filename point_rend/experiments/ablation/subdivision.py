@@ -14,12 +14,11 @@ from detectron2.config import CfgNode
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
-from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.tasks import model_outputs
-from point_rend.data.datasets.class_matching import build_evaluated_classes
 from point_rend.engine.arguments import build_parser
 from point_rend.engine.launch import launch
 from point_rend.engine.output_folder import output_errors
+from point_rend.engine.run import load_evaluated_model
 from point_rend.engine.setup import begin_run, register_datasets, setup, write_config
 from point_rend.engine.trainer import Trainer
 from point_rend.experiments.ablation.results import (
@@ -147,13 +146,9 @@ def evaluate_settings(
         own_cfg.freeze()
         with user_errors():
             model = Trainer.build_model(own_cfg)
-            classes = build_evaluated_classes(own_cfg, by_position=args.ignore_class_names)
-            checkpointer = CompleteModelCheckpointer(
-                model, allow_unsafe=args.allow_unsafe_checkpoint, check_classes=classes.check
-            )
-            checkpointer.load(own_cfg.MODEL.WEIGHTS)
+            class_order = load_evaluated_model(args, own_cfg, model)
         with output_errors(str(output)):
-            results = Trainer.test(own_cfg, model, class_order=classes.order)
+            results = Trainer.test(own_cfg, model, class_order=class_order)
             if comm.is_main_process():
                 metrics = flatten_results_dict(results)
                 save_metrics(output / f"{setting.name}.json", provenance, metrics)
