@@ -54,3 +54,9 @@ def point_head_user(cfg: "CfgNode") -> str:
 def model_outputs(cfg: "CfgNode") -> frozenset[str]:
     """Return the fields of a model's results."""
     return meta_architecture(cfg).outputs
+
+
+def reads_proposals(cfg: "CfgNode") -> bool:
+    """Return whether the model reads precomputed proposals in place of generating them."""
+    is_precomputed = cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals"
+    return meta_architecture(cfg).has_roi_heads and is_precomputed

@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.checks import check_config, check_test_time_augmentation
+from point_rend.config.tasks import reads_proposals
 from point_rend.config.trial import check_model
 from point_rend.data.augmentation import build_augmentations
 from point_rend.engine.preflight import check_machine
@@ -59,6 +60,11 @@ class Predictor:
         check_test_time_augmentation(cfg)
         check_model(cfg, training=False)
         check_machine(cfg, 1)
+        if reads_proposals(cfg):
+            raise ValueError(
+                "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals, but an image alone has no "
+                "proposals: expected a model that generates them, such as with RPN"
+            )
         self.cfg = cfg.clone()
         self.metadata = metadata or build_metadata(
             cfg, read_metadata(cfg.MODEL.WEIGHTS, allow_unsafe=allow_unsafe)

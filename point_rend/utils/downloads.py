@@ -279,7 +279,7 @@ def _fetch(url: str, target: BinaryIO, max_bytes: int | None) -> int:
         if watch.stalled or isinstance(e, TimeoutError) or isinstance(reason, TimeoutError):
             reason = (
                 f"the server stalled for {seconds:g} seconds; the environment variable {TIMEOUT} "
-                "raises them"
+                "raises this limit"
             )
         raise DownloadError(url, f"{reason}{_elsewhere(url)}") from e
     if announced is not None and received != announced:

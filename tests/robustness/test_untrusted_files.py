@@ -72,6 +72,21 @@ def with_proposals(content: Any, command: str = "train", **files: str) -> Prepar
     return prepare
 
 
+def predict(name: str, content: Callable[[], bytes] | None) -> Prepare:
+    """Return a function that writes a checkpoint, or a pipe, and predicts with it."""
+
+    def prepare(folder: Path) -> Words:
+        if content is None:
+            os.mkfifo(folder / name)
+        else:
+            (folder / name).write_bytes(content())
+        write_pictures(folder / "in", [1])
+        start = ["predict", "--config-file", POINTREND, "--input", "in", "--output", "out"]
+        return [*start, "--opts", *TINY_MODEL, WEIGHTS, name]
+
+    return prepare
+
+
 NAN = [np.full((1, 4), np.nan)] * 2
 PROPOSALS = [
     Row("code", with_proposals(CALL), "proposals.pkl is refused: it asks for", then=untouched),
@@ -91,6 +106,8 @@ PROPOSALS = [
     Row(
         "an upward URL", with_proposals(None, TRAIN="('http://h/%2e%2e/x',)"), r"URL without `\.\."
     ),
+    Row("no names", with_proposals(None, TRAIN="(3,)"), "TRAIN must be a list of .* text"),
+    Row("predict", lambda f: [*predict("m.pkl", lambda: b"")(f), *PRECOMPUTED], "image alone"),
     Row("no loading", lambda f: words("evaluate", f, *PRECOMPUTED), "LOAD_PROPOSALS is False"),
 ]
 
@@ -155,21 +172,6 @@ URLS.add("upward annotations", stall, r"URL without `\.\.`", json="{url}/%2e%2e/
 
 
 # Checkpoints
-
-
-def predict(name: str, content: Callable[[], bytes] | None) -> Prepare:
-    """Return a function that writes a checkpoint, or a pipe, and predicts with it."""
-
-    def prepare(folder: Path) -> Words:
-        if content is None:
-            os.mkfifo(folder / name)
-        else:
-            (folder / name).write_bytes(content())
-        write_pictures(folder / "in", [1])
-        start = ["predict", "--config-file", POINTREND, "--input", "in", "--output", "out"]
-        return [*start, "--opts", *TINY_MODEL, WEIGHTS, name]
-
-    return prepare
 
 
 def resume(content: bytes | None) -> Prepare:

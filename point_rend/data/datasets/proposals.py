@@ -14,6 +14,7 @@ from detectron2.structures import BoxMode
 
 from point_rend.checkpoint.array_pickle import load_arrays
 from point_rend.checkpoint.sealed_file import read_checkpoint
+from point_rend.config.tasks import INSTANCES, model_outputs, reads_proposals
 from point_rend.utils.downloads import is_url, local_path, resolve
 from point_rend.utils.reading import check_regular_file
 
@@ -37,9 +38,13 @@ def check_proposal_files(cfg: CfgNode, *, training: bool) -> None:
         ValueError: If there is not one file per data set, or the model needs proposals and gets
             none.
     """
+    if reads_proposals(cfg) and model_outputs(cfg) != INSTANCES:
+        raise ValueError(
+            "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals, but "
+            f"{cfg.MODEL.META_ARCHITECTURE} generates its proposals: expected RPN"
+        )
     if not cfg.MODEL.LOAD_PROPOSALS:
-        uses_them = cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "ProposalNetwork")
-        if uses_them and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
+        if reads_proposals(cfg):
             raise ValueError(
                 "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals, but MODEL.LOAD_PROPOSALS "
                 "is False: expected True, and a file per data set in DATASETS.PROPOSAL_FILES_TRAIN "
