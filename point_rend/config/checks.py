@@ -22,6 +22,7 @@ from point_rend.config.schema import (
 )
 from point_rend.config.tasks import PANOPTIC, meta_architecture, model_outputs
 
+COCO_KEYPOINTS = 17
 LARGEST_SIDE = 16_384  # pixels of the short side of an image
 LARGEST_MASK = 8192  # cells of the side of a mask, or pixels of an image, to which points are added
 MOST_CANDIDATES = 10_000_000  # points drawn for a box or an image
@@ -48,6 +49,8 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
         if f"{section}.IOU_LABELS" in keys:
             _check_matching(cfg, section)
     _check_features(cfg, keys)
+    if cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TEST:
+        _check_sigmas(cfg)
     if "MODEL.ANCHOR_GENERATOR.SIZES" in keys:
         _check_anchors(cfg)
     if meta_architecture(cfg).has_roi_heads:
@@ -72,6 +75,20 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
 
 MAX_DETS = "TEST.MAX_DETS_PER_IMAGE"
 MOST_DETS = 1_000_000
+
+
+def _check_sigmas(cfg: CfgNode) -> None:
+    """Refuse another number of sigmas than of keypoints, which an evaluation asserts on."""
+    key, sigmas = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", cfg.TEST.KEYPOINT_OKS_SIGMAS
+    number = len(sigmas) or COCO_KEYPOINTS
+    if number != value_of(cfg, key):
+        given = (
+            f"has {len(sigmas)} numbers" if sigmas else f"is empty, which means {number} of COCO"
+        )
+        raise ValueError(
+            f"TEST.KEYPOINT_OKS_SIGMAS {given}, but {key} is {value_of(cfg, key)}: expected one "
+            "sigma for each keypoint"
+        )
 
 
 def check_max_dets(number: int, setting: str = MAX_DETS) -> None:

@@ -716,6 +716,21 @@ class TestCheckConfig:
         with pytest.raises(ValueError, match=r"BOUNDARY_METRICS is True, .*MASK_ON is False"):
             check_config(cfg, training=False)
 
+    @pytest.mark.parametrize(
+        ("number", "sigmas", "message"),
+        [
+            (2, "[]", r"OKS_SIGMAS is empty, which means 17 of COCO, but .*NUM_KEYPOINTS is 2"),
+            (2, "[1.0]", r"OKS_SIGMAS has 1 numbers, but .*NUM_KEYPOINTS is 2: expected one sigma"),
+        ],
+    )
+    def test_an_evaluation_needs_one_sigma_for_each_keypoint(self, number, sigmas, message):
+        opts = ["MODEL.KEYPOINT_ON", "True", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", str(number)]
+        opts += ["TEST.KEYPOINT_OKS_SIGMAS", sigmas]
+        with pytest.raises(ValueError, match=message):
+            check_config(load_config(get_config_file(COCO_1X), opts), training=True)
+        opts += ["DATASETS.TEST", "()"]
+        check_config(load_config(get_config_file(COCO_1X), opts), training=True)
+
     def test_nothing_is_changed(self):
         cfg = load_config(get_config_file(COCO_1X))
         before = cfg.clone()

@@ -22,7 +22,12 @@ from point_rend.data.checks.image_files import Annotation, ImageRecord, check_im
 from point_rend.data.checks.masks import Mask, measure_masks
 from point_rend.data.checks.rle import Fault, Size
 from point_rend.data.datasets.classes import describe
-from point_rend.data.datasets.coco import check_file_names, read_coco, repair_fields
+from point_rend.data.datasets.coco import (
+    check_file_names,
+    check_panoptic_file,
+    read_coco,
+    repair_fields,
+)
 from point_rend.data.datasets.cocofied_lvis import read_lvis
 from point_rend.data.datasets.loading import load_records
 from point_rend.utils.json_files import shown
@@ -152,6 +157,9 @@ def check_dataset(
     if keypoints:
         _check_keypoints(name, data, keypoints)
     found = _examine(data, masks=masks)
+    json_file = MetadataCatalog.get(name).get("json_file")
+    if json_file and not training and _evaluator_type(name) == "coco_panoptic_seg":
+        check_ground_truth(json_file, read_coco(json_file), masks=masks)
     if found.fatal and not training:
         raise ValueError(
             f"{where} cannot be evaluated: {len(found.fatal)} annotations are broken"
@@ -535,6 +543,10 @@ def _load(name: str) -> DataSet:
         check_file_names(json_file, (x["file_name"] for x in content["images"]), root)
         return _of_content(content, root)
 
+    if json_file and evaluator_type == "coco_panoptic_seg":
+        read_coco(json_file)
+    if metadata.get("panoptic_json"):
+        check_panoptic_file(metadata.panoptic_json)
     # Any other loader, such as that of Cityscapes, may take minutes: it runs once.
     loaded = load_records(name)
     DatasetCatalog[name] = lambda: copy.deepcopy(loaded)

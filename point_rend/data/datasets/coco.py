@@ -87,6 +87,35 @@ def read_coco(json_file: str, *, image_name: str = "file_name") -> dict[str, Any
     return content
 
 
+def check_panoptic_file(json_file: str) -> None:
+    """Refuse a file that is not in COCO's panoptic format, before Detectron2 reads it.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not JSON, or if a record lacks a field.
+    """
+    content = _read_json(json_file)
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(annotations, list):
+        raise ValueError(
+            f"{json_file} is not in COCO's panoptic format: expected an object with the list "
+            "'annotations'"
+        )
+    for position, record in enumerate(annotations):
+        known = record if isinstance(record, dict) else {}
+        identity, segments = known.get("image_id"), known.get("segments_info")
+        if (
+            not (type(identity) is int or (isinstance(identity, str) and identity.isdecimal()))
+            or not isinstance(known.get("file_name"), str)
+            or not isinstance(segments, list)
+            or not all(isinstance(x, dict) and type(x.get("category_id")) is int for x in segments)
+        ):
+            raise ValueError(
+                f"{json_file}: annotation at position {position} needs an image_id of digits, a "
+                f"file_name and segments_info, each with a category_id; got {shown(record)}"
+            )
+
+
 def register_coco(name: str, json_file: str, image_root: str) -> int:
     """Register a data set in COCO's instances format; registering it again has no effect.
 

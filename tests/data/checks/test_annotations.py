@@ -1,6 +1,7 @@
 """Checks of images and annotations before a run."""
 
 import io
+import json
 import logging
 import math
 from collections.abc import Iterator
@@ -505,6 +506,47 @@ def test_files_of_other_sets_do_not_leave_their_folders(
     check_dataset("inside", training=False, masks=True)
     with pytest.raises(ValueError, match=r"outside: .*\.\./other.png.*: expected a file in the im"):
         check_dataset("outside", training=False, masks=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([], "is not in COCO's panoptic format"),
+        ({"annotations": 3}, "is not in COCO's panoptic format"),
+        ({"annotations": [{"image_id": "a"}]}, "annotation at position 0 needs an image_id of dig"),
+        (
+            {"annotations": [{"image_id": 1, "file_name": "0.png", "segments_info": [{}]}]},
+            "segments_info, each with a category_id",
+        ),
+    ],
+)
+def test_a_panoptic_file_is_checked_before_it_is_loaded(
+    tiny: CocoSet, tmp_path: Path, content: Any, said: str
+) -> None:
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    DatasetCatalog.register("panoptic", list)
+    MetadataCatalog.get("panoptic").set(
+        panoptic_json=str(tmp_path / "panoptic.json"),
+        json_file=tiny.json_file,
+        evaluator_type="coco_panoptic_seg",
+    )
+    with pytest.raises(ValueError, match=f"panoptic.json.*{said}"):
+        check_dataset("panoptic", training=True, masks=True)
+    spoil(tiny, "annotations", 0, ignore=None)
+    with pytest.raises(ValueError, match=r"instances\.json: annotation 1 of image 1: .*'ignore'"):
+        check_dataset("panoptic", training=True, masks=True)
+
+
+def test_the_instances_of_a_panoptic_set_are_checked_for_an_evaluation(tiny: CocoSet) -> None:
+    records = DatasetCatalog.get("tiny")
+    DatasetCatalog.register("panoptic", lambda: records)
+    MetadataCatalog.get("panoptic").set(
+        json_file=tiny.json_file, evaluator_type="coco_panoptic_seg"
+    )
+    assert check_dataset("panoptic", training=False, masks=True) == Usable(6, 0)
+    spoil(tiny, "annotations", 0, segmentation=[[1, 2, 3, 4]])  # which the loader drops
+    with pytest.raises(ValueError, match=r"instances\.json: 1 annotations cannot be compared"):
+        check_dataset("panoptic", training=False, masks=True)
 
 
 # LVIS and keypoints
