@@ -64,7 +64,7 @@ class NamingDatasetMapper(DatasetMapper):
         augmented = AugInput(image, sem_seg=labels)
         transforms = self.augmentations(augmented)
         image_shape = augmented.image.shape[:2]
-        chw = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        chw = augmented.image.transpose(2, 0, 1).copy()
         record["image"] = torch.from_numpy(chw)
         if labels is not None:
             record["sem_seg"] = torch.from_numpy(augmented.sem_seg.astype(np.int64))

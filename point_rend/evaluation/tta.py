@@ -6,7 +6,6 @@ Shape letters: K classes; H and W output height and width.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
@@ -102,7 +101,7 @@ class MultiScaleSegmentor(nn.Module):
             sides = ResizeShortestEdge.get_output_shape(height, width, side, self.max_size)
             new_height, new_width = (max(length, 1) for length in sides)
             resized = ResizeTransform(height, width, new_height, new_width).apply_image(pixels)
-            scaled = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+            scaled = torch.from_numpy(resized.transpose(2, 0, 1).copy())
             yield scaled, False
             if self.flip:
                 yield scaled.flip(-1), True

@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from typing import Any, Self, overload
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
@@ -139,7 +138,7 @@ class Predictor:
         height, width = output_size or pixels.shape[:2]
         augmented = AugInput(pixels)
         self._augmentations(augmented)
-        chw = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        chw = augmented.image.transpose(2, 0, 1).copy()
         return {"image": torch.from_numpy(chw), "height": height, "width": width}
 
     @overload

@@ -9,8 +9,9 @@ The rule for every picture of a user:
 - EXIF's orientation is applied; one that cannot be read is ignored.
 - Of a file with several frames the first one is read.
 
-For 8-bit pictures the result is that of Detectron2's `read_image`. The number of pixels is bounded;
-the environment variable `POINTREND_MAX_PIXELS` raises the bound.
+For 8-bit pictures the result is that of Detectron2's `read_image`, except for TIFF files with an
+orientation, which it turns twice. The number of pixels is bounded; the environment variable
+`POINT_REND_MAX_PIXELS` raises the bound.
 """
 
 import logging
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Orders of the channels: Detectron2's, and modes of Pillow with 8 bits a channel.
 ORDERS = ("BGR", "RGB", "L", "YUV-BT.601", "LA", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-LIMIT_VARIABLE = "POINTREND_MAX_PIXELS"
+LIMIT_VARIABLE = "POINT_REND_MAX_PIXELS"
 MAX_PIXELS = 178_956_970  # of a picture; Pillow refuses more
 LARGE = 1 << 24  # pixels of a picture beyond which a process decodes one at a time
 STRIP = 1 << 22  # pixels that are converted at a time
@@ -72,6 +73,7 @@ SIGNATURES = (
 )
 HEAD = 512  # bytes that are compared with them
 
+TIFF_SIZE = "_tile_size"  # attribute of a TIFF that Pillow itself turns; `size` is that after it
 PNG_TEXTS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks that may hold EXIF's orientation
 STRAY_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store"}
 STRAY_FOLDERS = {".ipynb_checkpoints", "__macosx", "@eadir", ".appledouble", "$recycle.bin"}
@@ -307,7 +309,7 @@ def is_deep(image: Image.Image) -> bool:
 def exif_orientation(image: Image.Image) -> int:
     """Return EXIF's orientation, 1 to 8; 1 without one. This decodes a PNG that may have one."""
     try:
-        if not _may_have_exif(image):
+        if hasattr(image, TIFF_SIZE) or not _may_have_exif(image):
             return 1
         value = image.getexif().get(ExifTags.Base.Orientation)
     except MemoryError:
@@ -359,8 +361,25 @@ def _has_more_frames(image: Image.Image) -> bool:
 
 def load(image: Image.Image) -> None:
     """Decode a picture; large ones one at a time, for the sake of the memory."""
+    if image.format == "TIFF":
+        _check_strips(image)
     with _decoding_large if image.width * image.height > LARGE else nullcontext():
         image.load()
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of a picture before EXIF's orientation."""
+    size: tuple[int, int] = getattr(image, TIFF_SIZE, image.size)
+    return size
+
+
+def _check_strips(image: Image.Image) -> None:
+    """Refuse a TIFF whose parts do not cover the picture; the rest would be black."""
+    extents = [tile[1] for tile in getattr(image, "tile", ())]
+    if extents:
+        covered = max(x[2] for x in extents), max(x[3] for x in extents)
+        if min(np.subtract(covered, stored_size(image))) < 0:
+            raise OSError(f"it has {covered[0]} x {covered[1]} of its pixels")
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
@@ -396,8 +415,9 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 def _by_rows(values: np.ndarray, to_8_bits: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Convert values (H, W) to uint8 without a second copy of all of them."""
     pixels = np.empty(values.shape, np.uint8)
-    for row, target in zip(values, pixels, strict=True):
-        target[:] = to_8_bits(row)
+    rows = max(1, STRIP // values.shape[1])
+    for top in range(0, len(values), rows):
+        pixels[top : top + rows] = to_8_bits(values[top : top + rows])
     return pixels
 
 

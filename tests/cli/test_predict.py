@@ -243,14 +243,14 @@ def test_a_picture_that_would_not_be_read_as_it_is_counts_as_unreadable(
     Image.fromarray(picture(1)[:, :, 0].astype(np.int32) * 100_000).save(folder / "deep.tif")
     cv2.imwrite(str(folder / "large.png"), np.zeros((96, 128), np.uint8))
     (folder / "folder.png").mkdir()
-    monkeypatch.setenv("POINTREND_MAX_PIXELS", str(48 * 64))
+    monkeypatch.setenv("POINT_REND_MAX_PIXELS", str(48 * 64))
     assert exit_code("--input", folder, "--output", tmp_path / "out") == 1
     assert files_below(tmp_path / "out") == ["1.png"]
     lines = [x for x in capsys.readouterr().err.splitlines() if "cannot be read" in x]
     assert len(lines) == 2
     assert "deep.tif" in lines[0]
     assert "large.png" in lines[1]
-    assert "POINTREND_MAX_PIXELS" in lines[1]
+    assert "POINT_REND_MAX_PIXELS" in lines[1]
 
 
 @pytest.mark.usefixtures("_planted")

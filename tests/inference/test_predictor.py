@@ -19,6 +19,7 @@ from torch import nn
 from point_rend import Predictor, SafeDetectionCheckpointer, load_config
 from point_rend.checkpoint import zoo
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
+from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.utils import downloads
 from tests.checkpoint.nets import HOSTILE, write_pickle, zoo_file
 from tests.cli.test_predict import (
@@ -181,6 +182,20 @@ def test_a_model_reads_colors_in_its_own_order() -> None:
         seen.append(inputs["image"])
     assert seen[0].dtype == torch.uint8
     assert torch.equal(seen[0], seen[1].flip(0))
+
+
+def test_a_grayscale_model_sees_what_its_training_reads(tmp_path: Path) -> None:
+    gray = ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[120.0]", "MODEL.PIXEL_STD", "[60.0]"]
+    cfg = load_config(POINTREND, [*TINY_MODEL, *gray])
+    predictor, mapper = Predictor(cfg), NamingDatasetMapper(cfg, is_train=False)
+    for name, mode in {"color.png": "RGB", "print.tif": "CMYK", "gray.jpg": "L"}.items():
+        path = tmp_path / name
+        Image.fromarray(scene()[:, :, ::-1]).convert(mode).save(path)
+        expected = mapper({"file_name": str(path), "image_id": 0})["image"]
+        assert expected.shape[0] == 1
+        for same in (path, read_image(str(path), "BGR"), Image.open(path)):
+            assert torch.equal(predictor.inputs(same)["image"], expected)
+        assert predictor(path)["instances"].image_size == (HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize(

@@ -316,11 +316,11 @@ def two_suffixes(folder: Path) -> Sequence[str]:
 
 
 def set_a_wrong_limit() -> None:
-    os.environ["POINTREND_MAX_PIXELS"] = "many"
+    os.environ["POINT_REND_MAX_PIXELS"] = "many"
 
 
 def set_a_low_limit() -> None:
-    os.environ["POINTREND_MAX_PIXELS"] = "1000"
+    os.environ["POINT_REND_MAX_PIXELS"] = "1000"
 
 
 def forbid() -> None:
@@ -350,7 +350,7 @@ ROWS += [
     Row(
         "low limit",
         compare,
-        "48 x 32 pixels, the limit is 1000; .* POINTREND_MAX_PIXELS",
+        "48 x 32 pixels, the limit is 1000; .* POINT_REND_MAX_PIXELS",
         first=set_a_low_limit,
     ),
     Row("no permission", compare, "images/0.png cannot be read: Permission denied", first=forbid),

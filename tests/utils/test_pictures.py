@@ -1,6 +1,8 @@
 """The one reader of pictures and label maps; Detectron2's reader is the oracle for 8 bits."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,25 @@ def test_pictures_of_8_bits_are_those_of_detectron2(
 def test_exif_turns_pictures_as_in_detectron2(number: int, tmp_path: Path) -> None:
     path = saved(tmp_path / "x.jpg", Image.fromarray(RGB), exif=orientation(number))
     np.testing.assert_array_equal(read_picture(path), read_image(str(path), "BGR"))
+
+
+@pytest.mark.parametrize(("number", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_a_tiff_is_turned_once(number: int, turns: int, tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.tif", Image.fromarray(RGB), tiffinfo={274: number})
+    np.testing.assert_array_equal(read_picture(path, "RGB"), np.rot90(RGB, turns))
+    with pictures.open_picture(path) as image:
+        assert pictures.stored_size(image) == (WIDTH, HEIGHT)
+        assert pictures.shown_size(image) == np.rot90(RGB, turns).shape[1::-1]
+
+
+def test_a_tiff_with_fewer_rows_than_it_declares_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.tif", Image.fromarray(RGB))
+    height = struct.pack("<HHII", 257, 4, 1, HEIGHT)
+    content = path.read_bytes()
+    assert content.count(height) == 1
+    path.write_bytes(content.replace(height, struct.pack("<HHII", 257, 4, 1, 9 * HEIGHT)))
+    with pytest.raises(PictureError, match=r"broken \(it has 20 x 12 of its pixels\)"):
+        read_picture(path)
 
 
 @pytest.mark.parametrize("number", [1, 6])
@@ -297,20 +318,20 @@ def test_the_number_of_pixels_has_a_limit_that_a_variable_sets(
 ) -> None:
     path = saved(tmp_path / "x.png", Image.fromarray(RGB))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-    monkeypatch.setenv("POINTREND_MAX_PIXELS", str(HEIGHT * WIDTH))
+    monkeypatch.setenv("POINT_REND_MAX_PIXELS", str(HEIGHT * WIDTH))
     read_picture(path)
-    monkeypatch.setenv("POINTREND_MAX_PIXELS", str(HEIGHT * WIDTH - 1))
+    monkeypatch.setenv("POINT_REND_MAX_PIXELS", str(HEIGHT * WIDTH - 1))
     with pytest.raises(PictureError, match=rf"{WIDTH} x {HEIGHT} pixels, the limit is 239; cut it"):
         read_picture(path)
     large = saved(tmp_path / "large.png", Image.new("1", (20_000, 10_000)))
-    monkeypatch.delenv("POINTREND_MAX_PIXELS")
+    monkeypatch.delenv("POINT_REND_MAX_PIXELS")
     with pytest.raises(PictureError, match="200000000 pixels, the limit is 178956970"):
         read_picture(large)
-    monkeypatch.setenv("POINTREND_MAX_PIXELS", "200000000")
+    monkeypatch.setenv("POINT_REND_MAX_PIXELS", "200000000")
     with pictures.open_picture(large) as image:
         assert image.size == (20_000, 10_000)
-    monkeypatch.setenv("POINTREND_MAX_PIXELS", "many")
-    with pytest.raises(ValueError, match="POINTREND_MAX_PIXELS: expected a number, got 'many'"):
+    monkeypatch.setenv("POINT_REND_MAX_PIXELS", "many")
+    with pytest.raises(ValueError, match="POINT_REND_MAX_PIXELS: expected a number, got 'many'"):
         read_picture(path)
 
 
@@ -337,9 +358,6 @@ def test_a_label_map_has_the_same_values_in_every_mode(mode: str, tmp_path: Path
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_a_grayscale_png_of_fewer_bits_keeps_its_values(bits: int, tmp_path: Path) -> None:
-    import struct
-    import zlib
-
     labels = LABELS % 2**bits
     shifts = np.arange(8 - bits, -1, -bits)
     packed = (

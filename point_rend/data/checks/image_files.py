@@ -16,6 +16,7 @@ from point_rend.utils.pictures import (
     open_picture,
     read_picture,
     shown_size,
+    stored_size,
     to_array,
 )
 
@@ -100,7 +101,7 @@ def _read_header(record: ImageRecord) -> tuple[str | None, bool]:
 
 def _fault(record: ImageRecord, image: Image.Image, file: BinaryIO) -> str | None:
     """Check the header and the end of a file; decode the pixels only in case of doubt."""
-    stored = shown = image.size
+    stored = stored_size(image)
     end = END_OF_FILE.get(image.format or "")
     # Some cameras write more after the end mark, and other formats have none.
     if image.mode in ("I", "F"):

@@ -24,6 +24,7 @@ from point_rend.utils.pictures import (
     label_values,
     open_picture,
     shown_size,
+    stored_size,
 )
 
 logger = logging.getLogger(__name__)
@@ -257,7 +258,7 @@ def _read_label(
     except (OSError, PictureError) as error:
         return LabelMap(nothing, None, False, getattr(error, "fault", None) or str(error))
     with open_picture(record["file_name"]) as image:
-        stored, expected = image.size, shown_size(image)
+        stored, expected = stored_size(image), shown_size(image)
     size = labels.shape[::-1]
     if size != expected:
         fault = f"is {size[0]} x {size[1]} pixels, its image {expected[0]} x {expected[1]}"

@@ -137,10 +137,10 @@ def test_sizes_are_bounded_as_pictures_are(monkeypatch: pytest.MonkeyPatch) -> N
     fault = rle_fault(huge, 100_000, 100_000)
     assert fault is not None
     assert "100000 x 100000 pixels, expected at most 178,956,970" in fault.text
-    assert "POINTREND_MAX_PIXELS" in fault.text
+    assert "POINT_REND_MAX_PIXELS" in fault.text
     assert size_fault(13_000, 13_000) is None
     assert size_fault(14_000, 14_000) is not None
-    monkeypatch.setenv("POINTREND_MAX_PIXELS", str(14_000 * 14_000))
+    monkeypatch.setenv("POINT_REND_MAX_PIXELS", str(14_000 * 14_000))
     assert size_fault(14_000, 14_000) is None
     for size in ((0, 5), (5, -1), (10**400, 10**400)):
         assert size_fault(*size) is not None

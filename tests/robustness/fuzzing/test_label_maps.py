@@ -1,10 +1,12 @@
 """Label maps and photographs, from damaged files of all formats and from any header."""
 
 import io
+import os
 import struct
 import tempfile
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from hypothesis import example, given
@@ -12,11 +14,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from point_rend.data.checks.label_maps import blended_share
-from point_rend.utils.pictures import ORDERS, PictureError, read_label_map, read_picture
+from point_rend.utils.pictures import (
+    LIMIT_VARIABLE,
+    ORDERS,
+    PictureError,
+    read_label_map,
+    read_picture,
+)
 
 LABELS = np.random.default_rng(0).integers(0, 4, (9, 14)).astype(np.uint8)
 FOLDER = tempfile.TemporaryDirectory()
 FILE = Path(FOLDER.name) / "file"
+MAX_PIXELS = "1000000"  # larger pictures would only take time
 
 
 def encoded(form: str, mode: str, **options: object) -> bytes:
@@ -50,8 +59,13 @@ FILES = [
 def refused_or_read(content: bytes) -> None:
     """Read a file: there are pixels, or an error of one short line that names the file."""
     FILE.write_bytes(content)
+    with mock.patch.dict(os.environ, {LIMIT_VARIABLE: MAX_PIXELS}):
+        read(FILE)
+
+
+def read(file: Path) -> None:
     try:
-        labels = read_label_map(FILE)
+        labels = read_label_map(file)
         assert labels.ndim == 2
         assert labels.dtype in (np.uint8, np.uint16, np.int32)
         assert labels.size
@@ -60,7 +74,7 @@ def refused_or_read(content: bytes) -> None:
         check_message(str(error))
     for order in ORDERS[:4]:
         try:
-            pixels = read_picture(FILE, order)
+            pixels = read_picture(file, order)
             assert pixels.ndim == 3
             assert pixels.shape[2] == (1 if order == "L" else 3)
             assert pixels.dtype == (np.float64 if order == "YUV-BT.601" else np.uint8)
