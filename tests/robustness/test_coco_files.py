@@ -189,7 +189,7 @@ ROWS: list[Row] = [
     *of_content(
         "huge image",
         one("images", height=100_000, width=100_000),
-        "image 2 .* 100000 x 100000 pixels, expected at most 178,956,970 .*POINTREND_MAX_PIXELS",
+        "image 2 .* 100000 x 100000 pixels, expected at most 178,956,970 .*POINT_REND_MAX_PIXELS",
     ),
     *of_content("huge side", one("images", height=HUGE), "has a size of 32 x <integer", ["score"]),
     *of_content("no side", one("images", height=0), "has a size of 32 x 0 pixels", ["report"]),
