@@ -121,7 +121,7 @@ def _measure_chunk(segmentations: Sequence[Any], sizes: Sequence[Size | None]) -
             rles.append(number)
         elif isinstance(segmentation, list) and segmentation:
             polygons.append(number)
-        elif segmentation is None or segmentation in ([], {}):
+        elif segmentation is None or isinstance(segmentation, list | dict):
             measured[number] = Mask(None, (Fault("no segmentation"),))
         else:
             text = f"segmentation {shown(segmentation)}, expected polygons or an RLE"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
@@ -179,7 +180,9 @@ def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def crowd_flag(value: Any) -> int | None:
     """Return the "iscrowd" that a value means, 0 or 1; None if it means neither."""
-    if value is None or (type(value) in (bool, int, float) and value in (0, 1)):
+    if value is None or (
+        isinstance(value, int | float | np.bool_ | np.integer) and value in (0, 1)
+    ):
         return int(value or 0)
     return int(value) if isinstance(value, str) and value in ("0", "1") else None
 
@@ -190,16 +193,17 @@ def repair_fields(annotations: Iterable[dict[str, Any]]) -> dict[str, Counter[st
     Readers compute the missing area from the mask, or from the box if there is none.
 
     Args:
-        annotations: As :func:`read_coco` accepts them.
+        annotations: As :func:`read_coco` accepts them, or those of another loader.
 
     Returns:
-        The values that were replaced or removed, counted by field.
+        The values that were replaced or removed, counted by field; true and false are no others.
     """
     found: dict[str, Counter[str]] = {"iscrowd": Counter(), "area": Counter()}
     for annotation in annotations:
         flag = annotation.get("iscrowd", 0)
         if type(flag) is not int:
-            found["iscrowd"][shown(flag)] += 1
+            if not isinstance(flag, bool | np.bool_ | np.integer):
+                found["iscrowd"][shown(flag)] += 1
             annotation["iscrowd"] = crowd_flag(flag)
         if "area" in annotation and not is_area(annotation["area"]):
             found["area"][_kind(annotation.pop("area"))] += 1

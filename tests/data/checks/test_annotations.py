@@ -382,7 +382,7 @@ def test_single_boxes_of_something_else_are_named(
     assert "1 of 6 boxes differ from those of their masks: annotation 4 of image 2" in caplog.text
 
 
-@pytest.mark.parametrize("value", [None, "0", False, 0.0])
+@pytest.mark.parametrize("value", [None, "0", 0.0])
 def test_an_iscrowd_that_means_0_is_repaired_for_the_training(
     tiny: CocoSet, caplog: pytest.LogCaptureFixture, value: Any
 ) -> None:
@@ -394,6 +394,21 @@ def test_an_iscrowd_that_means_0_is_repaired_for_the_training(
     annotations = [x for record in DatasetCatalog.get("tiny") for x in record["annotations"]]
     assert [type(x["iscrowd"]) for x in annotations] == [int] * 6
     assert sum(x["iscrowd"] for x in annotations) == 0
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("kind", [bool, np.bool_, np.int64])
+def test_crowds_of_any_loader_stay_crowds(caplog: pytest.LogCaptureFixture, kind: type) -> None:
+    records = DatasetCatalog.get("tiny")
+    for number, annotation in enumerate(x for record in records for x in record["annotations"]):
+        annotation["iscrowd"] = kind(number % 2)
+    DatasetCatalog.register("own", lambda: records)
+    MetadataCatalog.get("own").set(evaluator_type="cityscapes_instance")
+    assert check_dataset("own", training=True, masks=True) == Usable(3, 0, crowds=3)
+    leave_out_impossible_annotations("own", masks=True)
+    loaded = [x["iscrowd"] for x in DatasetCatalog.get("own")[0]["annotations"]]
+    assert loaded == [0, 1, 0]
+    assert "valid 'iscrowd'" not in caplog.text
 
 
 @pytest.mark.parametrize("value", [None, "12", [12], NAN, -1, math.inf, True, 10**400])

@@ -111,7 +111,7 @@ def test_corners_and_outlines_are_bounded_by_the_image() -> None:
     [
         *([[2.1e8, 1, 5, 5, 9, 1]], [[1, math.nan, 5, 5, 9, 1]], [[1, 1, 5, 5]], [["1"] * 6]),
         *({"size": list(SIZE), "counts": [1]}, {"size": [2, 2], "counts": "04"}),
-        *({}, [], [[]], 7, "x", None),
+        *({}, [], [[]], 7, "x", None, np.ones(SIZE)),
     ],
 )
 def test_a_mask_with_a_fatal_fault_is_not_compressed(mask: Any) -> None:
