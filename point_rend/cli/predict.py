@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from point_rend.inference.run import run
 
     with errors.user_errors():
-        failures, number = run(args)
+        failures, exit_code = run(args)
     for failure in failures:
         print(f"{parser.prog}: cannot be read: {failure}", file=sys.stderr)
-    if number or failures:
-        raise SystemExit(errors.signal_exit_code(number) if number else errors.FAILED)
+    if exit_code or failures:
+        raise SystemExit(exit_code or errors.FAILED)

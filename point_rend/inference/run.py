@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,7 +34,7 @@ from point_rend.inference.outputs import COCO_NAME, Output, Results, VideoFile, 
 from point_rend.inference.predictor import Predictor
 from point_rend.inference.progress import Progress, Source
 from point_rend.inference.settings import read_settings
-from point_rend.utils.interruption import Terminated, terminable
+from point_rend.utils.errors import INTERRUPTED
 from point_rend.utils.pictures import IMAGE_SUFFIXES
 from point_rend.utils.reading import check_regular_file
 
@@ -45,11 +44,11 @@ class Outcome(NamedTuple):
 
     Attributes:
         failures: A message for each input that could not be read.
-        signal: Number of the signal that has ended the run, or 0.
+        exit_code: That of the process if a signal has ended the run, else 0.
     """
 
     failures: list[str]
-    signal: int
+    exit_code: int
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -68,16 +67,16 @@ def run(args: argparse.Namespace) -> Outcome:
     failures: list[str] = []
     with ExitStack() as stack:
         job = _open(args, cfg, metadata, failures, stack)
-        number = 0
+        exit_code = 0
         if job.total != 0:
             predictor = Predictor(
                 cfg,
                 metadata=metadata,
                 allow_unsafe=args.allow_unsafe_checkpoint,
             )
-            number = _segment(batches(job.frames, args.batch_size), predictor, job)
+            exit_code = _segment(batches(job.frames, args.batch_size), predictor, job)
         job.results.finish()
-    return Outcome(failures, number)
+    return Outcome(failures, exit_code)
 
 
 def check_formats(formats: Sequence[str], outputs: frozenset[str]) -> None:
@@ -302,19 +301,20 @@ def _unfinished(frames: Iterator[Frame], progress: Progress) -> Iterator[Frame]:
 
 
 def _segment(frames: Iterator[list[Frame]], predictor: Predictor, job: _Job) -> int:
-    """Segment all frames; return the number of the signal that has ended the run, or 0."""
+    """Segment all frames; return the exit code if a signal has ended the run, else 0."""
     with tqdm(total=job.total, unit="image") as bar:
         try:
-            with terminable():
-                for batch in frames:
-                    outputs = _predict(predictor, [frame.image for frame in batch])
-                    job.results.start(batch)
-                    for frame, output in zip(batch, outputs, strict=True):
-                        if not job.results.add(frame, output):
-                            return 0
-                        bar.update()
-        except KeyboardInterrupt as error:
-            return error.number if isinstance(error, Terminated) else signal.SIGINT
+            for batch in frames:
+                outputs = _predict(predictor, [frame.image for frame in batch])
+                job.results.start(batch)
+                for frame, output in zip(batch, outputs, strict=True):
+                    if not job.results.add(frame, output):
+                        return 0
+                    bar.update()
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except SystemExit as stop:  # as `signals_end_the_command` raises it
+            return int(stop.code or 0)
     return 0
 
 
