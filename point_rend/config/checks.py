@@ -51,6 +51,7 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
     _check_features(cfg, keys)
     if cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TEST:
         _check_sigmas(cfg)
+    _check_group_norms(cfg, keys)
     if "MODEL.ANCHOR_GENERATOR.SIZES" in keys:
         _check_anchors(cfg)
     if meta_architecture(cfg).has_roi_heads:
@@ -271,6 +272,31 @@ def _check_anchors(cfg: CfgNode) -> None:
             "MODEL.ANCHOR_GENERATOR: every level must have the same number of anchors (SIZES times "
             f"ASPECT_RATIOS), got {anchors}"
         )
+
+
+GROUPS = 32  # of Detectron2's GN
+NORMALIZED = {  # widths by the key of their normalization, and the number of such layers
+    "MODEL.FPN.NORM": (("OUT_CHANNELS",), ""),
+    "MODEL.ROI_BOX_HEAD.NORM": (("CONV_DIM",), "NUM_CONV"),
+    "MODEL.ROI_MASK_HEAD.NORM": (("CONV_DIM",), "NUM_CONV"),
+    "MODEL.SEM_SEG_HEAD.NORM": (("CONVS_DIM", "ASPP_CHANNELS", "PROJECT_CHANNELS"), ""),
+    "MODEL.RESNETS.NORM": (("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS"), ""),
+}
+
+
+def _check_group_norms(cfg: CfgNode, keys: Collection[str]) -> None:
+    for norm, (widths, layers) in NORMALIZED.items():
+        section = norm.rpartition(".")[0]
+        if norm not in keys or value_of(cfg, norm) != "GN":
+            continue
+        for name in widths:
+            width = value_of(cfg, section)[name]
+            used = f"{section}.{name}" in keys and (not layers or value_of(cfg, section)[layers])
+            each = width if isinstance(width, (list, tuple)) else [width]
+            if used and any(channels % GROUPS for channels in each):
+                raise ValueError(
+                    f"{section}.{name} must be a multiple of {GROUPS} for {norm} GN, got {width}"
+                )
 
 
 def _check_box_head(cfg: CfgNode) -> None:

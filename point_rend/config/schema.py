@@ -137,6 +137,7 @@ SHARE = number(0, 1)
 WEIGHT = number(0)  # of a loss
 COUNT, POSITIVE_COUNT = whole(0), whole(1)
 WHOLE, FINITE, POSITIVE, NOT_NEGATIVE = whole(), number(), number(0, above=True), number(0)
+NOT_ZERO = Rule("finite and not 0", lambda x: FINITE.fits(x) and abs(x) > 1 / LARGEST_FLOAT)
 CHANNELS = whole(1, MOST_CHANNELS)
 LAYERS, SOME_LAYERS = whole(0, MOST_LAYERS), whole(1, MOST_LAYERS)
 CLASSES = whole(1, MOST_CLASSES)
@@ -162,7 +163,7 @@ ALWAYS = {
     "MODEL.DEVICE": TEXT,
     "MODEL.WEIGHTS": TEXT,
     "MODEL.PIXEL_MEAN": list_of(FINITE),
-    "MODEL.PIXEL_STD": list_of(Rule("finite and not 0", lambda x: FINITE.fits(x) and x != 0)),
+    "MODEL.PIXEL_STD": list_of(NOT_ZERO),
     "INPUT.FORMAT": Rule("BGR, RGB or L", one_of(*ORDERS).fits),
     "INPUT.MIN_SIZE_TEST": NOT_NEGATIVE,
     "INPUT.MAX_SIZE_TEST": number(1),

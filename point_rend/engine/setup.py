@@ -16,6 +16,7 @@ from point_rend.config.checks import check_config, check_test_time_augmentation
 from point_rend.config.defaults import value_of
 from point_rend.config.dumping import CONFIG_NAME, dump_config
 from point_rend.config.loading import COMMAND_LINE, load_config
+from point_rend.config.schema import ALWAYS, check_rules
 from point_rend.config.tasks import model_outputs
 from point_rend.config.trial import check_model
 from point_rend.data.checks.annotations import check_datasets
@@ -67,6 +68,7 @@ def setup(args: argparse.Namespace) -> Run:
         ValueError: If options, config, machine or data do not fit together.
     """
     cfg = read_config(args)
+    check_rules(cfg, ALWAYS)
     register_datasets(args)
     training = not args.eval_only
     train, test = cfg.DATASETS.TRAIN if training else (), cfg.DATASETS.TEST

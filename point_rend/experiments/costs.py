@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from point_rend import PointRendSemSegHead, SubdivisionPlan, load_config
+from point_rend.config.checks import check_config
 from point_rend.config.loading import COMMAND_LINE
+from point_rend.config.trial import check_model
 from point_rend.experiments.operation_counts import Count, count
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from point_rend.semantic_seg import coarse_logits
@@ -80,6 +82,8 @@ def analyze(
     if min(image) < 1:
         raise ValueError(f"--image: expected a height and a width of 1 or more, got {image}")
     cfg = load_config(config_file, [*opts, *OVERRIDES], opts_source=COMMAND_LINE)
+    check_config(cfg, training=False)
+    check_model(cfg, training=False)
     num_boxes = cfg.TEST.DETECTIONS_PER_IMAGE if num_boxes is None else num_boxes
     if num_boxes < 1:
         raise ValueError(f"--boxes: expected 1 or more, got {num_boxes}")

@@ -16,6 +16,7 @@ from point_rend.checkpoint.zoo import PREFIX, published_url
 from point_rend.config.agreement import warn_if_trained_otherwise
 from point_rend.config.dumping import CONFIG_NAME
 from point_rend.config.loading import ARGUMENT, COMMAND_LINE, load_config, parse_config
+from point_rend.config.schema import ALWAYS, check_rules
 from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets import classes
 from point_rend.inference.classes import Fields, build_metadata, class_fields
@@ -65,6 +66,7 @@ def load_settings(
         ValueError: If something does not fit.
     """
     cfg = load_config(config_file, opts, opts_source=opts_source)
+    check_rules(cfg, ALWAYS)
     if weights is not None:
         cfg.MODEL.WEIGHTS = os.fspath(weights)
     if not cfg.MODEL.WEIGHTS:

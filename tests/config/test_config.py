@@ -211,6 +211,7 @@ class TestSameResultAsDetectron2:
             else:
                 merge_from_file_safely(cfg, str(path))
                 assert cfg == expected, path
+                check_config(cfg, training=True)
         # Their base computes the anchors with `eval`.
         assert refused == {"Base-RetinaNet.yaml", "retinanet"}
 

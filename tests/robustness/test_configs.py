@@ -1,12 +1,14 @@
 """Config files and options that no one can use."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.robustness.harness import Row, run_row, table
+from tests.tiny_datasets import TINY_MODEL, write_coco
 
 Prepare = Callable[[Path], Sequence[str | Path]]
 
@@ -87,6 +89,56 @@ FILES = [
         "expected at most 100 files in all",
     ),
 ]
+
+
+def values(*opts: str) -> Prepare:
+    """Return a function that writes a data set and trains on it with options."""
+
+    def prepare(folder: Path) -> list[str]:
+        tiny = write_coco(folder / "tiny")
+        words = ["train", "--config-file", "pointrend_rcnn_R_50_FPN_1x_coco"]
+        words += ["--register-coco", "tiny", tiny.json_file, tiny.image_root, *TINY_MODEL]
+        return [*words, "DATASETS.TRAIN", "('tiny',)", "DATASETS.TEST", "('tiny',)", *opts]
+
+    return prepare
+
+
+VALUES = [
+    Row(f"{opts[0]} {opts[1]}", values(*opts), re.escape(line))
+    for opts, line in (
+        (("MODEL.POINT_HEAD.FC_DIM", "1000000000"), "FC_DIM must be from 1 to 16384, got 10000000"),
+        (("MODEL.POINT_HEAD.FC_DIM", "0"), "command line: MODEL.POINT_HEAD.FC_DIM must be from 1"),
+        (("MODEL.POINT_HEAD.FC_DIM", "None"), "FC_DIM must be from 1 to 16384, got None"),
+        (
+            ("MODEL.FPN.OUT_CHANNELS", "-1"),
+            "FPN.OUT_CHANNELS must be from 1 to 16384, got -1",
+        ),
+        (("MODEL.FPN.NORM", "'BatchNorm'"), "MODEL.FPN.NORM must be"),
+        (
+            ("MODEL.FPN.NORM", "GN"),
+            "OUT_CHANNELS must be a multiple of 32 for MODEL.FPN.NORM GN",
+        ),
+        (("MODEL.FPN.IN_FEATURES", "['res2', 'res4']"), "must be successive levels of"),
+        (
+            ("MODEL.PIXEL_STD", "[0.0, 1.0, 1.0]"),
+            "PIXEL_STD must be a list of one or more, each",
+        ),
+        (("MODEL.PIXEL_MEAN", "[1.0, 1.0]"), "MODEL.PIXEL_MEAN must be a list of 3 values"),
+        (("MODEL.RPN.IOU_LABELS", "[0, 1]"), "MODEL.RPN.IOU_LABELS must be a list of 3 values"),
+        (("MODEL.RPN.IN_FEATURES", "['p9']"), "MODEL.RPN.IN_FEATURES must be features of"),
+        (("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]"), "one list for all levels or 3 lists"),
+        (("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "(1.0,)"), "must be a list of 4 values"),
+        (("SOLVER.BASE_LR", "1e999"), "SOLVER.BASE_LR must be from 0 to 1e+30, got inf"),
+        (("SOLVER.WEIGHT_DECAY", "-0.1"), "SOLVER.WEIGHT_DECAY must be from 0 to 1e+30, got -0.1"),
+        (("SOLVER.STEPS", "(5, 3)", "SOLVER.MAX_ITER", "9"), "SOLVER.STEPS must ascend"),
+        (("INPUT.RANDOM_FLIP", "both"), "INPUT.RANDOM_FLIP must be horizontal, vertical or none"),
+        (
+            ("DATASETS.TEST", "None"),
+            "DATASETS.TEST must be a list of values, each a text",
+        ),
+        (("DATALOADER.NUM_WORKERS", "1000000000"), "NUM_WORKERS must be from 0 to 1024"),
+    )
+]
 OPTIONS = [
     Row("option of brackets", options("SEED", 50_000 * "["), "SEED must be nested at most 32"),
     Row("option of signs", options("SEED", 9000 * "+" + "1"), "SEED must be a plain value"),
@@ -101,6 +153,6 @@ OPTIONS = [
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs the devices of Linux")
-@table(FILES + OPTIONS)
+@table(FILES + OPTIONS + VALUES)
 def test_a_config_beyond_use_ends_in_one_line(row: Row, tmp_path: Path) -> None:
     run_row(row._replace(seconds=5, gibibytes=1), tmp_path)

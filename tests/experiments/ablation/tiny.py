@@ -39,6 +39,7 @@ def semantic_options(folder: Path) -> list[str]:
             "META_ARCHITECTURE": "PointRendSemanticSegmentor",
             "MASK_ON": False,
             "SEM_SEG_HEAD": {"NAME": "PointRendSemSegHead", "IN_FEATURES": ["p2", "p3"]},
+            "POINT_HEAD": {"SUBDIVISION_STEPS": 2},
         },
     }
     config = folder / "semantic.yaml"
