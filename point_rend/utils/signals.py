@@ -24,6 +24,7 @@ PR_SET_PDEATHSIG = 1  # of Linux' prctl
 SAME_REQUEST = 1.0
 
 HANDLED_SECONDS = 10.0  # for a main thread to handle a signal, an import of PyTorch included
+RESPONSE_SECONDS = 1.0  # for a main thread that does not hang to end by a second signal
 POLL_SECONDS = 0.5
 END = bytes([0])  # not the number of a signal
 
@@ -134,8 +135,8 @@ def _watch(reader: int, is_stuck: Callable[[float], bool], noted: Callable[[], f
                 first = number, now
             elif now - first[1] > SAME_REQUEST:
                 second = second or (number, now)
-        if second is not None and now - second[1] > SAME_REQUEST:
-            if noted() < second[1] - SAME_REQUEST:
+        if second is not None and now - second[1] > RESPONSE_SECONDS:
+            if noted() < second[1] - RESPONSE_SECONDS:
                 _end_stuck(second[0], "a second")
             second = None  # the main thread ends by it
         if first is not None and is_stuck(first[1]):
@@ -160,24 +161,37 @@ def write_line(line: str) -> None:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Let signals wait until the end of a block; a process that it starts has them blocked."""
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    """Let signals wait until the end of a block; a process that it starts has them blocked.
+
+    Blocking alone would not do here: other threads take a signal, and the main one handles it.
+    """
+    arrived: list[int] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS if in_main_thread}
+    for number in handlers:
+        signal.signal(number, lambda number, _frame: arrived.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            os.kill(os.getpid(), number)
 
 
-def end_with_parent(parent: int) -> None:
-    """Make this process end when its parent does, however that ends; it is killed (Linux only).
+def end_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Make this process get a signal when its parent ends, however that ends (Linux only).
 
     Args:
         parent: Process id of the parent, which may have ended already.
+        number: The signal.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
 
 def kill_daemons() -> None:

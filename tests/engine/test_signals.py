@@ -2,14 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 
 import pytest
 
+from point_rend.engine import signals as engine_signals
 from point_rend.engine.signals import StopSignals
 from point_rend.utils import signals as signals_module
 from point_rend.utils.errors import TrainingStop
-from point_rend.utils.signals import SIGNALS
+from point_rend.utils.signals import SIGNALS, signals_wait
 
 
 def raise_here(number: int) -> None:
@@ -88,3 +92,106 @@ def test_two_signals_in_quick_succession_are_one_request(
 ) -> None:
     monkeypatch.setattr(signals_module, "SAME_REQUEST", float("inf"))
     assert exit_code_of(lambda: twice(number)) == 0
+
+
+class Swallowing:
+    """An object whose destructor is interrupted: Python ignores the exception."""
+
+    def __del__(self) -> None:
+        raise_here(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_that_is_lost_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_signals, "AGAIN_SECONDS", 0.01)
+    signals, events = StopSignals(), []
+
+    def end() -> None:
+        with signals.at_once():
+            swallowing = Swallowing()
+            del swallowing
+            events.append("lost")
+            while True:
+                time.sleep(1)
+
+    with signals.listening(), pytest.raises(TrainingStop, match="SIGTERM"):
+        end()
+    assert events == ["lost"]
+
+
+def test_a_patient_block_goes_on_for_a_while_after_a_signal_and_ends_at_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signals, events = StopSignals(), []
+
+    def end() -> None:
+        with signals.soon():
+            raise_here(signal.SIGTERM)
+            events.append("first")
+            monkeypatch.setattr(signals_module, "SAME_REQUEST", -1.0)
+            raise_here(signal.SIGTERM)
+            pytest.fail("the block goes on")
+
+    with signals.listening(), pytest.raises(TrainingStop, match="SIGTERM"):
+        end()
+    assert events == ["first"]
+
+
+def test_a_patient_block_that_is_stuck_ends_after_one_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_signals, "READING_SECONDS", 0.01)
+    signals = StopSignals()
+    reader, writer = os.pipe()
+
+    def end() -> None:
+        with signals.soon():
+            raise_here(signal.SIGTERM)
+            os.read(reader, 1)
+
+    with signals.listening(), pytest.raises(TrainingStop, match="SIGTERM"):
+        end()
+    os.close(reader)
+    os.close(writer)
+
+
+def test_signals_wait_for_the_end_of_a_block_even_if_another_thread_takes_them() -> None:
+    signals, events = StopSignals(), []
+
+    def end() -> None:
+        with signals.at_once(), signals_wait():
+            raise_here(signal.SIGTERM)  # the thread that watches does not block it
+            events.append("goes on")
+
+    with signals.listening(), pytest.raises(TrainingStop, match="SIGTERM"):
+        end()
+    assert events == ["goes on"]
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    program = "from point_rend.utils.signals import SIGNALS; print(*(x.name for x in SIGNALS))"
+    listed = []
+    for start in ("", "trap '' HUP; "):
+        shell = ["sh", "-c", f'{start}exec "$0" -c "$1"', sys.executable, program]
+        listed.append(subprocess.run(shell, capture_output=True, text=True, check=True).stdout)
+    assert listed[0].split() == ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"]
+    assert listed[1].split() == ["SIGTERM", "SIGINT", "SIGUSR1"]
+
+
+def test_forks_of_a_process_that_listens_leave_signals_to_it_and_end_with_it() -> None:
+    def parent() -> None:
+        with StopSignals().listening():
+            pid = os.fork()
+            if not pid:
+                for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+                    raise_here(number)
+                os.write(writer, b"spared")
+                signal.pause()
+            assert os.read(reader, 100) == b"spared"
+            os._exit(5)
+
+    reader, writer = os.pipe()
+    assert exit_code_of(parent) == 5
+    os.close(writer)
+    assert os.read(reader, 100) == b""  # the fork, which held the other side, has ended
+    os.close(reader)

@@ -105,7 +105,9 @@ def run_command(
     if process.exitcode is None:
         process.kill()
         process.join()
-    return Outcome(process.exitcode, *(x.read_text(errors="replace") for x in streams))
+    texts = [x.read_text(errors="replace") for x in streams]
+    # Workers of torch that end by a signal write a null character after their message.
+    return Outcome(process.exitcode, *(text.replace("\0", "") for text in texts))
 
 
 def _run_fork(job: bytes) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import active_children, parent_process
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -47,6 +48,7 @@ from point_rend.utils.signals import SIGNALS, end_with_parent, signals_wait
 # By default a spawned process also spawns its workers. They import everything for seconds, during
 # which a signal kills them.
 START_METHOD = "fork" if sys.platform == "linux" else None
+DYING_SECONDS = 5.0  # between the end of a worker's connections and its own
 ATTEMPTS = 10  # records tried for a stream position if unusable ones are skipped
 
 logger = logging.getLogger(__name__)
@@ -348,7 +350,9 @@ def from_workers(loader: DataLoader) -> Iterator[Any]:
 def _received(items: Iterable[Any], workers: list[BaseProcess]) -> Iterator[Any]:
     try:
         yield from items
-    except RuntimeError as error:
+    except (RuntimeError, OSError, EOFError) as error:  # the last two if it died while it sent
+        if workers:
+            wait([worker.sentinel for worker in workers], DYING_SECONDS)
         for number, worker in enumerate(workers, start=1):
             if worker.exitcode:
                 which = f"data worker {number} of {len(workers)} (process {worker.pid})"
