@@ -101,7 +101,10 @@ class _Maker:
             new: Any
             match value:
                 case dict():
-                    new = {self._make_key(key): self._make(item) for key, item in value.items()}
+                    new = {
+                        key if type(key) is tuple else self._make_key(key): self._make(item)
+                        for key, item in value.items()
+                    }
                 case list() | tuple():
                     new = type(value)([self._make(item) for item in value])
                 case set() | frozenset():
@@ -140,8 +143,9 @@ class _Maker:
                 ordered: OrderedDict = OrderedDict()
                 self.budget.spend(sum(map(len, args)))
                 for given in (*args, items):
-                    pairs = given.items() if isinstance(given, dict) else given
-                    ordered.update((self._make_key(key), item) for key, item in pairs)
+                    if isinstance(given, list):
+                        given = [(check_key(key), item) for key, item in given]
+                    ordered.update(given)
                 if state and "_metadata" in state:  # the modules' versions, in a state_dict()
                     ordered._metadata = state["_metadata"]  # type: ignore[attr-defined]
                 return ordered
@@ -149,7 +153,7 @@ class _Maker:
                 return b""
             case "builtins.set" | "builtins.frozenset", (list(members),):
                 self.budget.spend(len(members))
-                keys = map(self._make_key, members)
+                keys = map(check_key, members)
                 return set(keys) if name == "builtins.set" else frozenset(keys)
             case "detectron2.structures.boxes.BoxMode", (int(mode),):
                 return mode  # of proposals; the mode is an IntEnum

@@ -5,7 +5,8 @@ something of them, or does not. Its work and its memory are bounded by the size 
 
 - nothing is read beyond the end, whatever size a file announces;
 - the number of operations is bounded;
-- keys of dicts are numbers and strings, whose hashes a file cannot choose to collide.
+- keys of dicts are numbers and strings, whose hashes a file cannot choose to collide, and a few
+  short tuples of them.
 """
 
 import codecs
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 MAX_LINE = 1000  # characters of a number or a name
 MAX_LONG = 255  # bytes of an integer
+MAX_TUPLE, MAX_TUPLES = 8, 1000  # members of a tuple that is a key, and number of such keys
 LARGEST_KEY = 1 << 60  # integers below have different hashes
 Key = str | bytes | int | float | bool | None
 _KEYS = (str, bytes, int, float, bool, type(None))
@@ -133,6 +135,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.tuples = 0  # among the keys
 
     def read(self, number: int) -> bytes:
         """Read bytes, only if the file has as many."""
@@ -192,7 +195,16 @@ class _Machine:
         if len(pairs) % 2:
             raise pickle.UnpicklingError("a key without a value")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            target[key if type(key) is Call else check_key(key)] = value
+            target[key if type(key) is Call else self.key(key)] = value
+
+    def key(self, key: Any) -> Any:
+        """Check a key, which may also be one of a few short tuples."""
+        if type(key) is not tuple or len(key) > MAX_TUPLE:
+            return check_key(key)
+        self.tuples += 1
+        if self.tuples > MAX_TUPLES:
+            raise FormatError(f"more than {MAX_TUPLES} keys of dicts are tuples, expected strings")
+        return tuple(map(check_key, key))
 
     def make_dict(self) -> None:
         pairs = self.pop_marked()
@@ -203,7 +215,7 @@ class _Machine:
         members = self.pop_marked()
         if type(self.stack[-1]) is not set:
             raise pickle.UnpicklingError("a member for something that is not a set")
-        self.stack[-1].update(map(check_key, members))
+        self.stack[-1].update(map(self.key, members))
 
     def pack(self, number: int) -> None:
         if len(self.stack) < number:
@@ -337,7 +349,7 @@ _OPERATIONS: dict[int, Callable[[_Machine], Any]] = {
         pickle.SETITEMS: lambda m: m.set_items(m.pop_marked()),
         pickle.EMPTY_SET: lambda m: m.push(set()),
         pickle.ADDITEMS: _Machine.add_members,
-        pickle.FROZENSET: lambda m: m.push(frozenset(map(check_key, m.pop_marked()))),
+        pickle.FROZENSET: lambda m: m.push(frozenset(map(m.key, m.pop_marked()))),
         pickle.GET: lambda m: m.push(m.memo[int(m.line())]),
         pickle.BINGET: lambda m: m.push(m.memo[m.read(1)[0]]),
         pickle.LONG_BINGET: lambda m: m.push(m.memo[m.unpack("<I")]),

@@ -89,6 +89,11 @@ def test_more_parameters_than_any_model_has_are_refused(tmp_path: Path) -> None:
 # Good files
 
 
+def with_note(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.note = "x"  # type: ignore[attr-defined]
+    return tensor
+
+
 def contents() -> dict[str, Any]:
     """Return all kinds of values that checkpoints hold."""
     shared = torch.arange(12.0).view(3, 4)
@@ -110,6 +115,9 @@ def contents() -> dict[str, Any]:
         "counter": collections.Counter({30: 1, 10: 2}),
         "ordered": OrderedDict(a=1, b=(2, None)),
         "plain": [1, -(2**70), 1.5, "ü", b"\x00\xff", True, {"x": {1, 2}}, torch.Size([2, 3])],
+        "keys": {(0, "a"): 1, 3: 2, "b": 3},
+        "complex number": 1 + 2j,
+        "attributes": [with_note(torch.ones(2)), with_note(nn.Parameter(torch.ones(2)))],
         "names": [torch.float32, torch.device("cpu")],
     }
 
@@ -144,6 +152,7 @@ def test_whatever_torch_itself_reads_of_what_it_writes_is_read(
     path.write_bytes(save(content, **options))
     actual = SafeDetectionCheckpointer(net())._torch_load(str(path))
     assert_same(actual, torch.load(path, weights_only=True))
+    assert [tensor.note for tensor in actual["attributes"]] == ["x", "x"]
     assert actual["shared"][0].data_ptr() == actual["shared"][3].data_ptr()
 
 

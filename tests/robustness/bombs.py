@@ -54,6 +54,9 @@ PICKLES: dict[str, bytes] = {
     + b"}("
     + b"".join(number(k << 40) + b"N" for k in range(200_000))
     + b"u.",
+    "many tuples as keys": P2 + b"}" + b"K\x01\x85Ns" * 2000 + b".",
+    "tuples as members": P2 + b"c__builtin__\nset\n(](" + b"K\x01\x85" * 2000 + b"etR.",
+    "tuples in pairs": P2 + b"ccollections\nOrderedDict\n(](" + b"K\x01\x85N\x86" * 2000 + b"etR.",
     "a key of doubled tuples": P2 + b"}" + doubled(200) + b"Ns.",
     "a member of doubled tuples": P2 + b"c__builtin__\nset\n(]" + doubled(200) + b"atR.",
     "doubled tuples": P2 + doubled(2000) + b".",
