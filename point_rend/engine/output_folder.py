@@ -98,6 +98,23 @@ def check_unused(output_dir: str) -> None:
     )
 
 
+def check_config_file(output_dir: str, config_file: str) -> None:
+    """Refuse a config file of the user in the place of the one that a training writes.
+
+    That of an earlier training there is replaced.
+
+    Raises:
+        ValueError: If it would be replaced.
+    """
+    written = os.path.join(output_dir, CONFIG_NAME)
+    is_it = os.path.exists(config_file) and os.path.exists(written)
+    if is_it and os.path.samefile(config_file, written) and not files_of_training(Path(output_dir)):
+        raise ValueError(
+            f"--config-file is {config_file}, which a training in OUTPUT_DIR {output_dir!r} would "
+            "replace: choose another OUTPUT_DIR"
+        )
+
+
 def check_overwritable(output_dir: str, inputs: Sequence[str]) -> None:
     """Refuse to delete a file that the new training reads, such as its MODEL.WEIGHTS.
 

@@ -27,7 +27,12 @@ from point_rend.data.datasets.cocofied_lvis import register_cocofied_lvis
 from point_rend.data.datasets.label_maps import register_sem_seg
 from point_rend.data.datasets.loading import guard_loaders
 from point_rend.data.datasets.proposals import check_proposal_files, check_test_proposals
-from point_rend.engine.output_folder import check_output_dir, check_overwritable, check_unused
+from point_rend.engine.output_folder import (
+    check_config_file,
+    check_output_dir,
+    check_overwritable,
+    check_unused,
+)
 from point_rend.engine.preflight import check_distribution, check_machine, check_weights
 from point_rend.evaluation.build import check_evaluators
 from point_rend.utils.errors import USER_ERROR, user_errors
@@ -126,6 +131,8 @@ def claim_output_dir(args: argparse.Namespace, cfg: CfgNode) -> None:
             lock_folder(cfg.OUTPUT_DIR)
         except ValueError as error:
             raise ValueError(f"OUTPUT_DIR {error}") from error
+    if not args.eval_only:
+        check_config_file(cfg.OUTPUT_DIR, args.config_file)
     if args.overwrite:
         check_overwritable(cfg.OUTPUT_DIR, [cfg.MODEL.WEIGHTS])
     elif not (args.resume or args.eval_only):

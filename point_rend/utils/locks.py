@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from point_rend.utils.files import NotSavedError
+
 NAME = "run.lock"
 # A byte of the file for each process that keeps the lock: the one that starts a run, and the one
 # that writes its files. They differ if a run has several processes.
@@ -53,7 +55,7 @@ def lock_folder(folder: str | Path) -> None:
 
     Raises:
         ValueError: If another process holds the lock, or may hold it on another machine.
-        OSError: If the operating system refuses to write the file.
+        OSError: If the operating system refuses to open or to write the file.
     """
     path = os.path.join(os.path.realpath(folder), NAME)
     key = os.getpid(), path
@@ -74,8 +76,7 @@ def lock_folder(folder: str | Path) -> None:
                 raise ValueError(_in_use(folder, holder, f"if it has ended, remove {path}"))
             if is_locked:
                 fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, _WRITER)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(here._asdict()).encode(), 0)
+            _write(descriptor, path, here)
         except BaseException:
             os.close(descriptor)
             raise
@@ -129,6 +130,20 @@ def _lock(descriptor: int, start: int, length: int) -> bool | None:
             return None
         raise
     return True
+
+
+def _write(descriptor: int, path: str, holder: Holder) -> None:
+    """Write the holder into its file.
+
+    Raises:
+        NotSavedError: If the operating system refuses; the file is then removed.
+    """
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder._asdict()).encode(), 0)
+    except OSError as error:
+        os.unlink(path)
+        raise NotSavedError(Path(path), error) from error
 
 
 def _read(descriptor: int) -> Holder | None:

@@ -176,6 +176,17 @@ def earlier_run_and_mine(folder: Path) -> None:
     (folder / "events.out.tfevents.1").write_text("earlier")
 
 
+def own_config(folder: Path) -> list[str]:
+    words = [str(word) for word in training()(folder)]
+    (folder / OUT).mkdir()
+    (folder / OUT / "config.yaml").write_text(f"# mine\n_BASE_: {POINTREND}\n")
+    return [f"./{OUT}/config.yaml" if word == POINTREND else word for word in words]
+
+
+def own_config_stays(folder: Path) -> None:
+    assert (folder / OUT / "config.yaml").read_text().startswith("# mine")
+
+
 EARLIER = [
     Row(
         "earlier run",
@@ -213,6 +224,12 @@ EARLIER = [
         after(earlier_run, training("--overwrite", "MODEL.WEIGHTS", "tiny/instances.json")),
         "instances.json",
         then=all_of_the_earlier_run,
+    ),
+    Row(
+        "config file in the place of that of the training",
+        own_config,
+        "--config-file is ./out/config.yaml, which a training in OUTPUT_DIR 'out' would replace",
+        then=own_config_stays,
     ),
     Row("overwrite and resume", training("--overwrite", "--resume"), "leave it or --resume out"),
     Row("overwrite, evaluate", training("--overwrite", "--eval-only"), "leave it or --eval-only"),

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from point_rend.utils import locks
+from point_rend.utils.files import NotSavedError
 from point_rend.utils.locks import keep_folder_locked, lock_folder, unlock_folders
 
 FORK = multiprocessing.get_context("fork")
@@ -205,6 +206,18 @@ def take_turns(folder: Path) -> None:
 
 def unsupported(*_: object) -> None:
     raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_a_full_disk_is_named_and_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(NotSavedError, match=f"{locks.NAME} could not be saved"):
+        lock_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    Other(tmp_path).end()
 
 
 def test_the_end_of_a_process_by_a_signal_frees_the_lock(tmp_path: Path):

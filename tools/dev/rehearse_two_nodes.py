@@ -100,8 +100,11 @@ def command_of(node: int, launcher: str, processes: int, arguments: Sequence[str
 
 
 def demo_arguments(output: Path) -> list[str]:
-    """Draw the built-in data set and return arguments of train_net.py for a short training."""
-    words = ["--config-file", str(CONFIG)]
+    """Draw the built-in data set and return arguments of train_net.py for a short training.
+
+    It replaces that of an earlier rehearsal.
+    """
+    words = ["--overwrite", "--config-file", str(CONFIG)]
     sets = generate(output / "shapes", num_train=16, num_val=4, image_size=(96, 96))
     for name, split in sets.items():
         words += ["--register-coco", f"shapes_{name}", str(split.json_file), str(split.image_root)]
