@@ -17,10 +17,10 @@ DESCRIPTION = "Train a model, or evaluate one with --eval-only."
 
 def process_count(text: str) -> int:
     """Parse `--num-gpus`; 0 means 1, as in Detectron2."""
-    if not text.isdecimal() or len(text) > MAX_DIGITS:
-        raise argparse.ArgumentTypeError(
-            f"expected a number from 0 to {'9' * MAX_DIGITS}, got {text:.50}"
-        )
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number, 0 or more, got {text:.50}")
+    if len(text) > MAX_DIGITS:
+        raise argparse.ArgumentTypeError(f"expected at most {MAX_DIGITS} digits, got {text:.50}")
     return max(1, int(text))
 
 

@@ -60,12 +60,14 @@ PROCESSES = [
     flags("--num-gpus=-1", line="argument --num-gpus: expected a number, 0 or more, got -1"),
     flags("--num-gpus=1.5", line="argument --num-gpus: expected a number, 0 or more, got 1.5"),
     flags(
-        "--num-gpus=50000",
-        line="--num-gpus is 50000: expected at most .* processes without a GPU on this machine",
-        opts=["SOLVER.IMS_PER_BATCH", "50000"],
+        "--num-gpus=5000",
+        line="--num-gpus is 5000: expected at most .* processes without a GPU on this machine",
+        opts=["SOLVER.IMS_PER_BATCH", "5000"],
     ),
-    flags("--num-gpus=100000", "--eval-only", line="--num-gpus is 100000: expected at most"),
-    flags("--num-gpus=" + 5000 * "9", line="argument --num-gpus")._replace(name="--num-gpus 9…"),
+    flags("--num-gpus=9999", "--eval-only", line="--num-gpus is 9999: expected at most"),
+    flags("--num-gpus=" + 5000 * "9", line="expected at most 4 digits, got 9")._replace(
+        name="--num-gpus 9…"
+    ),
     flags("--num-machines=x", line="argument --num-machines: invalid int value: 'x'"),
     flags("--num-machines=-1", line="expected 1 machine or more, numbered from 0"),
     flags("--machine-rank=-1", line="--machine-rank is -1 and --num-machines 1: expected 1 mach"),
