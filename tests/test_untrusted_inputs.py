@@ -87,6 +87,7 @@ EXECUTING = {
     "point_rend/cli/install_detectron2.py: subprocess.run": "pip, with requirements of the user",
     "point_rend/config/__init__.py: importlib.import_module": OWN_NAMES,
     "point_rend/data/loader/transport.py: pickle.loads": OWN_PROCESSES,
+    "point_rend/engine/supervision.py: subprocess.Popen": "Python, with code of its own",
     "point_rend/experiments/ablation/sampling.py: subprocess.Popen": "this program, no shell",
     "point_rend/experiments/benchmark/load.py: subprocess.Popen": "Python, with code of its own",
     "point_rend/experiments/benchmark/memory.py: ctypes.CDLL": "the C library",
