@@ -38,6 +38,7 @@ from point_rend.evaluation.limits import COCO_LIMIT
 
 logger = logging.getLogger(__name__)
 TASKS = ("bbox", "segm", "boundary")
+PRECISION_SHAPE = (10, 101, 4)  # T, R and A
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -73,6 +74,14 @@ class CocoAP:
             if "area" not in annotation:
                 annotation["area"] = area_of(annotation, masks="segmentation" in annotation)
             annotation["image_id"] = self._numbers[annotation["image_id"]]
+        # Classes without objects have no precision, but would take as much memory as others.
+        with_objects = {annotation["category_id"] for annotation in self._ground_truth}
+        self._columns = [
+            column for column, x in enumerate(self.categories) if x["id"] in with_objects
+        ]
+        self._classes = {self.categories[x]["id"]: x for x in self._columns}
+        for annotation in self._ground_truth:
+            annotation["category_id"] = self._classes[annotation["category_id"]]
 
     def complete(self, annotations: Sequence[Record]) -> None:
         """Add the fields of which pycocotools needs all, in place, to evaluate keypoints.
@@ -122,10 +131,15 @@ class CocoAP:
         detections = [
             self._prepared(result, mask, number)
             for number, (result, mask) in enumerate(zip(results, masks, strict=True), start=1)
+            if result["category_id"] in self._classes
         ]
-        evaluate = evaluate_faster if has_faster_coco_eval() else evaluate_with_pycocotools
-        truth = self._dataset(self._ground_truth)
-        return evaluate(truth, self._dataset(detections), task, self.max_dets)
+        precision = np.full((*PRECISION_SHAPE[:2], len(self.categories), PRECISION_SHAPE[2]), -1.0)
+        if self._columns:
+            evaluate = evaluate_faster if has_faster_coco_eval() else evaluate_with_pycocotools
+            truth = self._dataset(self._ground_truth)
+            found = evaluate(truth, self._dataset(detections), task, self.max_dets)
+            precision[:, :, self._columns] = found
+        return precision
 
     def _prepared(
         self, result: Mapping[str, Any], mask: Record | Fault | None, number: int
@@ -133,8 +147,9 @@ class CocoAP:
         """Return a result with all the fields that the packages read."""
         if isinstance(mask, Fault):
             raise ValueError(f"result {number - 1} has no valid mask: {mask.text}")
-        record = {key: result[key] for key in ("category_id", "score")}
-        record |= {"image_id": self._numbers[result["image_id"]], "id": number, "iscrowd": 0}
+        record = {"score": result["score"], "id": number, "iscrowd": 0}
+        record |= {"category_id": self._classes[result["category_id"]]}
+        record |= {"image_id": self._numbers[result["image_id"]]}
         record |= {"bbox": result.get("bbox", ())}
         if mask is not None:
             record["segmentation"] = mask
@@ -153,7 +168,7 @@ class CocoAP:
                 )
             ],
             "annotations": annotations,
-            "categories": self.categories,
+            "categories": [{"id": column, "name": str(column)} for column in self._columns],
         }
 
 

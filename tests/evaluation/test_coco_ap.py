@@ -227,6 +227,26 @@ def test_masks_that_cannot_be_read_are_named_where_masks_are_compared() -> None:
         CocoAP(content).metrics(results, "segm")
 
 
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize("task", TASKS)
+def test_ids_of_classes_may_be_anything_and_most_classes_without_objects(task: str) -> None:
+    content, results = random_set(seed=4)
+    expected = CocoAP(content).precision(results, task)
+    new = {x["id"]: k * 2**40 - 2**42 for k, x in enumerate(content["categories"])}
+    more = [{"id": k * 2**40 + 1, "name": f"more {k}"} for k in range(-4, 300)]
+    for records in (content["annotations"], results):
+        for record in records:
+            record["category_id"] = new[record["category_id"]]
+    results += [results[0] | {"category_id": more[7]["id"]}]
+    content["categories"] = [x | {"id": new[x["id"]]} for x in content["categories"]] + more
+    evaluation = CocoAP(content)
+    precision = evaluation.precision(results, task)
+    columns = [k for k, x in enumerate(evaluation.categories) if x["id"] in new.values()]
+    assert precision.shape == (10, 101, len(new) + len(more), 4)
+    np.testing.assert_array_equal(precision[:, :, columns], expected)
+    assert (np.delete(precision, columns, axis=2) == -1).all()
+
+
 def test_classes_of_one_name_keep_their_own_ap() -> None:
     content, results = random_set(seed=4)
     by_name = CocoAP(content).metrics(results, "segm")

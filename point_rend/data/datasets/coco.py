@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 MAX_CATEGORIES = 20_000  # the precision of all classes takes 1 GB in an evaluation
 MAX_ID = 2**63 - 1
+MAX_NAME = 4096  # characters
 MAX_AREA = 1e18
 MAX_COORDINATE = 1e9  # of boxes and keypoints, in pixels
 
@@ -300,7 +301,12 @@ def _check_references(
 
 
 def _check_name(json_file: str, where: str, name: str) -> None:
-    """Refuse names that cannot be printed or written."""
+    """Refuse names that cannot be printed or written, or are longer than any path."""
+    if len(name) > MAX_NAME:
+        raise ValueError(
+            f"{json_file}: {where} has a name of {len(name)} characters, expected at most "
+            f"{MAX_NAME}"
+        )
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
