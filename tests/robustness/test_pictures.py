@@ -349,13 +349,85 @@ ROWS += [
     Row("limit of no number", compare, "MAX_PIXELS: expected a number", first=set_a_wrong_limit),
     Row(
         "low limit",
-        compare,
+        train_semantic,
         "48 x 32 pixels, the limit is 1000; .* POINT_REND_MAX_PIXELS",
         first=set_a_low_limit,
     ),
     Row("no permission", compare, "images/0.png cannot be read: Permission denied", first=forbid),
     Row(
         "image order of 16 bits", lambda f: [*train(f), "INPUT.FORMAT", "I;16"], "INPUT.FORMAT must"
+    ),
+]
+
+
+# Loaders of Detectron2, and archives
+
+TOWN = "datasets/cityscapes/leftImg8bit/train/town"
+
+
+def built_in(*names: str, config: str = POINTREND, make: Make = lambda _: None) -> Any:
+    """Return a function that trains on built-in data sets, of which `make` writes a part."""
+
+    def prepare(folder: Path) -> list[str]:
+        make(folder)
+        words = ["train", "--config-file", config, *(TINY_MODEL if config == POINTREND else ())]
+        return [*words, "DATASETS.TRAIN", str(names), "DATASETS.TEST", "()"]
+
+    return prepare
+
+
+def town(folder: Path) -> None:
+    (folder / TOWN).mkdir(parents=True)
+    RGB.save(folder / TOWN / "town_000000_000000_leftImg8bit.png")
+    for name in ("._town_000000_000000_leftImg8bit.png", ".DS_Store"):
+        (folder / TOWN / name).touch()
+    (folder / TOWN).with_name("Thumbs.db").touch()
+
+
+def foreign_file(folder: Path) -> None:
+    town(folder)
+    (folder / TOWN / "notes.txt").touch()
+
+
+def ade20k(label: Make) -> Callable[[Path], Sequence[str]]:
+    def prepare(folder: Path) -> list[str]:
+        for kind in ("images", "annotations"):
+            for split in ("training", "validation"):
+                (folder / "ADE" / kind / split).mkdir(parents=True)
+        RGB.save(folder / "ADE/images/training/0.jpg")
+        label(folder / "ADE/annotations/training/0.png")
+        (folder / "ADE/annotations/training/._0.png").touch()
+        return ["prepare-ade20k", "ADE"]
+
+    return prepare
+
+
+ROWS += [
+    Row("unknown data set", built_in("mine"), "data set 'mine' is not registered"),
+    Row(
+        "Cityscapes without files",
+        built_in("cityscapes_fine_instance_seg_train"),
+        "cityscapes_fine_instance_seg_train cannot be loaded: .*datasets/cityscapes/leftImg8bit",
+    ),
+    Row(
+        "Cityscapes without labels",
+        built_in("cityscapes_fine_instance_seg_train", make=town),
+        "there is no file datasets/cityscapes/gtFine/train/town/town_000000_000000_gtFine_instance",
+    ),
+    Row(
+        "Cityscapes with a foreign file",
+        built_in("cityscapes_fine_instance_seg_train", make=foreign_file),
+        "notes.txt in .*leftImg8bit/train.* is not named like an image of Cityscapes",
+    ),
+    Row(
+        "ADE20K without files",
+        built_in("ade20k_sem_seg_train", config=SEMANTIC),
+        "ade20k_sem_seg_train cannot be loaded: .*datasets/ADEChallengeData2016",
+    ),
+    Row("label map of ADE20K: empty", ade20k(content(b"")), "0.png is empty"),
+    Row("label map of ADE20K: colors", ade20k(saved(RGB, "PNG")), "0.png is of mode RGB, which co"),
+    Row(
+        "label map of ADE20K: values", ade20k(saved(gray(LABELS + 150), "PNG")), "values up to 151"
     ),
 ]
 
