@@ -18,7 +18,7 @@ from detectron2.utils.events import (
     TensorboardXWriter,
 )
 
-from point_rend.engine.output_folder import METRICS_NAME
+from point_rend.engine.output_folder import EVENTS, METRICS_NAME
 from point_rend.utils.files import NotSavedError, end_with_whole_line
 
 
@@ -32,7 +32,7 @@ def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
     return [
         CommonMetricPrinter(max_iter),
         MetricsWriter(Path(output_dir, METRICS_NAME)),
-        EventsWriter(Path(output_dir)),
+        EventsWriter(Path(output_dir, EVENTS)),
     ]
 
 
@@ -40,7 +40,7 @@ class _ReportingWriter(EventWriter):
     """A writer that reports its first failure and is silent from then on.
 
     Args:
-        path: The file or the folder that messages name.
+        path: The file that messages name, or a pattern of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,7 +112,7 @@ class EventsWriter(_ReportingWriter):
     def _open(self) -> EventWriter:
         self._former_hook = threading.excepthook
         threading.excepthook = functools.partial(_ignore_event_threads, self._former_hook)
-        return TensorboardXWriter(str(self.path))
+        return TensorboardXWriter(str(self.path.parent))
 
     def close(self) -> None:
         """Close the file.
