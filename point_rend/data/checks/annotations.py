@@ -497,7 +497,8 @@ def _check_keypoints(name: str, data: DataSet, number: int) -> None:
     """Refuse a training set without the keypoints that a model needs.
 
     Raises:
-        ValueError: If an annotation has another number of them, or their names are unknown.
+        ValueError: If an annotation has another number of them, if their names are unknown, or if
+            none is labeled.
     """
     names = MetadataCatalog.get(name).get("keypoint_names")
     key = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
@@ -519,6 +520,11 @@ def _check_keypoints(name: str, data: DataSet, number: int) -> None:
         raise ValueError(
             f"{describe(name)}: {len(wrong)} annotations have no {number} keypoints of 3 numbers "
             "(x, y, visibility)" + shortlist(wrong)
+        )
+    objects = (x for image in data.images for x in image.annotations if not x.get("iscrowd", 0))
+    if not any(visibility > 0 for x in objects for visibility in x["keypoints"][2::3]):
+        raise ValueError(
+            f"{describe(name)}: no keypoint has a visibility of 1 or 2: expected labeled keypoints"
         )
 
 

@@ -616,6 +616,13 @@ def test_the_names_of_keypoints_are_taken_from_the_file(tiny: CocoSet) -> None:
     assert check_dataset("tiny", training=True, masks=True) == Usable(6, 0)
 
 
+def test_keypoints_that_are_not_labeled_are_refused(tiny: CocoSet) -> None:
+    with_keypoints(tiny)
+    change_all(tiny, keypoints=[5, 5, 0] * 3)
+    with pytest.raises(ValueError, match="no keypoint has a visibility of 1 or 2"):
+        check_dataset("tiny", training=True, masks=True, keypoints=3)
+
+
 def test_keypoints_without_names_are_refused(tiny: CocoSet) -> None:
     with_keypoints(tiny, names=())
     with pytest.raises(ValueError, match=r"KEYPOINT_ON is True, but no category .* names its key"):
