@@ -90,7 +90,6 @@ PICKLES: dict[str, bytes] = {
     "a number of many digits": b"I" + b"9" * 5_000_000 + b"\n.",
     "a place of the memory beyond 4e9": P2 + b"]r\xff\xff\xff\xff.",
     "many lists": P2 + b"]" * 4_000_000,
-    "many marks": P2 + b"(" * 4_000_000,
     "lists within lists": P2 + b"]" * 100_000 + b"a" * 99_999 + b".",
     "a list within itself": P2 + b"]q\x00h\x00a.",
     "an array of 1e18 empty texts": model(array(b"(L1000000000000000000L\nt", b"S0", b"S''\n")),
@@ -223,8 +222,6 @@ FILES: dict[str, Callable[[], bytes]] = {
     ),
     "colliding numbers": lambda: with_pickle(PICKLES["colliding numbers"]),
     "a key of doubled tuples": lambda: with_pickle(PICKLES["a key of doubled tuples"]),
-    "many lists": lambda: with_pickle(PICKLES["many lists"]),
-    "one list for many dicts": lambda: with_pickle(PICKLES["one list for many dicts"]),
     "a text of 4 GB": lambda: with_pickle(PICKLES["a text of 4 GB"]),
     "a new object": lambda: with_pickle(
         parameter(b"ctorch.nn.parameter\nParameter\n" + number(1 << 40) + b"\x85\x81")

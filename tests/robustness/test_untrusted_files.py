@@ -33,7 +33,7 @@ def untouched(folder: Path) -> None:
 def with_limits() -> None:
     """Keep downloads in the working directory, small and short."""
     os.environ["FVCORE_CACHE"] = "cache"
-    os.environ["POINT_REND_DOWNLOAD_TIMEOUT"] = "0.5"
+    os.environ["POINT_REND_DOWNLOAD_TIMEOUT"] = "0.25"
     os.environ["POINT_REND_DOWNLOAD_LIMIT"] = "0.001"
 
 
@@ -145,8 +145,8 @@ URLS = Answered()
 WEIGHTS, SITE = "MODEL.WEIGHTS", "{url}/bad.pkl"
 for name, answer, line in (
     ("a missing file", lambda h: h.send_error(404), "checkpoint http.* cannot be downloaded: 404"),
-    ("a stalled server", stall, "stalled for 0.5 seconds; .* POINT_REND_DOWNLOAD_TIMEOUT"),
-    ("a slow server", send_slowly, "stalled for 0.5 seconds"),
+    ("a stalled server", stall, "stalled for 0.25 seconds; .* POINT_REND_DOWNLOAD_TIMEOUT"),
+    ("a slow server", send_slowly, "stalled for 0.25 seconds"),
     ("an endless file", send_endless, "the limit; .* POINT_REND_DOWNLOAD_LIMIT raises it"),
     ("a wrong length", lambda h: send(h, b"x", 100), "ended after 1 of 100 bytes"),
     ("a redirection to a file", lambda h: redirect(h, "file:///etc/passwd"), "302 .*not allowed"),
@@ -167,7 +167,7 @@ URLS.add(
     "is refused: it asks for posix.system",
     *(*LOAD, FILES_TRAIN, "('{url}/bad.pkl',)", "DATASETS.TEST", "()"),
 )
-URLS.add("annotations that stall", stall, "stalled for 0.5 seconds", json="{url}/bad.json")
+URLS.add("annotations that stall", stall, "stalled for 0.25 seconds", json="{url}/bad.json")
 URLS.add("upward annotations", stall, r"URL without `\.\.`", json="{url}/%2e%2e/bad.json")
 
 

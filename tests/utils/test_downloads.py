@@ -29,7 +29,7 @@ from tests.http_server import (
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("POINT_REND_DOWNLOAD_TIMEOUT", "0.5")
+    monkeypatch.setenv("POINT_REND_DOWNLOAD_TIMEOUT", "0.25")
     running = Server()
     yield running
     running.close()
@@ -125,9 +125,9 @@ def test_a_url_that_cannot_be_used_is_named(url: str) -> None:
 BAD_ANSWERS: dict[str, tuple[Answer, str]] = {
     "a missing file": (lambda handler: handler.send_error(404), "404 "),
     "a stalled body": (lambda handler: (send(handler, b"x", 100), time.sleep(5))[0], "stalled"),
-    "a slow body": (send_slowly, "stalled for 0.5 seconds"),
-    "slow headers": (send_slow_headers, "stalled for 0.5 seconds"),
-    "no answer": (lambda _: time.sleep(5), "stalled for 0.5 seconds"),
+    "a slow body": (send_slowly, "stalled for 0.25 seconds"),
+    "slow headers": (send_slow_headers, "stalled for 0.25 seconds"),
+    "no answer": (lambda _: time.sleep(5), "stalled for 0.25 seconds"),
     "an endless body": (send_endless, "more than 1073741 bytes, the limit; .*_LIMIT raises it"),
     "a length beyond the limit": (lambda h: send(h, b"x", 10**15), "more than 1073741 bytes"),
     "a length beyond the body": (lambda h: send(h, b"x", 100), "ended after 1 of 100 bytes"),
