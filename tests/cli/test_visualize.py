@@ -247,7 +247,7 @@ def test_unreadable_inputs_and_unwritable_outputs_are_one_error(
     image_file.write_bytes(image_file.read_bytes()[:-100])
     with pytest.raises(SystemExit):
         run("standard", image_file)
-    assert f"error: {image_file}: image file is truncated" in capsys.readouterr().err
+    assert f"error: {image_file} is truncated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

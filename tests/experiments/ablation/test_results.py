@@ -56,7 +56,7 @@ def test_metrics_of_other_contents_are_refused_with_their_names(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"options": [', "is not JSON"),
+        ('{"options": [', "is truncated or not JSON"),
         ("{}", "is not a result of this version of the ablation: expected a JSON object with opt"),
         ("[]", "is not a result"),
         ('{"options": [], "figures": {}}', "is not a result"),
