@@ -42,6 +42,10 @@ PRECISION_SHAPE = (10, 101, 4)  # T, R and A
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
+class CheckedResults(list[Record]):
+    """Results with masks as checked, compressed RLE."""
+
+
 class CocoAP:
     """AP of any number of result lists on one data set, whose annotations are prepared once.
 
@@ -122,15 +126,14 @@ class CocoAP:
         """
         if task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-        results = list(results)
-        masks: Iterable[Record | Fault | None] = [None] * len(results)
-        if task != "bbox":
-            if self._faults:
-                raise ValueError(f"the ground truth has no valid mask: {self._faults[0]}")
-            masks = self._compressed(results)
+        masks = task != "bbox"
+        if masks and self._faults:
+            raise ValueError(f"the ground truth has no valid mask: {self._faults[0]}")
+        if masks and not isinstance(results, CheckedResults):
+            results = self.checked(results)
         detections = [
-            self._prepared(result, mask, number)
-            for number, (result, mask) in enumerate(zip(results, masks, strict=True), start=1)
+            self._prepared(result, number, masks=masks)
+            for number, result in enumerate(results, start=1)
             if result["category_id"] in self._classes
         ]
         precision = np.full((*PRECISION_SHAPE[:2], len(self.categories), PRECISION_SHAPE[2]), -1.0)
@@ -141,19 +144,31 @@ class CocoAP:
             precision[:, :, self._columns] = found
         return precision
 
-    def _prepared(
-        self, result: Mapping[str, Any], mask: Record | Fault | None, number: int
-    ) -> Record:
+    def checked(self, results: Iterable[Mapping[str, Any]]) -> "CheckedResults":
+        """Check the masks of results once, for several tasks.
+
+        Raises:
+            ValueError: If a mask cannot be read.
+        """
+        results = list(results)
+        checked = CheckedResults()
+        for number, (result, mask) in enumerate(
+            zip(results, self._compressed(results), strict=True)
+        ):
+            if isinstance(mask, Fault):
+                raise ValueError(f"result {number} has no valid mask: {mask.text}")
+            checked.append({**result, "segmentation": mask})
+        return checked
+
+    def _prepared(self, result: Mapping[str, Any], number: int, *, masks: bool) -> Record:
         """Return a result with all the fields that the packages read."""
-        if isinstance(mask, Fault):
-            raise ValueError(f"result {number - 1} has no valid mask: {mask.text}")
         record = {"score": result["score"], "id": number, "iscrowd": 0}
         record |= {"category_id": self._classes[result["category_id"]]}
         record |= {"image_id": self._numbers[result["image_id"]]}
         record |= {"bbox": result.get("bbox", ())}
-        if mask is not None:
-            record["segmentation"] = mask
-        return record | {"area": area_of(record, masks=mask is not None)}
+        if masks:
+            record["segmentation"] = result["segmentation"]
+        return record | {"area": area_of(record, masks=masks)}
 
     def _compressed(self, records: Sequence[Mapping[str, Any]]) -> Iterator[Record | Fault]:
         sizes = [self._sizes[record["image_id"]] for record in records]

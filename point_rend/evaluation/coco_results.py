@@ -66,6 +66,7 @@ def average_precision(
 
 def mask_metrics(results: Results, evaluation: CocoAP) -> dict[str, float]:
     """Compute AP, AP50, AP75 and boundary AP of results in percent."""
+    results = evaluation.checked(results)
     metrics = evaluation.metrics(results, "segm")
     selected = {name: metrics[name] for name in ("AP", "AP50", "AP75")}
     return selected | {"boundary AP": evaluation.metrics(results, "boundary")["AP"]}

@@ -103,12 +103,15 @@ class InstanceEvaluator(COCOEvaluator):
         if self._coco_ap is None:
             self._coco_ap = CocoAP(self._coco_api.dataset, max_dets=self._limit.number)
         warn_of_limit(self._coco_api.dataset, results, self._limit, self._metadata.name)
+        checked: Records = results
+        if {"segm", BOUNDARY} & set(self._tasks):
+            checked = self._coco_ap.checked(results)
         for task in self._tasks:
             if task == KEYPOINTS:  # Detectron2 computes and logs these
                 self._results[task] = self._keypoint_metrics(results)
                 continue
             if results:
-                metrics = self._coco_ap.metrics(results, task)
+                metrics = self._coco_ap.metrics(checked, task)
             else:  # as in Detectron2
                 metrics = dict.fromkeys(METRICS, float("nan"))
             self._results[task] = metrics

@@ -20,6 +20,8 @@ Results = Sequence[Mapping[str, Any]]
 
 def coco_metrics(results: Results, tasks: Sequence[str], evaluation: CocoAP) -> dict[str, Metrics]:
     """Compute the metrics of COCO; one row per task."""
+    if tasks != ("bbox",):
+        results = evaluation.checked(results)
     return {TASK_NAMES[task]: evaluation.metrics(results, task) for task in tasks}
 
 

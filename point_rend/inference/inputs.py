@@ -193,24 +193,3 @@ def batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
             batch = []
     if batch:
         yield batch
-
-
-def check_that_inputs_stay(inputs: Iterable[str | Path], outputs: Iterable[Path]) -> None:
-    """Refuse to overwrite an input, under whatever name.
-
-    Args:
-        inputs: Files; those that do not exist, such as URLs, are ignored.
-        outputs: Files; most do not exist yet.
-
-    Raises:
-        ValueError: If an output is an input, too.
-    """
-    identities = {}
-    for file in filter(os.path.exists, inputs):
-        status = os.stat(file)
-        identities[status.st_dev, status.st_ino] = file
-    for output in filter(os.path.exists, outputs):
-        status = os.stat(output)
-        if (status.st_dev, status.st_ino) in identities:
-            file = identities[status.st_dev, status.st_ino]
-            raise ValueError(f"--output: {output} is the input {file}, which would be overwritten")

@@ -24,7 +24,6 @@ from point_rend.inference.inputs import (
     VIDEO_SUFFIXES,
     Frame,
     batches,
-    check_that_inputs_stay,
     find_images,
     read_images,
     read_video,
@@ -35,6 +34,7 @@ from point_rend.inference.predictor import Predictor
 from point_rend.inference.progress import Progress, Source
 from point_rend.inference.settings import read_settings
 from point_rend.utils.errors import INTERRUPTED
+from point_rend.utils.files import check_that_inputs_stay
 from point_rend.utils.pictures import IMAGE_SUFFIXES
 from point_rend.utils.reading import check_regular_file
 

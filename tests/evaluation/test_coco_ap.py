@@ -261,3 +261,20 @@ def test_classes_of_one_name_keep_their_own_ap() -> None:
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(ValueError, match="bbox, segm, boundary, got 'masks'"):
         CocoAP(random_set(seed=0)[0]).metrics([], "masks")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_results_that_are_checked_once_have_the_same_precision(task: str) -> None:
+    content, results = random_set(seed=8, size=(60, 80))
+    evaluation = CocoAP(content)
+    checked = evaluation.checked(results)
+    assert np.array_equal(
+        evaluation.precision(checked, task), CocoAP(content).precision(results, task)
+    )
+
+
+def test_a_mask_that_cannot_be_read_is_named_with_its_result() -> None:
+    content, results = random_set(seed=8, size=(60, 80))
+    broken = [*results[:2], results[2] | {"segmentation": {"size": [60, 80], "counts": [1]}}]
+    with pytest.raises(ValueError, match="result 2 has no valid mask: RLE of 1 pixels"):
+        CocoAP(content).precision(broken, "segm")

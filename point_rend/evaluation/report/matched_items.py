@@ -91,9 +91,10 @@ def read_result(
     if not has_masks(records, file):
         raise ValueError(f"{file}: result 0 has no 'segmentation'; the page compares masks")
     warnings = warn_of_limit(content, records, limit, str(file))
-    confident = [record for record in records if record["score"] >= min_score]
-    precision = {task: evaluation.precision(records, task) for task in TASKS}
-    return Result(name, style, precision, with_compressed_masks(confident, content), warnings)
+    checked = evaluation.checked(records)
+    confident = [record for record in checked if record["score"] >= min_score]
+    precision = {task: evaluation.precision(checked, task) for task in TASKS}
+    return Result(name, style, precision, confident, warnings)
 
 
 def ground_truth_objects(content: Mapping[str, Any]) -> list[dict[str, Any]]:
