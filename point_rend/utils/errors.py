@@ -22,15 +22,15 @@ def signal_exit_code(number: int) -> int:
 
 INTERRUPTED = signal_exit_code(signal.SIGINT)
 
+LONGEST_TEXT = 200  # characters that a message quotes
+LONGEST_LINE = 4000  # characters of an error's line
 
-LONGEST_TEXT = 200  # that a message quotes
 
-
-def shortened(text: str) -> str:
+def shortened(text: str, longest: int = LONGEST_TEXT) -> str:
     """Return a text as a message quotes it: without control characters, and the middle left out."""
-    if len(text) > LONGEST_TEXT:
-        left_out = len(text) - LONGEST_TEXT
-        text = f"{text[:150]} [{left_out} characters] {text[-50:]}"
+    if len(text) > longest:
+        left_out = len(text) - longest
+        text = f"{text[: longest * 3 // 4]} [{left_out} characters] {text[-(longest // 4) :]}"
     return text if text.isprintable() else repr(text)[1:-1]
 
 
@@ -96,7 +96,7 @@ def print_result(text: str) -> None:
 
 
 def say_error(error: object) -> None:
-    """Print the reason why the program ends, in one line."""
-    message = " ".join(str(error).split())
+    """Print the reason why the program ends, in one line of bounded length."""
+    message = shortened(" ".join(str(error).split()), LONGEST_LINE)
     with contextlib.suppress(OSError):  # the exit code remains
         print(f"{program()}: error: {message}", file=sys.stderr, flush=True)

@@ -29,6 +29,14 @@ def test_a_user_error_is_one_line_with_the_program(
     assert said.count("\n") == 1
 
 
+def test_a_line_is_bounded_and_moves_no_cursor(capsys: pytest.CaptureFixture[str]):
+    errors.say_error("no file \x1b[2J" + "x" * 10**6)
+    said = capsys.readouterr().err
+    assert len(said) < 5000
+    assert "no file" in said
+    assert "\x1b" not in said
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(KeyError), errors.user_errors():
         raise KeyError("bug")
