@@ -446,7 +446,7 @@ PRECISION = {"SOLVER.AMP.DTYPE": one_of("float16", "bfloat16")}
 PRECISE_BN = {"TEST.PRECISE_BN.NUM_ITER": POSITIVE_COUNT}
 TEST_TIME_AUGMENTATION = {
     "TEST.AUG.MIN_SIZES": list_of(whole(1)),
-    "TEST.AUG.MAX_SIZE": POSITIVE_COUNT,
+    "TEST.AUG.MAX_SIZE": whole(32),  # an image of one pixel cannot be flipped
 }
 
 # Parts of Detectron2 and of this package that read keys as their rules describe them.
