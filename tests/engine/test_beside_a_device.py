@@ -38,6 +38,7 @@ def test_tests_fork_only_where_the_fork_computes_nothing() -> None:
         "tests/engine/test_signals.py",
         "tests/test_architecture.py",
         "tests/tools/test_scripts.py",
+        "tests/utils/test_locks.py",
         "tests/utils/test_waiting.py",
     }
     tests = {x.relative_to(REPOSITORY): x for x in (REPOSITORY / "tests").rglob("*.py")}

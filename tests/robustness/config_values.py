@@ -2,10 +2,10 @@
 
 import contextlib
 import math
-import os
 import pickle
 import resource
 import signal
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -30,6 +30,7 @@ from point_rend.engine.train_step import NonFiniteError, build_train_step
 from point_rend.evaluation.tta import build_test_time_augmentation
 from point_rend.solver import build_lr_scheduler
 from point_rend.utils.errors import TrainingStop
+from tests.engine.killing import SERVER
 from tests.tiny_datasets import TINY_MODEL, write_coco
 from tests.tiny_semantic import write_sem_seg
 
@@ -260,23 +261,22 @@ def with_value(cfg: CfgNode, key: str, value: Any) -> CfgNode:
     return changed
 
 
-def outcome_in_a_fork(cfg: CfgNode, key: str, value: Any, seconds: int = 10) -> Outcome:
+def outcome_in_a_process(cfg: CfgNode, key: str, value: Any, seconds: int = 10) -> Outcome:
     """As :func:`outcome`, in a process with limits of its time and its memory."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        signal.setitimer(signal.ITIMER_REAL, 12 * seconds)
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
-        try:
-            os.write(writer, pickle.dumps(outcome(cfg, key, value)))
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        content = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if not content:
-        return Outcome("fault", f"exit code {os.waitstatus_to_exitcode(status)}")
-    return Outcome(*pickle.loads(content))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "outcome")
+        process = SERVER.Process(target=_write_outcome, args=(cfg, key, value, seconds, file))
+        process.start()
+        process.join()
+        if not file.exists():
+            return Outcome("fault", f"exit code {process.exitcode}")
+        return Outcome(*pickle.loads(file.read_bytes()))
+
+
+def _write_outcome(cfg: CfgNode, key: str, value: Any, seconds: int, file: Path) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 12 * seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
+    torch.set_num_threads(1)
+    register(file.parent)
+    file.write_bytes(pickle.dumps(tuple(outcome(cfg, key, value))))

@@ -98,7 +98,9 @@ def run_command(
         first: Called in the fork before the command.
     """
     streams = folder.parent / f"{folder.name}.out", folder.parent / f"{folder.name}.err"
-    job = cloudpickle.dumps((list(argv), folder, streams, seconds, gibibytes, first))
+    # The server keeps the environment of the test that happened to start it.
+    environment = dict(os.environ)
+    job = cloudpickle.dumps((list(argv), folder, streams, seconds, gibibytes, first, environment))
     process = SERVER.Process(target=_run_fork, args=(job,))
     process.start()
     process.join(PATIENCE)
@@ -112,7 +114,9 @@ def run_command(
 
 def _run_fork(job: bytes) -> None:
     """Run the command, the body of a fork."""
-    argv, folder, streams, seconds, gibibytes, first = cloudpickle.loads(job)
+    argv, folder, streams, seconds, gibibytes, first, environment = cloudpickle.loads(job)
+    os.environ.clear()
+    os.environ.update(environment)
     code: Any = 1
     try:
         for descriptor, file in enumerate(streams, start=1):

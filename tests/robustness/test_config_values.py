@@ -13,7 +13,7 @@ from tests.robustness.config_values import (
     CONFIGS_OF_DETECTRON2,
     build_config,
     outcome,
-    outcome_in_a_fork,
+    outcome_in_a_process,
     pairs,
     register,
     with_value,
@@ -61,7 +61,7 @@ def test_every_bad_value_is_refused_or_runs(name: str, capsys: pytest.CaptureFix
     torch.set_num_threads(1)
     cfg = build_config(name)
     outcomes = {
-        (key, repr(value)): outcome_in_a_fork(cfg, key, value)
+        (key, repr(value)): outcome_in_a_process(cfg, key, value)
         for key, value in pairs(cfg)
         if not key.endswith(OF_THE_DATA)
     }
