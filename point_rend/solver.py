@@ -1,12 +1,48 @@
-"""The poly learning-rate schedule of DeepLab, optionally with the floor of mmsegmentation."""
+"""The optimizer with clipped gradients, and the poly schedule of DeepLab and mmsegmentation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier, LRScheduler
 from detectron2.solver import build_lr_scheduler as build_d2_lr_scheduler
+from detectron2.solver import build_optimizer as build_d2_optimizer
 from fvcore.common.param_scheduler import ParamScheduler
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Build Detectron2's optimizer, with ``SOLVER.CLIP_GRADIENTS`` for each parameter by itself.
+
+    Unlike Detectron2's clipping, it passes over parameters without a gradient.
+    """
+    unclipped = cfg.clone()
+    unclipped.defrost()
+    unclipped.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    optimizer = build_d2_optimizer(unclipped, model)
+    if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+        clip = build_clipping(cfg)
+
+        def clip_all(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        clip(parameter)
+
+        optimizer.register_step_pre_hook(clip_all)
+    return optimizer
+
+
+def build_clipping(cfg: CfgNode) -> Callable[[Tensor], object]:
+    """Build the function that clips the gradient of a parameter in place."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    kind, limit, norm = clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE
+    if kind == "value":
+        return lambda parameter: clip_grad_value_(parameter, limit)
+    return lambda parameter: clip_grad_norm_(parameter, limit, norm)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""The poly schedule, against the formula of mmsegmentation and DeepLab's scheduler."""
+"""Clipping against Detectron2; the poly schedule against mmsegmentation and DeepLab."""
 
+import math
 import warnings
 
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.solver import build_optimizer as build_d2_optimizer
 
 from point_rend.config.defaults import add_pointrend_config
 from point_rend.engine.trainer import Trainer
@@ -128,3 +130,38 @@ def test_the_multiplier_never_rises_after_the_warm_up():
     poly = WarmupPoly(floor=0.01, warmup_share=0.1, warmup_factor=0.1)
     multipliers = [poly(step / 100) for step in range(10, 101)]
     assert multipliers == sorted(multipliers, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "norm"), [("value", 0.01, 2.0), ("norm", 0.05, 2.0), ("norm", 0.02, math.inf)]
+)
+def test_gradients_are_clipped_as_by_detectron2(kind, limit, norm):
+    cfg = solver_cfg()
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE = True, kind, limit, norm
+    trained = []
+    for build in (Trainer.build_optimizer, build_d2_optimizer):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4))
+        start = [parameter.clone() for parameter in model.parameters()]
+        optimizer = build(cfg, model)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(8, 5)).pow(3).sum().backward()
+            optimizer.step()
+        trained.append([*model.parameters()])
+        assert not any(map(torch.equal, start, trained[-1]))
+    assert all(map(torch.equal, *trained))
+
+
+@pytest.mark.parametrize("kind", ["value", "norm"])
+def test_clipping_passes_over_a_parameter_without_a_gradient(kind):
+    cfg = solver_cfg()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = kind
+    used, unused = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    start = [parameter.clone() for parameter in unused.parameters()]
+    optimizer = Trainer.build_optimizer(cfg, torch.nn.ModuleList([used, unused]))
+    used(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert all(map(torch.equal, start, unused.parameters()))

@@ -85,6 +85,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with errors.user_errors():
         failures, exit_code = run(args)
     for failure in failures:
-        print(f"{parser.prog}: cannot be read: {failure}", file=sys.stderr)
+        print(f"{parser.prog}: {errors.shortened(failure, errors.LONGEST_LINE)}", file=sys.stderr)
     if exit_code or failures:
         raise SystemExit(exit_code or errors.FAILED)

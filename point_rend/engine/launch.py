@@ -3,10 +3,13 @@
 The rank is the number of a process within the run, the local rank its number on its machine.
 """
 
+import hashlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping, MutableSequence
+from datetime import timedelta
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -22,9 +25,11 @@ from point_rend.engine.arguments import AUTO, SILENCE_SECONDS
 from point_rend.engine.spawned import enter
 from point_rend.engine.supervision import supervise
 from point_rend.utils import progress
-from point_rend.utils.errors import user_errors
+from point_rend.utils.errors import say_once, user_errors
 from point_rend.utils.signals import signals_wait
 
+STORE_TIMEOUT = timedelta(seconds=5)  # of the memory that all processes share
+SAME_ERROR_SECONDS = 1.0  # within which all processes of a run meet it
 MAX_DIGITS = 9  # of numbers in the environment
 FIRST_FREE_PORT = 20000
 NUM_FREE_PORTS = 20000
@@ -159,6 +164,7 @@ def join(info: RankInfo, device: str) -> None:
             f"process {info.rank} of {info.world_size} cannot meet the others at "
             f"{rendezvous_of(info)}: {advice}"
         ) from error
+    say_once(_is_new)
     local_ranks = comm.all_gather(info.local_rank)
     num_local = len(local_ranks) // local_ranks.count(0) if 0 in local_ranks else 0
     if not num_local or local_ranks != [rank % num_local for rank in range(len(local_ranks))]:
@@ -168,6 +174,24 @@ def join(info: RankInfo, device: str) -> None:
         )
     comm.create_local_process_group(num_local)
     comm.synchronize()
+
+
+def _is_new(message: str) -> bool:
+    """Return whether this process is the first of its run that has an error to print."""
+    name = f"error {hashlib.sha256(message.encode()).hexdigest()}"
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set_timeout(STORE_TIMEOUT)
+        number = store.add(name, 1)
+        asked_until = time.monotonic() + SAME_ERROR_SECONDS
+        # The memory may be in this process, and the others have yet to ask.
+        while comm.is_main_process() and time.monotonic() < asked_until:
+            if store.add(name, 0) == comm.get_world_size():
+                break
+            time.sleep(0.01)
+        return number == 1
+    except (RuntimeError, ValueError):  # the process that keeps it is gone
+        return True
 
 
 def rendezvous_of(info: RankInfo) -> str:

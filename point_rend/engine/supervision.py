@@ -6,7 +6,6 @@ Signals are forwarded, processes that are silent are named, and none outlives it
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, MutableSequence, Sequence
@@ -19,6 +18,7 @@ from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException
 
 from point_rend.engine.signals import GRACE, STUCK_SECONDS
 from point_rend.utils import progress
+from point_rend.utils.children import guarded
 from point_rend.utils.errors import signal_exit_code
 from point_rend.utils.program import program
 from point_rend.utils.signals import SAME_REQUEST, SIGNALS
@@ -28,38 +28,6 @@ POLL_SECONDS = 1.0
 SUSPENDED_SECONDS = 5.0  # the launcher itself was stopped if it did not run for so long
 STOPPED_SECONDS = 10.0  # a process that a debugger stops for a moment is not named
 ENDING_SECONDS = GRACE.total_seconds() + STUCK_SECONDS  # of the processes, after a signal
-
-# Ends the processes whose numbers it reads after their launcher has ended, which closes its input.
-# It sees to the other end of each process, not to a number that another process may get.
-GUARDIAN = """
-import os, select, signal, sys, time
-for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
-    signal.signal(getattr(signal, name), signal.SIG_IGN)
-grace, *pids = map(int, sys.stdin.readline().split())
-by_descriptor = hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")
-send, handles = (os.kill, pids)
-if by_descriptor:
-    send, handles = signal.pidfd_send_signal, []
-    for pid in pids:
-        try:
-            handles.append(os.pidfd_open(pid))
-        except OSError:
-            pass
-sys.stdin.read()
-def send_all(number):
-    for handle in handles[:]:
-        try:
-            send(handle, number)
-        except OSError:
-            handles.remove(handle)
-send_all(signal.SIGTERM)
-send_all(signal.SIGCONT)
-deadline = time.monotonic() + grace
-while handles and time.monotonic() < deadline:
-    time.sleep(0.2)
-    send_all(0)
-send_all(signal.SIGKILL)
-"""
 
 
 def supervise(
@@ -104,7 +72,7 @@ def supervise(
     silence = Silence(processes, board, silence_limit)
     former = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
-        with guarded(processes):
+        with guarded([process.pid for process in processes], ENDING_SECONDS):
             while not context.join(timeout=POLL_SECONDS, grace_period=GRACE_SECONDS):
                 for line in silence.lines():
                     say(line)
@@ -204,26 +172,3 @@ def state_of(pid: int | None) -> str:
     except OSError:
         return ""
     return text.rpartition(")")[2].split()[0]
-
-
-@contextlib.contextmanager
-def guarded(processes: Sequence[BaseProcess]) -> Iterator[None]:
-    """End processes if this one ends before the block does, even if it is killed.
-
-    They get SIGTERM, and are killed if they do not end in time.
-    """
-    with subprocess.Popen(
-        [sys.executable, "-ISc", GUARDIAN],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,  # a reader of the output does not wait for it
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as guardian:
-        assert guardian.stdin is not None
-        pids = " ".join(str(process.pid) for process in processes)
-        guardian.stdin.write(f"{ENDING_SECONDS:.0f} {pids}\n".encode())
-        guardian.stdin.flush()
-        try:
-            yield
-        finally:
-            guardian.kill()

@@ -53,7 +53,7 @@ from point_rend.evaluation.build import build_evaluator
 from point_rend.evaluation.class_order import ReorderedClasses
 from point_rend.evaluation.shared_inference import evaluate_with_shared_inference
 from point_rend.evaluation.tta import AutocastModel, build_test_time_augmentation
-from point_rend.solver import build_lr_scheduler
+from point_rend.solver import build_lr_scheduler, build_optimizer
 from point_rend.utils.errors import DIVERGED, USER_ERROR, TrainingStop
 from point_rend.utils.files import NotSavedError
 from point_rend.utils.program import command_words, is_executable, program
@@ -124,6 +124,11 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
         """Build the loader of a test set."""
         return build_test_loader(cfg, dataset_name, NamingDatasetMapper(cfg, is_train=False))
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Build the optimizer."""
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:

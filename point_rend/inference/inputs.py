@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from point_rend.inference.progress import Source
-from point_rend.utils.pictures import IMAGE_SUFFIXES, is_stray_file, read_picture
+from point_rend.utils.pictures import IMAGE_SUFFIXES, OTHER_SUFFIXES, is_stray_file, read_picture
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov")
 FRAMES_PER_SECOND = 25.0  # of a camera that does not report its rate
@@ -78,9 +78,15 @@ def _named_files(path: Path, output: Path | None, passed_over: list[str]) -> lis
         raise ValueError(
             f"--output {output} is a folder of --input: the results would be among the images"
         )
-    files = sorted(x for x in _files_below(path, output, passed_over) if _is_picture(x.name))
-    pairs = ((file.relative_to(path), file) for file in files)
-    return [(str(name), file) for name, file in pairs if not is_stray_file(name)]
+    found = sorted(_files_below(path, output, passed_over))
+    pairs = [(file.relative_to(path), file) for file in found]
+    pairs = [(name, file) for name, file in pairs if not is_stray_file(name)]
+    suffixes = Counter(file.suffix.lower() for _, file in pairs)
+    others = [f"{suffixes[x]} {x}" for x in sorted(OTHER_SUFFIXES) if suffixes[x]]
+    if others:
+        kinds = ", ".join(others)
+        passed_over.append(f"{path}: left out are {kinds}: convert them to JPEG or PNG")
+    return [(str(name), file) for name, file in pairs if _is_picture(name.name)]
 
 
 def _files_below(folder: Path, output: Path | None, passed_over: list[str]) -> Iterator[Path]:

@@ -5,7 +5,7 @@ import difflib
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from point_rend.utils.program import program
 
@@ -95,8 +95,23 @@ def print_result(text: str) -> None:
         raise OSError(f"standard output cannot be written: {error.strerror}") from error
 
 
+_is_new: Callable[[str], bool] | None = None
+
+
+def say_once(is_new: Callable[[str], bool]) -> None:
+    """Leave out the errors of this process that others of its run have printed.
+
+    Args:
+        is_new: Returns whether this process is the first that asks for a message.
+    """
+    global _is_new
+    _is_new = is_new
+
+
 def say_error(error: object) -> None:
     """Print the reason why the program ends, in one line of bounded length."""
     message = shortened(" ".join(str(error).split()), LONGEST_LINE)
+    if _is_new is not None and not _is_new(message):
+        return
     with contextlib.suppress(OSError):  # the exit code remains
         print(f"{program()}: error: {message}", file=sys.stderr, flush=True)

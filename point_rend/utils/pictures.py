@@ -44,6 +44,11 @@ RAW_SUFFIXES = {
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mos", ".mrw"),
     *(".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
 }
+# Of further pictures that are not looked for in folders; some can be read if they are named.
+OTHER_SUFFIXES = RAW_SUFFIXES | {
+    *(".avif", ".exr", ".gif", ".hdr", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jxl", ".pgm"),
+    *(".ppm", ".psd", ".tga"),
+}
 TIFF_IS_REDUCED = 254  # tag of a picture that is the thumbnail of another one
 TIFF_DNG_VERSION = 50706
 CANON_RAW = rb"II\*\0....CR"

@@ -175,6 +175,16 @@ def test_invalid_input_ends_all_processes_of_a_launcher_with_one_message(
     assert errors[1] == []
 
 
+def test_an_error_that_all_processes_meet_is_printed_once(tiny: CocoSet, tmp_path: Path) -> None:
+    weights = tmp_path / "other.pth"
+    torch.save({"model": {"layer.weight": torch.zeros(3)}}, weights)
+    argv = command(tiny, tmp_path / "output", "--eval-only", "MODEL.WEIGHTS", str(weights))
+    ended = run_two("torchrun", argv, tmp_path, forked=True)
+    assert [code for code, _ in ended] == [2, 2]
+    (error,) = re.findall(r"train_net\.py: error: .*", "".join(text for _, text in ended))
+    assert str(weights) in error
+
+
 @pytest.mark.slow
 def test_torchrun_starts_a_training(tiny: CocoSet, tmp_path: Path) -> None:
     argv = command(tiny, tmp_path / "output", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1")

@@ -49,6 +49,15 @@ def pipe(folder: Path) -> None:
     os.mkfifo(folder / "pipe.png")
 
 
+def others_in(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / name / "deep").mkdir(parents=True)
+        for file in ("a.CR2", "b.heic", "deep/c.HEIC", "._d.heic", "notes.txt"):
+            (folder / name / file).touch()
+
+    return make
+
+
 def colliding(folder: Path) -> None:
     write_pictures(folder / "other", [1])
 
@@ -102,7 +111,7 @@ ROWS = [
     Row(
         "a pipe as an image",
         on("--input", "pipe.png", *OUT, make=pipe),
-        r"cannot be read: .*pipe\.png.* a pipe",
+        r"^pointrend predict: pipe\.png cannot be read: a pipe, expected a file$",
         exit_code=1,
         first=plant,
     ),
@@ -119,6 +128,25 @@ ROWS = [
         r"a\.mp4: not a video that OpenCV can read",
         exit_code=1,
         first=plant,
+    ),
+    Row(
+        "a file that is no picture, with a name of two lines",
+        on("--input", "in", *OUT, make=lambda f: (f / "in" / "a\nb.png").write_text("text")),
+        r"^pointrend predict: in/a\\nb\.png is not an image, but a text$",
+        exit_code=1,
+        first=plant,
+    ),
+    Row(
+        "pictures of other formats among the pictures",
+        on("--input", "in", *OUT, make=others_in("in")),
+        r"^in: left out are 1 \.cr2, 2 \.heic: convert them to JPEG or PNG$",
+        exit_code=0,
+        first=plant,
+    ),
+    Row(
+        "nothing but pictures of other formats",
+        on("--input", "new", *OUT, make=others_in("new")),
+        r"no image found at new; new: left out are 1 \.cr2, 2 \.heic: convert them to JPEG or PNG$",
     ),
     Row("no camera", on("--webcam", *OUT), "there is no camera"),
     Row(

@@ -1,12 +1,9 @@
 """Table 4 of the paper: the choice of the training points, with several seeds."""
 
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,12 +21,12 @@ from point_rend.experiments.ablation.results import (
 )
 from point_rend.experiments.ablation.settings import SAMPLING_SETTINGS
 from point_rend.point_head import build_point_sampler
+from point_rend.utils.children import run_child
+from point_rend.utils.errors import signal_exit_code
 from point_rend.utils.json_files import parse_json
 from point_rend.utils.locks import unlock_folders
-from point_rend.utils.signals import SIGNALS
 
 TRAIN = (sys.executable, "-m", "point_rend", "train")
-SIGNALED = 128  # exit code of a process that a signal has ended, minus the number of the signal
 MASK_HEAD, SEMANTIC_HEAD = "PointRendMaskHead", "PointRendSemSegHead"  # that sample their points
 
 
@@ -141,26 +138,8 @@ def train(options: Sequence[str]) -> None:
     """
     command = [*TRAIN, "--resume", *options]
     print(f"\n$ {shlex.join(command)}\n", flush=True)
-    running: list[subprocess.Popen[bytes]] = []
-    early: list[int] = []  # signals that came before the process started
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        if running:
-            running[0].send_signal(number)
-        else:
-            early.append(number)
-
-    former = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
-        running.append(subprocess.Popen(command))
-        for number in early:
-            running[0].send_signal(number)
-        code = running[0].wait()
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-    code = code if code >= 0 else SIGNALED - code
-    if code > SIGNALED:
+    code = run_child(command)
+    if code > signal_exit_code(0):
         print("Run the same command again to continue.", file=sys.stderr)
     if code:
         raise SystemExit(code)

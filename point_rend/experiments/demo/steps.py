@@ -3,14 +3,16 @@
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from point_rend.utils.children import run_child
+from point_rend.utils.errors import signal_exit_code
 from point_rend.utils.files import check_output
 from point_rend.utils.program import COMMAND, program
+from point_rend.utils.signals import write_line
 
 # Settings of a demo that only shows that everything runs.
 QUICK = ("SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "1")
@@ -80,10 +82,13 @@ def run_step(title: str, command: Sequence[object], **variables: object) -> None
     shown = [*(f"{key}={shlex.quote(value)}" for key, value in values.items()), name]
     print(f"\n=== {title}\n$ {' '.join(shown)} {shlex.join(arguments)}\n", flush=True)
     start = time.monotonic()
-    done = subprocess.run([*PROGRAMS[name], *arguments], env=os.environ | values, check=False)
-    if done.returncode:
-        print(f"\n{program()}: error: this step failed: {title}", file=sys.stderr)
-        raise SystemExit(done.returncode)
+    code = run_child([*PROGRAMS[name], *arguments], os.environ | values)
+    if code > signal_exit_code(0):
+        write_line(f"{program()}: stopped in the step: {title}; the same command continues")
+    elif code:
+        write_line(f"{program()}: error: this step failed: {title}")
+    if code:
+        raise SystemExit(code)
     print_time(start)
 
 
