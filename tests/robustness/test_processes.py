@@ -304,7 +304,7 @@ ROWS = [
         Row(
             f"--num-gpus {number:.6}",
             training(options=["--num-gpus", number]),
-            "--num-gpus: expected a number from 0 to",
+            "--num-gpus: expected (a number, 0 or more|at most 4 digits), got",
         )
         for number in ("-1", "100000", "two", "9" * 5000)
     ),
