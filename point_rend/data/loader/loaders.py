@@ -351,9 +351,12 @@ def _received(items: Iterable[Any], workers: list[BaseProcess]) -> Iterator[Any]
     try:
         yield from items
     except (RuntimeError, OSError, EOFError) as error:  # the last two if it died while it sent
-        if workers:
-            wait([worker.sentinel for worker in workers], DYING_SECONDS)
+        # A core dump takes a while, and a process ends a moment after its connections.
+        seconds = DYING_SECONDS if isinstance(error, RuntimeError) else 6 * DYING_SECONDS
+        dying = wait([worker.sentinel for worker in workers], seconds) if workers else []
         for number, worker in enumerate(workers, start=1):
+            if worker.sentinel in dying:
+                worker.join(DYING_SECONDS)
             if worker.exitcode:
                 which = f"data worker {number} of {len(workers)} (process {worker.pid})"
                 raise UnusableDataError(f"{which} {cause_of_death(worker.exitcode)}") from error
