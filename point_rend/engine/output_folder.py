@@ -164,6 +164,8 @@ def output_fault(error: OSError, output_dir: str) -> str:
     """
     if isinstance(error, NotSavedError):
         return str(error)
+    if isinstance(error, ConnectionError):  # with another process
+        return ""
     named = error.filename if isinstance(error.filename, str | bytes) else output_dir
     path = Path(os.fsdecode(named)).absolute()
     is_inside = path.is_relative_to(Path(output_dir).absolute())
