@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.catalog import Metadata
 from tqdm import tqdm
 
 from point_rend.config.dumping import dump_config
@@ -32,7 +31,7 @@ from point_rend.inference.inputs import (
 from point_rend.inference.outputs import COCO_NAME, Output, Results, VideoFile, Window, paths_of
 from point_rend.inference.predictor import Predictor
 from point_rend.inference.progress import Progress, Source
-from point_rend.inference.settings import read_settings
+from point_rend.inference.settings import Settings, read_settings
 from point_rend.utils.errors import INTERRUPTED
 from point_rend.utils.files import check_that_inputs_stay
 from point_rend.utils.pictures import IMAGE_SUFFIXES
@@ -62,16 +61,16 @@ def run(args: argparse.Namespace) -> Outcome:
     """
     if args.batch_size < 1:
         raise ValueError(f"--batch-size: expected 1 or more, got {args.batch_size}")
-    cfg, metadata = read_settings(args)
-    check_formats(args.formats, model_outputs(cfg))
+    settings = read_settings(args)
+    check_formats(args.formats, model_outputs(settings.cfg))
     failures: list[str] = []
     with ExitStack() as stack:
-        job = _open(args, cfg, metadata, failures, stack)
+        job = _open(args, settings, failures, stack)
         exit_code = 0
         if job.total != 0:
             predictor = Predictor(
-                cfg,
-                metadata=metadata,
+                settings.cfg,
+                metadata=settings.metadata,
                 allow_unsafe=args.allow_unsafe_checkpoint,
             )
             exit_code = _segment(batches(job.frames, args.batch_size), predictor, job)
@@ -109,24 +108,16 @@ class _Job(NamedTuple):
 
 
 def _open(
-    args: argparse.Namespace,
-    cfg: CfgNode,
-    metadata: Metadata,
-    failures: list[str],
-    stack: ExitStack,
+    args: argparse.Namespace, settings: Settings, failures: list[str], stack: ExitStack
 ) -> _Job:
     """Open inputs and outputs."""
     if args.input is not None:
-        return _open_images(args, cfg, metadata, failures, stack)
-    return _open_video(args, cfg, metadata, failures, stack)
+        return _open_images(args, settings, failures, stack)
+    return _open_video(args, settings, failures, stack)
 
 
 def _open_images(
-    args: argparse.Namespace,
-    cfg: CfgNode,
-    metadata: Metadata,
-    failures: list[str],
-    stack: ExitStack,
+    args: argparse.Namespace, settings: Settings, failures: list[str], stack: ExitStack
 ) -> _Job:
     window = Window(wait=True) if args.output is None else None
     folder, picture = _folder_and_file(args.output, IMAGE_SUFFIXES)
@@ -140,7 +131,7 @@ def _open_images(
     if picture is not None and len(files) > 1:
         raise ValueError(f"--output {picture} is one file, but there are {len(files)} images")
     others = [format for format in args.formats if picture is None or format != "pictures"]
-    progress = _progress(args, cfg, metadata, folder if others else None, stack)
+    progress = _progress(args, settings, folder if others else None, stack)
 
     names = result_names(files, progress.results if progress else {})
     if progress is not None:
@@ -160,17 +151,15 @@ def _open_images(
             outputs |= dict.fromkeys(paths.values(), names[name])
         if "pictures" in others:
             _check_that_formats_stay_apart(names.values(), others)
-    _check_outputs(args, cfg, outputs, progress, inputs=files.values())
-    results = Results(metadata, args.formats, progress=progress, picture=picture, window=window)
+    _check_outputs(args, settings.cfg, outputs, progress, inputs=files.values())
+    results = Results(
+        settings.metadata, args.formats, progress=progress, picture=picture, window=window
+    )
     return _Job(read_images(files, names, failures), len(files), results)
 
 
 def _open_video(
-    args: argparse.Namespace,
-    cfg: CfgNode,
-    metadata: Metadata,
-    failures: list[str],
-    stack: ExitStack,
+    args: argparse.Namespace, settings: Settings, failures: list[str], stack: ExitStack
 ) -> _Job:
     window = Window(wait=False) if args.output is None else None
     folder, file = _folder_and_file(args.output, VIDEO_SUFFIXES)
@@ -193,8 +182,8 @@ def _open_video(
         rate = capture.get(cv2.CAP_PROP_FPS) or FRAMES_PER_SECOND
         video = VideoFile(file, rate)
     others = [x for x in args.formats if args.frames or x != "pictures"]
-    progress = _progress(args, cfg, metadata, folder if others else None, stack)
-    _check_outputs(args, cfg, outputs, progress, inputs=filter(None, [args.video_input]))
+    progress = _progress(args, settings, folder if others else None, stack)
+    _check_outputs(args, settings.cfg, outputs, progress, inputs=filter(None, [args.video_input]))
     frames = read_video(capture, source, failures)
     total: int | None = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     if video is not None:
@@ -203,7 +192,12 @@ def _open_video(
         frames = _unfinished(frames, progress)
         total = None if progress.results else total
     results = Results(
-        metadata, args.formats, progress=progress, video=video, window=window, by_class=True
+        settings.metadata,
+        args.formats,
+        progress=progress,
+        video=video,
+        window=window,
+        by_class=True,
     )
     return _Job(frames, total or None, results)
 
@@ -218,21 +212,18 @@ def _folder_and_file(
 
 
 def _progress(
-    args: argparse.Namespace,
-    cfg: CfgNode,
-    metadata: Metadata,
-    folder: Path | None,
-    stack: ExitStack,
+    args: argparse.Namespace, settings: Settings, folder: Path | None, stack: ExitStack
 ) -> Progress | None:
     """Open the record of the output folder; without a folder there is none."""
     if folder is None:
         return None
+    cfg, metadata = settings
     neutral = cfg.clone()
     neutral.defrost()
     neutral.OUTPUT_DIR, neutral.MODEL.WEIGHTS, neutral.MODEL.DEVICE = "", "", "cpu"
     weights = Source.of(cfg.MODEL.WEIGHTS)
     names = [metadata.get(key) or [] for key in ("thing_classes", "stuff_classes")]
-    settings = {
+    decisive = {
         "config": hashlib.sha256(dump_config(neutral).encode()).hexdigest(),
         "weights": f"{cfg.MODEL.WEIGHTS}, {weights.size} bytes of {weights.modified}",
         "classes": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
@@ -240,8 +231,8 @@ def _progress(
     }
     if args.video_input is not None:
         video = Source.of(args.video_input)
-        settings["video"] = f"{args.video_input}, {video.size} bytes of {video.modified}"
-    progress = Progress(folder, settings, overwrite=args.overwrite)
+        decisive["video"] = f"{args.video_input}, {video.size} bytes of {video.modified}"
+    progress = Progress(folder, decisive, overwrite=args.overwrite)
     stack.callback(progress.close)
     return progress
 

@@ -195,7 +195,7 @@ def test_an_unreadable_file_is_named_at_the_end_and_does_not_stop_the_others(
     missing = tmp_path / "missing_*.jpg"
     assert exit_code("--input", missing, folder, "--output", tmp_path / "out") == 1
     assert files_below(tmp_path / "out") == ["1.jpg", "4.jpg"]
-    lines = [x for x in capsys.readouterr().err.splitlines() if "cannot be read" in x]
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("predict.py: ")]
     assert len(lines) == 3
     for line, name in zip(lines, ("missing_*.jpg", "0.jpg", "2.jpg"), strict=True):
         assert name in line
@@ -246,7 +246,7 @@ def test_a_picture_that_would_not_be_read_as_it_is_counts_as_unreadable(
     monkeypatch.setenv("POINT_REND_MAX_PIXELS", str(48 * 64))
     assert exit_code("--input", folder, "--output", tmp_path / "out") == 1
     assert files_below(tmp_path / "out") == ["1.png"]
-    lines = [x for x in capsys.readouterr().err.splitlines() if "cannot be read" in x]
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("predict.py: ")]
     assert len(lines) == 2
     assert "deep.tif" in lines[0]
     assert "large.png" in lines[1]
