@@ -102,7 +102,7 @@ def find_parameters(content: Mapping[Any, Any]) -> tuple[str, Collection[str]]:
     Returns:
         The name and the keys of the parameters; both empty if there are none.
     """
-    for name in _CONTAINERS:
+    for name in (*_CONTAINERS, *(key for key in content if isinstance(key, str))):
         nested = content.get(name)
         if isinstance(nested, Mapping) and any("." in str(key) for key in nested):
             return name, [str(key) for key in nested]

@@ -55,11 +55,15 @@ def check_parameters(filename: str, model: Any) -> None:
         )
     name, nested = find_parameters(model)
     if nested:
+        # Under "model" they are in a dict within another one, as that of a .pkl without an author.
+        place = " at the top, in a .pkl next to '__author__'" if name == "model" else ""
         raise ValueError(
-            f"{filename} holds its parameters under {name!r}: expected them under 'model', as "
-            f"Detectron2 saves them{looks_like(project_of(nested))}"
+            f"{filename} holds its parameters under {name!r:.200}: expected them under 'model'"
+            f"{place}, as Detectron2 saves them{looks_like(project_of(nested))}"
         )
     for key, value in model.items():
+        if isinstance(key, str) and not key.isprintable():
+            raise ValueError(f"{filename}: the model's {key!a:.200} is no name of a parameter")
         if not isinstance(key, str) or not isinstance(value, np.ndarray | Tensor):
             raise ValueError(
                 f"{filename}: the model's {key!r:.200} must be an array or tensor, "

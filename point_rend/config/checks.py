@@ -351,6 +351,11 @@ def _check_solver(cfg: CfgNode) -> None:
                 f"SOLVER.STEPS must be less than SOLVER.MAX_ITER, which is {solver.MAX_ITER}, or "
                 f"beyond it, where they are ignored; got {solver.STEPS}"
             )
+    if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
+        raise ValueError(
+            f"SOLVER.WARMUP_ITERS must be less than SOLVER.MAX_ITER, which is {solver.MAX_ITER}, "
+            f"for SOLVER.RESCALE_INTERVAL; got {solver.WARMUP_ITERS}"
+        )
     if name in ("WarmupCosineLR", "WarmupPolyLR") and solver.BASE_LR_END > solver.BASE_LR:
         raise ValueError(
             f"SOLVER.BASE_LR_END must be from 0 to SOLVER.BASE_LR, which is {solver.BASE_LR}, got "

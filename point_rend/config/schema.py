@@ -437,6 +437,16 @@ SCHEDULES = {
         "SOLVER.WARMUP_FACTOR": SHARE,
     },
 }
+RESULT = Rule(
+    "[task, metric, value, tolerance], such as ['segm', 'AP', 35.0, 0.5]",
+    lambda x: (
+        isinstance(x, (list, tuple))
+        and len(x) == 4
+        and all(map(TEXT.fits, x[:2]))
+        and FINITE.fits(x[2])
+        and NOT_NEGATIVE.fits(x[3])
+    ),
+)
 REPEATED = {"DATALOADER.REPEAT_THRESHOLD": number(0, 1000)}
 PROPOSALS = {
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": POSITIVE_COUNT,
@@ -503,6 +513,7 @@ def rules_in_use(cfg: CfgNode, *, training: bool) -> dict[str, Rule]:
             rules |= REPEATED
         if cfg.TEST.PRECISE_BN.ENABLED:
             rules |= PRECISE_BN
+    rules["TEST.EXPECTED_RESULTS"] = list_of(RESULT, least=0)
     if cfg.INPUT.CROP.ENABLED:  # DeepLab reads it in tests, too
         rules["INPUT.CROP.SIZE"] = list_of(POSITIVE, 2)
     if training or cfg.TEST.MIXED_PRECISION:

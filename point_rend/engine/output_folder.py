@@ -61,6 +61,11 @@ def _fault_of_name(output_dir: str) -> str:
 
 def _fault_of_files(folder: Path) -> str:
     """Return what stands in the place of a file or a folder of a run, or nothing."""
+    for path in (folder / name for name in (LOG_NAME, METRICS_NAME, LOCK_NAME, "inference")):
+        if path.is_symlink() and not path.exists():
+            return f"cannot be used: {path} is a link to {os.readlink(path)}, which does not exist"
+    if (folder / TAG).is_dir():
+        return f"cannot be used: {folder / TAG} is a folder, expected a file or nothing"
     for name in (CONFIG_NAME, LOG_NAME, METRICS_NAME, LOCK_NAME):
         path = folder / name
         if path.exists() and not path.is_file():
@@ -147,7 +152,7 @@ def files_of_training(folder: Path, *, events: bool = True) -> list[Path]:
         folder: The folder; it exists.
         events: Whether to list the files of TensorBoard, too.
     """
-    names = [*saved_by_training(folder)]
+    names = [name for name in saved_by_training(folder) if not (folder / name).is_dir()]
     names += [TAG] * os.path.lexists(folder / TAG)
     metrics = folder / METRICS_NAME
     names += [METRICS_NAME] * (metrics.is_file() and metrics.stat().st_size > 0)

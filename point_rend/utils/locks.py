@@ -153,7 +153,7 @@ def _read(descriptor: int) -> Holder | None:
         return Holder(
             **{name: kind(content[name]) for name, kind in Holder.__annotations__.items()}
         )
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError):
         return None
 
 

@@ -131,6 +131,15 @@ VALUES = [
         (("SOLVER.BASE_LR", "1e999"), "SOLVER.BASE_LR must be from 0 to 1e+30, got inf"),
         (("SOLVER.WEIGHT_DECAY", "-0.1"), "SOLVER.WEIGHT_DECAY must be from 0 to 1e+30, got -0.1"),
         (("SOLVER.STEPS", "(5, 3)", "SOLVER.MAX_ITER", "9"), "SOLVER.STEPS must ascend"),
+        (
+            ("SOLVER.RESCALE_INTERVAL", "True", "SOLVER.MAX_ITER", "9"),
+            "SOLVER.WARMUP_ITERS must be less than SOLVER.MAX_ITER, which is 9",
+        ),
+        (
+            ("TEST.EXPECTED_RESULTS", "[[]]"),
+            "TEST.EXPECTED_RESULTS must be a list of values, each [task, metric",
+        ),
+        (("TEST.EXPECTED_RESULTS", "[['segm', 'AP', 35, '1']]"), "TEST.EXPECTED_RESULTS must be"),
         (("INPUT.RANDOM_FLIP", "both"), "INPUT.RANDOM_FLIP must be horizontal, vertical or none"),
         (
             ("DATASETS.TEST", "None"),

@@ -111,7 +111,15 @@ NAMES = [
             after(in_place(name, Path.mkdir), training("--resume")),
             f"OUTPUT_DIR 'out' cannot be used: out/{name} is a folder, expected a file",
         )
-        for name in ("config.yaml", "log.txt", "metrics.json", "run.lock")
+        for name in ("config.yaml", "log.txt", "metrics.json", "run.lock", "last_checkpoint")
+    ),
+    *(
+        Row(
+            f"link {name} to nothing in it",
+            after(in_place(name, lambda path: path.symlink_to("/gone")), training("--resume")),
+            f"OUTPUT_DIR 'out' cannot be used: out/{name} is a link to /gone, which does not exist",
+        )
+        for name in ("log.txt", "metrics.json", "run.lock", "inference")
     ),
     *(
         Row(
@@ -209,6 +217,15 @@ EARLIER = [
         "Starting training from iteration 0",
         exit_code=0,
         then=replaced,
+    ),
+    Row(
+        "overwritten but for a folder with the name of a checkpoint",
+        after(
+            lambda out: (earlier_run(out), (out / "model_0000007.pth").mkdir()),
+            training("--overwrite", "SOLVER.MAX_ITER", "1"),
+        ),
+        "Starting training from iteration 0",
+        exit_code=0,
     ),
     Row(
         "weights that would be overwritten",

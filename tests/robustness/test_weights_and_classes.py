@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -376,6 +377,17 @@ WEIGHTS = [
         foreign("backbone.layer1.0.conv1.weight", "rpn_head.rpn_conv.weight", name="state_dict"),
         "under 'state_dict': expected them under 'model', .* the weights of mmdetection",
     ),
+    Row(
+        "parameters under another name",
+        foreign("image_encoder.pos_embed", "mask_decoder.iou_token.weight", name="my_net"),
+        r"under 'my_net': expected them under 'model', .* \(SAM\)",
+    ),
+    Row(
+        "a .pkl without its author",
+        file_as_weights(pickle.dumps({"model": {"roi_heads.a": [1.0]}}), "m.pkl"),
+        "under 'model': expected them under 'model' at the top, in a .pkl next to '__author__'",
+    ),
+    Row("a name that is no text", foreign("a.\ud800"), r"the model's 'a\.\\ud800' is no name"),
     Row("SAM", foreign("image_encoder.pos_embed", "mask_decoder.iou_token.weight"), r"\(SAM\)"),
     Row("Mask2Former", foreign("sem_seg_head.predictor.query_feat.weight"), "of Mask2Former"),
     Row(

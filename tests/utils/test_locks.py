@@ -172,7 +172,10 @@ def test_without_locks_a_living_process_is_respected(
         lock_folder(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 1}', "\0" * 9])
+INFINITE = '{"host": "", "boot": "", "process": Infinity, "job": "", "since": ""}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 1}', "\0" * 9, "[" * 4000, INFINITE])
 def test_a_file_that_was_cut_off_names_nobody(content: str, tmp_path: Path):
     (tmp_path / locks.NAME).write_text(content)
     lock_folder(tmp_path)
