@@ -26,6 +26,10 @@ class NamingDatasetMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Read the arguments from a config."""
+        if not is_train and cfg.MODEL.KEYPOINT_ON:  # an evaluation needs no training set
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.KEYPOINT_ON = False
         arguments = super().from_config(cfg, is_train)
         return arguments | {"augmentations": build_augmentations(cfg, is_train=is_train)}
 
@@ -64,8 +68,7 @@ class NamingDatasetMapper(DatasetMapper):
         augmented = AugInput(image, sem_seg=labels)
         transforms = self.augmentations(augmented)
         image_shape = augmented.image.shape[:2]
-        chw = augmented.image.transpose(2, 0, 1).copy()
-        record["image"] = torch.from_numpy(chw)
+        record["image"] = as_input(augmented.image)
         if labels is not None:
             record["sem_seg"] = torch.from_numpy(augmented.sem_seg.astype(np.int64))
         if self.proposal_topk is not None:
@@ -115,6 +118,12 @@ class NamingDatasetMapper(DatasetMapper):
         # A copy: flipping leaves negative strides, and resizing read-only pixels.
         pixels = np.array(segmentation, dtype=bool, order="C")
         return SharedMasks.of(BitMasks(pixels[None]), image_shape)
+
+
+def as_input(image: np.ndarray) -> torch.Tensor:
+    """Return an image (H, W, C) as a model takes it: (C, H, W) of uint8, or of float32 for YUV."""
+    chw = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    return chw.float() if chw.is_floating_point() else chw
 
 
 def _read_labels(file_name: str, image_shape: tuple[int, int]) -> np.ndarray:

@@ -8,7 +8,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from point_rend.data.checks.annotations import check_ground_truth
+from point_rend.data.checks.boxes import beyond_images, seem_shares
 from point_rend.data.checks.masks import measure_masks
 from point_rend.data.datasets.coco import read_coco
 from point_rend.evaluation.coco_ap import CocoAP
@@ -19,7 +22,6 @@ from point_rend.utils.json_files import MAX_DATA_SET_BYTES, read_json, shown
 logger = logging.getLogger(__name__)
 LARGEST = 1e300  # of all numbers
 NUMBERS_AND_VALUES = re.compile(r"-?\d[\d.e+,]*|'[^']*'")  # in the fault of a mask
-MANY_BEYOND = 0.2  # share of boxes that reach beyond their images only if the format is wrong
 TASK_NAMES = {"bbox": "box AP", "segm": "AP", "boundary": "boundary AP"}  # titles of table rows
 
 Record = dict[str, Any]
@@ -123,7 +125,7 @@ def read_results(results_file: Path, content: Mapping[str, Any]) -> Results:
     }
     if not faults:
         results = [_without_empty_fields(result) for result in results]
-        faults = _mask_faults(results, sizes)
+        faults = _mask_faults(results, sizes, results_file)
     if not faults and results and not any("segmentation" in result for result in results):
         faults = _box_faults(results, sizes, results_file)
     if faults:
@@ -191,34 +193,43 @@ def _without_empty_fields(result: Record) -> Record:
     }
 
 
-def _mask_faults(results: Results, sizes: Mapping[Any, Size]) -> dict[int, Fault]:
-    """Describe what is wrong with the masks of results."""
+def _mask_faults(results: Results, sizes: Mapping[Any, Size], file: Path) -> dict[int, Fault]:
+    """Describe what is wrong with the masks of results, and warn of coordinates in shares."""
     numbers = [number for number, result in enumerate(results) if "segmentation" in result]
     masks = [results[number]["segmentation"] for number in numbers]
     of_images = [sizes[results[number]["image_id"]] for number in numbers]
     faults: dict[int, Fault] = {}
+    boxes, of_boxes = [], []
     for number, mask in zip(numbers, measure_masks(masks, of_images), strict=True):
         text = next((fault.text for fault in mask.faults if fault.fatal), None)
         if text:
             kind = NUMBERS_AND_VALUES.sub("", text)
             article = {"R": "an", "s": "the"}.get(text[0], "a mask whose")
             faults[number] = Fault(kind, f"has {article} {text}")
+        if mask.box is not None:
+            boxes.append(mask.box)
+            of_boxes.append(results[number])
+    if boxes and seem_shares(np.array(boxes), _sides(of_boxes, sizes)):
+        logger.warning(
+            "%s: no mask reaches beyond the first pixel: expected coordinates in pixels; are they "
+            "fractions of the image?",
+            file,
+        )
     return faults
 
 
 def _box_faults(results: Results, sizes: Mapping[Any, Size], file: Path) -> dict[int, Fault]:
     """Describe impossible boxes, and warn of boxes that look like another format."""
-    faults, beyond, tiny = {}, [], True
+    faults = {}
     for number, result in enumerate(results):
-        x, y, width, height = result["bbox"]
+        _, _, width, height = result["bbox"]
         if width < 0 or height < 0:
             text = f"has the bbox {shown(result['bbox'])}, expected x, y, width, height"
             faults[number] = Fault("bbox", text)
-        image_height, image_width = sizes[result["image_id"]]
-        if x + width > image_width + 1 or y + height > image_height + 1:
-            beyond.append(number)
-        tiny = tiny and max(x, y, width, height) <= 1
-    if len(beyond) > MANY_BEYOND * len(results):
+    boxes = np.array([result["bbox"] for result in results], dtype=np.float64)
+    sides = _sides(results, sizes)
+    beyond = beyond_images(boxes, sides).tolist()
+    if beyond:
         logger.warning(
             "%s: %d of %d boxes reach beyond their images, such as %s of result %d: expected x, y, "
             "width, height; are they corners?",
@@ -228,12 +239,17 @@ def _box_faults(results: Results, sizes: Mapping[Any, Size], file: Path) -> dict
             shown(results[beyond[0]]["bbox"]),
             beyond[0],
         )
-    if tiny:
+    if seem_shares(boxes, sides):
         logger.warning(
             "%s: no box is larger than a pixel: expected pixels; are they fractions of the image?",
             file,
         )
     return faults
+
+
+def _sides(results: Results, sizes: Mapping[Any, Size]) -> np.ndarray:
+    """Return the width and height of the image of each result."""
+    return np.array([sizes[result["image_id"]][::-1] for result in results], dtype=np.float64)
 
 
 def _warn_of_repetitions(results: Results, file: Path) -> None:

@@ -236,3 +236,15 @@ def test_an_image_of_more_pixels_than_pillow_reads_is_named(
 def test_a_missing_image_is_named(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="image 1, file nowhere"):
         NamingDatasetMapper(cfg, is_train=True)(records[0] | {"file_name": "nowhere.png"})
+
+
+def test_a_keypoint_model_is_evaluated_without_a_training_set(
+    cfg: CfgNode, records: list[dict[str, Any]]
+) -> None:
+    cfg.MODEL.KEYPOINT_ON = True
+    for names in ((), ("a_set_of_another_machine",)):
+        cfg.DATASETS.TRAIN = names
+        found = NamingDatasetMapper(cfg, is_train=False)(records[0])
+        assert "annotations" not in found
+        assert found["image"].shape[0] == 3
+    assert cfg.MODEL.KEYPOINT_ON

@@ -6,7 +6,7 @@ ends before a model is built.
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,27 @@ def masks(name: str, mask: Any, line: str) -> list[Row]:
     return [
         *of_content(name, change, where + line, ["evaluate", "score"]),
         *of_content(name, change, "no annotation is left to train on in .*: 4|4 are", ["train"]),
+    ]
+
+
+def boxes_alone(
+    name: str,
+    fields: Content,
+    line: str,
+    *,
+    commands: Sequence[str] = ("train", "evaluate"),
+    exit_code: int = 2,
+) -> list[Row]:
+    """Make rows of annotations without masks, for a model without masks."""
+
+    def make(folder: Path, command: str) -> list[str]:
+        content = good()
+        each(segmentation=None)(content)
+        each(**fields)(content)
+        return [*prepare(folder, command, content), "MODEL.MASK_ON", "False"]
+
+    return [
+        Row(f"{x}: {name}", functools.partial(make, command=x), line, exit_code) for x in commands
     ]
 
 
@@ -322,6 +343,37 @@ ROWS: list[Row] = [
         r"1 of 4 boxes differ .*: annotation 2 of image 1 \(\S+\), bbox \[20, 1, 5, 5\], of",
         ["score"],
         exit_code=0,
+    ),
+    # Coordinates in another unit
+    *of_content(
+        "all in shares",
+        each(segmentation=[[0.1, 0.2, 0.5, 0.2, 0.5, 0.8]], bbox=[0.1, 0.2, 0.4, 0.6]),
+        "coordinates of all 4 masks seem to be shares of the image's sides: .* for annotation 2",
+        ["train", "evaluate"],
+    ),
+    *of_content(
+        "all in shares",
+        each(segmentation=[[0.1, 0.2, 0.5, 0.2, 0.5, 0.8]], bbox=[0.1, 0.2, 0.4, 0.6]),
+        "coordinates of all 4 masks seem to be shares",
+        ["score", "report"],
+        exit_code=0,
+    ),
+    *boxes_alone(
+        "boxes in shares", {"bbox": [0.2, 0.2, 0.4, 0.6]}, "the 4 boxes without a mask .* shares"
+    ),
+    *boxes_alone(
+        "boxes beyond the image",
+        {"bbox": [14, 14, 31, 23]},
+        "4 of 4 boxes without a mask reach beyond .* are they corners",
+        commands=["evaluate"],
+        exit_code=0,
+    ),
+    # Objects that would be lost without a word
+    *boxes_alone(
+        "polygons that make Detectron2 drop the boxes",
+        {"segmentation": [[4, 4], [5, 5, 6, 6]]},
+        "no annotation is left to train on in .*: 4|4 are impossible",
+        commands=["train"],
     ),
 ]
 

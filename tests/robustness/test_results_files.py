@@ -506,6 +506,15 @@ ROWS += [  # Good input, with a word about the result.
             ),
             "are they fractions of the image",
         ),
+        (
+            "masks as fractions",
+            functools.partial(
+                prepare,
+                command="score",
+                found=repeated({"segmentation": [[0.1, 0.1, 0.5, 0.1, 0.5, 0.6]]}),
+            ),
+            "no mask reaches beyond the first pixel: .* are they fractions of the image",
+        ),
         ("of predict", functools.partial(prepare, command="score", found=predicted()), r"^AP +100"),
         ("with LVIS", lvis(), r"^AP\* +100"),
     )

@@ -17,7 +17,13 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from point_rend.data.checks.boxes import Comparison, compare_boxes
+from point_rend.data.checks.boxes import (
+    SHARES,
+    Comparison,
+    beyond_images,
+    compare_boxes,
+    seem_shares,
+)
 from point_rend.data.checks.image_files import Annotation, ImageRecord, check_image_files, shortlist
 from point_rend.data.checks.masks import Mask, measure_masks
 from point_rend.data.checks.rle import Fault, Size
@@ -154,6 +160,8 @@ def check_dataset(
     data = _load(name)
     check_image_files(name, data.images, skip_broken=skip_broken_images)
     where = describe(name)
+    if training:
+        _warn_of_repeated_images(where, data.images)
     if keypoints:
         _check_keypoints(name, data, keypoints)
     found = _examine(data, masks=masks)
@@ -354,10 +362,14 @@ def _examine(data: DataSet, *, masks: bool) -> _Findings:
     crowds = sum(bool(annotation.get("iscrowd", 0)) for annotation in annotations)
     usable, impossible, fatal, holes = 0, [], [], []
     compared: list[int] = []
+    alone: list[int] = []  # without a mask
     boxes: list[Sequence[float]] = []
     areas: list[float] = []
     for number, cleaned in enumerate(clean_annotations(annotations, sizes, masks=masks)):
         is_crowd = annotations[number].get("iscrowd", 0)
+        if not masks and _is_dropped(annotations[number].get("segmentation")):
+            fault = Fault("no polygon of 6 or more numbers: its box is not loaded", fatal=False)
+            cleaned = Cleaned(None, [*cleaned.faults, fault], cleaned.mask)
         if cleaned.annotation is not None and not is_crowd:
             usable += 1
         if cleaned.faults:
@@ -372,6 +384,8 @@ def _examine(data: DataSet, *, masks: bool) -> _Findings:
                 compared.append(number)
                 boxes.append(cleaned.mask.box)
                 areas.append(cleaned.mask.area)
+        elif cleaned.annotation is not None and not is_crowd:
+            alone.append(number)
 
     warnings = list(_warnings_of_fields(replaced, len(annotations)))
     if holes and masks:
@@ -382,7 +396,30 @@ def _examine(data: DataSet, *, masks: bool) -> _Findings:
     warnings += _warnings_of_areas(annotations, compared, areas, where)
     warnings += _warnings_of_names(data.categories, annotations)
     other_format = None
-    if compared:
+    if alone:
+        found = _absolute_boxes([annotations[x] for x in alone])
+        sides = _sides([sizes[x] for x in alone])
+        beyond = [alone[x] for x in beyond_images(found, sides)]
+        if seem_shares(found, sides):
+            other_format = (
+                f"the {len(alone)} boxes without a mask seem to be {SHARES}: expected x, y, width, "
+                f"height in pixels, got {shown(list(annotations[alone[0]]['bbox']))} for "
+                f"{where(alone[0])}"
+            )
+        elif beyond:
+            warnings.append(
+                f"{len(beyond)} of {len(alone)} boxes without a mask reach beyond their images: "
+                "expected x, y, width, height; are they corners?"
+                + shortlist(
+                    [f"{where(x)}, bbox {shown(list(annotations[x]['bbox']))}" for x in beyond]
+                )
+            )
+    if compared and seem_shares(np.array(boxes), _sides([sizes[x] for x in compared])):
+        other_format = (
+            f"the coordinates of all {len(compared)} masks seem to be {SHARES}: expected pixels, "
+            f"got a mask of x0, y0, x1, y1 {shown(list(boxes[0]))} for {where(compared[0])}"
+        )
+    elif compared:
         comparison = _compare(
             [annotations[x] for x in compared], boxes, [sizes[x] for x in compared]
         )
@@ -413,6 +450,15 @@ def _examine(data: DataSet, *, masks: bool) -> _Findings:
     )
 
 
+def _is_dropped(segmentation: Any) -> bool:
+    """Return whether Detectron2's loader drops an object for its polygons, with its box."""
+    return (
+        isinstance(segmentation, list)
+        and bool(segmentation)
+        and not any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in segmentation)
+    )
+
+
 def _size(image: ImageRecord) -> Size | None:
     known = image.height is not None and image.width is not None
     return (image.height, image.width) if known else None  # type: ignore[return-value]
@@ -428,13 +474,22 @@ def _compare(
     of_masks: Sequence[Sequence[float]],
     sizes: Sequence[Size | None],
 ) -> Comparison:
+    return compare_boxes(_absolute_boxes(annotations), np.array(of_masks), _sides(sizes))
+
+
+def _absolute_boxes(annotations: Sequence[Annotation]) -> np.ndarray:
+    """Return the boxes (N, 4) as x, y, width, height."""
     boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64)
     modes = np.array(
         [x.get("bbox_mode", BoxMode.XYWH_ABS) == BoxMode.XYXY_ABS for x in annotations]
     )
     boxes[modes, 2:] -= boxes[modes, :2]
-    sides = [(size[1], size[0]) if size else (np.nan, np.nan) for size in sizes]
-    return compare_boxes(boxes, np.array(of_masks), np.array(sides, dtype=np.float64))
+    return boxes
+
+
+def _sides(sizes: Sequence[Size | None]) -> np.ndarray:
+    """Return the width and height of images (N, 2), NaN if unknown."""
+    return np.array([size[::-1] if size else (np.nan, np.nan) for size in sizes], dtype=np.float64)
 
 
 def _warnings_of_fields(replaced: Mapping[str, Counter[str]], total: int) -> Iterator[str]:
@@ -491,6 +546,17 @@ def _warnings_of_names(
             for name, same in repeated.items()
         ]
         yield f"{len(repeated)} class names belong to several ids" + shortlist(texts)
+
+
+def _warn_of_repeated_images(where: str, images: Sequence[ImageRecord]) -> None:
+    """Warn of files that several images share, each with objects that the others lack."""
+    annotated = Counter(image.file_name for image in images if image.annotations)
+    repeated = [f"{file}: {number} images" for file, number in annotated.items() if number > 1]
+    if repeated:
+        warn_once(
+            f"{where}: {len(repeated)} files belong to several images: the objects of one are "
+            "background in the others; expected one image for each file" + shortlist(repeated)
+        )
 
 
 def _check_keypoints(name: str, data: DataSet, number: int) -> None:

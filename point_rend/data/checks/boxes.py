@@ -18,6 +18,8 @@ EXCHANGED = "y, x, height, width"
 EXCHANGED_CORNERS = "y0, x0, y1, x1"
 SHARES = "shares of the image's sides"
 
+MANY_BEYOND = 0.2  # share of boxes that reach beyond their images only if the format is wrong
+
 
 class Comparison(NamedTuple):
     """Result of a comparison.
@@ -66,6 +68,29 @@ def compare_boxes(boxes: np.ndarray, of_masks: np.ndarray, sides: np.ndarray) ->
     if 2 * fitting[best] > len(boxes):
         return Comparison(differs, best, fitting[best])
     return Comparison(differs, None, 0)
+
+
+def beyond_images(boxes: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Return the numbers of the boxes that reach beyond their images, if they are many.
+
+    Args:
+        boxes: (N, 4) as x, y, width, height.
+        sides: Width and height of the images (N, 2), NaN if unknown.
+    """
+    with np.errstate(invalid="ignore"):
+        beyond = np.flatnonzero((boxes[:, :2] + boxes[:, 2:] > sides + 1).any(axis=1))
+    return beyond if beyond.size > MANY_BEYOND * len(boxes) else beyond[:0]
+
+
+def seem_shares(boxes: np.ndarray, sides: np.ndarray) -> bool:
+    """Return whether boxes, or those of masks, lie within the first pixel of larger images.
+
+    Args:
+        boxes: (N, 4) with any two corners, or one corner and the sides.
+        sides: Width and height of the images (N, 2), NaN if unknown.
+    """
+    large = ~(sides <= 1).all(axis=1)
+    return bool(large.any()) and bool((np.abs(boxes[large]) <= 1).all())
 
 
 def _from_sides(boxes: np.ndarray) -> np.ndarray:

@@ -382,6 +382,28 @@ def test_single_boxes_of_something_else_are_named(
     assert "1 of 6 boxes differ from those of their masks: annotation 4 of image 2" in caplog.text
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_file_of_two_images_with_objects_is_named_before_a_training(
+    tiny: CocoSet, caplog: pytest.LogCaptureFixture, shared: bool
+) -> None:
+    content = tiny.read()
+    content["images"].append(content["images"][0] | {"id": 99})
+    if shared:
+        content["annotations"][0]["image_id"] = 99
+    tiny.rewrite(content)
+    check_dataset("tiny", training=True, masks=True)
+    assert ("1 files belong to several images" in caplog.text) == shared
+
+
+def test_boxes_that_the_loader_drops_are_counted_where_masks_are_not_needed(tiny: CocoSet) -> None:
+    spoil(tiny, "annotations", 2, segmentation=[[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]])
+    spoil(tiny, "annotations", 3, segmentation=[[1, 2], TRIANGLE])
+    usable = check_dataset("tiny", training=True, masks=False)
+    loaded = [x for record in DatasetCatalog.get("tiny") for x in record["annotations"]]
+    assert len(loaded) == usable.annotations == 5
+    assert usable.faults == 1
+
+
 @pytest.mark.parametrize("value", [None, "0", 0.0])
 def test_an_iscrowd_that_means_0_is_repaired_for_the_training(
     tiny: CocoSet, caplog: pytest.LogCaptureFixture, value: Any

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from point_rend.data.checks.boxes import compare_boxes
+from point_rend.data.checks.boxes import beyond_images, compare_boxes, seem_shares
 
 WIDTH, HEIGHT = 640, 480
 SIDES = np.tile([[WIDTH, HEIGHT]], (40, 1)).astype(float)
@@ -89,3 +89,22 @@ def test_images_may_be_of_unknown_size() -> None:
     unknown = np.full((40, 2), np.nan)
     found = compare_boxes(from_corners(corners(), "x0, y0, x1, y1"), corners(), unknown)
     assert found.suspected == "x0, y0, x1, y1"
+
+
+def test_shares_are_suspected_unless_an_image_is_one_pixel_large() -> None:
+    shares = from_corners(corners(), "x, y, width, height") / np.tile([WIDTH, HEIGHT], 2)
+    assert seem_shares(shares, SIDES)
+    assert seem_shares(shares, np.full((40, 2), np.nan))
+    assert not seem_shares(shares, np.ones((40, 2)))
+    shares[5] *= 10
+    assert not seem_shares(shares, SIDES)
+
+
+def test_boxes_beyond_their_images_are_suspected_if_they_are_more_than_a_fifth() -> None:
+    boxes = np.tile([WIDTH - 20.0, HEIGHT - 20.0, 20.5, 20.5], (40, 1))
+    assert not beyond_images(boxes, SIDES).size
+    boxes[:8, 2] += 1
+    assert not beyond_images(boxes, SIDES).size
+    boxes[8, 3] += 1
+    assert beyond_images(boxes, SIDES).tolist() == list(range(9))
+    assert not beyond_images(boxes, np.full((40, 2), np.nan)).size
