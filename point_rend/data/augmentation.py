@@ -1,6 +1,7 @@
 """Augmentation of PointRend's recipes for training and testing."""
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.transforms import (
@@ -72,3 +73,9 @@ class ResizeToPixels(Augmentation):
             return drawn
         height, width = max(drawn.new_h, 1), max(drawn.new_w, 1)
         return ResizeTransform(drawn.h, drawn.w, height, width, drawn.interp)
+
+
+def as_input(image: np.ndarray) -> torch.Tensor:
+    """Return an image (H, W, C) as a model takes it: (C, H, W) of uint8, or of float32 for YUV."""
+    chw = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    return chw.float() if chw.is_floating_point() else chw

@@ -11,7 +11,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import AugInput, TransformList
 from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
 
-from point_rend.data.augmentation import build_augmentations
+from point_rend.data.augmentation import as_input, build_augmentations
 from point_rend.ground_truth.shared_masks import SharedMasks
 from point_rend.utils.pictures import PictureError, read_label_map, read_picture
 
@@ -118,12 +118,6 @@ class NamingDatasetMapper(DatasetMapper):
         # A copy: flipping leaves negative strides, and resizing read-only pixels.
         pixels = np.array(segmentation, dtype=bool, order="C")
         return SharedMasks.of(BitMasks(pixels[None]), image_shape)
-
-
-def as_input(image: np.ndarray) -> torch.Tensor:
-    """Return an image (H, W, C) as a model takes it: (C, H, W) of uint8, or of float32 for YUV."""
-    chw = torch.from_numpy(image.transpose(2, 0, 1).copy())
-    return chw.float() if chw.is_floating_point() else chw
 
 
 def _read_labels(file_name: str, image_shape: tuple[int, int]) -> np.ndarray:

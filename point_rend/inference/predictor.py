@@ -15,7 +15,7 @@ from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.checks import check_config, check_test_time_augmentation
 from point_rend.config.tasks import reads_proposals
 from point_rend.config.trial import check_model
-from point_rend.data.augmentation import build_augmentations
+from point_rend.data.augmentation import as_input, build_augmentations
 from point_rend.engine.preflight import check_machine
 from point_rend.evaluation.tta import build_test_time_augmentation
 from point_rend.inference.classes import build_metadata
@@ -138,8 +138,7 @@ class Predictor:
         height, width = output_size or pixels.shape[:2]
         augmented = AugInput(pixels)
         self._augmentations(augmented)
-        chw = augmented.image.transpose(2, 0, 1).copy()
-        return {"image": torch.from_numpy(chw), "height": height, "width": width}
+        return {"image": as_input(augmented.image), "height": height, "width": width}
 
     @overload
     def __call__(

@@ -248,3 +248,13 @@ def test_a_keypoint_model_is_evaluated_without_a_training_set(
         assert "annotations" not in found
         assert found["image"].shape[0] == 3
     assert cfg.MODEL.KEYPOINT_ON
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_images_in_yuv_reach_the_model_in_its_precision(
+    cfg: CfgNode, records: list[dict[str, Any]], is_train: bool
+) -> None:
+    cfg.INPUT.FORMAT = "YUV-BT.601"
+    found = NamingDatasetMapper(cfg, is_train=is_train)(records[0])["image"]
+    assert found.dtype == torch.float32
+    assert found.shape[0] == 3
