@@ -131,6 +131,9 @@ class Progress:
             offset = self._end
             self._write(entry)
         except OSError as error:
+            if not self._end and self._descriptor >= 0:  # a part of a line is no record
+                self.close()
+                self.path.unlink()
             raise NotSavedError(self.path, error) from error
         return offset
 
