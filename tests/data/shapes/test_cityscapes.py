@@ -25,8 +25,8 @@ from PIL import Image
 from point_rend.data.shapes import __main__, coco
 from point_rend.data.shapes import cityscapes as cityscapes_layout
 from point_rend.data.shapes.cityscapes import CityscapesSplit, generate_cityscapes, label_images
-from point_rend.evaluation import cityscapes_scripts  # noqa: F401: repairs them for new NumPy
 from point_rend.data.shapes.streets import STUFF, THINGS, Part, draw_street
+from point_rend.evaluation import cityscapes_scripts  # noqa: F401
 from point_rend.evaluation.cityscapes_evaluators import TidyCityscapesInstanceEvaluator
 
 SIZE = (96, 160)
