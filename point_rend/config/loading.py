@@ -284,6 +284,7 @@ def source_of(cfg: CfgNode, key: str) -> str:
 
 
 LONGEST_VALUE = 10_000  # characters
+MOST_SIGNS = 1000  # + and - of a value
 
 
 def _literal(text: str) -> Any:
@@ -299,11 +300,14 @@ def _literal(text: str) -> Any:
             raise ValueError(f"nested at most {MAX_DEPTH} levels deep, got {shortened(text)}")
     if len(text) > LONGEST_VALUE:
         raise ValueError(f"at most {LONGEST_VALUE} characters, got {len(text)}: {shortened(text)}")
+    # Python's parser recurses for each sign, and each version of Python has another bound.
+    if text.count("+") + text.count("-") > MOST_SIGNS:
+        raise ValueError(f"a plain value, got {shortened(text)}")
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
         return text
-    except (RecursionError, MemoryError) as error:  # of Python's parser, which has its own bounds
+    except (RecursionError, MemoryError) as error:
         raise ValueError(f"a plain value, got {shortened(text)}") from error
 
 
