@@ -548,7 +548,9 @@ def in_evaluations(action: Callable[[], object]) -> Callable[[], None]:
 
 
 def remove() -> None:
-    shutil.rmtree(OUT)
+    """Remove the folder at once; the run's threads must not refill it meanwhile."""
+    os.rename(OUT, "gone")
+    shutil.rmtree("gone")
 
 
 FULL = 12 << 20  # bytes of a file; checkpoints are smaller
