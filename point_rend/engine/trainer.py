@@ -315,12 +315,22 @@ class Trainer(DefaultTrainer):
         except UnusableDataError as error:
             raise TrainingStop(str(error), exit_code=USER_ERROR) from error
         except OSError as error:
-            reason = output_fault(error, self.cfg.OUTPUT_DIR)
+            cause = self._folder_fault() or error  # which any writer may have met first
+            reason = output_fault(cause, self.cfg.OUTPUT_DIR)
             if not reason:
                 raise
             # A folder that is gone can perhaps be created again.
-            saves = isinstance(error, FolderGoneError)
+            saves = isinstance(cause, FolderGoneError)
             raise TrainingStop(reason, exit_code=USER_ERROR, saves=saves) from error
+
+    def _folder_fault(self) -> FolderGoneError | None:
+        """Return the error of an output folder that was removed or replaced, else nothing."""
+        try:
+            if self.folder is not None:
+                self.folder.check()
+        except FolderGoneError as gone:
+            return gone
+        return None
 
     def _save(self) -> None:
         """Save the last complete iteration; the last of all is saved already, if it is there."""
