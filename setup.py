@@ -27,6 +27,10 @@ def long_description() -> str:
 cityscapes = ["cityscapesscripts>=2.2", "shapely>=2"]
 completion = ["argcomplete>=3"]
 lvis = ["lvis>=0.5.3"]
+onnx = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+openvino = ["openvino>=2025.1"]
+hub = ["huggingface_hub>=0.30"]
+serving = ["fastapi>=0.115", "onnxruntime>=1.20", "uvicorn>=0.32"]
 
 setup(
     name="point_rend",
@@ -61,15 +65,24 @@ setup(
         "iopath>=0.1.9",
         "pycocotools>=2.0.7",
         "pyyaml>=6",
+        "safetensors>=0.5",
     ],
     extras_require={
         "cityscapes": cityscapes,
         "completion": completion,
         "lvis": lvis,
+        "onnx": onnx,
+        "openvino": openvino,
+        "hub": hub,
+        "serving": serving,
         "dev": [
             *cityscapes,
             *completion,
             *lvis,
+            *onnx,
+            *openvino,
+            *hub,
+            *serving,
             "codespell>=2.4",
             "hypothesis>=6.130",
             "ipykernel>=6.29",

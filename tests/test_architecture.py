@@ -22,9 +22,11 @@ HEAD_PARTS = {*METHOD, *LOW, "point_features", "point_head", "coarse_mask_head"}
 HEADS = {"mask_head", "semantic_seg", "roi_heads", "meta_arch"}
 DATA = {*METHOD, *LOW, "color_augmentation", "visualization"}
 EVALUATION = {*DATA, "data"}
-ENGINE = {*EVALUATION, "evaluation", "solver"}
+RUNTIME = {*EVALUATION, "evaluation"}
+ENGINE = {*RUNTIME, "runtime", "solver"}
 INFERENCE = {*ENGINE, "engine"}
-EXPERIMENTS = {*INFERENCE, "inference", *HEAD_PARTS, *HEADS, "registration"}
+EXPORT = {*INFERENCE, "inference", *HEAD_PARTS, *HEADS}
+EXPERIMENTS = {*EXPORT, "export", "registration"}
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
     "config": {"utils"},
@@ -41,8 +43,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registration": {*HEADS, "config"},
     "data": DATA,
     "evaluation": EVALUATION,
+    "runtime": RUNTIME,
     "engine": ENGINE,
     "inference": INFERENCE,
+    "export": EXPORT,
     "experiments": EXPERIMENTS,
     "cli": {*EXPERIMENTS, "experiments"},
     "__main__": {"cli"},
@@ -240,7 +244,7 @@ def test_a_config_is_read_in_config_from_config_and_builders_only():
         "data/datasets/classes.py": {"fill_class_count", "training_class_metadata"},
     }
     for name, tree in TREES.items():
-        if room(name) in {"config", "inference", "experiments", "cli"} or name in runs:
+        if room(name) in {"config", "inference", "export", "experiments", "cli"} or name in runs:
             continue
         for function in functions_that_name(tree, "cfg"):
             allowed = function == "from_config" or function in more.get(name, set())

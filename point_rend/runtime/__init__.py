@@ -1,0 +1,1 @@
+"""Exported models, run in place of the model that they were exported from."""

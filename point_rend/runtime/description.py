@@ -1,0 +1,92 @@
+"""The description that an exported file carries, for the programs that run it.
+
+An ONNX file holds it as JSON in its metadata, under `KEY`; a `.pt2` or TorchScript file holds the
+same text as an extra file of that name.
+"""
+
+import dataclasses
+import json
+from typing import Any, Self
+
+from point_rend.utils.json_files import parse_json
+
+KEY = "point_rend"
+FORMAT = 1  # counts the versions of the graphs' inputs and outputs
+
+INSTANCES, SEM_SEG, MASK_HEAD = "instances", "sem_seg", "mask_head"
+TASKS = (INSTANCES, SEM_SEG, MASK_HEAD)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """An exported model and the images that it expects.
+
+    Attributes:
+        task: "instances", "sem_seg", or "mask_head" for the mask head alone.
+        version: Version of this package that has written the file.
+        classes: Names of the classes, in the order of the indices.
+        image_format: Order of the channels, "BGR" or "RGB"; values are 0 to 255.
+        min_size, max_size: Sides to which images are resized, as INPUT.MIN_SIZE_TEST and
+            INPUT.MAX_SIZE_TEST; no resizing if `min_size` is 0.
+        divisor: Height and width of a batch are multiples of this number.
+        max_side: Longest side of a batch that the graph was exported for.
+        max_batch: Largest number of images of a batch.
+        score_threshold: Lowest score of an instance.
+        nms_threshold: Highest IoU of two boxes of one class.
+        detections_per_image: Largest number of instances of an image.
+        mask_side: Side of the rendered masks.
+        precision: "float32", "float16" or "int8", of the backbone and the box head.
+        weights_sha256: Hash of the checkpoint, in hexadecimal digits.
+        config: The complete config, as YAML.
+        format: Version of the inputs and outputs.
+    """
+
+    task: str
+    version: str
+    classes: tuple[str, ...]
+    image_format: str
+    min_size: int
+    max_size: int
+    divisor: int
+    max_side: int
+    max_batch: int
+    score_threshold: float = 0.0
+    nms_threshold: float = 1.0
+    detections_per_image: int = 0
+    mask_side: int = 0
+    precision: str = "float32"
+    weights_sha256: str = ""
+    config: str = ""
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """Return the description as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | None, path: str) -> Self:
+        """Read a description.
+
+        Args:
+            text: JSON, as of :meth:`to_json`; None if the file has none.
+            path: The file, for messages.
+
+        Raises:
+            ValueError: If the file was not written by `pointrend export`, or by a later version.
+        """
+        fields: Any = None
+        try:
+            fields = parse_json((text or "null").encode(), path)
+        except ValueError:
+            pass
+        if not isinstance(fields, dict) or fields.get("task") not in TASKS:
+            raise ValueError(f"{path} is not a model written by `pointrend export`")
+        if fields.get("format") != FORMAT:
+            raise ValueError(
+                f"{path} has format {fields.get('format')} of version {fields.get('version')}; "
+                f"expected {FORMAT}: export the model again"
+            )
+        try:
+            return cls(**{**fields, "classes": tuple(fields["classes"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} has a damaged description ({error})") from error
