@@ -1,4 +1,4 @@
-"""Small seeded random inputs for the semantic head, and a small head."""
+"""Small seeded random inputs for the semantic head, a small head, and the config of a model."""
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -15,6 +15,8 @@ __all__ = [
     "pointwise_head",
     "random_labels",
     "small_semantic_config",
+    "smooth_images",
+    "tiny_model_config",
 ]
 
 IGNORE = 255
@@ -77,3 +79,34 @@ def pointwise_head() -> PointRendSemSegHead:
     )
     randomize(head)
     return head
+
+
+def smooth_images(sizes: list[tuple[int, int]], seed: int = 0) -> list[dict]:
+    """Return smooth images with labels; each depends only on its number and size."""
+    inputs = []
+    for number, size in enumerate(sizes):
+        generator = torch.Generator().manual_seed(seed + number)
+        small = torch.rand(1, 3, 6, 6, generator=generator) * 255
+        image = nn.functional.interpolate(small, size=size, mode="bicubic")[0].clamp(0, 255)
+        labels = torch.randint(6, size, generator=generator)
+        inputs.append({"image": image, "sem_seg": labels})
+    return inputs
+
+
+def tiny_model_config(meta_architecture: str) -> CfgNode:
+    """Return the config of a model of a small ResNet-18 FPN and the semantic PointRend head."""
+    cfg = get_cfg()
+    add_pointrend_config(cfg)
+    opts = [
+        *("MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", meta_architecture),
+        *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.RESNETS.DEPTH", 18),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.FPN.OUT_CHANNELS", 16),
+        *("MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
+        *("MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
+        *("MODEL.PIXEL_STD", "[1e6, 1e6, 1e6]"),  # frozen norms of an untrained network explode
+        *("MODEL.SEM_SEG_HEAD.NAME", "PointRendSemSegHead", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 6),
+        *("MODEL.SEM_SEG_HEAD.CONVS_DIM", 8, "MODEL.SEM_SEG_HEAD.NORM", "''"),
+        *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 2, "MODEL.POINT_HEAD.FC_DIM", 16),
+    ]
+    cfg.merge_from_list([str(x) for x in opts])
+    return cfg

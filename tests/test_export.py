@@ -1,4 +1,4 @@
-"""Tracing: one trace serves any number of boxes, including none; whole models are traced."""
+"""Tracing: one trace serves any number of boxes, including none, and images of any size."""
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from tests.synthetic import (
     randomize,
     small_head_config,
 )
+from tests.synthetic_semantic import smooth_images, tiny_model_config
 
 # torch warns in every trace that sizes used in Python become constants, and that constants are
 # registered; these tests show that this does no harm here.
@@ -124,3 +125,22 @@ def test_a_whole_model_is_traced_and_serves_other_images():
             assert result.pred_masks.shape == (len(expected), 1, 56, 56)
             torch.testing.assert_close(result.pred_boxes.tensor, expected.pred_boxes.tensor)
             torch.testing.assert_close(result.pred_masks, expected.pred_masks)
+
+
+@pytest.mark.parametrize("meta_architecture", ["PointRendSemanticSegmentor", "SemanticSegmentor"])
+def test_a_trace_of_a_semantic_model_serves_images_of_other_sizes(meta_architecture):
+    """The first grid of the smallest image has fewer cells than a step of the plan has points."""
+    torch.manual_seed(0)
+    model = build_model(tiny_model_config(meta_architecture)).eval()
+    randomize(model.sem_seg_head)
+    inputs = smooth_images([(96, 150), (64, 90), (20, 30)])
+    unlabeled = [{"image": image["image"]} for image in inputs]
+    adapter = TracingAdapter(model, unlabeled[:1]).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+        for image in unlabeled:
+            expected = model([image])[0]["sem_seg"]
+            (logits,) = traced(image["image"])
+            assert logits.shape == expected.shape == (6, *image["image"].shape[1:])
+            torch.testing.assert_close(logits, expected, rtol=0, atol=2e-6)
+            assert torch.equal(logits.argmax(0), expected.argmax(0))

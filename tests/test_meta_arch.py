@@ -2,16 +2,20 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, SemanticSegmentor, build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from point_rend import PointRendSemanticSegmentor, add_pointrend_config, meta_arch
+from point_rend import PointRendSemanticSegmentor, meta_arch
 from tests.synthetic import randomize
-from tests.synthetic_semantic import IGNORE, pointwise_head
+from tests.synthetic_semantic import (
+    IGNORE,
+    pointwise_head,
+    smooth_images,
+    tiny_model_config,
+)
 
 SIZES = [(64, 96), (40, 52)]
 
@@ -43,18 +47,6 @@ def model_of(meta: type) -> SemanticSegmentor:
     return model
 
 
-def images(sizes: list[tuple[int, int]], seed: int = 0) -> list[dict]:
-    """Return smooth images with labels; each depends only on its number and size."""
-    inputs = []
-    for number, size in enumerate(sizes):
-        generator = torch.Generator().manual_seed(seed + number)
-        small = torch.rand(1, 3, 6, 6, generator=generator) * 255
-        image = nn.functional.interpolate(small, size=size, mode="bicubic")[0].clamp(0, 255)
-        labels = torch.randint(6, size, generator=generator)
-        inputs.append({"image": image, "sem_seg": labels})
-    return inputs
-
-
 @torch.no_grad()
 def predict(model: SemanticSegmentor, inputs: list[dict]) -> list[torch.Tensor]:
     return [output["sem_seg"] for output in model.eval()(inputs)]
@@ -62,7 +54,7 @@ def predict(model: SemanticSegmentor, inputs: list[dict]) -> list[torch.Tensor]:
 
 def test_the_logits_of_an_image_do_not_depend_on_its_batch():  # defect 12
     model = model_of(PointRendSemanticSegmentor)
-    inputs = images([(40, 52), (64, 96), (64, 160)])
+    inputs = smooth_images([(40, 52), (64, 96), (64, 160)])
     alone = [predict(model, [one])[0] for one in inputs]
     together = predict(model, inputs)
     for one, among_others, image in zip(alone, together, inputs, strict=True):
@@ -74,7 +66,7 @@ def test_without_padding_the_result_is_that_of_the_stock_meta_architecture():
     ours = model_of(PointRendSemanticSegmentor)
     stock = model_of(SemanticSegmentor)
     stock.load_state_dict(ours.state_dict(), strict=True)
-    inputs = images([(64, 96)])
+    inputs = smooth_images([(64, 96)])
     torch.testing.assert_close(predict(ours, inputs)[0], predict(stock, inputs)[0])
     inputs = [inputs[0] | {"height": 128, "width": 100}]
     (result,) = predict(ours, inputs)
@@ -90,7 +82,7 @@ def test_logits_of_the_right_size_are_not_resized(monkeypatch):
     model = model_of(PointRendSemanticSegmentor)
     inputs = [
         image | {"height": h, "width": w}
-        for image, (h, w) in zip(images(SIZES), SIZES, strict=True)
+        for image, (h, w) in zip(smooth_images(SIZES), SIZES, strict=True)
     ]
     assert [tuple(x.shape) for x in predict(model, inputs)] == [(6, *size) for size in SIZES]
     with pytest.raises(AssertionError, match="resized"):
@@ -99,7 +91,7 @@ def test_logits_of_the_right_size_are_not_resized(monkeypatch):
 
 def test_the_padding_of_labels_does_not_count():
     model = model_of(PointRendSemanticSegmentor).train()
-    inputs = images(SIZES)
+    inputs = smooth_images(SIZES)
     inputs[1]["sem_seg"] = torch.full_like(inputs[1]["sem_seg"], IGNORE)
     losses = model(inputs)
     assert set(losses) == {"loss_sem_seg", "loss_sem_seg_point"}
@@ -113,38 +105,20 @@ def test_the_padding_of_labels_does_not_count():
 def test_a_backbone_that_pads_nothing_gets_sizes_that_fit_the_head():
     model = model_of(PointRendSemanticSegmentor)
     model.backbone.size_divisibility = 0  # as DeepLab's backbone
-    inputs = images([(37, 50)])
+    inputs = smooth_images([(37, 50)])
     assert set(model.train()(inputs)) == {"loss_sem_seg", "loss_sem_seg_point"}
     assert predict(model, inputs)[0].shape == (6, 37, 50)
 
 
-def tiny_config(meta_architecture: str):
-    cfg = get_cfg()
-    add_pointrend_config(cfg)
-    opts = [
-        *("MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", meta_architecture),
-        *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.RESNETS.DEPTH", 18),
-        *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.FPN.OUT_CHANNELS", 16),
-        *("MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
-        *("MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
-        *("MODEL.PIXEL_STD", "[1e6, 1e6, 1e6]"),  # frozen norms of an untrained network explode
-        *("MODEL.SEM_SEG_HEAD.NAME", "PointRendSemSegHead", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 6),
-        *("MODEL.SEM_SEG_HEAD.CONVS_DIM", 8, "MODEL.SEM_SEG_HEAD.NORM", "''"),
-        *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 2, "MODEL.POINT_HEAD.FC_DIM", 16),
-    ]
-    cfg.merge_from_list([str(x) for x in opts])
-    return cfg
-
-
 def test_a_head_that_takes_no_image_sizes_is_refused():
-    cfg = tiny_config("PointRendSemanticSegmentor")
+    cfg = tiny_model_config("PointRendSemanticSegmentor")
     cfg.MODEL.SEM_SEG_HEAD.NAME = "SemSegFPNHead"
     with pytest.raises(ValueError, match="SemSegFPNHead takes none"):
         build_model(cfg)
 
 
 def test_a_panoptic_model_has_point_heads_of_both_kinds():
-    cfg = tiny_config("PointRendPanopticFPN")
+    cfg = tiny_model_config("PointRendPanopticFPN")
     semantic = cfg.MODEL.POINT_HEAD.clone()
     semantic.NAME = "StandardPointHead"
     semantic.IN_FEATURES = ["p2", "p6"]  # p6 needs more padding than an FPN
@@ -169,7 +143,7 @@ def test_a_panoptic_model_has_point_heads_of_both_kinds():
     assert model.sem_seg_head.point_head.predictor.out_channels == 6
     assert model.roi_heads.mask_head.point_head.predictor.out_channels == 3
 
-    inputs = images(SIZES)
+    inputs = smooth_images(SIZES)
     for image, size in zip(inputs, SIZES, strict=True):
         masks = torch.zeros(1, *size, dtype=torch.bool)
         masks[:, 8:36, 8:40] = True

@@ -15,8 +15,8 @@ MAX_KEPT = 64  # tensors of each function
 
 
 def is_tracing() -> bool:
-    """Return whether torch is tracing: a trace must serve any number of regions and points."""
-    return torch.jit.is_tracing()  # type: ignore[attr-defined]
+    """Return whether torch traces or exports: a graph serves any size and number of regions."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
 
 
 def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -56,7 +56,7 @@ def point_sample(
         grid = grid.unsqueeze(2)  # (N, P, 1, 2)
     maps = input.to(dtype)
     # A CPU runs the maps in parallel, so the channels of a single map are passed as maps.
-    splits = len(maps) == 1 and maps.is_contiguous() and maps.is_cpu and not is_tracing()
+    splits = not is_tracing() and len(maps) == 1 and maps.is_contiguous() and maps.is_cpu
     if splits:
         maps, grid = maps.transpose(0, 1), grid.expand(maps.shape[1], -1, -1, -1)
     sampled = F.grid_sample(maps, grid, mode=mode, padding_mode=padding_mode, align_corners=False)
@@ -161,16 +161,26 @@ def most_uncertain_cells(uncertainty_map: Tensor, num_points: int) -> tuple[Tens
 
     Args:
         uncertainty_map: (N, 1, H, W).
-        num_points: number of cells; all of them if the grid is smaller.
+        num_points: number of cells; all of them if the grid is smaller. In a traced or exported
+            graph, which has one number for all grids, the last cell of a smaller grid is repeated.
 
     Returns:
         Row-major indices (N, P), ascending, and the centers of the cells (N, P, 2) in [0, 1]².
     """
     height, width = uncertainty_map.shape[-2:]
     values = uncertainty_map.flatten(1)
-    count = min(num_points, height * width)
-    indices = _top_indices(values, count)
+    if is_tracing():
+        indices = _top_indices_of_any_size(values, num_points)
+    else:
+        indices = _top_indices(values, min(num_points, height * width))
     return indices, cell_centers(indices, height, width)
+
+
+def _top_indices_of_any_size(values: Tensor, count: int) -> Tensor:
+    """Return :func:`_top_indices`, or all indices and the last one again if there are fewer."""
+    padded = F.pad(values, (0, count), value=-torch.inf)
+    indices = padded.topk(count, dim=1, sorted=False).indices
+    return indices.clamp(max=values.shape[1] - 1).sort(dim=1).values
 
 
 def _top_indices(values: Tensor, count: int) -> Tensor:
