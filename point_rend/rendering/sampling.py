@@ -65,6 +65,29 @@ def point_sample(
     return sampled.squeeze(3) if point_coords.dim() == 3 else sampled
 
 
+def sample_lattice(map: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Sample a map where columns and rows cross, by bilinear interpolation between cell centers.
+
+    Convention: as of :func:`point_sample`. Coordinates are rounded to the type of the map first, as
+    Detectron2 does when it pastes masks.
+
+    Args:
+        map: (H, W), of a floating-point type.
+        x: (Px,) in [0, 1] of the map; 0 is sampled beyond.
+        y: (Py,) in [0, 1] of the map.
+
+    Returns:
+        (Px, Py): a column of samples in each row.
+    """
+    dtype = torch.promote_types(map.dtype, torch.float32)
+    # One plane per coordinate: these are faster to fill and to read than pairs.
+    planes = torch.empty(2, len(x), len(y), dtype=dtype, device=map.device)
+    planes[0] = (2.0 * x - 1.0).to(map.dtype)[:, None]
+    planes[1] = (2.0 * y - 1.0).to(map.dtype)
+    grid = planes.permute(1, 2, 0)[None]
+    return F.grid_sample(map.to(dtype)[None, None], grid, align_corners=False)[0, 0]
+
+
 @dataclass(frozen=True)
 class PointSampler:
     """The training sampler: random points, biased toward uncertain locations.

@@ -1,0 +1,209 @@
+"""Masks of boxes that are pasted into their image only when they are read, box by box.
+
+Detectron2 pastes the masks of an image into one tensor (N, H, W), whatever the size of the boxes,
+and encodes each of them from a copy of the whole image. Here a mask is computed in the window of
+its box alone, as a :class:`Crop`, and its RLE from the crop. The pixels are those of Detectron2's
+`paste_masks_in_image` to the last bit, the RLEs those of pycocotools.
+
+Convention: a pixel belongs to a mask if the probability at its center is at least 0.5. Around the
+outermost cell centers of a mask, the probability falls to 0 over the length of one cell.
+
+Shapes: N boxes of an image, S side of a mask, H and W height and width of the image, h and w those
+of a window, all in pixels but S.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.structures import Boxes, ROIMasks
+from torch import Tensor
+
+from point_rend.rendering.sampling import sample_lattice
+
+THRESHOLD = 0.5  # of the probabilities in a mask
+PIXELS_AT_ONCE = 1 << 18  # whose coordinates and probabilities take 3 MiB
+
+Rle = dict[str, Any]
+
+
+class Crop(NamedTuple):
+    """A window of a mask that contains all of its foreground.
+
+    Attributes:
+        mask: (h, w) bool, with contiguous columns.
+        top: Row of the window's first pixel in the image.
+        left: Column of that pixel.
+    """
+
+    mask: np.ndarray
+    top: int
+    left: int
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the image."""
+        height, width = self.mask.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
+
+class BoxMasks:
+    """Masks of the boxes in an image; they stand in for a bool tensor (N, H, W).
+
+    Reading an index or iterating gives bool tensors (H, W); any other index gives masks of a part
+    of the boxes, as `Instances` requires of its fields. :meth:`crops` and :meth:`rles` are the fast
+    ways to read.
+
+    Args:
+        probabilities: (N, S, S), of foreground in the cells of each mask.
+        boxes: (N, 4), x0, y0, x1, y1 in pixels; they may reach beyond the image.
+        image_size: H and W.
+        device: Device of the tensors that are read; that of the probabilities by default.
+
+    Attributes:
+        probabilities, boxes, image_size, device: As given.
+
+    Raises:
+        ValueError: If a shape is another one, or a coordinate is not finite.
+    """
+
+    dtype = torch.bool
+
+    def __init__(
+        self,
+        probabilities: Tensor,
+        boxes: Tensor,
+        image_size: tuple[int, int],
+        device: torch.device | None = None,
+    ) -> None:
+        count, *sides = probabilities.shape
+        if len(sides) != 2 or sides[0] != sides[1] or boxes.shape != (count, 4):
+            raise ValueError(
+                "expected probabilities (N, S, S) and boxes (N, 4), got "
+                f"{tuple(probabilities.shape)} and {tuple(boxes.shape)}"
+            )
+        if not torch.isfinite(boxes).all():
+            raise ValueError("boxes: expected finite coordinates, got infinite ones or NaN")
+        if not probabilities.is_floating_point():
+            probabilities = probabilities.float()
+        self.probabilities = probabilities
+        self.boxes = boxes
+        self.image_size = image_size
+        self.device = probabilities.device if device is None else device
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the tensor that the masks stand for, (N, H, W)."""
+        return torch.Size([len(self), *self.image_size])
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one mask (H, W) for an integer, else the masks of a part of the boxes."""
+        if isinstance(index, Tensor) and index.dim() == 0 and index.dtype != torch.bool:
+            index = int(index)
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"mask {index} of {len(self)}")
+            (crop,) = self[[index]].crops()
+            mask = torch.zeros(self.image_size, dtype=torch.bool)
+            mask[crop.window] = torch.from_numpy(crop.mask)
+            return mask.to(self.device)
+        if isinstance(index, Tensor):
+            index = index.to(self.probabilities.device)
+        return type(self)(
+            self.probabilities[index],
+            self.boxes[index],
+            self.image_size,
+            self.device,
+        )
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return all masks (N, H, W), for `numpy.asarray`."""
+        return np.asarray(self.tensor().cpu().numpy(), dtype=dtype)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} of {self.image_size[0]} × {self.image_size[1]})"
+
+    def to(self, device: Any) -> Self:
+        """Return the same masks, to be read on another device.
+
+        They are still computed where the probabilities are, so the pixels are the same.
+        """
+        return type(self)(self.probabilities, self.boxes, self.image_size, torch.device(device))
+
+    @classmethod
+    def cat(cls, parts: Sequence["BoxMasks"]) -> "BoxMasks":
+        """Join masks of the same image."""
+        return cls(
+            torch.cat([part.probabilities for part in parts]),
+            torch.cat([part.boxes for part in parts]),
+            parts[0].image_size,
+            parts[0].device,
+        )
+
+    def tensor(self) -> Tensor:
+        """Paste all masks at once, as Detectron2 does: (N, H, W) bool."""
+        masks = ROIMasks(self.probabilities)
+        return masks.to_bitmasks(Boxes(self.boxes), *self.image_size, THRESHOLD).tensor.to(
+            self.device
+        )
+
+    def crops(self) -> Iterator[Crop]:
+        """Yield the masks in the windows of their boxes."""
+        columns_and_rows = self.boxes.new_tensor(self.image_size[::-1])
+        # One pixel around the box, as in Detectron2; a box beyond the image has an empty window.
+        first = (self.boxes[:, :2].floor() - 1).clamp(min=0).minimum(columns_and_rows)
+        last = (self.boxes[:, 2:].ceil() + 1).minimum(columns_and_rows).maximum(first)
+        windows = torch.cat((first, last), dim=1).long().tolist()
+        for mask, box, (left, top, right, bottom) in zip(
+            self.probabilities, self.boxes, windows, strict=True
+        ):
+            x0, y0, x1, y1 = box.split(1)
+            x = (_pixel_centers(left, right, box.device) - x0) / (x1 - x0)
+            y = (_pixel_centers(top, bottom, box.device) - y0) / (y1 - y0)
+            parts = [
+                sample_lattice(mask, part, y).cpu().numpy() >= THRESHOLD
+                for part in x.split(max(1, PIXELS_AT_ONCE // max(1, len(y))))
+            ]
+            yield Crop(np.concatenate(parts).T, top, left)
+
+    def rles(self) -> Iterator[Rle]:
+        """Yield the masks in COCO's compressed encoding, exactly as pycocotools encodes them."""
+        return (rle_of_crop(crop, self.image_size) for crop in self.crops())
+
+
+def rle_of_crop(crop: Crop, image_size: tuple[int, int]) -> Rle:
+    """Encode a mask from a window that contains all of its foreground.
+
+    Args:
+        crop: The window.
+        image_size: H and W.
+
+    Returns:
+        COCO's compressed encoding, with "counts" as bytes.
+    """
+    height, width = image_size
+    rows, columns = crop.mask.shape
+    # With a pixel of background below each column, all runs end within their column.
+    flat = np.zeros(columns * (rows + 1) + 1, dtype=bool)
+    flat[1:].reshape(columns, rows + 1)[:, :rows] = crop.mask.T
+    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), rows + 1)
+    changes = (column + crop.left) * height + row + crop.top
+    if rows == height:  # a run that ends at the bottom may go on at the top of the next column
+        goes_on = np.flatnonzero(changes[1:-1:2] == changes[2::2]) * 2 + 1
+        changes = np.delete(changes, [goes_on, goes_on + 1])
+    counts = np.diff(changes, prepend=0, append=height * width)
+    if changes.size and not counts[-1]:
+        counts = counts[:-1]
+    return mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+
+
+def _pixel_centers(first: int, last: int, device: torch.device) -> Tensor:
+    return torch.arange(first, last, dtype=torch.float32, device=device) + 0.5
