@@ -89,6 +89,7 @@ EXECUTING = {
     "point_rend/data/loader/transport.py: pickle.loads": OWN_PROCESSES,
     "point_rend/experiments/benchmark/load.py: subprocess.Popen": "Python, with code of its own",
     "point_rend/experiments/benchmark/memory.py: ctypes.CDLL": "the C library",
+    "point_rend/runtime/sessions.py: torch.jit.load": "only with allow_unsafe=True",
     "point_rend/registration.py: importlib.import_module": OWN_NAMES,
     "point_rend/utils/children.py: subprocess.Popen": "this program, or Python; no shell",
     "point_rend/utils/downloads.py: importlib.import_module": OWN_NAMES,

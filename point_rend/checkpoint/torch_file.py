@@ -98,7 +98,7 @@ def check_torch_file(file: BinaryIO) -> None:
 
 
 def _check_archive(file: BinaryIO, size: int) -> None:
-    _check_number_of_members(file, size)
+    check_number_of_members(file, size)
     sizes: dict[str, int] = {}
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
@@ -130,8 +130,16 @@ def _check_archive(file: BinaryIO, size: int) -> None:
             raise _shortage(key, numel * width)
 
 
-def _check_number_of_members(file: BinaryIO, size: int) -> None:
-    """Read it before the list of members, which takes time and memory for each of them."""
+def check_number_of_members(file: BinaryIO, size: int) -> None:
+    """Bound it before the list of members is read, which takes time and memory for each of them.
+
+    Args:
+        file: A zip archive, which is rewound.
+        size: Its number of bytes.
+
+    Raises:
+        FormatError: If it has too many members, or no end.
+    """
     file.seek(max(0, size - (1 << 16) - 22))
     tail = file.read()
     end = tail.rfind(b"PK\x05\x06")

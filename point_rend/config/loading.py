@@ -59,13 +59,15 @@ def load_config(
     return cfg
 
 
-def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
+def parse_config(
+    text: str, source: str, opts: Sequence[str] = (), *, opts_source: str = ARGUMENT
+) -> CfgNode:
     """Build a config as :func:`load_config` does, but from the text of a YAML file without bases.
 
     Args:
         text: The text, such as :func:`dump_config` returns.
         source: Name of its origin for messages.
-        opts: As of :func:`load_config`.
+        opts, opts_source: As of :func:`load_config`.
 
     Returns:
         The config, not frozen.
@@ -76,7 +78,7 @@ def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_pointrend_config(cfg)
     _merge(cfg, list(_flatten(parse_yaml(text, source, Budget()), source)), source)
-    _override(cfg, opts, ARGUMENT)
+    _override(cfg, opts, opts_source)
     return cfg
 
 

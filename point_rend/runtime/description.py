@@ -4,17 +4,22 @@ An ONNX file holds it as JSON in its metadata, under `KEY`; a `.pt2` or TorchScr
 same text as an extra file of that name.
 """
 
+import contextlib
 import dataclasses
 import json
 from typing import Any, Self
 
-from point_rend.utils.json_files import parse_json
+from point_rend.utils.json_files import parse_json, shown
 
 KEY = "point_rend"
 FORMAT = 1  # counts the versions of the graphs' inputs and outputs
 
 INSTANCES, SEM_SEG, MASK_HEAD = "instances", "sem_seg", "mask_head"
 TASKS = (INSTANCES, SEM_SEG, MASK_HEAD)
+
+MOST = 1 << 20  # of any number in a description
+_BOUNDS = {"divisor": (1, MOST), "max_side": (1, MOST), "max_batch": (1, MOST)}
+_BOUNDS |= dict.fromkeys(("score_threshold", "nms_threshold"), (0, 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,10 +80,8 @@ class Description:
             ValueError: If the file was not written by `pointrend export`, or by a later version.
         """
         fields: Any = None
-        try:
+        with contextlib.suppress(ValueError):
             fields = parse_json((text or "null").encode(), path)
-        except ValueError:
-            pass
         if not isinstance(fields, dict) or fields.get("task") not in TASKS:
             raise ValueError(f"{path} is not a model written by `pointrend export`")
         if fields.get("format") != FORMAT:
@@ -90,3 +93,25 @@ class Description:
             return cls(**{**fields, "classes": tuple(fields["classes"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} has a damaged description ({error})") from error
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model has.
+
+        Raises:
+            TypeError: If a field is of another type or beyond its bounds.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least, most = _BOUNDS.get(field.name, (0, MOST))
+            if field.name == "classes":
+                sound = isinstance(value, tuple) and all(isinstance(x, str) for x in value)
+            elif field.type is str:
+                sound = isinstance(value, str)
+            else:
+                kinds = (int, float) if field.type is float else int
+                sound = isinstance(value, kinds) and not isinstance(value, bool)
+                sound = sound and least <= value <= most
+            if not sound:
+                raise TypeError(f"its {field.name} is {shown(value)}")
+        if self.image_format not in ("BGR", "RGB"):
+            raise TypeError(f"its image_format is {shown(self.image_format)}")

@@ -42,3 +42,27 @@ def test_a_missing_field_is_named(key: str):
     del fields[key]
     with pytest.raises(ValueError, match=rf"^model\.onnx has a damaged description .*{key}"):
         Description.from_json(json.dumps(fields), "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("divisor", 0),
+        ("divisor", 1 << 40),
+        ("divisor", 32.5),
+        ("max_batch", "8"),
+        ("max_side", None),
+        ("min_size", -1),
+        ("min_size", True),
+        ("score_threshold", float("nan")),
+        ("classes", ["tree", None]),
+        ("classes", [1, 2]),
+        ("image_format", "CMYK"),
+        ("config", ["MODEL"]),
+        ("version", {}),
+    ],
+)
+def test_an_impossible_value_is_named(key: str, value: object):
+    fields = {**json.loads(DESCRIPTION.to_json()), key: value}
+    with pytest.raises(ValueError, match=rf"^model\.onnx has a damaged description \(.*{key}"):
+        Description.from_json(json.dumps(fields), "model.onnx")
