@@ -1,0 +1,298 @@
+"""Graphs of the mask heads: rendering without a loop over images or boxes.
+
+The points, their choice and the loop of the rendering are those of the models. Only the predictors
+have a second form, in which the number of images, their size and the number of boxes are dynamic:
+the images of a batch are stacked into one, and the first layer of a point head is applied to whole
+maps, which are sampled afterwards.
+
+Shapes: B images, M boxes over all images, C_l channels and H_l × W_l positions of level l, K
+channels of the coarse prediction, P points, S side of a mask. Channels come first, (channels, M,
+P), as sampling returns them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
+from point_rend.point_features import BoxFeatureReader
+from point_rend.point_head import ImplicitPointHead, StandardPointHead
+from point_rend.rendering.coordinates import box_to_image_coords, regular_grid
+from point_rend.rendering.dynamic_mlp import fourier_features
+from point_rend.rendering.mask_renderer import MaskRenderer
+from point_rend.rendering.sampling import point_sample
+from point_rend.rendering.subdivision import PointPredictor, subdivide
+from point_rend.rendering.uncertainty import Uncertainty, select_class_channel
+
+
+class StackedMaps(NamedTuple):
+    """The maps of a level, those of all images under each other, a row of zeros below each.
+
+    Sampling fades to zero beyond a map; the row of zeros makes it fade between two images, too.
+    """
+
+    cells: Tensor  # (1, C, B · (H + 1), W)
+    height: int  # H
+    scale: float  # size of the map over that of the image
+
+    @classmethod
+    def of(cls, maps: Tensor, scale: float) -> "StackedMaps":
+        """Stack maps (B, C, H, W)."""
+        rows = F.pad(maps, (0, 0, 0, 1))
+        return cls(rows.transpose(0, 1).flatten(1, 2)[None], maps.shape[2], scale)
+
+    def projected(self, weight: Tensor) -> "StackedMaps":
+        """Apply a linear layer (O, C) without bias to every position."""
+        return self._replace(cells=F.conv2d(self.cells, weight[:, :, None, None]))
+
+    def at(self, coords_img: Tensor, image: Tensor) -> Tensor:
+        """Sample points (M, P, 2), in pixels of the images (M,): (C, M, P)."""
+        x, y = coords_img[..., 0] * self.scale, coords_img[..., 1] * self.scale
+        y = y.clamp_min(-0.5).clamp_max(self.height + 0.5)  # no further than the row of zeros
+        y = y + (image * (self.height + 1)).to(y.dtype)[:, None]
+        coords = torch.stack((x / self.cells.shape[3], y / self.cells.shape[2]), dim=2)
+        return point_sample(self.cells, coords[None])[0]
+
+
+class Boxes(NamedTuple):
+    """The detected boxes of a batch.
+
+    Shapes and ranges: as for :class:`MaskRendering`.
+    """
+
+    corners: Tensor
+    classes: Tensor
+    image: Tensor
+
+    def sample(self, levels: Sequence[StackedMaps], coords_box: Tensor) -> list[Tensor]:
+        """Sample levels at points (M, P, 2) of the boxes: (C_l, M, P) each."""
+        coords_img = box_to_image_coords(coords_box, self.corners)
+        return [level.at(coords_img, self.image) for level in levels]
+
+
+class _Linear(nn.Module):
+    """A layer that reads ``x`` and, in some layers, the coarse prediction.
+
+    Args:
+        layer: the layer, whose last input channels are those of the coarse prediction.
+        coarse_channels: K; 0 if the layer does not read it.
+    """
+
+    def __init__(self, layer: nn.Conv1d, coarse_channels: int) -> None:
+        super().__init__()
+        assert layer.bias is not None  # Conv1d has one by default
+        weight = layer.weight.detach()[:, :, 0]
+        inputs = weight.shape[1] - coarse_channels
+        self.register_buffer("inner", weight[:, :inputs].contiguous())
+        self.register_buffer("coarse", weight[:, inputs:].contiguous())
+        self.register_buffer("bias", layer.bias.detach())
+
+    inner: Tensor
+    coarse: Tensor
+    bias: Tensor
+
+    def forward(self, x: Tensor, coarse: Tensor) -> Tensor:
+        """Map (inputs, M, P) and (K, M, P) to (outputs, M, P)."""
+        return self.add_coarse(_shared(self.inner, x), coarse)
+
+    def add_coarse(self, products: Tensor, coarse: Tensor) -> Tensor:
+        """Add the product with the coarse prediction and the bias to (outputs, M, P)."""
+        if self.coarse.shape[1]:
+            products = products + _shared(self.coarse, coarse)
+        return products + self.bias[:, None, None]
+
+    def of_classes(self, classes: Tensor, x: Tensor, coarse: Tensor) -> Tensor:
+        """Evaluate the one output of each box's class: (M, 1, P)."""
+        if self.bias.shape[0] == 1:  # class-agnostic
+            classes = torch.zeros_like(classes)
+        inner, outer, bias = (
+            values.index_select(0, classes)[:, None]
+            for values in (self.inner, self.coarse, self.bias)
+        )
+        logits = torch.matmul(inner, x.transpose(0, 1))
+        if self.coarse.shape[1]:
+            logits = logits + torch.matmul(outer, coarse.transpose(0, 1))
+        return logits + bias[:, None]
+
+
+def _check_kind(key: str, part: object, *kinds: type) -> None:
+    """Refuse a part of a model that may compute anything else than these classes."""
+    if type(part) not in kinds:
+        raise ValueError(
+            f"{key} is {type(part).__name__}, which has no graph: expected "
+            + " or ".join(kind.__name__ for kind in kinds)
+        )
+
+
+def _shared(weight: Tensor, x: Tensor) -> Tensor:
+    """Multiply a weight (outputs, inputs) with (inputs, M, P)."""
+    return torch.matmul(weight, x.flatten(1)).unflatten(1, x.shape[1:])
+
+
+class StandardPoints(nn.Module):
+    """The predictor of a :class:`StandardPointHead`.
+
+    Args:
+        point_head: the head.
+    """
+
+    def __init__(self, point_head: StandardPointHead) -> None:
+        super().__init__()
+        each, channels = point_head.coarse_pred_each_layer, point_head.coarse_channels
+        layers = [*point_head.hidden_layers, point_head.predictor]
+        linear = [_Linear(x, channels if each or n == 0 else 0) for n, x in enumerate(layers)]
+        self.hidden: Sequence[_Linear] = nn.ModuleList(linear[:-1])  # type: ignore[assignment]
+        self.predictor = linear[-1]
+
+    def bind(self, levels: Sequence[StackedMaps], coarse: Tensor, boxes: Boxes) -> PointPredictor:
+        """Bind the head to levels, to coarse logits (M, K, s, s) and to boxes."""
+        if self.hidden:
+            channels = [level.cells.shape[1] for level in levels]
+            weights = self.hidden[0].inner.split(channels, dim=1)
+            levels = [x.projected(w) for x, w in zip(levels, weights, strict=True)]
+
+        def predict(coords: Tensor) -> Tensor:
+            near = point_sample(coarse, coords).transpose(0, 1)  # (K, M, P)
+            samples = boxes.sample(levels, coords)
+            if not self.hidden:
+                return self.predictor.of_classes(boxes.classes, torch.cat(samples), near)
+            x = F.relu(self.hidden[0].add_coarse(sum(samples[1:], samples[0]), near))
+            for layer in self.hidden[1:]:
+                x = F.relu(layer(x, near))
+            return self.predictor.of_classes(boxes.classes, x, near)
+
+        return predict
+
+
+class ImplicitPoints(nn.Module):
+    """The predictor of an :class:`ImplicitPointHead`.
+
+    Args:
+        point_head: the head.
+    """
+
+    def __init__(self, point_head: ImplicitPointHead) -> None:
+        super().__init__()
+        self.layout = point_head.layout
+        self.reads_features = point_head.image_feature_enabled
+        frequencies = None
+        if point_head.positional_encoding_enabled:
+            frequencies = point_head.positional_encoding_gaussian_matrix.detach()
+        self.register_buffer("frequencies", frequencies)
+
+    frequencies: Tensor | None
+
+    def bind(self, levels: Sequence[StackedMaps], coarse: Tensor, boxes: Boxes) -> PointPredictor:
+        """Bind the head to levels, to parameters (M, num_params) and to boxes."""
+        weights, biases = self.layout.split(coarse)
+        weights[-1] = select_class_channel(weights[-1], boxes.classes)
+        biases[-1] = select_class_channel(biases[-1], boxes.classes)
+
+        def predict(coords: Tensor) -> Tensor:
+            inputs = []
+            if self.frequencies is not None:
+                inputs.append(fourier_features(coords, self.frequencies).transpose(1, 2))
+            if self.reads_features:
+                inputs.extend(x.transpose(0, 1) for x in boxes.sample(levels, coords))
+            parts = weights[0].split([x.shape[1] for x in inputs], dim=2)
+            products = [torch.matmul(w, x) for w, x in zip(parts, inputs, strict=True)]
+            x = sum(products[1:], products[0]) + biases[0][:, :, None]
+            for weight, bias in zip(weights[1:], biases[1:], strict=True):
+                x = torch.matmul(weight, F.relu(x)) + bias[:, :, None]
+            return x
+
+        return predict
+
+
+class MaskRendering(nn.Module):
+    """The masks of boxes, rendered by a mask head, as operations on tensors.
+
+    Args:
+        head: the mask head.
+
+    Raises:
+        ValueError: if a part of the head has no graph; the message names it.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        _check_kind("MODEL.ROI_MASK_HEAD.NAME", head, PointRendMaskHead, ImplicitPointRendMaskHead)
+        self.points: StandardPoints | ImplicitPoints | None = None
+        if isinstance(head, ImplicitPointRendMaskHead):
+            _check_kind("MODEL.POINT_HEAD.NAME", head.point_head, ImplicitPointHead)
+            assert isinstance(head.point_head, ImplicitPointHead)
+            self._add_points(ImplicitPoints(head.point_head), head.point_reader, head.renderer)
+            self.coarse_head = head.parameter_head
+        else:
+            assert isinstance(head, PointRendMaskHead)
+            self.coarse_head = head.coarse_head
+            if head.refinement is not None:
+                _check_kind("MODEL.POINT_HEAD.NAME", head.point_head, StandardPointHead)
+                assert isinstance(head.point_head, StandardPointHead)
+                refinement = head.refinement
+                points = StandardPoints(head.point_head)
+                self._add_points(points, refinement.reader, refinement.renderer)
+        self.coarse_reader: BoxFeatureReader = head.coarse_reader
+        self.coarse_side: int = head.coarse_pooler_side
+        self.uncertainty: Uncertainty = head.uncertainty
+
+    def _add_points(
+        self,
+        points: "StandardPoints | ImplicitPoints",
+        reader: BoxFeatureReader,
+        renderer: MaskRenderer,
+    ) -> None:
+        if renderer.cells_per_pixel:
+            raise ValueError(
+                f"MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL is {renderer.cells_per_pixel}: "
+                "steps that depend on the size of a box have no graph; expected 0"
+            )
+        self.points, self.point_reader, self.plan = points, reader, renderer.plan
+
+    def forward(
+        self, features: Mapping[str, Tensor], boxes: Tensor, classes: Tensor, image: Tensor
+    ) -> Tensor:
+        """Render the masks.
+
+        Args:
+            features: per level (B, C_l, H_l, W_l).
+            boxes: (M, 4) as (x0, y0, x1, y1) in pixels of the images. A box with a coordinate that
+                is not finite gets an empty mask.
+            classes: (M,) int64.
+            image: (M,) int64, the image of each box in [0, B).
+
+        Returns:
+            (M, 1, S, S) foreground probabilities in the boxes, float32.
+        """
+        is_broken = (boxes - boxes).sum(dim=1).isnan()  # 0 in a finite box
+        detected = Boxes(boxes.masked_fill(is_broken[:, None], 0.0), classes, image)
+        stacked: dict[tuple[str, float], StackedMaps] = {}
+
+        def levels(reader: BoxFeatureReader) -> list[StackedMaps]:
+            keys = list(zip(reader.names, reader.scales, strict=True))
+            for name, scale in keys:
+                if (name, scale) not in stacked:
+                    stacked[name, scale] = StackedMaps.of(features[name], scale)
+            return [stacked[key] for key in keys]
+
+        side = self.coarse_side
+        grid = regular_grid(boxes.shape[0], side, boxes.device)
+        pooled = torch.cat(detected.sample(levels(self.coarse_reader), grid))
+        coarse = self.coarse_head(pooled.transpose(0, 1).unflatten(2, (side, side)))
+        if self.points is None:
+            logits = select_class_channel(coarse, classes)
+        else:
+            predict = self.points.bind(levels(self.point_reader), coarse, detected)
+            side = self.plan.start_side
+            grid = regular_grid(boxes.shape[0], side, boxes.device)
+            logits = subdivide(
+                predict(grid).unflatten(2, (side, side)),
+                predict,
+                self.uncertainty,
+                steps=self.plan.steps,
+                points_per_step=self.plan.points_per_step,
+            )
+        return logits.sigmoid().masked_fill(is_broken[:, None, None, None], 0.0)

@@ -1,0 +1,100 @@
+"""Graphs of the mask heads against the heads themselves."""
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from point_rend.export.mask_graph import MaskRendering
+from tests.synthetic import IMAGE_SIZE, random_boxes, random_features, random_mask_head
+
+VARIANTS = {
+    "standard": (),
+    "two levels": ("MODEL.POINT_HEAD.IN_FEATURES", "('p2', 'p3')"),
+    "other level": ("MODEL.POINT_HEAD.IN_FEATURES", "('p3',)"),
+    "one logit a point": ("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", True),
+    "one coarse mask": ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True),
+    "coarse prediction once": ("MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER", False),
+    "no hidden layer": ("MODEL.POINT_HEAD.NUM_FC", 0),
+    "coarse only": ("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", False),
+    "implicit": (),
+    "implicit without features": ("MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED", False),
+    "implicit without positions": ("MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED", False),
+    "implicit, two levels": ("MODEL.POINT_HEAD.IN_FEATURES", "('p2', 'p3')"),
+}
+COUNTS = ([3], [0], [1], [2, 3], [0, 4], [0, 0, 0], [5, 0, 30])
+PIXELS_DECIDED_OTHERWISE = 1e-5
+
+
+def head_of(variant: str, *opts: object) -> nn.Module:
+    implicit = variant.startswith("implicit")
+    return random_mask_head(*VARIANTS[variant], *opts, implicit=implicit).eval()
+
+
+def inputs_of(counts: list[int]) -> tuple[dict[str, Tensor], list[Instances]]:
+    """Return features and detections of images with so many boxes, some beyond the image."""
+    generator = torch.Generator().manual_seed(sum(counts))
+    detections = []
+    for count in counts:
+        boxes = random_boxes(count, generator).tensor
+        boxes[1::5] += torch.tensor([40.0, 50.0, 40.0, 50.0])
+        boxes[2::5] -= 30
+        classes = torch.randint(5, (count,), generator=generator)
+        detections.append(Instances(IMAGE_SIZE, pred_boxes=Boxes(boxes), pred_classes=classes))
+    return random_features(len(counts), seed=sum(counts)), detections
+
+
+def as_tensors(detections: list[Instances]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the boxes, classes and images of all detections."""
+    return (
+        torch.cat([x.pred_boxes.tensor for x in detections]),
+        torch.cat([x.pred_classes for x in detections]),
+        torch.cat([torch.full((len(x),), n) for n, x in enumerate(detections)]),
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_the_graph_renders_the_masks_of_the_head(variant: str):
+    head = head_of(variant)
+    graph = MaskRendering(head).eval()
+    for counts in COUNTS:
+        features, detections = inputs_of(counts)
+        expected = torch.cat([x.pred_masks for x in head(features, detections)])
+        masks = graph(features, *as_tensors(detections))
+        assert masks.dtype == torch.float32
+        assert masks.shape == expected.shape
+        differs = (masks >= 0.5) != (expected >= 0.5)
+        assert differs.sum() <= PIXELS_DECIDED_OTHERWISE * differs.numel(), counts
+
+
+@torch.no_grad()
+def test_a_box_that_is_not_finite_gets_an_empty_mask_and_spoils_no_other():
+    graph = MaskRendering(head_of("standard")).eval()
+    features, detections = inputs_of([3, 3])
+    boxes, classes, image = as_tensors(detections)
+    expected = graph(features, boxes, classes, image)
+    boxes[1, 2], boxes[4, 1] = torch.inf, torch.nan
+    masks = graph(features, boxes, classes, image)
+    assert not masks[[1, 4]].any()
+    assert masks[[0, 2, 3, 5]].equal(expected[[0, 2, 3, 5]])
+
+
+@pytest.mark.parametrize("variant", ["standard", "implicit"])
+def test_steps_that_depend_on_the_box_have_no_graph(variant: str):
+    head = head_of(variant, "MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL", 1.5)
+    with pytest.raises(ValueError, match=r"SUBDIVISION_CELLS_PER_PIXEL is 1\.5: steps that depend"):
+        MaskRendering(head)
+
+
+@pytest.mark.parametrize("variant", ["standard", "implicit"])
+def test_a_point_head_of_ones_own_has_no_graph(variant: str):
+    head = head_of(variant)
+    head.point_head.__class__ = type("MyPointHead", (type(head.point_head),), {})
+    with pytest.raises(ValueError, match=r"POINT_HEAD\.NAME is MyPointHead, which has no graph"):
+        MaskRendering(head)
+
+
+def test_a_mask_head_of_another_kind_has_no_graph():
+    with pytest.raises(ValueError, match=r"ROI_MASK_HEAD\.NAME is Linear, which has no graph"):
+        MaskRendering(nn.Linear(1, 1))
