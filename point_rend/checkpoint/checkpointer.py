@@ -23,9 +23,11 @@ from point_rend.checkpoint.formats import (
     check_parameters,
     read_pickle,
     read_pycls_file,
+    read_safetensors,
     read_torch_file,
 )
 from point_rend.checkpoint.legacy_keys import upgrade_state_dict
+from point_rend.checkpoint.safetensors_file import SUFFIX
 from point_rend.checkpoint.sealed_file import DamagedError, save_sealed, without_query
 from point_rend.checkpoint.shapes import (
     advice_on_misfits,
@@ -95,6 +97,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
     - resuming takes the checkpoint of the most iterations if the last one is damaged, gone or not
       named, and only together: it is an error if some processes have one and others have none;
     - a file may store the classes and the config of its model (:func:`read_stored_metadata`);
+    - `.safetensors` files are read, too;
     - `zoo://` names the published models.
 
     Args:
@@ -345,6 +348,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         return checkpoint
 
     def _torch_load(self, f: str) -> dict[str, Any]:
+        if f.endswith(SUFFIX):
+            return read_safetensors(f)
         return read_torch_file(f, allow_unsafe=self.allow_unsafe)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:

@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from point_rend.checkpoint.formats import read_torch_file
+from point_rend.checkpoint.formats import read_safetensors, read_torch_file
+from point_rend.checkpoint.safetensors_file import SUFFIX
 from point_rend.checkpoint.sealed_file import without_query
 from point_rend.utils.downloads import local_path
 
@@ -48,11 +49,13 @@ def read_stored_metadata(path: str, *, allow_unsafe: bool = False) -> StoredMeta
         ValueError: If the file would execute code, or its metadata is malformed.
     """
     path = without_query(path)
-    if not path.endswith(".pth"):
+    if not path.endswith((".pth", SUFFIX)):
         return StoredMetadata({})
     local = local_path(path)
     if not os.path.isfile(local):
         raise FileNotFoundError(f"there is no checkpoint {path}")
+    if path.endswith(SUFFIX):
+        return metadata_in(read_safetensors(local, only_metadata=True), path)
     return metadata_in(read_torch_file(local, allow_unsafe=allow_unsafe), path)
 
 

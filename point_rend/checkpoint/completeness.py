@@ -18,13 +18,16 @@ SHOWN = 5  # names in a message
 _COMMON = {"pixel_mean", "pixel_std"}
 
 
-def check_complete(source: str, model: nn.Module, incompatible: Any) -> None:
+def check_complete(
+    source: str, model: nn.Module, incompatible: Any, *, exactly: bool = False
+) -> None:
     """Refuse a checkpoint that is not one of this model.
 
     Args:
         source: File or URL, for the message.
         model: The model.
         incompatible: Missing and unexpected keys, as of Detectron2's checkpointer.
+        exactly: Whether to refuse every parameter that the model lacks.
 
     Raises:
         ValueError: If it leaves a part of the model random, or has further layers of a kind that
@@ -41,7 +44,8 @@ def check_complete(source: str, model: nn.Module, incompatible: Any) -> None:
             f"expected weights of this model{_advice(missing, incompatible.unexpected_keys)}"
         )
     families = set(map(_family, state))
-    surplus = [key for key in incompatible.unexpected_keys if _family(key) in families]
+    unexpected = incompatible.unexpected_keys
+    surplus = [key for key in unexpected if exactly or _family(key) in families]
     if surplus:
         raise ValueError(
             f"{source} has {len(surplus)} parameters ({_shown(surplus)}) of layers that the model "

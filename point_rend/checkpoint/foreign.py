@@ -109,20 +109,26 @@ def find_parameters(content: Mapping[Any, Any]) -> tuple[str, Collection[str]]:
     return "", ()
 
 
-def kind_of_file(head: bytes) -> str:
-    """Return the kind of a file that is no checkpoint by its first bytes; empty if unknown."""
+def kind_of_file(head: bytes, suffix: str = "") -> str:
+    """Return the kind of a file that is no checkpoint.
+
+    Args:
+        head: Its first bytes.
+        suffix: That of its name.
+
+    Returns:
+        The kind; empty if it is unknown or the one of the suffix.
+    """
     if not head:
         return "an empty file"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        is_named_so = suffix == ".safetensors"
+        return "" if is_named_so else "a file of Hugging Face's safetensors: name it .safetensors"
     for pattern, kind in _STARTS:
         if re.match(pattern, head, re.IGNORECASE):
             return kind
     if head[257:262] == b"ustar":
         return "a tar archive; PyTorch 0.1 wrote such files, which PyTorch 1 can save again"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
-        return (
-            "a file of Hugging Face's safetensors: convert it with "
-            "torch.save(safetensors.torch.load_file(file), 'model.pth')"
-        )
     if head[:1] == b"\x08" and (b"onnx" in head or b"pytorch" in head):
         return "an ONNX model"
     return ""

@@ -12,6 +12,7 @@ from torch import Tensor
 from point_rend.checkpoint.array_pickle import load_arrays
 from point_rend.checkpoint.foreign import find_parameters, looks_like, project_of
 from point_rend.checkpoint.pickle_machine import FormatError
+from point_rend.checkpoint.safetensors_file import load_metadata, load_safetensors
 from point_rend.checkpoint.sealed_file import load_sealed, read_checkpoint
 from point_rend.checkpoint.torch_file import ZIP
 
@@ -22,6 +23,11 @@ MAX_PARAMETERS, MAX_KEY = 20_000, 1000
 def read_torch_file(filename: str, *, allow_unsafe: bool) -> dict[str, Any]:
     """Read a file that `torch.save` has written."""
     return read_checkpoint(filename, functools.partial(load_sealed, allow_unsafe=allow_unsafe))
+
+
+def read_safetensors(filename: str, *, only_metadata: bool = False) -> dict[str, Any]:
+    """Read a `.safetensors`, or of it only the classes and the config that it stores."""
+    return read_checkpoint(filename, load_metadata if only_metadata else load_safetensors)
 
 
 def read_pickle(filename: str, *, allow_unsafe: bool) -> dict[str, Any]:

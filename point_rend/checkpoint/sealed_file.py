@@ -63,7 +63,7 @@ def read_checkpoint(
             if not isinstance(error, FormatError):
                 reason = f"{type(error).__name__}: {reason}"
             file.seek(0)
-            kind = kind_of_file(file.read(512))
+            kind = kind_of_file(file.read(512), os.path.splitext(filename)[1])
             raise DamagedError(
                 f"{filename} cannot be read, it is damaged or no {what}"
                 f"{f'; it looks like {kind}' if kind else f' ({_printable(reason)})'}"

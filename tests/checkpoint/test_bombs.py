@@ -62,7 +62,7 @@ OTHER_FILES = ["TorchScript", "tar", "HTML", "Git LFS", "safetensors", "JSON"]
 
 @pytest.mark.parametrize("name", OTHER_FILES)
 def test_other_kinds_of_files_are_named_as_such(tmp_path: Path, name: str) -> None:
-    kinds = {"HTML": "a web page", "safetensors": "safetensors: convert it with torch.save"}
+    kinds = {"HTML": "a web page", "safetensors": "safetensors: name it"}
     path = tmp_path / "model.pth"
     path.write_bytes(FILES[name]())
     with pytest.raises(ValueError, match=kinds.get(name, name)):
