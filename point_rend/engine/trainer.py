@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import logging
 import multiprocessing
 import os
@@ -51,6 +52,7 @@ from point_rend.engine.train_step import NonFiniteError, build_train_step
 from point_rend.engine.writers import build_writers
 from point_rend.evaluation.build import build_evaluator
 from point_rend.evaluation.class_order import ReorderedClasses
+from point_rend.evaluation.postprocessing import UnpastedMasks
 from point_rend.evaluation.shared_inference import evaluate_with_shared_inference
 from point_rend.evaluation.tta import AutocastModel, build_test_time_augmentation
 from point_rend.solver import build_lr_scheduler, build_optimizer
@@ -391,6 +393,8 @@ class Trainer(DefaultTrainer):
         """
         if cfg.TEST.AUG.ENABLED:
             model = build_test_time_augmentation(cfg, model)
+        elif evaluators is None and _is_inherited(cls, "build_evaluator"):
+            model = UnpastedMasks(model)  # evaluators of others may need tensors
         if cfg.TEST.MIXED_PRECISION:
             model = AutocastModel(model, getattr(torch, cfg.SOLVER.AMP.DTYPE))
         if class_order:
@@ -402,6 +406,11 @@ class Trainer(DefaultTrainer):
         return evaluate_with_shared_inference(
             model, names, build_loader, functools.partial(cls.build_evaluator, cfg)
         )
+
+
+def _is_inherited(cls: type[Trainer], name: str) -> bool:
+    """Return whether a class takes a method from :class:`Trainer` as it is."""
+    return inspect.getattr_static(cls, name) is inspect.getattr_static(Trainer, name)
 
 
 def resume_command() -> str:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from point_rend.data.datasets.coco import repair_fields
 from point_rend.data.datasets.label_maps import IGNORE_LABEL
 from point_rend.evaluation.coco_ap import METRICS, CocoAP
 from point_rend.evaluation.limits import Limit, coco_limit, lvis_limit, warn_of_limit
+from point_rend.evaluation.postprocessing import coco_records
 from point_rend.evaluation.saving import FileSaver, evaluate_all
 from point_rend.evaluation.semantic_iou import SemanticIoU
 from point_rend.rendering.uncertainty import label_map
@@ -68,6 +69,15 @@ class InstanceEvaluator(COCOEvaluator):
         self._files, self._output_dir = FileSaver(output_dir), None  # Detectron2 writes nothing
         self._limit = limit or coco_limit()
         self._coco_ap: CocoAP | None = None
+
+    def process(self, inputs: Records, outputs: Records) -> None:
+        """Add images.
+
+        Args:
+            inputs: Records with "image_id".
+            outputs: Results with "instances", "proposals" or both.
+        """
+        self._predictions += image_predictions(inputs, outputs)
 
     def evaluate(self, img_ids: Sequence[Any] | None = None) -> Any:
         """Evaluate the images of all processes.
@@ -160,6 +170,10 @@ class LvisInstanceEvaluator(LVISEvaluator):
 
             complete_lvis(self._lvis_api)
         self._files, self._output_dir = FileSaver(output_dir), None  # Detectron2 writes nothing
+
+    def process(self, inputs: Records, outputs: Records) -> None:
+        """Add images; arguments as of :meth:`InstanceEvaluator.process`."""
+        self._predictions += image_predictions(inputs, outputs)
 
     def evaluate(self) -> Any:
         """Evaluate the images of all processes.
@@ -320,6 +334,18 @@ class AllEvaluators(DatasetEvaluators):
         for found in evaluate_all(self._evaluators):
             results |= (found or {}) if comm.is_main_process() else {}
         return results
+
+
+def image_predictions(inputs: Records, outputs: Records) -> Iterator[dict[str, Any]]:
+    """Yield what Detectron2's evaluators keep of each image that has instances or proposals."""
+    for record, output in zip(inputs, outputs, strict=True):
+        kept: dict[str, Any] = {"image_id": record["image_id"]}
+        if "instances" in output:
+            kept["instances"] = coco_records(output["instances"].to("cpu"), record["image_id"])
+        if "proposals" in output:
+            kept["proposals"] = output["proposals"].to("cpu")
+        if len(kept) > 1:
+            yield kept
 
 
 def read_labels(file_name: str, dtype: Any) -> np.ndarray:

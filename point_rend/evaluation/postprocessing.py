@@ -1,11 +1,17 @@
-"""From the boxes and masks that a model detects in its input to results in the given image."""
+"""From the boxes and masks that a model detects in its input to results in the given image.
+
+A result holds its masks as :class:`BoxMasks`, which commands and evaluators read box by box, until
+:func:`paste` turns them into the tensor that Detectron2's models return.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import GeneralizedRCNN, detector_postprocess
 from detectron2.structures import Instances
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from point_rend.rendering.box_masks import BoxMasks
 
@@ -48,6 +54,30 @@ def paste(output: Mapping[str, Any]) -> dict[str, Any]:
     return output
 
 
+def coco_records(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
+    """Return instances of an image in COCO's result format, with class indices as categories.
+
+    Args:
+        instances: Detections in the image, on the CPU. Their masks may be :class:`BoxMasks`.
+        image_id: Id of the image.
+
+    Returns:
+        The records that Detectron2's `instances_to_coco_json` returns.
+    """
+    fields = dict(instances.get_fields())
+    masks = fields.get("pred_masks")
+    if not isinstance(masks, BoxMasks):
+        return instances_to_coco_json(instances, image_id)
+    del fields["pred_masks"]
+    records = instances_to_coco_json(Instances(instances.image_size, **fields), image_id)
+    for record, rle in zip(records, masks.rles(), strict=True):
+        keypoints = record.pop("keypoints", None)  # they follow the mask
+        record["segmentation"] = rle | {"counts": rle["counts"].decode()}
+        if keypoints is not None:
+            record["keypoints"] = keypoints
+    return records
+
+
 class UnpastedMasks(nn.Module):
     """A model whose results hold masks as :class:`BoxMasks`, where it detects boxes only.
 
@@ -59,7 +89,7 @@ class UnpastedMasks(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
         self.train(model.training)
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

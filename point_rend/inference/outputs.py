@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from detectron2.data.catalog import Metadata
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools import mask as mask_util
 
+from point_rend.evaluation.postprocessing import coco_records
 from point_rend.inference.inputs import Frame, stem_of
 from point_rend.inference.progress import Progress
+from point_rend.rendering.box_masks import Crop, crops
 from point_rend.rendering.uncertainty import label_map
 from point_rend.utils.files import atomic_file, atomic_path
 from point_rend.visualization.drawing import color_of, overlay_masks, write_names
@@ -35,7 +36,7 @@ Output = Mapping[str, Any]  # of a model for one image
 class Segment(NamedTuple):
     """One segment of an image, of any kind of model."""
 
-    mask: np.ndarray  # (H, W) bool
+    mask: Crop
     category: int
     is_thing: bool = False
     score: float | None = None
@@ -53,15 +54,15 @@ def segments_of(output: Output) -> list[Segment]:
         ids, segments = output["panoptic_seg"]
         ids = ids.cpu().numpy()
         return [
-            Segment(ids == x["id"], x["category_id"], x["isthing"], x.get("score"))
+            Segment(Crop.of(ids == x["id"]), x["category_id"], x["isthing"], x.get("score"))
             for x in segments
         ]
     if "sem_seg" in output:
         labels = labels_of(output)
-        return [Segment(labels == k, int(k)) for k in np.unique(labels)]
+        return [Segment(Crop.of(labels == k), int(k)) for k in np.unique(labels)]
     found = output["instances"].to("cpu")
     rows = zip(
-        found.pred_masks.numpy(), found.pred_classes.tolist(), found.scores.tolist(), strict=True
+        crops(found.pred_masks), found.pred_classes.tolist(), found.scores.tolist(), strict=True
     )
     return [Segment(mask, category, True, score) for mask, category, score in rows]
 
@@ -79,10 +80,9 @@ def draw(image: np.ndarray, output: Output, metadata: Metadata, *, by_class: boo
         (H, W, 3) uint8.
     """
     segments = segments_of(output)
-    masks = np.zeros((len(segments), *image.shape[:2]), dtype=bool)
+    masks = [segment.mask for segment in segments]
     colors, names = [], []
     for i, segment in enumerate(segments):
-        masks[i] = segment.mask
         kind = "thing" if segment.is_thing else "stuff"
         color = metadata.get(f"{kind}_colors")[segment.category][::-1]
         colors.append(color_of(i) if segment.is_thing and not by_class else color)
@@ -111,7 +111,7 @@ class CocoFormat:
                 "area": float(mask_util.area(found["segmentation"])),
                 "iscrowd": 0,
             }
-            for found in instances_to_coco_json(output["instances"].to("cpu"), 0)
+            for found in coco_records(output["instances"].to("cpu"), 0)
         ]
         return {"file_name": frame.name, "size": [height, width], "annotations": annotations}
 
@@ -154,12 +154,12 @@ def save_masks(folder: Path, output: Output, metadata: Metadata) -> list[Path]:
         (folder / earlier).unlink()
     found = output["instances"].to("cpu")
     files = []
-    rows = zip(found.pred_masks.numpy(), found.pred_classes.tolist(), strict=True)
+    rows = zip(found.pred_masks, found.pred_classes.tolist(), strict=True)
     for number, (mask, category) in enumerate(rows):
         name = metadata.get("thing_classes")[category]
         plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
         files.append(folder / f"{number:03d}_{plain[:100]}.png")
-        save_picture(files[-1], mask.astype(np.uint8) * 255)
+        save_picture(files[-1], mask.numpy().astype(np.uint8) * 255)
     return files
 
 

@@ -17,6 +17,7 @@ from point_rend.config.tasks import reads_proposals
 from point_rend.config.trial import check_model
 from point_rend.data.augmentation import as_input, build_augmentations
 from point_rend.engine.preflight import check_machine
+from point_rend.evaluation.postprocessing import UnpastedMasks
 from point_rend.evaluation.tta import build_test_time_augmentation
 from point_rend.inference.classes import build_metadata
 from point_rend.inference.images import ImageLike, to_pixels
@@ -40,6 +41,9 @@ class Predictor:
         metadata: Names and colors of the classes; by default those of the checkpoint, or else of
             the data sets of the config.
         allow_unsafe: Whether to load a checkpoint that executes code.
+        paste_masks: Whether `pred_masks` are a tensor (N, H, W), as Detectron2's. Otherwise they
+            may be :class:`~point_rend.rendering.box_masks.BoxMasks`, which are faster to encode and
+            take less memory.
 
     Attributes:
         cfg: The config.
@@ -53,7 +57,12 @@ class Predictor:
     """
 
     def __init__(
-        self, cfg: CfgNode, *, metadata: Metadata | None = None, allow_unsafe: bool = False
+        self,
+        cfg: CfgNode,
+        *,
+        metadata: Metadata | None = None,
+        allow_unsafe: bool = False,
+        paste_masks: bool = True,
     ) -> None:
         check_config(cfg, training=False)
         check_test_time_augmentation(cfg)
@@ -73,6 +82,8 @@ class Predictor:
         self._forward = self.model
         if cfg.TEST.AUG.ENABLED:
             self._forward = build_test_time_augmentation(cfg, self.model)
+        elif not paste_masks:
+            self._forward = UnpastedMasks(self.model)
         self._augmentations = AugmentationList(build_augmentations(cfg, is_train=False))
 
     @classmethod

@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> Outcome:
                 settings.cfg,
                 metadata=settings.metadata,
                 allow_unsafe=args.allow_unsafe_checkpoint,
+                paste_masks=False,
             )
             exit_code = _segment(batches(job.frames, args.batch_size), predictor, job)
         job.results.finish()

@@ -33,7 +33,7 @@ class Crop(NamedTuple):
     """A window of a mask that contains all of its foreground.
 
     Attributes:
-        mask: (h, w) bool, with contiguous columns.
+        mask: (h, w) bool.
         top: Row of the window's first pixel in the image.
         left: Column of that pixel.
     """
@@ -41,6 +41,15 @@ class Crop(NamedTuple):
     mask: np.ndarray
     top: int
     left: int
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> Self:
+        """Cut out the foreground of a mask (H, W) bool."""
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        if not rows.size:
+            return cls(mask[:0, :0], 0, 0)
+        top, left = int(rows[0]), int(columns[0])
+        return cls(mask[top : rows[-1] + 1, left : columns[-1] + 1], top, left)
 
     @property
     def window(self) -> tuple[slice, slice]:
@@ -177,6 +186,11 @@ class BoxMasks:
     def rles(self) -> Iterator[Rle]:
         """Yield the masks in COCO's compressed encoding, exactly as pycocotools encodes them."""
         return (rle_of_crop(crop, self.image_size) for crop in self.crops())
+
+
+def crops(masks: "Tensor | BoxMasks") -> Iterator[Crop]:
+    """Yield masks in windows of their foreground; a tensor is (N, H, W) bool on the CPU."""
+    return masks.crops() if isinstance(masks, BoxMasks) else map(Crop.of, masks.numpy())
 
 
 def rle_of_crop(crop: Crop, image_size: tuple[int, int]) -> Rle:

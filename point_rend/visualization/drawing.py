@@ -13,7 +13,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from point_rend.rendering.box_masks import Crop
+
 Color = tuple[int, int, int]
+Masks = np.ndarray | Sequence[Crop]  # of an image: (I, H, W) bool, or cut out
 
 # Bright colors, consecutive ones far apart in hue; BGR.
 PALETTE: tuple[Color, ...] = (
@@ -34,6 +37,15 @@ GRAY: Color = (160, 160, 160)
 POINT_COLOR: Color = (60, 40, 255)
 
 
+def _crops(masks: Masks, image: np.ndarray) -> list[Crop]:
+    """Cut masks out, after a check that they fit the image."""
+    if not isinstance(masks, np.ndarray):
+        return list(masks)
+    if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
+        raise ValueError(f"masks {masks.shape} do not fit an image of {image.shape[:2]}")
+    return [Crop.of(mask) for mask in masks]
+
+
 def color_of(index: int) -> Color:
     """Return the color of the instance with this index; the palette repeats."""
     return PALETTE[index % len(PALETTE)]
@@ -41,7 +53,7 @@ def color_of(index: int) -> Color:
 
 def overlay_masks(
     image: np.ndarray,
-    masks: np.ndarray,
+    masks: Masks,
     colors: Sequence[Color] | None = None,
     *,
     opacity: float = 0.6,
@@ -51,7 +63,7 @@ def overlay_masks(
 
     Args:
         image: (H, W, 3) uint8.
-        masks: (I, H, W) bool; later ones cover earlier ones.
+        masks: (I, H, W) bool, or I crops; later ones cover earlier ones.
         colors: One per mask; by default the palette in order.
         opacity: Opacity of the fill, 0..1.
         outline: Line width in pixels, 0 for none.
@@ -62,20 +74,23 @@ def overlay_masks(
     Raises:
         ValueError: If the sizes or the numbers differ.
     """
-    if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
-        raise ValueError(f"masks {masks.shape} do not fit an image of {image.shape[:2]}")
+    crops = _crops(masks, image)
     colors = [color_of(i) for i in range(len(masks))] if colors is None else colors
     if len(colors) != len(masks):
         raise ValueError(f"{len(masks)} masks need as many colors, got {len(colors)}")
     gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     canvas = gray * np.float32(0.55)
-    for mask, color in zip(masks, colors, strict=True):
-        canvas[mask] += opacity * (np.array(color, dtype=np.float32) - canvas[mask])
+    for crop, color in zip(crops, colors, strict=True):
+        part = canvas[crop.window]
+        part[crop.mask] += opacity * (np.array(color, dtype=np.float32) - part[crop.mask])
     canvas = np.round(canvas).astype(np.uint8)
     if outline:
-        for mask in masks:
+        for crop in filter(lambda crop: crop.mask.size, crops):
             contours, _ = cv2.findContours(
-                mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+                crop.mask.astype(np.uint8),
+                cv2.RETR_CCOMP,
+                cv2.CHAIN_APPROX_NONE,
+                offset=(crop.left, crop.top),
             )
             cv2.drawContours(canvas, contours, -1, (255, 255, 255), outline, cv2.LINE_AA)
     return canvas
@@ -143,12 +158,12 @@ def draw_points(
     return canvas
 
 
-def write_names(picture: np.ndarray, masks: np.ndarray, names: Sequence[str]) -> np.ndarray:
+def write_names(picture: np.ndarray, masks: Masks, names: Sequence[str]) -> np.ndarray:
     """Write a name on every mask, at its widest place.
 
     Args:
         picture: (H, W, 3) uint8.
-        masks: (I, H, W) bool; an empty one gets no name.
+        masks: (I, H, W) bool, or I crops; an empty one gets no name.
         names: One per mask.
 
     Returns:
@@ -159,15 +174,15 @@ def write_names(picture: np.ndarray, masks: np.ndarray, names: Sequence[str]) ->
     canvas = Image.fromarray(picture)  # white and black are the same in BGR
     draw = ImageDraw.Draw(canvas)
     font = _font(size)
-    for mask, name in zip(masks, names, strict=True):
-        inside = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
+    for crop, name in zip(_crops(masks, picture), names, strict=True):
+        inside = cv2.distanceTransform(np.pad(crop.mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
         y, x = np.unravel_index(int(inside.argmax()), inside.shape)
         if inside[y, x] == 0:
             continue
         half = draw.textlength(name, font=font) / 2
         place = (
-            max(half, min(float(x) - 1, width - half)),
-            max(size / 2, min(float(y) - 1, height - size / 2)),
+            max(half, min(float(x) + crop.left - 1, width - half)),
+            max(size / 2, min(float(y) + crop.top - 1, height - size / 2)),
         )
         draw.text(place, name, "white", font=font, anchor="mm", stroke_width=2, stroke_fill="black")
     return np.array(canvas)

@@ -1,14 +1,18 @@
 """Results in the image: those of Detectron2's post-processing, with masks that are pasted later."""
 
 import copy
+import json
 
 import pytest
 import torch
-from detectron2.modeling import detector_postprocess
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import build_model, detector_postprocess
 from detectron2.structures import Boxes, Instances
 
-from point_rend.evaluation.postprocessing import paste, postprocess
+from point_rend import load_config
+from point_rend.evaluation.postprocessing import UnpastedMasks, coco_records, paste, postprocess
 from point_rend.rendering.box_masks import BoxMasks
+from tests.tiny_datasets import POINTREND, TINY_MODEL
 
 
 def random_detections(count: int, **more: torch.Tensor) -> Instances:
@@ -61,3 +65,42 @@ def test_detections_without_masks_are_those_of_detectron2():
     found = postprocess(random_detections(20), 131, 97)
     assert_same(found, expected)
     assert paste({"instances": found})["instances"] is found
+
+
+@pytest.mark.parametrize("fields", [(), ("pred_masks",), ("pred_masks", "pred_keypoints")])
+@pytest.mark.parametrize("count", [0, 20])
+def test_records_are_those_of_detectron2_in_its_order(count: int, fields: tuple[str, ...]):
+    values = {
+        "pred_masks": torch.rand(count, 1, 28, 28),
+        "pred_keypoints": torch.rand(count, 3, 3),
+    }
+    found = postprocess(random_detections(count, **{k: values[k] for k in fields}), 131, 97)
+    pasted = copy.deepcopy(paste({"instances": found})["instances"])
+    for instances in (copy.deepcopy(found), copy.deepcopy(pasted)):
+        records = coco_records(instances, 7)
+        assert json.dumps(records) == json.dumps(instances_to_coco_json(copy.deepcopy(pasted), 7))
+        assert len(records) == len(found)
+
+
+@torch.no_grad()
+def test_a_model_detects_the_same_when_its_masks_are_pasted_later():
+    torch.manual_seed(0)
+    model = build_model(load_config(POINTREND, TINY_MODEL)).eval()
+    inputs = [
+        {"image": 255 * torch.rand(3, 64, 96), "height": 90, "width": 150},
+        {"image": 255 * torch.rand(3, 64, 64)},
+    ]
+    expected = model(inputs)
+    wrapped = UnpastedMasks(model)
+    assert not wrapped.training
+    for ours, theirs in zip(wrapped(inputs), expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert isinstance(ours["instances"].pred_masks, BoxMasks)
+        assert_same(ours["instances"], theirs["instances"])
+        assert torch.equal(ours["instances"].pred_masks.tensor(), theirs["instances"].pred_masks)
+        assert theirs["instances"].pred_masks.any()
+
+
+def test_other_models_return_what_they_return():
+    model = torch.nn.Identity()
+    assert UnpastedMasks(model)([{"sem_seg": 1}]) == [{"sem_seg": 1}]

@@ -20,6 +20,8 @@ from point_rend import Predictor, SafeDetectionCheckpointer, load_config
 from point_rend.checkpoint import zoo
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.data.mapper import NamingDatasetMapper
+from point_rend.evaluation.postprocessing import paste
+from point_rend.rendering.box_masks import BoxMasks
 from point_rend.utils import downloads
 from tests.checkpoint.nets import HOSTILE, write_pickle, zoo_file
 from tests.cli.test_predict import (
@@ -129,6 +131,12 @@ def test_masks_and_labels_are_rendered_at_the_output_size(kind: str, tmp_path: P
         assert output["instances"].pred_masks.shape[1:] == size
     else:
         assert output["sem_seg"].shape[1:] == size
+
+
+def test_masks_that_are_pasted_later_are_those_of_the_results(predictor: Predictor) -> None:
+    unpasted = Predictor(predictor.cfg, paste_masks=False)(scene())
+    assert isinstance(unpasted["instances"].pred_masks, BoxMasks)
+    assert_same(paste(unpasted), predictor(scene()))
 
 
 def test_no_gradients_are_computed(predictor: Predictor) -> None:

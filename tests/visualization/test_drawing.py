@@ -9,6 +9,7 @@ import torch
 from detectron2.layers import paste_masks_in_image
 from PIL import Image
 
+from point_rend.rendering.box_masks import Crop
 from point_rend.visualization.drawing import (
     GRAY,
     POINT_COLOR,
@@ -65,6 +66,22 @@ def test_holes_are_outlined_too() -> None:
     assert (picture[5, 5:29] > 180).all()
     assert (picture[10, 12:22] > 180).all()
     assert (picture[16, 16] == 0).all()
+
+
+def test_only_the_window_of_a_mask_is_drawn() -> None:
+    """The picture is that of masks in a window of the whole image."""
+    rng = np.random.default_rng(0)
+    noise = cv2.resize(rng.random((9, 10, 13), dtype=np.float32), (60, 40))
+    masks = np.stack([*(noise.transpose(2, 0, 1) > 0.6), square(0, 0, 60), square(0, 0, 0)])
+    masks[:5, :7] = masks[3:8, :, 22:] = False
+    names = [str(number) for number in range(len(masks))]
+    whole = [Crop(mask, 0, 0) for mask in masks]
+    assert np.unique([Crop.of(mask).mask.shape for mask in masks], axis=0).shape[0] > 4
+    picture = overlay_masks(image(), masks)
+    np.testing.assert_array_equal(picture, overlay_masks(image(), whole))
+    np.testing.assert_array_equal(
+        write_names(picture, masks, names), write_names(picture, whole, names)
+    )
 
 
 def test_masks_of_another_size_and_missing_colors_are_refused() -> None:
