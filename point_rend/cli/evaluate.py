@@ -1,4 +1,7 @@
-"""`pointrend evaluate`: evaluate a model; the same as `pointrend train --eval-only`."""
+"""`pointrend evaluate`: evaluate a model; the same as `pointrend train --eval-only`.
+
+With --model in place of --config-file it evaluates a file of `pointrend export`.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -8,7 +11,7 @@ from point_rend.engine import arguments
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `pointrend train`, with --eval-only set."""
-    parser = arguments.build_parser("Evaluate a model on DATASETS.TEST.")
+    parser = arguments.build_parser("Evaluate a model on DATASETS.TEST.", exported=True)
     parser.set_defaults(eval_only=True)
     return parser
 

@@ -3,6 +3,10 @@
     pointrend predict --config-file output/my_run/config.yaml --input photographs '*.jpg' \
         --output output/predictions --opts MODEL.WEIGHTS output/my_run/model_final.pth
 
+or with a file of `pointrend export`:
+
+    pointrend predict --model model.onnx --input photographs --output output/predictions
+
 The options are those of Detectron2's demo.py. Instance, semantic and panoptic models all work.
 Without --output the results are shown in a window.
 
@@ -28,7 +32,7 @@ FORMATS = ("pictures", "coco", "masks", "labels")
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = options.build_parser("Segment images or a video with a trained model.")
+    parser = options.build_parser("Segment images or a video with a trained model.", exported=True)
     sources = parser.add_mutually_exclusive_group(required=True)
     sources.add_argument(
         "--input",

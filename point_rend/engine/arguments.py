@@ -7,6 +7,7 @@ import argparse
 import re
 
 from point_rend.config.files import config_file_option
+from point_rend.utils.arguments import add_exported_options
 from point_rend.utils.program import program
 
 AUTO = "auto"  # a rendezvous that only this machine knows
@@ -33,8 +34,15 @@ def rendezvous(text: str) -> str:
     return text
 
 
-def build_parser(description: str = DESCRIPTION) -> argparse.ArgumentParser:
-    """Build the parser of training and evaluation; its options include all of Detectron2's."""
+def build_parser(
+    description: str = DESCRIPTION, *, exported: bool = False
+) -> argparse.ArgumentParser:
+    """Build the parser of training and evaluation; its options include all of Detectron2's.
+
+    Args:
+        description: Of the command.
+        exported: Whether the command also runs files of `pointrend export`.
+    """
     prog = program()
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -52,6 +60,10 @@ def build_parser(description: str = DESCRIPTION) -> argparse.ArgumentParser:
         metavar="FILE",
         help="path, or name of a config of this package",
     )
+    if exported:
+        add_exported_options(parser, parser)
+    else:
+        parser.set_defaults(model=None, backend=None)
     parser.add_argument(
         "--resume",
         action="store_true",

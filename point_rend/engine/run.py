@@ -30,6 +30,8 @@ from point_rend.engine.setup import (
     write_config,
 )
 from point_rend.engine.trainer import Trainer
+from point_rend.runtime.exported_model import ExportedModel, build_exported_model
+from point_rend.runtime.run_config import class_fields
 from point_rend.utils.errors import user_errors
 from point_rend.utils.locks import keep_folder_locked, unlock_folders
 from point_rend.utils.logs import only_errors
@@ -121,9 +123,12 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
         begin_run(args, cfg)
         # The warning of a head without its point head would repeat the command line.
         is_chosen = "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON" in args.opts[::2]
-        with only_errors(*["point_rend.mask_head"] * is_chosen):
-            model = Trainer.build_model(cfg)
-        class_order = load_evaluated_model(args, cfg, model, resume=args.resume)
+        if args.model is not None:
+            model, class_order = load_exported_model(args, cfg)
+        else:
+            with only_errors(*["point_rend.mask_head"] * is_chosen):
+                model = Trainer.build_model(cfg)
+            class_order = load_evaluated_model(args, cfg, model, resume=args.resume)
         write_config(cfg, replace=False)
     with output_errors(cfg.OUTPUT_DIR):
         results = Trainer.test(cfg, model, class_order=class_order)
@@ -161,6 +166,28 @@ def load_evaluated_model(
     stored = metadata_in(rest, checkpointer.source)
     warn_if_trained_otherwise(cfg, stored.config, checkpointer.source)
     return classes.order
+
+
+def load_exported_model(args: argparse.Namespace, cfg: CfgNode) -> tuple[ExportedModel, ClassOrder]:
+    """Load a file of `pointrend export` and match its classes with those of DATASETS.TEST.
+
+    Args:
+        args: The parsed command line.
+        cfg: The finished config.
+
+    Returns:
+        The model, and the order of its classes, for :meth:`Trainer.test`.
+
+    Raises:
+        FileNotFoundError, OSError: If the file cannot be read.
+        ValueError: If it cannot be run, or is one of other classes.
+    """
+    model = build_exported_model(
+        cfg, args.model, backend=args.backend, allow_unsafe=args.allow_unsafe_checkpoint
+    )
+    classes = build_evaluated_classes(cfg, by_position=args.ignore_class_names)
+    classes.check(args.model, class_fields(model.description))
+    return model, classes.order
 
 
 def train(args: argparse.Namespace, cfg: CfgNode) -> Any:

@@ -21,7 +21,7 @@ from point_rend.config.tasks import model_outputs
 from point_rend.config.trial import check_model
 from point_rend.data.checks.annotations import check_datasets
 from point_rend.data.checks.label_maps import check_semantic_datasets
-from point_rend.data.datasets.classes import CLASS_COUNTS, fill_class_count
+from point_rend.data.datasets.classes import CLASS_COUNTS, check_class_count, fill_class_count
 from point_rend.data.datasets.coco import register_coco
 from point_rend.data.datasets.cocofied_lvis import register_cocofied_lvis
 from point_rend.data.datasets.label_maps import register_sem_seg
@@ -35,6 +35,9 @@ from point_rend.engine.output_folder import (
 )
 from point_rend.engine.preflight import check_distribution, check_machine, check_weights
 from point_rend.evaluation.build import check_evaluators
+from point_rend.runtime.files import read_description
+from point_rend.runtime.run_config import build_run_config
+from point_rend.utils.arguments import check_backend
 from point_rend.utils.errors import USER_ERROR, user_errors
 from point_rend.utils.files import write_text
 from point_rend.utils.locks import lock_folder
@@ -83,13 +86,16 @@ def setup(args: argparse.Namespace) -> Run:
     outputs = model_outputs(cfg)
     filled_keys = []
     for count in CLASS_COUNTS:
-        if count.output in outputs and fill_class_count(
+        if count.output in outputs and args.model is not None:
+            check_class_count(cfg, count, test, args.model)
+        elif count.output in outputs and fill_class_count(
             cfg, count, [*train, *test], args.config_file, args.opts
         ):
             filled_keys.append(count.key)
     check_config(cfg, training=training)
     check_test_time_augmentation(cfg)
-    check_model(cfg, training=training)
+    if args.model is None:
+        check_model(cfg, training=training)
     check_machine(cfg, args.num_gpus, training=training)
     has_weights = check_weights(cfg, args)
     if training:
@@ -140,12 +146,19 @@ def claim_output_dir(args: argparse.Namespace, cfg: CfgNode) -> None:
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
-    """Read the config file and the options that override it.
+    """Read the config file, or the config in an exported one, and the options that override it.
 
     Raises:
         FileNotFoundError: If the file is missing.
         ValueError: If no file is given, or the file or an option is invalid.
     """
+    check_backend(args.backend, args.model)
+    if args.model is not None:
+        for flag, given in (("--config-file", args.config_file), ("--resume", args.resume)):
+            if given:
+                raise ValueError(f"--model {args.model} has config and weights: leave {flag} out")
+        description = read_description(args.model)
+        return build_run_config(description, args.model, args.opts, opts_source=COMMAND_LINE)
     if not args.config_file:
         raise ValueError(
             "--config-file is missing: pass a file or the name of a config, such as "

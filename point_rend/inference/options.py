@@ -3,19 +3,29 @@
 import argparse
 
 from point_rend.config.files import config_file_option
+from point_rend.utils.arguments import add_exported_options
 from point_rend.utils.program import program
 
 
-def build_parser(description: str) -> argparse.ArgumentParser:
-    """Build a parser with the options that name a model."""
+def build_parser(description: str, *, exported: bool = False) -> argparse.ArgumentParser:
+    """Build a parser with the options that name a model.
+
+    Args:
+        description: Of the command.
+        exported: Whether the command also runs files of `pointrend export`.
+    """
     parser = argparse.ArgumentParser(prog=program(), description=description)
-    parser.add_argument(
+    models = parser.add_mutually_exclusive_group(required=True)
+    models.add_argument(
         "--config-file",
-        required=True,
         type=config_file_option,
         metavar="FILE",
         help="path, or name of a config of this package",
     )
+    if exported:
+        add_exported_options(parser, models)
+    else:
+        parser.set_defaults(model=None, backend=None)
     parser.add_argument(
         "--confidence-threshold",
         type=float,

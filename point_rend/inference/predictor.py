@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.modeling import build_model
+from torch import nn
 
 from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
@@ -21,7 +22,12 @@ from point_rend.evaluation.postprocessing import UnpastedMasks
 from point_rend.evaluation.tta import build_test_time_augmentation
 from point_rend.inference.classes import build_metadata
 from point_rend.inference.images import ImageLike, to_pixels
-from point_rend.inference.settings import load_settings, load_stored_settings
+from point_rend.inference.settings import (
+    load_exported_settings,
+    load_settings,
+    load_stored_settings,
+)
+from point_rend.runtime.exported_model import ExportedModel, build_exported_model
 
 Output = dict[str, Any]  # as Detectron2's models return it
 
@@ -36,14 +42,18 @@ class Predictor:
     checkpoints are loaded safely, test-time augmentation works (TEST.AUG), and weights that leave
     part of the model random are an error.
 
+    A file of `pointrend export` is run in the same way: `Predictor("model.onnx")`.
+
     Args:
-        cfg: Config of the model and its weights; they are random if MODEL.WEIGHTS is empty.
+        cfg: Config of the model and its weights; they are random if MODEL.WEIGHTS is empty. Or the
+            path of a file .onnx, .pt2 or .ts, as of :meth:`from_exported`.
         metadata: Names and colors of the classes; by default those of the checkpoint, or else of
             the data sets of the config.
         allow_unsafe: Whether to load a checkpoint that executes code.
         paste_masks: Whether `pred_masks` are a tensor (N, H, W), as Detectron2's. Otherwise they
             may be :class:`~point_rend.rendering.box_masks.BoxMasks`, which are faster to encode and
             take less memory.
+        model: A loaded model in place of one that is built from the config.
 
     Attributes:
         cfg: The config.
@@ -58,15 +68,21 @@ class Predictor:
 
     def __init__(
         self,
-        cfg: CfgNode,
+        cfg: CfgNode | str | os.PathLike[str],
         *,
         metadata: Metadata | None = None,
         allow_unsafe: bool = False,
         paste_masks: bool = True,
+        model: nn.Module | None = None,
     ) -> None:
+        if not isinstance(cfg, CfgNode):
+            settings = load_exported_settings(cfg)
+            model = build_exported_model(settings.cfg, cfg, allow_unsafe=allow_unsafe)
+            cfg, metadata = settings.cfg, metadata or settings.metadata
         check_config(cfg, training=False)
         check_test_time_augmentation(cfg)
-        check_model(cfg, training=False)
+        if model is None:
+            check_model(cfg, training=False)
         check_machine(cfg, 1)
         if reads_proposals(cfg):
             raise ValueError(
@@ -77,8 +93,10 @@ class Predictor:
         self.metadata = metadata or build_metadata(
             cfg, read_metadata(cfg.MODEL.WEIGHTS, allow_unsafe=allow_unsafe)
         )
-        self.model = build_model(cfg).eval()
-        CompleteModelCheckpointer(self.model, allow_unsafe=allow_unsafe).load(cfg.MODEL.WEIGHTS)
+        if model is None:
+            model = build_model(cfg)
+            CompleteModelCheckpointer(model, allow_unsafe=allow_unsafe).load(cfg.MODEL.WEIGHTS)
+        self.model = model.eval()
         self._forward = self.model
         if cfg.TEST.AUG.ENABLED:
             self._forward = build_test_time_augmentation(cfg, self.model)
@@ -140,6 +158,36 @@ class Predictor:
         """
         settings = load_stored_settings(checkpoint, opts, device=device, allow_unsafe=allow_unsafe)
         return cls(settings.cfg, metadata=settings.metadata, allow_unsafe=allow_unsafe)
+
+    @classmethod
+    def from_exported(
+        cls,
+        path: str | os.PathLike[str],
+        opts: Sequence[str] = (),
+        *,
+        backend: str | None = None,
+        threads: int = 0,
+        allow_unsafe: bool = False,
+    ) -> Self:
+        """Load a file of `pointrend export`, which runs on the CPU.
+
+        Args:
+            path: The file.
+            opts: Config keys and values in turn, such as INPUT.MIN_SIZE_TEST; keys of the model
+                are part of the file.
+            backend, threads: As of `point_rend.runtime.sessions.open_session`.
+            allow_unsafe: Whether to load a .pt2 or .ts file, which can execute code.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no such file or damaged, the library that runs it is not installed,
+                or an option does not fit.
+        """
+        settings = load_exported_settings(path, opts)
+        model = build_exported_model(
+            settings.cfg, path, backend=backend, threads=threads, allow_unsafe=allow_unsafe
+        )
+        return cls(settings.cfg, metadata=settings.metadata, model=model)
 
     def inputs(
         self, image: ImageLike, output_size: tuple[int, int] | None = None
@@ -207,7 +255,11 @@ class Predictor:
 
     def _forward_by_size(self, batch: list[dict[str, Any]]) -> list[Output]:
         """Run the model on images of one padded size at a time; return the results in order."""
-        divisor = max(1, self.model.backbone.size_divisibility)
+        model: Any = self.model
+        if isinstance(model, ExportedModel):
+            divisor = model.description.divisor
+        else:
+            divisor = max(1, model.backbone.size_divisibility)
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, item in enumerate(batch):
             padded = tuple(-(-side // divisor) for side in item["image"].shape[1:])

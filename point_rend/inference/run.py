@@ -32,6 +32,7 @@ from point_rend.inference.outputs import COCO_NAME, Output, Results, VideoFile, 
 from point_rend.inference.predictor import Predictor
 from point_rend.inference.progress import Progress, Source
 from point_rend.inference.settings import Settings, read_settings
+from point_rend.runtime.exported_model import build_exported_model
 from point_rend.utils.errors import INTERRUPTED
 from point_rend.utils.files import check_that_inputs_stay
 from point_rend.utils.pictures import IMAGE_SUFFIXES
@@ -68,11 +69,20 @@ def run(args: argparse.Namespace) -> Outcome:
         job = _open(args, settings, failures, stack)
         exit_code = 0
         if job.total != 0:
+            model = None
+            if args.model is not None:
+                model = build_exported_model(
+                    settings.cfg,
+                    args.model,
+                    backend=args.backend,
+                    allow_unsafe=args.allow_unsafe_checkpoint,
+                )
             predictor = Predictor(
                 settings.cfg,
                 metadata=settings.metadata,
                 allow_unsafe=args.allow_unsafe_checkpoint,
                 paste_masks=False,
+                model=model,
             )
             exit_code = _segment(batches(job.frames, args.batch_size), predictor, job)
         job.results.finish()
@@ -272,7 +282,7 @@ def _check_outputs(
     others = [] if progress is None else [progress.path]
     if progress is not None and "coco" in args.formats:
         others.append(progress.folder / COCO_NAME)
-    read = [*inputs, cfg.MODEL.WEIGHTS, args.config_file, args.classes or ""]
+    read = [*inputs, cfg.MODEL.WEIGHTS, args.config_file or "", args.classes or ""]
     check_that_inputs_stay(read, [*everything, *others])
     continues = progress is not None and progress.continues
     if not continues:

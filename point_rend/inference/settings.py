@@ -1,6 +1,7 @@
 """Config and classes of a model that is about to run."""
 
 import argparse
+import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -20,6 +21,11 @@ from point_rend.config.schema import ALWAYS, check_rules
 from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets import classes
 from point_rend.inference.classes import Fields, build_metadata, class_fields
+from point_rend.runtime import run_config
+from point_rend.runtime.description import INSTANCES
+from point_rend.runtime.files import read_description
+from point_rend.runtime.run_config import build_run_config
+from point_rend.utils.arguments import check_backend
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +133,39 @@ def load_stored_settings(
     return _finish(cfg, stored, None, device, opts)
 
 
+def load_exported_settings(
+    path: str | os.PathLike[str],
+    opts: Sequence[str] = (),
+    *,
+    class_names: str | None = None,
+    confidence_threshold: float | None = None,
+    ignore_class_names: bool = False,
+    opts_source: str = ARGUMENT,
+) -> Settings:
+    """Load the config and the classes in a file of `pointrend export`; MODEL.WEIGHTS names it.
+
+    Args:
+        path: The file.
+        opts: As of :func:`load_settings`; keys of the model are part of the file.
+        class_names, ignore_class_names, opts_source: As of :func:`load_settings`.
+        confidence_threshold: Lowest score of an instance; by default the file's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such file, or something does not fit.
+    """
+    description = read_description(path)
+    cfg = build_run_config(description, path, opts, opts_source=opts_source)
+    if confidence_threshold is not None:
+        of_file = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+        if confidence_threshold < of_file and description.task == INSTANCES:
+            logger.warning("%s finds no instances of scores below %g", path, of_file)
+        _set_confidence_threshold(cfg, max(confidence_threshold, of_file))
+    given = None if class_names is None else class_fields(model_outputs(cfg), class_names)
+    stored = StoredMetadata(run_config.class_fields(description))
+    return _finish(cfg, stored, given, None, opts, by_position=ignore_class_names)
+
+
 def read_settings(args: argparse.Namespace) -> Settings:
     """Load the settings that a command line describes.
 
@@ -142,13 +181,17 @@ def read_settings(args: argparse.Namespace) -> Settings:
             "--confidence-threshold: expected a number from 0 to 1, got "
             f"{args.confidence_threshold}"
         )
-    settings = load_settings(
-        args.config_file,
+    check_backend(args.backend, args.model)
+    load = functools.partial(load_exported_settings, args.model)
+    if args.model is None:
+        load = functools.partial(
+            load_settings, args.config_file, allow_unsafe=args.allow_unsafe_checkpoint
+        )
+    settings = load(
         args.opts,
         class_names=args.classes,
         confidence_threshold=args.confidence_threshold,
         ignore_class_names=args.ignore_class_names,
-        allow_unsafe=args.allow_unsafe_checkpoint,
         opts_source=COMMAND_LINE,
     )
     if "instances" in model_outputs(settings.cfg) and not settings.cfg.MODEL.MASK_ON:

@@ -7,6 +7,7 @@ same text as an extra file of that name.
 import contextlib
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any, Self
 
 from point_rend.utils.json_files import parse_json, shown
@@ -20,6 +21,11 @@ TASKS = (INSTANCES, SEM_SEG, MASK_HEAD)
 MOST = 1 << 20  # of any number in a description
 _BOUNDS = {"divisor": (1, MOST), "max_side": (1, MOST), "max_batch": (1, MOST)}
 _BOUNDS |= dict.fromkeys(("score_threshold", "nms_threshold"), (0, 1))
+_ITEMS: dict[str, Callable[[Any], bool]] = {
+    "classes": lambda name: isinstance(name, str),
+    "class_ids": lambda number: type(number) is int and 0 <= number <= MOST,
+    "class_colors": lambda color: len(color) == 3 and all(x in range(256) for x in color),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +35,9 @@ class Description:
     Attributes:
         task: "instances", "sem_seg", or "mask_head" for the mask head alone.
         version: Version of this package that has written the file.
-        classes: Names of the classes, in the order of the indices.
+        classes: Names of the classes, in the order of the indices; none if they are unknown.
+        class_ids: Ids of the classes in their data set, such as COCO's; none if they are unknown.
+        class_colors: Their colors, RGB from 0 to 255; none if they are unknown.
         image_format: Order of the channels, "BGR" or "RGB"; values are 0 to 255.
         min_size, max_size: Sides to which images are resized, as INPUT.MIN_SIZE_TEST and
             INPUT.MAX_SIZE_TEST; no resizing if `min_size` is 0.
@@ -59,6 +67,8 @@ class Description:
     nms_threshold: float = 1.0
     detections_per_image: int = 0
     mask_side: int = 0
+    class_ids: tuple[int, ...] = ()
+    class_colors: tuple[tuple[int, int, int], ...] = ()
     precision: str = "float32"
     weights_sha256: str = ""
     config: str = ""
@@ -90,7 +100,10 @@ class Description:
                 f"expected {FORMAT}: export the model again"
             )
         try:
-            return cls(**{**fields, "classes": tuple(fields["classes"])})
+            fields["classes"] = tuple(fields["classes"])
+            fields["class_ids"] = tuple(fields.get("class_ids", ()))
+            fields["class_colors"] = tuple(tuple(x) for x in fields.get("class_colors", ()))
+            return cls(**fields)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} has a damaged description ({error})") from error
 
@@ -103,8 +116,9 @@ class Description:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least, most = _BOUNDS.get(field.name, (0, MOST))
-            if field.name == "classes":
-                sound = isinstance(value, tuple) and all(isinstance(x, str) for x in value)
+            if field.name in _ITEMS:
+                sound = isinstance(value, tuple) and all(map(_ITEMS[field.name], value))
+                sound = sound and len(value) in (0, len(self.classes))
             elif field.type is str:
                 sound = isinstance(value, str)
             else:

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from point_rend.config.defaults import value_of
 from point_rend.config.loading import ARGUMENT, parse_config
 from point_rend.config.schema import ALWAYS, check_rules
-from point_rend.runtime.description import MASK_HEAD, Description
+from point_rend.runtime.description import INSTANCES, MASK_HEAD, Description
 
 THRESHOLD, DETECTIONS = "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "TEST.DETECTIONS_PER_IMAGE"
 # Computed by the graph, besides all of MODEL.
@@ -50,6 +50,20 @@ def build_run_config(
     check_rules(cfg, ALWAYS)
     cfg.MODEL.WEIGHTS = path
     return cfg
+
+
+def class_fields(description: Description) -> dict[str, Any]:
+    """Return the classes of a file as fields of Detectron2's metadata."""
+    kind = "thing" if description.task == INSTANCES else "stuff"
+    fields: dict[str, Any] = {}
+    if description.classes:
+        fields[f"{kind}_classes"] = list(description.classes)
+    if description.class_ids:
+        ids = enumerate(description.class_ids)
+        fields[f"{kind}_dataset_id_to_contiguous_id"] = {identity: k for k, identity in ids}
+    if description.class_colors:
+        fields[f"{kind}_colors"] = [list(color) for color in description.class_colors]
+    return fields
 
 
 def _check_options(cfg: CfgNode, stored: CfgNode, path: str) -> None:

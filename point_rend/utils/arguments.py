@@ -45,6 +45,40 @@ def add_results_argument(
     )
 
 
+def add_exported_options(
+    parser: argparse.ArgumentParser, models: argparse._ActionsContainer
+) -> None:
+    """Add `--model` and `--backend`, for the files of `pointrend export`.
+
+    Args:
+        parser: The parser of a command.
+        models: The parser, or a group of it, that gets `--model`.
+    """
+    models.add_argument(
+        "--model",
+        metavar="FILE",
+        help="a file of `pointrend export` (.onnx, .pt2, .ts), which has its config inside, in "
+        "place of --config-file and MODEL.WEIGHTS",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("onnxruntime", "openvino"),
+        help="the library that runs an ONNX file (default onnxruntime)",
+    )
+
+
+def check_backend(backend: str | None, model: str | None) -> None:
+    """Refuse a --backend without a --model.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if backend is not None and model is None:
+        raise ValueError(
+            f"--backend {backend} runs the ONNX files of `pointrend export`: expected --model FILE"
+        )
+
+
 def add_max_dets_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--max-dets NUMBER`."""
     parser.add_argument(

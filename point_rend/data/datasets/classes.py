@@ -169,6 +169,26 @@ def fill_class_count(
     return not was_set
 
 
+def check_class_count(cfg: CfgNode, count: ClassCount, datasets: Sequence[str], model: str) -> None:
+    """Refuse data sets with another number of classes than an exported model.
+
+    Args:
+        cfg: The config of the model.
+        count: The class count.
+        datasets: Names of the registered data sets of the run.
+        model: The file.
+
+    Raises:
+        ValueError: If the numbers differ, or the data sets have different classes.
+    """
+    classes, own = class_names(datasets, count.names), value_of(cfg, count.key)
+    if classes is not None and len(classes) != own:
+        raise ValueError(
+            f"{model} has {own} classes, but the number of classes is {len(classes)} in "
+            f"{', '.join(map(describe, datasets))}"
+        )
+
+
 def training_class_metadata(cfg: CfgNode) -> dict[str, Any]:
     """Collect the class metadata of the training sets if they have the model's class counts."""
     outputs = model_outputs(cfg)
