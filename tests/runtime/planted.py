@@ -1,14 +1,20 @@
 """A graph whose results are known, in files of all three kinds."""
 
+import atexit
 import dataclasses
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from point_rend import get_config_file, load_config
 from point_rend.config.dumping import dump_config
+from point_rend.export.graph import DynamicShapes, Graph
+from point_rend.export.writers import write_onnx, write_torch_export, write_torchscript
 from point_rend.runtime.description import KEY, Description
 from tests.tiny_datasets import KINDS
 
@@ -19,8 +25,24 @@ SEMANTIC_CONFIG = get_config_file(
 SIDE = 8  # of the masks
 
 
-class TwoBoxes(nn.Module):
+class Planted(Graph):
+    """A graph from images that are padded to multiples of 32."""
+
+    input_names = ("images", "sizes")
+
+    def example(self) -> tuple[Tensor, ...]:
+        return torch.rand(2, 3, 64, 96) * 255, torch.tensor([[60, 96], [64, 90]])
+
+    def dynamic_shapes(self) -> DynamicShapes:
+        batch, rows, columns = map(torch.export.Dim, ("batch", "rows", "columns"))
+        return {0: batch, 2: 32 * rows, 3: 32 * columns}, {0: batch}
+
+
+class TwoBoxes(Planted):
     """Finds two instances in each image: its left half, and its bright upper quarter."""
+
+    task = "instances"
+    output_names = ("boxes", "scores", "classes", "image", "masks")
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,8 +65,11 @@ class TwoBoxes(nn.Module):
         return boxes, scores, classes, image, self.mask.expand(2 * batch, -1, -1, -1)
 
 
-class Brightness(nn.Module):
+class Brightness(Planted):
     """Logits of four classes that are the blue, green and red values, and 128."""
+
+    task = "sem_seg"
+    output_names = ("logits", "labels")
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         constant = torch.full_like(images[:, :1], 128.0)
@@ -81,35 +106,23 @@ def description(task: str = "instances", *opts: str, **fields: object) -> Descri
     return dataclasses.replace(planted, **fields)
 
 
+WRITERS = {".onnx": write_onnx, ".pt2": write_torch_export, ".ts": write_torchscript}
+
+
 def write_planted(path: Path, described: Description | None = None) -> Path:
     """Write a planted graph in the format of the suffix."""
     described = described or description()
     graph = TwoBoxes() if described.task == "instances" else Brightness()
-    example = torch.rand(2, 3, 64, 96) * 255, torch.tensor([[60, 96], [64, 90]])
-    if path.suffix == ".ts":
-        traced = torch.jit.trace(graph, example)
-        torch.jit.save(traced, path, _extra_files={KEY: described.to_json()})
-        return path
-    batch, height, width = torch.export.Dim("batch"), torch.export.Dim("h"), torch.export.Dim("w")
-    shapes = {0: batch, 2: 32 * height, 3: 32 * width}, {0: batch}
-    program = torch.export.export(graph, example, dynamic_shapes=shapes)
-    if path.suffix == ".pt2":
-        torch.export.save(program, path, extra_files={KEY: described.to_json()})
-        return path
-    names = ["boxes", "scores", "classes", "image", "masks"]
-    if described.task == "sem_seg":
-        names = ["logits", "labels"]
-    torch.onnx.export(
-        program,
-        (),
-        path,
-        input_names=["images", "sizes"],
-        output_names=names,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    return redescribed(path, path, described)
+    WRITERS[path.suffix](graph, path, described)
+    return path
+
+
+@cache
+def planted(name: str = "planted.onnx") -> Path:
+    """Return a planted graph, which is written once in a process: planted.* or labels.*."""
+    folder = Path(mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return write_planted(folder / name, description("sem_seg") if "labels" in name else None)
 
 
 def redescribed(path: Path, source: Path, described: Description | None) -> Path:

@@ -14,7 +14,7 @@ from point_rend.runtime.exported_model import ExportedModel, build_exported_mode
 from point_rend.runtime.files import read_description
 from point_rend.runtime.run_config import build_run_config
 from point_rend.runtime.sessions import open_session
-from tests.runtime.planted import SIDE, description, redescribed
+from tests.runtime.planted import SIDE, description, planted, redescribed
 
 RUNTIMES = [
     ("planted.onnx", "onnxruntime"),
@@ -30,10 +30,8 @@ def gray_image(height: int, width: int, value: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "backend"), RUNTIMES)
-def test_every_runtime_returns_the_instances_of_each_image(
-    planted_folder: Path, name: str, backend: str | None
-):
-    session = open_session(planted_folder / name, backend=backend, allow_unsafe=True)
+def test_every_runtime_returns_the_instances_of_each_image(name: str, backend: str | None):
+    session = open_session(planted(name), backend=backend, allow_unsafe=True)
     values = [WHITE, 0, GRAY]  # more images than the graph takes at a time
     sizes = [(50, 70), (90, 33), (64, 64)]
     images = [gray_image(*size, value) for size, value in zip(sizes, values, strict=True)]
@@ -53,8 +51,8 @@ def test_every_runtime_returns_the_instances_of_each_image(
     assert not upper[26:].any()
 
 
-def test_the_frame_of_the_resized_image_is_that_of_the_graph(planted_folder: Path):
-    model = ExportedModel(open_session(planted_folder / "planted.onnx"))
+def test_the_frame_of_the_resized_image_is_that_of_the_graph():
+    model = ExportedModel(open_session(planted()))
     (found,) = model.inference([{"image": gray_image(50, 70, WHITE), "height": 100, "width": 140}])
     assert found.image_size == (50, 70)
     assert found.pred_masks.shape == (2, 1, SIDE, SIDE)
@@ -62,10 +60,8 @@ def test_the_frame_of_the_resized_image_is_that_of_the_graph(planted_folder: Pat
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_logits_lose_their_padding_and_get_the_size_of_the_image(
-    planted_folder: Path, backend: str
-):
-    model = ExportedModel(open_session(planted_folder / "labels.onnx", backend=backend))
+def test_logits_lose_their_padding_and_get_the_size_of_the_image(backend: str):
+    model = ExportedModel(open_session(planted("labels.onnx"), backend=backend))
     image = torch.randint(256, (3, 50, 70), dtype=torch.uint8)
     plain, larger = model([{"image": image}, {"image": image, "height": 100, "width": 140}])
     assert torch.equal(plain["sem_seg"][:3], image.float())
@@ -75,10 +71,8 @@ def test_logits_lose_their_padding_and_get_the_size_of_the_image(
     torch.testing.assert_close(*means, atol=1, rtol=0)
 
 
-def test_a_stricter_threshold_and_fewer_detections_choose_among_the_instances(
-    planted_folder: Path,
-):
-    path = planted_folder / "planted.onnx"
+def test_a_stricter_threshold_and_fewer_detections_choose_among_the_instances():
+    path = planted()
 
     def scores(*opts: str) -> list[float]:
         cfg = build_run_config(read_description(path), path, opts)
@@ -91,8 +85,8 @@ def test_a_stricter_threshold_and_fewer_detections_choose_among_the_instances(
     assert scores("TEST.DETECTIONS_PER_IMAGE", "0") == []
 
 
-def test_an_image_beyond_the_limits_of_the_graph_is_refused(planted_folder: Path):
-    model = ExportedModel(open_session(planted_folder / "planted.onnx"))
+def test_an_image_beyond_the_limits_of_the_graph_is_refused():
+    model = ExportedModel(open_session(planted()))
     with pytest.raises(ValueError, match="up to 1344 pixels a side, got 32 x 1345 after resizing"):
         model([{"image": gray_image(32, 1345, 0)}])
 
@@ -125,8 +119,8 @@ def test_options_that_only_concern_the_run_are_taken():
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".ts"])
-def test_files_that_pytorch_executes_need_permission(planted_folder: Path, suffix: str):
-    path = planted_folder / f"planted{suffix}"
+def test_files_that_pytorch_executes_need_permission(suffix: str):
+    path = planted(f"planted{suffix}")
     assert read_description(path) == description()
     with pytest.raises(ValueError, match=r"is refused: PyTorch executes .* ONNX files are safe"):
         open_session(path)
@@ -136,12 +130,12 @@ def test_files_that_pytorch_executes_need_permission(planted_folder: Path, suffi
 
 @pytest.mark.parametrize(("package", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
 def test_a_missing_runtime_is_named_with_its_extra(
-    planted_folder: Path, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+    package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, package, None)
     message = rf'^{package} is not installed; .*: pip install "point_rend\[{extra}\]"$'
     with pytest.raises(ValueError, match=message):
-        open_session(planted_folder / "planted.onnx", backend=package)
+        open_session(planted(), backend=package)
 
 
 NOT_OURS = "is not a model written by `pointrend export`"
@@ -158,8 +152,8 @@ def test_files_without_a_description_are_no_models_of_ours(
         read_description(path)
 
 
-def test_models_of_other_programs_are_no_models_of_ours(planted_folder: Path, tmp_path: Path):
-    other = redescribed(tmp_path / "model.onnx", planted_folder / "planted.onnx", None)
+def test_models_of_other_programs_are_no_models_of_ours(tmp_path: Path):
+    other = redescribed(tmp_path / "model.onnx", planted(), None)
     with pytest.raises(ValueError, match=NOT_OURS):
         open_session(other)
     with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
@@ -170,15 +164,15 @@ def test_models_of_other_programs_are_no_models_of_ours(planted_folder: Path, tm
         read_description(tmp_path / "model.pth")
 
 
-def test_the_description_is_the_metadata_that_onnx_writes(planted_folder: Path):
-    metadata = onnx.load(planted_folder / "planted.onnx").metadata_props
+def test_the_description_is_the_metadata_that_onnx_writes():
+    metadata = onnx.load(planted()).metadata_props
     assert [x.value for x in metadata if x.key == "point_rend"] == [description().to_json()]
-    assert read_description(planted_folder / "planted.onnx") == description()
+    assert read_description(planted()) == description()
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_a_damaged_graph_is_named(planted_folder: Path, tmp_path: Path, backend: str):
-    model = onnx.load(planted_folder / "planted.onnx")
+def test_a_damaged_graph_is_named(tmp_path: Path, backend: str):
+    model = onnx.load(planted())
     model.graph.node[0].op_type = "Poetry"
     onnx.save(model, tmp_path / "model.onnx")
     message = rf"model\.onnx cannot be loaded by {backend}: [^\n]{{1,310}}$"
@@ -186,10 +180,10 @@ def test_a_damaged_graph_is_named(planted_folder: Path, tmp_path: Path, backend:
         open_session(tmp_path / "model.onnx", backend=backend)
 
 
-def test_outputs_that_no_graph_of_ours_has_are_refused(planted_folder: Path, tmp_path: Path):
+def test_outputs_that_no_graph_of_ours_has_are_refused(tmp_path: Path):
     images = [{"image": gray_image(64, 64, WHITE)}]
     two_classes = dataclasses.replace(description(), classes=("a", "b"))
-    source = planted_folder / "planted.onnx"
+    source = planted()
     path = redescribed(tmp_path / "model.onnx", source, two_classes)
     with pytest.raises(ValueError, match=r"model\.onnx is damaged: its outputs do not fit"):
         ExportedModel(open_session(path))(images)
@@ -198,9 +192,9 @@ def test_outputs_that_no_graph_of_ours_has_are_refused(planted_folder: Path, tmp
         ExportedModel(open_session(path))(images)
 
 
-def test_a_mask_head_is_no_whole_model(planted_folder: Path, tmp_path: Path):
+def test_a_mask_head_is_no_whole_model(tmp_path: Path):
     alone = dataclasses.replace(description(), task="mask_head")
-    path = redescribed(tmp_path / "head.onnx", planted_folder / "planted.onnx", alone)
+    path = redescribed(tmp_path / "head.onnx", planted(), alone)
     with pytest.raises(ValueError, match=r"head\.onnx is a mask head without its model"):
         ExportedModel(open_session(path))
     with pytest.raises(ValueError, match=r"head\.onnx is a mask head without its model"):
