@@ -84,7 +84,8 @@ class UnpastedMasks(nn.Module):
     Panoptic models and those with test-time augmentation paste their masks themselves.
 
     Args:
-        model: Maps a batch to Detectron2's results.
+        model: Maps a batch to Detectron2's results; a method `unpasted` of it does so with
+            unpasted masks.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -95,6 +96,8 @@ class UnpastedMasks(nn.Module):
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Run the model on a batch."""
         model: Any = self.model
+        if hasattr(model, "unpasted"):
+            return model.unpasted(batched_inputs)
         if getattr(type(model), "inference", None) is not GeneralizedRCNN.inference:
             return model(batched_inputs)
         outputs = []

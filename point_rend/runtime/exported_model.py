@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from point_rend.evaluation.postprocessing import paste, postprocess
 from point_rend.runtime.description import INSTANCES, MASK_HEAD
 from point_rend.runtime.sessions import Session, open_session
 
@@ -54,7 +55,6 @@ class ExportedModel(nn.Module):
         self.detections_per_image = detections_per_image
         self.eval()
 
-    @torch.no_grad()
     def forward(self, batched_inputs: Inputs) -> list[dict[str, Any]]:
         """Segment images.
 
@@ -68,12 +68,17 @@ class ExportedModel(nn.Module):
         Raises:
             ValueError: If an image is larger than the file was exported for, or the runtime fails.
         """
+        return [paste(output) for output in self.unpasted(batched_inputs)]
+
+    @torch.no_grad()
+    def unpasted(self, batched_inputs: Inputs) -> list[dict[str, Any]]:
+        """Segment images as :meth:`forward` does; the masks of instances are not pasted yet."""
         outputs = []
         for image, found in zip(batched_inputs, self.inference(batched_inputs), strict=True):
             size = tuple(image["image"].shape[-2:])
             height, width = image.get("height", size[0]), image.get("width", size[1])
             if isinstance(found, Instances):
-                outputs.append({"instances": detector_postprocess(found, height, width)})
+                outputs.append({"instances": postprocess(found, height, width)})
             elif size == (height, width):
                 outputs.append({"sem_seg": found})
             else:
