@@ -8,8 +8,8 @@ process: ours, baseline, ours, baseline, … after a warm-up. In each round a si
 one run of the slower side takes; otherwise the faster one would only ever be seen in the wake of
 the other. The time of a round is the median of its runs, that of a side the median of its rounds.
 The ratio is the median of the ratios of all rounds, since other load on the machine affects both
-sides of a round alike. The baseline is the PointRend project that Detectron2 ships ("stock"), or
-Detectron2's convolutional mask head.
+sides of a round alike. The baseline is the PointRend project that Detectron2 ships ("stock"), or a
+part of Detectron2: its convolutional mask head, its pasting of masks.
 
 Agreement is the share of pixels whose decision differs (probability above 0.5, or best class), and
 the largest difference of a probability; of training steps, the largest relative difference of a
@@ -44,6 +44,7 @@ CASES = {
     "masks": "PointRend's mask head, over boxes × classes",
     "implicit": "the implicit mask head, over boxes × classes",
     "conv": "PointRend at 224×224 against Detectron2's convolutional head at 28×28, with pooling",
+    "pasting": "masks of boxes to RLEs of the image, against Detectron2's pasting and encoding",
     "semantic": "the semantic head from given coarse logits to the label map",
     "model": "whole models from the image to masks or the label map, and their heads' share of it",
     "train": "labels of masks, a training step of the ROI heads, and one of the R50-FPN model",

@@ -18,6 +18,7 @@ from point_rend.experiments.benchmark.instance_cases import (
 from point_rend.experiments.benchmark.load import busy_processes
 from point_rend.experiments.benchmark.measuring import Record, measure
 from point_rend.experiments.benchmark.model_cases import model_cases
+from point_rend.experiments.benchmark.pasting_cases import pasting_cases
 from point_rend.experiments.benchmark.report import (
     describe_machine,
     format_json,
@@ -34,6 +35,7 @@ CASES: dict[str, Callable[[Settings], list[Case]]] = {
     "masks": masks_cases,
     "implicit": implicit_cases,
     "conv": conv_cases,
+    "pasting": pasting_cases,
     "semantic": semantic_cases,
     "model": model_cases,
     "train": train_cases,

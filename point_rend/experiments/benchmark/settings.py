@@ -11,6 +11,7 @@ class Sizes:
 
     Attributes:
         instance_image: Padded image of the mask heads and the instance model.
+        pasted_image: Image into which masks are pasted.
         semantic_image: Image of the semantic head and model, a multiple of the coarse strides.
         training_image: Each image of the training cases.
         training_images: Images per training batch.
@@ -20,6 +21,7 @@ class Sizes:
     """
 
     instance_image: tuple[int, int] = (800, 1216)
+    pasted_image: tuple[int, int] = (1080, 1920)
     semantic_image: tuple[int, int] = (1024, 2048)
     training_image: tuple[int, int] = (800, 1333)
     training_images: int = 2

@@ -26,6 +26,7 @@ TINY = Settings(
     shared_opts=tuple(TINY_MODEL),
     sizes=Sizes(
         instance_image=(64, 96),
+        pasted_image=(60, 90),
         semantic_image=(64, 128),
         training_image=(64, 96),
         objects=3,

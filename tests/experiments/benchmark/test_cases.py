@@ -15,6 +15,7 @@ from point_rend.experiments.benchmark.instance_cases import (
     masks_cases,
 )
 from point_rend.experiments.benchmark.measuring import Record, measure
+from point_rend.experiments.benchmark.pasting_cases import pasting_cases
 from point_rend.experiments.benchmark.semantic_cases import semantic_cases
 from point_rend.experiments.benchmark.settings import Settings
 from tests.experiments.benchmark.planted import TINY, TINY_SEMANTIC
@@ -75,6 +76,16 @@ def test_the_convolutional_head_is_measured_without_a_comparison() -> None:
     assert record.baseline_name == "4×conv 28×28"
     assert record.baseline is not None
     assert record.agreement is None
+
+
+def test_encoded_masks_are_exactly_those_of_detectron2() -> None:
+    (case,) = pasting_cases(replace(TINY, boxes=(7,)))
+    record = measured(case, TINY)
+    assert record.baseline_name == "Detectron2"
+    differing, boundary = agreement_of(record)
+    assert differing == 0
+    assert boundary > 0.005
+    assert len(pasting_cases(TINY)) == 2
 
 
 def test_label_maps_equal_the_stock_heads_at_both_strides() -> None:
