@@ -9,11 +9,11 @@ ROOT = Path(__file__).parent
 
 
 def version() -> str:
-    """Read the version in point_rend/__init__.py without importing the package."""
-    source = (ROOT / "point_rend" / "__init__.py").read_text(encoding="utf-8")
+    """Read the version in point_rend/utils/version.py without importing the package."""
+    source = (ROOT / "point_rend" / "utils" / "version.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
     if match is None:
-        raise ValueError('point_rend/__init__.py has no line `__version__ = "..."`')
+        raise ValueError('point_rend/utils/version.py has no line `__version__ = "..."`')
     return match[1]
 
 

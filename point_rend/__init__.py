@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from point_rend.utils.imports import NO_DETECTRON2, after_import, lacks_detectron2
 from point_rend.utils.package_alias import alias_package
+from point_rend.utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     )
     from point_rend.roi_heads import PointRendROIHeads
     from point_rend.semantic_seg import CoarseSemSegHead, PointRendSemSegHead
-
-__version__ = "0.1.0"
 
 __all__ = [
     "POINT_HEAD_REGISTRY",

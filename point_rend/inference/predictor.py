@@ -1,7 +1,9 @@
 """From images to Detectron2's results."""
 
 import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self, overload
 
 import torch
@@ -21,9 +23,12 @@ from point_rend.engine.preflight import check_machine
 from point_rend.evaluation.postprocessing import UnpastedMasks
 from point_rend.evaluation.tta import build_test_time_augmentation
 from point_rend.inference.classes import build_metadata
+from point_rend.inference.folder import Metrics, find_folder, save_folder
+from point_rend.inference.hub import push_folder
 from point_rend.inference.images import ImageLike, to_pixels
 from point_rend.inference.settings import (
     load_exported_settings,
+    load_folder_settings,
     load_settings,
     load_stored_settings,
 )
@@ -90,6 +95,7 @@ class Predictor:
                 "proposals: expected a model that generates them, such as with RPN"
             )
         self.cfg = cfg.clone()
+        self._allow_unsafe = allow_unsafe
         self.metadata = metadata or build_metadata(
             cfg, read_metadata(cfg.MODEL.WEIGHTS, allow_unsafe=allow_unsafe)
         )
@@ -188,6 +194,108 @@ class Predictor:
             settings.cfg, path, backend=backend, threads=threads, allow_unsafe=allow_unsafe
         )
         return cls(settings.cfg, metadata=settings.metadata, model=model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        device: str | None = None,
+        opts: Sequence[str] = (),
+    ) -> Self:
+        """Build a predictor from a folder of :meth:`save_pretrained`, local or on the Hub.
+
+        Nothing in the folder is executed, and only the files that are needed are downloaded.
+
+        Args:
+            name: The folder; or a repository of Hugging Face's Hub, such as "user/model", for which
+                the package huggingface_hub is needed.
+            revision: Branch, tag or commit of the repository; by default its main branch.
+            token: Access token for a private repository; by default that of the user's login.
+            device, opts: As of :meth:`from_config_file`.
+
+        Raises:
+            FileNotFoundError: If there is no such folder, or it lacks a file.
+            OSError: If there is no such repository, or it cannot be reached.
+            ValueError: If something does not fit, or huggingface_hub is not installed.
+        """
+        folder = find_folder(name, revision=revision, token=token)
+        settings = load_folder_settings(folder, opts, device=device)
+        return cls(settings.cfg, metadata=settings.metadata)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        license: str = "",
+        metrics: Metrics | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the model into a folder: parameters, config, classes and a card.
+
+        The parameters are those of the checkpoint, MODEL.WEIGHTS.
+
+        Args:
+            folder: The folder, which is created.
+            license, metrics, overwrite: As of
+                :func:`point_rend.inference.folder.save_folder`.
+
+        Returns:
+            The folder.
+
+        Raises:
+            NotSavedError: If it cannot be written.
+            ValueError: If it is not empty, or the model has no weights or is an exported one.
+        """
+        return save_folder(
+            folder,
+            self.cfg,
+            self.metadata,
+            license=license,
+            metrics=metrics,
+            overwrite=overwrite,
+            allow_unsafe=self._allow_unsafe,
+        )
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        private: bool | None = None,
+        license: str = "",
+        metrics: Metrics | None = None,
+    ) -> str:
+        """Upload the model to Hugging Face's Hub; needs the package huggingface_hub.
+
+        Args:
+            repository: Its name, such as "user/model"; it is created if it does not exist.
+            revision: Branch; by default the main branch.
+            token: Access token; by default that of the user's login.
+            private: Whether a new repository is private.
+            license, metrics: As of :meth:`save_pretrained`.
+
+        Returns:
+            URL of the commit.
+
+        Raises:
+            OSError: If the repository cannot be written or reached.
+            ValueError: As of :meth:`save_pretrained`, or if huggingface_hub is not installed.
+        """
+        with tempfile.TemporaryDirectory() as parent:
+            folder = save_folder(
+                Path(parent, "model"),
+                self.cfg,
+                self.metadata,
+                license=license,
+                metrics=metrics,
+                name=repository,
+                allow_unsafe=self._allow_unsafe,
+            )
+            return push_folder(folder, repository, revision=revision, token=token, private=private)
 
     def inputs(
         self, image: ImageLike, output_size: tuple[int, int] | None = None

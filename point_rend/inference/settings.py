@@ -24,6 +24,7 @@ from point_rend.inference.classes import Fields, build_metadata, class_fields
 from point_rend.runtime import run_config
 from point_rend.runtime.description import INSTANCES
 from point_rend.runtime.files import read_description
+from point_rend.runtime.model_folder import build_folder_config, read_model_folder
 from point_rend.runtime.run_config import build_run_config
 from point_rend.utils.arguments import check_backend
 
@@ -164,6 +165,36 @@ def load_exported_settings(
     given = None if class_names is None else class_fields(model_outputs(cfg), class_names)
     stored = StoredMetadata(run_config.class_fields(description))
     return _finish(cfg, stored, given, None, opts, by_position=ignore_class_names)
+
+
+def load_folder_settings(
+    folder: str | os.PathLike[str],
+    opts: Sequence[str] = (),
+    *,
+    device: str | None = None,
+    class_names: str | None = None,
+    confidence_threshold: float | None = None,
+    ignore_class_names: bool = False,
+    opts_source: str = ARGUMENT,
+) -> Settings:
+    """Load the config and the classes in a folder that `Predictor.save_pretrained` has written.
+
+    Args:
+        folder: The folder.
+        opts, device, class_names, confidence_threshold, ignore_class_names, opts_source: As of
+            :func:`load_settings`.
+
+    Raises:
+        FileNotFoundError: If the folder or one of its files does not exist.
+        ValueError: If something does not fit.
+    """
+    model = read_model_folder(folder)
+    cfg = build_folder_config(model, opts, opts_source=opts_source)
+    if confidence_threshold is not None:
+        _set_confidence_threshold(cfg, confidence_threshold)
+    given = None if class_names is None else class_fields(model_outputs(cfg), class_names)
+    stored = StoredMetadata(model.classes, model.config)
+    return _finish(cfg, stored, given, device, opts, by_position=ignore_class_names)
 
 
 def read_settings(args: argparse.Namespace) -> Settings:

@@ -248,12 +248,19 @@ def _setting(variable: str) -> float:
     return number
 
 
+def download_limit() -> tuple[int, str]:
+    """Return the size of the largest download, in bytes, and advice how to raise it.
+
+    Raises:
+        ValueError: If the environment variable is no positive number.
+    """
+    advice = f"; the environment variable {LIMIT} raises it (in GiB)"
+    return int(_setting(LIMIT) * 2**30), advice
+
+
 def _fetch(url: str, target: BinaryIO, max_bytes: int | None) -> int:
     """Write the answer to a request into an open file, and return its size."""
-    limit, advice = max_bytes, ""
-    if limit is None:
-        limit = int(_setting(LIMIT) * 2**30)
-        advice = f"; the environment variable {LIMIT} raises it (in GiB)"
+    limit, advice = download_limit() if max_bytes is None else (max_bytes, "")
     too_large = f"more than {limit} bytes, the limit{advice}"
     seconds = _setting(TIMEOUT)
     received = 0

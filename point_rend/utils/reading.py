@@ -3,8 +3,8 @@
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 BLOCK = 1 << 16
 KINDS = {
@@ -16,7 +16,7 @@ KINDS = {
 }
 
 
-def open_regular_file(path: str | Path, *, what: str) -> BinaryIO:
+def open_regular_file(path: str | Path, *, what: str) -> BufferedReader:
     """Open a regular file, or a link to one, for reading.
 
     A pipe without a writer would block an ordinary open, and a device may never end.

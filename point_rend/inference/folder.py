@@ -1,0 +1,175 @@
+"""A model in one folder, with all that others need to run it: written here, and loaded again."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data.catalog import Metadata
+from detectron2.modeling import build_model
+from torch import nn
+
+from point_rend.checkpoint.class_metadata import CONFIG
+from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
+from point_rend.checkpoint.safetensors_file import save_safetensors
+from point_rend.config.dumping import CONFIG_NAME, dump_config
+from point_rend.config.loading import parse_config
+from point_rend.data.datasets.classes import CLASS_COUNTS
+from point_rend.inference.classes import build_metadata
+from point_rend.inference.hub import fetch_folder, is_repository
+from point_rend.inference.model_card import build_card, flat_metrics, read_metrics_file
+from point_rend.runtime.files import is_exported
+from point_rend.runtime.model_folder import CARD_NAME, LABELS_NAME, WEIGHTS_NAME, labels_text
+from point_rend.utils.files import atomic_file, atomic_folder, write_text
+
+Metrics = Mapping[str, Any] | str | os.PathLike[str]
+
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,63}")
+_PUBLIC = {"MODEL.WEIGHTS": "", "MODEL.DEVICE": "cuda", "OUTPUT_DIR": "./output"}  # in the config
+
+
+def save_folder(
+    folder: str | os.PathLike[str],
+    cfg: CfgNode,
+    metadata: Metadata,
+    *,
+    license: str = "",
+    metrics: Metrics | None = None,
+    overwrite: bool = False,
+    name: str = "",
+    allow_unsafe: bool = False,
+) -> Path:
+    """Write a trained model into one folder, complete or not at all.
+
+    Args:
+        folder: The folder, which is created.
+        cfg: Config of the model; its MODEL.WEIGHTS are saved.
+        metadata: Names, ids and colors of the classes.
+        license: Identifier of the model's license for the card, such as apache-2.0.
+        metrics: Metrics for the card, in percent: nested as an evaluation returns them, such as
+            `{"segm": {"AP": 37.2}}`, or a file of them, such as the `metrics.json` of a training.
+        overwrite: Whether to replace the model in a folder that is not empty. Other files in it
+            stay.
+        name: Name of the model in the card, such as a repository; by default the folder.
+        allow_unsafe: Whether to load a checkpoint that executes code.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint or file of metrics.
+        NotSavedError: If the folder cannot be written.
+        ValueError: If it is not empty, the model has no weights or is an exported one, or an
+            argument does not fit.
+    """
+    folder = Path(folder)
+    _check_target(folder, overwrite=overwrite)
+    if license and not _LICENSE.fullmatch(license):
+        raise ValueError(
+            f"license {license!r:.100}: expected an identifier as of SPDX in small letters, such "
+            "as apache-2.0, mit or other"
+        )
+    found = read_metrics_file(metrics) if isinstance(metrics, str | os.PathLike) else metrics
+    model = _load_model(cfg, allow_unsafe=allow_unsafe)
+    classes = build_metadata(cfg, metadata.as_dict()).as_dict()
+    public = _public(cfg)
+
+    def write(into: Path) -> None:
+        with atomic_file(into / WEIGHTS_NAME) as file:
+            stored = _stored_metadata(classes) | {CONFIG: dump_config(public)}
+            sha256 = save_safetensors(model.state_dict(), file, metadata=stored)
+        write_text(into / CONFIG_NAME, dump_config(public))
+        write_text(into / LABELS_NAME, labels_text(classes))
+        card = build_card(
+            public,
+            classes,
+            name=name or folder.resolve().name,
+            sha256=sha256,
+            license=license,
+            metrics=flat_metrics(found or {}),
+        )
+        write_text(into / CARD_NAME, card)
+
+    if folder.is_dir() and any(folder.iterdir()):
+        write(folder)  # the card comes last: its SHA-256 shows whether all files are of one model
+    else:
+        with atomic_folder(folder) as temporary:
+            write(temporary)
+    return folder
+
+
+def find_folder(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """Return the folder of a model, after a download if it is a repository of the Hub.
+
+    Args:
+        name: A folder, or the name of a repository, such as `user/model`, that is no folder here.
+        revision, token: As of :func:`fetch_folder`.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+        OSError, ValueError: As of :func:`fetch_folder`.
+    """
+    path = os.fspath(name)
+    if os.path.isdir(path):
+        if revision is not None:
+            raise ValueError(f"revision {revision!r}: {path} is a folder, which has no revisions")
+        return path
+    if os.path.lexists(path):
+        raise ValueError(f"{path} is a file, expected a folder or a repository of the Hub")
+    if not isinstance(name, str) or not is_repository(name):
+        raise FileNotFoundError(f"there is no folder {path}")
+    return str(fetch_folder(name, revision=revision, token=token))
+
+
+def _check_target(folder: Path, *, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, expected a folder")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} is not empty: choose another folder, or pass overwrite=True to replace the "
+            "model in it"
+        )
+
+
+def _load_model(cfg: CfgNode, *, allow_unsafe: bool) -> nn.Module:
+    """Build the model and load its checkpoint: a running one may have been changed for speed."""
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is empty: expected a trained model")
+    if is_exported(cfg.MODEL.WEIGHTS):
+        raise ValueError(
+            f"{cfg.MODEL.WEIGHTS} is an exported model: save the model that it was exported from"
+        )
+    on_cpu = cfg.clone()
+    on_cpu.defrost()
+    on_cpu.MODEL.DEVICE = "cpu"
+    model = build_model(on_cpu).eval()
+    CompleteModelCheckpointer(model, allow_unsafe=allow_unsafe).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def _public(cfg: CfgNode) -> CfgNode:
+    """Return a config without what belongs to this machine."""
+    public = cfg.clone()
+    public.defrost()
+    public.merge_from_list([x for pair in _PUBLIC.items() for x in pair])
+    # Read again: lists that several keys share would be written as references.
+    return parse_config(dump_config(public), "the config")
+
+
+def _stored_metadata(classes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata of classes in plain types, as checkpoints store it."""
+    stored: dict[str, Any] = {}
+    for count in CLASS_COUNTS:
+        if count.names in classes:
+            colors, ids = f"{count.kind}_colors", f"{count.kind}_dataset_id_to_contiguous_id"
+            stored[count.names] = list(classes[count.names])
+            stored[colors] = [[int(x) for x in color] for color in classes[colors]]
+            stored[ids] = {int(own): int(index) for own, index in classes[ids].items()}
+    return stored
