@@ -23,7 +23,7 @@ HEADS = {"mask_head", "semantic_seg", "roi_heads", "meta_arch"}
 DATA = {*METHOD, *LOW, "color_augmentation", "visualization"}
 EVALUATION = {*DATA, "data"}
 RUNTIME = {*EVALUATION, "evaluation"}
-ENGINE = {*RUNTIME, "runtime", "solver"}
+ENGINE = {*RUNTIME, "runtime", "solver", "acceleration"}
 INFERENCE = {*ENGINE, "engine"}
 EXPORT = {*INFERENCE, "inference", *HEAD_PARTS, *HEADS}
 EXPERIMENTS = {*EXPORT, "export", "registration"}
@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registration": {*HEADS, "config"},
     "data": DATA,
     "evaluation": EVALUATION,
+    "acceleration": {"rendering"},
     "runtime": RUNTIME,
     "engine": ENGINE,
     "inference": INFERENCE,

@@ -22,6 +22,7 @@ from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
+from point_rend.acceleration.prepare import prepared_for_inference
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.checkpoint.class_metadata import CONFIG
 from point_rend.checkpoint.finite import check_finite_state
@@ -400,12 +401,13 @@ class Trainer(DefaultTrainer):
         if class_order:
             model = ReorderedClasses(model, class_order)
         names = cfg.DATASETS.TEST
-        if evaluators is not None or len(names) < 2 or cfg.MODEL.LOAD_PROPOSALS:
-            return super().test(cfg, model, evaluators)
-        build_loader = functools.partial(cls.build_test_loader, cfg)
-        return evaluate_with_shared_inference(
-            model, names, build_loader, functools.partial(cls.build_evaluator, cfg)
-        )
+        with prepared_for_inference(model):
+            if evaluators is not None or len(names) < 2 or cfg.MODEL.LOAD_PROPOSALS:
+                return super().test(cfg, model, evaluators)
+            build_loader = functools.partial(cls.build_test_loader, cfg)
+            return evaluate_with_shared_inference(
+                model, names, build_loader, functools.partial(cls.build_evaluator, cfg)
+            )
 
 
 def _is_inherited(cls: type[Trainer], name: str) -> bool:

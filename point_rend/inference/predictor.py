@@ -13,6 +13,7 @@ from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.modeling import build_model
 from torch import nn
 
+from point_rend.acceleration.prepare import prepare_for_inference
 from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.checks import check_config, check_test_time_augmentation
@@ -64,7 +65,7 @@ class Predictor:
         cfg: The config.
         metadata: Detectron2's metadata of the classes, for its `Visualizer`: `thing_classes`,
             `thing_colors`, `stuff_classes`, …
-        model: The model, in evaluation mode.
+        model: The model, in evaluation mode, prepared by :func:`prepare_for_inference`.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -102,7 +103,7 @@ class Predictor:
         if model is None:
             model = build_model(cfg)
             CompleteModelCheckpointer(model, allow_unsafe=allow_unsafe).load(cfg.MODEL.WEIGHTS)
-        self.model = model.eval()
+        self.model = prepare_for_inference(model.eval())
         self._forward = self.model
         if cfg.TEST.AUG.ENABLED:
             self._forward = build_test_time_augmentation(cfg, self.model)

@@ -16,6 +16,21 @@ import torch
 from torch import Tensor
 
 
+def weighted_sums(table: Tensor, indices: Tensor, weights: Tensor, bags: Tensor) -> Tensor:
+    """Sum up rows of a table.
+
+    Args:
+        table: (rows, O).
+        indices: (Q,) integers, rows of the table, those of the first sum first.
+        weights: (Q,) weights of these rows.
+        bags: (sums,) position in ``indices`` at which each sum begins.
+
+    Returns:
+        (sums, O).
+    """
+    return torch.embedding_bag(table, indices, bags, mode=0, per_sample_weights=weights)[0]
+
+
 class Gather(NamedTuple):
     """The weighted sum of four cells of a table for each point."""
 
@@ -33,9 +48,7 @@ class Gather(NamedTuple):
 
     def __call__(self, table: Tensor) -> Tensor:
         """Map a table (cells, O) to sums (points, O)."""
-        return torch.embedding_bag(
-            table, self.indices, self.bags, mode=0, per_sample_weights=self.weights
-        )[0]
+        return weighted_sums(table, self.indices, self.weights, self.bags)
 
 
 class CornerCells:

@@ -1,0 +1,1 @@
+"""Faster equivalents of Detectron2's modules, for inference on a CPU."""
