@@ -54,7 +54,7 @@ class StackedMaps(NamedTuple):
         y = y.clamp_min(-0.5).clamp_max(self.height + 0.5)  # no further than the row of zeros
         y = y + (image * (self.height + 1)).to(y.dtype)[:, None]
         coords = torch.stack((x / self.cells.shape[3], y / self.cells.shape[2]), dim=2)
-        return point_sample(self.cells, coords[None])[0]
+        return point_sample(self.cells, coords[None]).squeeze(0)
 
 
 class Boxes(NamedTuple):
@@ -73,8 +73,8 @@ class Boxes(NamedTuple):
         return [level.at(coords_img, self.image) for level in levels]
 
 
-class _Linear(nn.Module):
-    """A layer that reads ``x`` and, in some layers, the coarse prediction.
+class _Layer(nn.Module):
+    """The weights of a layer of a :class:`StandardPointHead`.
 
     Args:
         layer: the layer, whose last input channels are those of the coarse prediction.
@@ -84,52 +84,21 @@ class _Linear(nn.Module):
     def __init__(self, layer: nn.Conv1d, coarse_channels: int) -> None:
         super().__init__()
         assert layer.bias is not None  # Conv1d has one by default
-        weight = layer.weight.detach()[:, :, 0]
+        weight, bias = layer.weight.detach()[:, :, 0], layer.bias.detach()[:, None]
         inputs = weight.shape[1] - coarse_channels
         self.register_buffer("inner", weight[:, :inputs].contiguous())
-        self.register_buffer("coarse", weight[:, inputs:].contiguous())
-        self.register_buffer("bias", layer.bias.detach())
+        self.register_buffer("coarse", torch.cat((weight[:, inputs:], bias), dim=1))
+        self.reads_coarse = coarse_channels > 0
 
-    inner: Tensor
-    coarse: Tensor
-    bias: Tensor
+    inner: Tensor  # (outputs, inputs)
+    coarse: Tensor  # (outputs, K + 1) with the bias, or the bias (outputs, 1) alone
 
-    def forward(self, x: Tensor, coarse: Tensor) -> Tensor:
-        """Map (inputs, M, P) and (K, M, P) to (outputs, M, P)."""
-        return self.add_coarse(_shared(self.inner, x), coarse)
-
-    def add_coarse(self, products: Tensor, coarse: Tensor) -> Tensor:
-        """Add the product with the coarse prediction and the bias to (outputs, M, P)."""
-        if self.coarse.shape[1]:
-            products = products + _shared(self.coarse, coarse)
-        return products + self.bias[:, None, None]
-
-    def of_classes(self, classes: Tensor, x: Tensor, coarse: Tensor) -> Tensor:
-        """Evaluate the one output of each box's class: (M, 1, P)."""
-        if self.bias.shape[0] == 1:  # class-agnostic
+    def of_classes(self, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both weights of the one output of each box's class, (M, 1, ...)."""
+        if self.inner.shape[0] == 1:  # class-agnostic
             classes = torch.zeros_like(classes)
-        inner, outer, bias = (
-            values.index_select(0, classes)[:, None]
-            for values in (self.inner, self.coarse, self.bias)
-        )
-        logits = torch.matmul(inner, x.transpose(0, 1))
-        if self.coarse.shape[1]:
-            logits = logits + torch.matmul(outer, coarse.transpose(0, 1))
-        return logits + bias[:, None]
-
-
-def _check_kind(key: str, part: object, *kinds: type) -> None:
-    """Refuse a part of a model that may compute anything else than these classes."""
-    if type(part) not in kinds:
-        raise ValueError(
-            f"{key} is {type(part).__name__}, which has no graph: expected "
-            + " or ".join(kind.__name__ for kind in kinds)
-        )
-
-
-def _shared(weight: Tensor, x: Tensor) -> Tensor:
-    """Multiply a weight (outputs, inputs) with (inputs, M, P)."""
-    return torch.matmul(weight, x.flatten(1)).unflatten(1, x.shape[1:])
+        weights = self.inner.index_select(0, classes), self.coarse.index_select(0, classes)
+        return weights[0][:, None], weights[1][:, None]
 
 
 class StandardPoints(nn.Module):
@@ -143,9 +112,9 @@ class StandardPoints(nn.Module):
         super().__init__()
         each, channels = point_head.coarse_pred_each_layer, point_head.coarse_channels
         layers = [*point_head.hidden_layers, point_head.predictor]
-        linear = [_Linear(x, channels if each or n == 0 else 0) for n, x in enumerate(layers)]
-        self.hidden: Sequence[_Linear] = nn.ModuleList(linear[:-1])  # type: ignore[assignment]
-        self.predictor = linear[-1]
+        split = [_Layer(x, channels if each or n == 0 else 0) for n, x in enumerate(layers)]
+        self.hidden: Sequence[_Layer] = nn.ModuleList(split[:-1])  # type: ignore[assignment]
+        self.predictor = split[-1]
 
     def bind(self, levels: Sequence[StackedMaps], coarse: Tensor, boxes: Boxes) -> PointPredictor:
         """Bind the head to levels, to coarse logits (M, K, s, s) and to boxes."""
@@ -153,18 +122,69 @@ class StandardPoints(nn.Module):
             channels = [level.cells.shape[1] for level in levels]
             weights = self.hidden[0].inner.split(channels, dim=1)
             levels = [x.projected(w) for x, w in zip(levels, weights, strict=True)]
+        *_, num_channels, height, width = coarse.shape
+        cells = _with_ones(coarse.flatten(2))
+        # Of two products in a row, the one with fewer channels at the points comes last.
+        is_small = height * width < num_channels
+        last_inner, last_coarse = self.predictor.of_classes(boxes.classes)
+
+        def bound(layer: _Layer, weight: Tensor) -> Tensor:
+            return torch.matmul(weight, cells) if is_small and layer.reads_coarse else weight
+
+        terms = [bound(layer, layer.coarse) for layer in self.hidden]
+        last_term = bound(self.predictor, last_coarse)
 
         def predict(coords: Tensor) -> Tensor:
-            near = point_sample(coarse, coords).transpose(0, 1)  # (K, M, P)
+            shares = _cell_shares(coords, height, width)
+            near = shares if is_small else torch.matmul(cells, shares)
+
+            def term(layer: _Layer, weight: Tensor) -> Tensor:
+                return torch.matmul(weight, near) if layer.reads_coarse else weight
+
             samples = boxes.sample(levels, coords)
             if not self.hidden:
-                return self.predictor.of_classes(boxes.classes, torch.cat(samples), near)
-            x = F.relu(self.hidden[0].add_coarse(sum(samples[1:], samples[0]), near))
-            for layer in self.hidden[1:]:
-                x = F.relu(layer(x, near))
-            return self.predictor.of_classes(boxes.classes, x, near)
+                x = torch.cat(samples).transpose(0, 1)
+            else:
+                x = sum(samples[1:], samples[0]).transpose(0, 1)
+            for number, layer in enumerate(self.hidden):
+                x = torch.matmul(layer.inner, x) if number else x
+                x = F.relu(x + term(layer, terms[number]))
+            return torch.matmul(last_inner, x) + term(self.predictor, last_term)
 
         return predict
+
+
+def _with_ones(cells: Tensor) -> Tensor:
+    """Append a channel and a cell that hold 0, and 1 where they cross: (M, K + 1, cells + 1)."""
+    channels = F.pad(cells, (0, 1))
+    row = F.pad(torch.zeros_like(cells[:, :1]), (0, 1), value=1.0)
+    return torch.cat((channels, row), dim=1)
+
+
+def _cell_shares(coords: Tensor, height: int, width: int) -> Tensor:
+    """Return the shares of a map's cells in bilinear interpolation at points (M, P, 2).
+
+    Returns:
+        (M, height · width + 1, P), with a last row of ones.
+    """
+
+    def along(positions: Tensor, count: int) -> Tensor:
+        centers = torch.arange(count, dtype=positions.dtype, device=positions.device) + 0.5
+        distances = positions[:, None] * count - centers[:, None]  # (M, count, P)
+        return (1 - distances.abs()).clamp_min(0)
+
+    columns, rows = along(coords[..., 0], width), along(coords[..., 1], height)
+    shares = (rows[:, :, None] * columns[:, None]).flatten(1, 2)
+    return F.pad(shares, (0, 0, 0, 1), value=1.0)
+
+
+def _check_kind(key: str, part: object, *kinds: type) -> None:
+    """Refuse a part of a model that may compute anything else than these classes."""
+    if type(part) not in kinds:
+        raise ValueError(
+            f"{key} is {type(part).__name__}, which has no graph: expected "
+            + " or ".join(kind.__name__ for kind in kinds)
+        )
 
 
 class ImplicitPoints(nn.Module):

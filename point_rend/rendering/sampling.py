@@ -185,14 +185,15 @@ def most_uncertain_cells(uncertainty_map: Tensor, num_points: int) -> tuple[Tens
     Args:
         uncertainty_map: (N, 1, H, W).
         num_points: number of cells; all of them if the grid is smaller. In a traced or exported
-            graph, which has one number for all grids, the last cell of a smaller grid is repeated.
+            graph, which has one number for grids of all sizes, the last cell of a smaller grid is
+            repeated.
 
     Returns:
         Row-major indices (N, P), ascending, and the centers of the cells (N, P, 2) in [0, 1]².
     """
     height, width = uncertainty_map.shape[-2:]
     values = uncertainty_map.flatten(1)
-    if is_tracing():
+    if is_tracing() and not isinstance(values.shape[1], int):
         indices = _top_indices_of_any_size(values, num_points)
     else:
         indices = _top_indices(values, min(num_points, height * width))
