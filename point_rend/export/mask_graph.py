@@ -10,6 +10,7 @@ channels of the coarse prediction, P points, S side of a mask. Channels come fir
 P), as sampling returns them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from point_rend.export.graph import MAX_BATCH, MAX_SIDE, DynamicShapes, Graph
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from point_rend.point_features import BoxFeatureReader
 from point_rend.point_head import ImplicitPointHead, StandardPointHead
@@ -26,6 +28,7 @@ from point_rend.rendering.mask_renderer import MaskRenderer
 from point_rend.rendering.sampling import point_sample
 from point_rend.rendering.subdivision import PointPredictor, subdivide
 from point_rend.rendering.uncertainty import Uncertainty, select_class_channel
+from point_rend.runtime.description import MASK_HEAD
 
 
 class StackedMaps(NamedTuple):
@@ -46,7 +49,9 @@ class StackedMaps(NamedTuple):
 
     def projected(self, weight: Tensor) -> "StackedMaps":
         """Apply a linear layer (O, C) without bias to every position."""
-        return self._replace(cells=F.conv2d(self.cells, weight[:, :, None, None]))
+        # A convolution with a kernel of 1 would reorder its channels in onnxruntime.
+        positions = torch.matmul(weight, self.cells.flatten(2))
+        return self._replace(cells=positions.unflatten(2, self.cells.shape[2:]))
 
     def at(self, coords_img: Tensor, image: Tensor) -> Tensor:
         """Sample points (M, P, 2), in pixels of the images (M,): (C, M, P)."""
@@ -233,6 +238,9 @@ class MaskRendering(nn.Module):
     Args:
         head: the mask head.
 
+    Attributes:
+        scales: size of each level that the head reads over that of the image.
+
     Raises:
         ValueError: if a part of the head has no graph; the message names it.
     """
@@ -258,6 +266,10 @@ class MaskRendering(nn.Module):
         self.coarse_reader: BoxFeatureReader = head.coarse_reader
         self.coarse_side: int = head.coarse_pooler_side
         self.uncertainty: Uncertainty = head.uncertainty
+        readers = [self.coarse_reader] + ([] if self.points is None else [self.point_reader])
+        self.scales: dict[str, float] = {
+            name: scale for x in readers for name, scale in zip(x.names, x.scales, strict=True)
+        }
 
     def _add_points(
         self,
@@ -289,14 +301,10 @@ class MaskRendering(nn.Module):
         """
         is_broken = (boxes - boxes).sum(dim=1).isnan()  # 0 in a finite box
         detected = Boxes(boxes.masked_fill(is_broken[:, None], 0.0), classes, image)
-        stacked: dict[tuple[str, float], StackedMaps] = {}
+        stacked = {k: StackedMaps.of(features[k], scale) for k, scale in self.scales.items()}
 
         def levels(reader: BoxFeatureReader) -> list[StackedMaps]:
-            keys = list(zip(reader.names, reader.scales, strict=True))
-            for name, scale in keys:
-                if (name, scale) not in stacked:
-                    stacked[name, scale] = StackedMaps.of(features[name], scale)
-            return [stacked[key] for key in keys]
+            return [stacked[name] for name in reader.names]
 
         side = self.coarse_side
         grid = regular_grid(boxes.shape[0], side, boxes.device)
@@ -316,3 +324,62 @@ class MaskRendering(nn.Module):
                 points_per_step=self.plan.points_per_step,
             )
         return logits.sigmoid().masked_fill(is_broken[:, None, None, None], 0.0)
+
+
+class MaskHeadGraph(Graph):
+    """A mask head alone, for detectors of other projects.
+
+    The arguments are the levels that it reads, (B, C_l, H_l, W_l) each, then ``boxes``, ``classes``
+    and ``image`` as of :meth:`MaskRendering.forward`; the result is ``masks``.
+
+    Args:
+        head: the mask head.
+        channels: C_l of each level, by name.
+
+    Raises:
+        ValueError: if a part of the head has no graph, or the channels of a level are missing.
+    """
+
+    task = MASK_HEAD
+    output_names = ("masks",)
+
+    def __init__(self, head: nn.Module, channels: Mapping[str, int]) -> None:
+        super().__init__()
+        self.masks = MaskRendering(head)
+        self.levels = tuple(self.masks.scales)
+        self.input_names = (*self.levels, "boxes", "classes", "image")
+        missing = [name for name in self.levels if name not in channels]
+        if missing:
+            raise ValueError(f"channels: expected those of {', '.join(missing)}, too")
+        self.channels = {name: channels[name] for name in self.levels}
+        self.max_batch = MAX_BATCH
+        self.max_side = MAX_SIDE
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Render the masks (M, 1, S, S) of boxes."""
+        *maps, boxes, classes, image = inputs
+        return self.masks(dict(zip(self.levels, maps, strict=True)), boxes, classes, image)
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Return random features of two images and three boxes."""
+        generator = torch.Generator().manual_seed(0)
+        maps = []
+        for name, scale in self.masks.scales.items():
+            height, width = (max(2, round(side * scale)) for side in (256, 320))
+            shape = (2, self.channels[name], height, width)
+            maps.append(torch.randn(shape, generator=generator))
+        corners = torch.rand(3, 2, generator=generator) * 200
+        boxes = torch.cat((corners, corners + 50), dim=1)
+        return *maps, boxes, torch.zeros(3, dtype=torch.int64), torch.tensor([0, 1, 1])
+
+    def dynamic_shapes(self) -> DynamicShapes:
+        """Return the sizes of the batch and of the levels, and the number of boxes."""
+        dim = torch.export.Dim
+        batch, boxes = dim("batch", min=1, max=self.max_batch), dim("boxes", min=0)
+        maps = []
+        for name, scale in self.masks.scales.items():
+            most = math.ceil(self.max_side * scale)
+            sides = (dim(f"{name}_{side}", min=1, max=most) for side in ("height", "width"))
+            maps.append({0: batch, **dict(zip((2, 3), sides, strict=True))})
+        # forward has one argument, the tuple of all inputs.
+        return ((*maps, {0: boxes}, {0: boxes}, {0: boxes}),)
