@@ -5,14 +5,14 @@ Shapes: K classes; a label map and the logits of an image have its height and wi
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import PanopticFPN, SemanticSegmentor
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from point_rend.rendering.uncertainty import label_map
@@ -99,8 +99,20 @@ class PointRendPanopticFPN(PanopticFPN):
         _, semantic_losses = self.sem_seg_head(features, labels, images.image_sizes)
         return semantic_losses | proposal_losses | detector_losses
 
-    def inference(self, batched_inputs: Inputs, do_postprocess: bool = True) -> Any:
-        """Return results per image, as :meth:`PanopticFPN.inference` does."""
+    def inference(
+        self,
+        batched_inputs: Inputs,
+        do_postprocess: bool = True,
+        postprocess: Callable[[Instances, int, int], Instances] = detector_postprocess,
+    ) -> Any:
+        """Return results per image, as :meth:`PanopticFPN.inference` does.
+
+        Args:
+            batched_inputs: as for :class:`PanopticFPN`.
+            do_postprocess: whether results are in the frame of the given image.
+            postprocess: scales the instances of an image to its height and width. Their masks are
+                read one by one.
+        """
         images = _padded_images(self, batched_inputs)
         features = self.backbone(images.tensor)
         semantic, _ = self.sem_seg_head(features, None, images.image_sizes)
@@ -114,7 +126,7 @@ class PointRendPanopticFPN(PanopticFPN):
         ):
             height, width = _output_size(image, size)
             sem_seg = resize_logits(logits, height, width)
-            instances = detector_postprocess(found, height, width)
+            instances = postprocess(found, height, width)
             panoptic = combine_semantic_and_instance_outputs(
                 instances,
                 label_map(sem_seg),

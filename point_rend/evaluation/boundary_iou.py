@@ -21,6 +21,8 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
+from point_rend.rendering.box_masks import Crop, rle_of_crop
+
 # Width of the band along a mask's boundary, as a fraction of the image diagonal.
 BAND_RATIO = 0.02
 
@@ -42,20 +44,28 @@ def inner_band(mask: np.ndarray, width: int) -> np.ndarray:
     Returns:
         (H, W) bool.
     """
-    band = np.array(mask, order="C")
-    x, y, columns, rows = cv2.boundingRect(band.view(np.uint8))
+    crop = _cropped_band(mask, width)
+    band = np.zeros(mask.shape, dtype=bool)
+    band[crop.window] = crop.mask
+    return band
+
+
+def _cropped_band(mask: np.ndarray, width: int) -> Crop:
+    """Return the inner band of a mask (H, W) in the box of the mask."""
+    mask = np.ascontiguousarray(mask)
+    left, top, columns, rows = cv2.boundingRect(mask.view(np.uint8))
     # Everything around the box of the mask is 0, like the border value of the erosion.
-    box = np.s_[y : y + rows, x : x + columns]
+    band = np.array(mask[top : top + rows, left : left + columns], order="C")
     if columns:
         core = cv2.erode(
-            np.ascontiguousarray(band[box]).view(np.uint8),
+            band.view(np.uint8),
             KERNEL,
             iterations=width,
             borderType=cv2.BORDER_CONSTANT,
             borderValue=(0,),
         )
-        band[box] &= core == 0
-    return band
+        band &= core == 0
+    return Crop(band, top, left)
 
 
 def band_of_rle(rle: dict[str, Any], ratio: float = BAND_RATIO) -> dict[str, Any]:
@@ -71,8 +81,8 @@ def band_of_rle(rle: dict[str, Any], ratio: float = BAND_RATIO) -> dict[str, Any
     height, width = rle["size"]
     # COCO's arrays are column-major, OpenCV's row-major; the band of a transposed mask is the same.
     columns = mask_util.decode(rle).T.view(bool)
-    band = inner_band(columns, band_width((height, width), ratio))
-    return mask_util.encode(band.T.view(np.uint8))
+    band, left, top = _cropped_band(columns, band_width((height, width), ratio))
+    return rle_of_crop(Crop(band.T, top, left), (height, width))
 
 
 def lower_to_boundary_iou(

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from point_rend.evaluation.boundary_iou import band_width, inner_band
+from point_rend.rendering.box_masks import Crop
 
 BAND_RATIO = 0.005
 THRESHOLDS = np.arange(0.5, 1.0, 0.05)
@@ -35,12 +36,12 @@ class Prediction(NamedTuple):
     Attributes:
         label: Label id of its class.
         score: Confidence.
-        mask: (H, W) bool.
+        mask: (H, W) bool, or a crop of it.
     """
 
     label: int
     score: float
-    mask: np.ndarray
+    mask: np.ndarray | Crop
 
 
 class Overlaps(NamedTuple):
@@ -84,12 +85,7 @@ class CityscapesAP:
         Raises:
             ValueError: If the size of a mask differs from that of the ground truth.
         """
-        for prediction in predictions:
-            if prediction.mask.shape != instance_ids.shape:
-                raise ValueError(
-                    f"expected masks of the size of the ground truth, {instance_ids.shape}, got "
-                    f"{prediction.mask.shape}"
-                )
+        crops = [_crop(prediction.mask, instance_ids.shape) for prediction in predictions]
         ids, pixels = np.unique(instance_ids, return_counts=True)
         labels = np.where(ids >= FIRST_OBJECT, ids // FIRST_OBJECT, ids)
         width = band_width((instance_ids.shape[0], instance_ids.shape[1]), BAND_RATIO)
@@ -100,25 +96,29 @@ class CityscapesAP:
         void = np.isin(ids, self.void)
 
         for label, overlaps in self._overlaps.items():
-            own_predictions = [p for p in predictions if p.label == label and p.mask.any()]
+            found = [
+                (prediction.score, crop)
+                for prediction, crop in zip(predictions, crops, strict=True)
+                if prediction.label == label and crop.mask.any()
+            ]
             own = labels == label
             # Intersections with all regions of the image: (P, regions).
-            common = _counts([instance_ids[p.mask] for p in own_predictions], ids)
-            areas = np.array([np.count_nonzero(p.mask) for p in own_predictions])[:, None]
+            common = _counts([instance_ids[crop.window][crop.mask] for _, crop in found], ids)
+            areas = np.array([np.count_nonzero(crop.mask) for _, crop in found])[:, None]
             ious = common[:, own] / (areas + pixels[own] - common[:, own])
             touched = common[:, own]
             if self.boundaries:
-                bands = [inner_band(p.mask, width) for p in own_predictions]
-                common_band = _counts([band_ids[band] for band in bands], ids[own])
+                bands = [(crop.window, inner_band(crop.mask, width)) for _, crop in found]
+                common_band = _counts([band_ids[window][band] for window, band in bands], ids[own])
                 band_pixels = _counts([band_ids[band_ids >= 0]], ids[own])
-                band_areas = np.array([np.count_nonzero(band) for band in bands])[:, None]
+                band_areas = np.array([np.count_nonzero(band) for _, band in bands])[:, None]
                 ious = np.minimum(ious, common_band / (band_areas + band_pixels - common_band))
                 touched = np.where(common_band > 0, touched, 0)  # as in the authors' code
             group, small = ids[own] < FIRST_OBJECT, pixels[own] < MIN_PIXELS
             ignored = common[:, void].sum(1) + touched[:, group].sum(1) + touched[:, small].sum(1)
             overlaps.append(
                 Overlaps(
-                    scores=np.array([p.score for p in own_predictions]),
+                    scores=np.array([score for score, _ in found]),
                     ious=ious,
                     counted=~(group | small),
                     ignored=ignored / areas[:, 0],
@@ -145,6 +145,17 @@ class CityscapesAP:
         return {
             name: 100 * float(aps.mean()) if aps.size else math.nan for name, aps in metrics.items()
         }
+
+
+def _crop(mask: np.ndarray | Crop, size: tuple[int, ...]) -> Crop:
+    """Cut a mask out, unless it is a crop already."""
+    if isinstance(mask, Crop):
+        return mask
+    if mask.shape != size:
+        raise ValueError(
+            f"expected masks of the size of the ground truth, {size}, got {mask.shape}"
+        )
+    return Crop.of(mask)
 
 
 def _counts(regions: Sequence[np.ndarray], ids: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from detectron2.utils.file_io import PathManager
 
 from point_rend.evaluation.cityscapes_ap import CityscapesAP, Prediction
 from point_rend.evaluation.evaluators import BOUNDARY, Records, log_metrics, read_labels
+from point_rend.rendering.box_masks import crops
 
 # Endings of Cityscapes' file names: of an image, and of its instance ids.
 IMAGE_TO_INSTANCE_IDS = ("_leftImg8bit.png", "_gtFine_instanceIds.png")
@@ -91,11 +92,11 @@ class CityscapesBoundaryEvaluator(DatasetEvaluator):
             file = self._gt_dir / image.parent.name / image.name.replace(*IMAGE_TO_INSTANCE_IDS)
             instances = output["instances"].to("cpu")
             predictions = [
-                Prediction(self._labels[k], score, mask.numpy().astype(bool))
+                Prediction(self._labels[k], score, mask)
                 for k, score, mask in zip(
                     instances.pred_classes.tolist(),
                     instances.scores.tolist(),
-                    instances.pred_masks,
+                    crops(instances.pred_masks),
                     strict=True,
                 )
             ]

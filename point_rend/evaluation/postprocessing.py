@@ -4,6 +4,7 @@ A result holds its masks as :class:`BoxMasks`, which commands and evaluators rea
 :func:`paste` turns them into the tensor that Detectron2's models return.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,11 +82,11 @@ def coco_records(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
 class UnpastedMasks(nn.Module):
     """A model whose results hold masks as :class:`BoxMasks`, where it detects boxes only.
 
-    Panoptic models and those with test-time augmentation paste their masks themselves.
+    Detectron2's panoptic model and its test-time augmentation paste their masks themselves.
 
     Args:
         model: Maps a batch to Detectron2's results; a method `unpasted` of it does so with
-            unpasted masks.
+            unpasted masks, or a method `inference` that takes another `postprocess`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -98,7 +99,10 @@ class UnpastedMasks(nn.Module):
         model: Any = self.model
         if hasattr(model, "unpasted"):
             return model.unpasted(batched_inputs)
-        if getattr(type(model), "inference", None) is not GeneralizedRCNN.inference:
+        inference = getattr(type(model), "inference", None)
+        if inference and "postprocess" in inspect.signature(inference).parameters:
+            return model.inference(batched_inputs, postprocess=postprocess)
+        if inference is not GeneralizedRCNN.inference:
             return model(batched_inputs)
         outputs = []
         for record, found in zip(

@@ -140,12 +140,18 @@ class BoxMasks:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} of {self.image_size[0]} × {self.image_size[1]})"
 
-    def to(self, device: Any) -> Self:
+    def to(self, device: Any = None, dtype: torch.dtype = torch.bool) -> Self:
         """Return the same masks, to be read on another device.
 
         They are still computed where the probabilities are, so the pixels are the same.
+
+        Raises:
+            TypeError: For another type than bool.
         """
-        return type(self)(self.probabilities, self.boxes, self.image_size, torch.device(device))
+        if dtype != torch.bool:
+            raise TypeError(f"masks are bool, got {dtype}: convert `.tensor()`")
+        device = self.device if device is None else torch.device(device)
+        return type(self)(self.probabilities, self.boxes, self.image_size, device)
 
     @classmethod
     def cat(cls, parts: Sequence["BoxMasks"]) -> "BoxMasks":
@@ -189,8 +195,8 @@ class BoxMasks:
 
 
 def crops(masks: "Tensor | BoxMasks") -> Iterator[Crop]:
-    """Yield masks in windows of their foreground; a tensor is (N, H, W) bool on the CPU."""
-    return masks.crops() if isinstance(masks, BoxMasks) else map(Crop.of, masks.numpy())
+    """Yield masks in windows of their foreground; a tensor is (N, H, W) on the CPU."""
+    return masks.crops() if isinstance(masks, BoxMasks) else map(Crop.of, masks.bool().numpy())
 
 
 def rle_of_crop(crop: Crop, image_size: tuple[int, int]) -> Rle:

@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, Instances
 from point_rend import load_config
 from point_rend.evaluation.postprocessing import UnpastedMasks, coco_records, paste, postprocess
 from point_rend.rendering.box_masks import BoxMasks
+from tests.cli.test_predict import PANOPTIC, TINY_SEMANTIC
 from tests.tiny_datasets import POINTREND, TINY_MODEL
 
 
@@ -82,10 +83,14 @@ def test_records_are_those_of_detectron2_in_its_order(count: int, fields: tuple[
         assert len(records) == len(found)
 
 
+@pytest.mark.parametrize(
+    ("config", "opts"), [(POINTREND, []), (PANOPTIC, TINY_SEMANTIC)], ids=["instance", "panoptic"]
+)
 @torch.no_grad()
-def test_a_model_detects_the_same_when_its_masks_are_pasted_later():
+def test_a_model_detects_the_same_when_its_masks_are_pasted_later(config: str, opts: list[str]):
     torch.manual_seed(0)
-    model = build_model(load_config(POINTREND, TINY_MODEL)).eval()
+    more = ["MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", "0.0"]
+    model = build_model(load_config(config, [*TINY_MODEL, *opts, *more])).eval()
     inputs = [
         {"image": 255 * torch.rand(3, 64, 96), "height": 90, "width": 150},
         {"image": 255 * torch.rand(3, 64, 64)},
@@ -99,6 +104,11 @@ def test_a_model_detects_the_same_when_its_masks_are_pasted_later():
         assert_same(ours["instances"], theirs["instances"])
         assert torch.equal(ours["instances"].pred_masks.tensor(), theirs["instances"].pred_masks)
         assert theirs["instances"].pred_masks.any()
+        if "panoptic_seg" in theirs:
+            assert torch.equal(ours["sem_seg"], theirs["sem_seg"])
+            assert torch.equal(ours["panoptic_seg"][0], theirs["panoptic_seg"][0])
+            assert ours["panoptic_seg"][1] == theirs["panoptic_seg"][1]
+            assert any(segment["isthing"] for segment in theirs["panoptic_seg"][1])
 
 
 def test_other_models_return_what_they_return():

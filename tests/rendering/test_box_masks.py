@@ -142,6 +142,9 @@ def test_masks_stand_in_for_the_tensor(pair):
     np.testing.assert_array_equal(np.asarray(masks), tensor.numpy())
     with pytest.raises(IndexError):
         masks[5]
+    assert torch.equal(masks.to(device="cpu", dtype=torch.bool).tensor(), tensor)
+    with pytest.raises(TypeError, match=r"torch\.float32"):
+        masks.to(dtype=torch.float32)
 
 
 def test_parts_and_unions_are_those_of_the_tensor(pair):
