@@ -392,10 +392,12 @@ class Trainer(DefaultTrainer):
         Returns:
             The results by data set, or those of the only one.
         """
+        # Evaluators of others may need tensors.
+        paste_masks = evaluators is not None or not _is_inherited(cls, "build_evaluator")
         if cfg.TEST.AUG.ENABLED:
-            model = build_test_time_augmentation(cfg, model)
-        elif evaluators is None and _is_inherited(cls, "build_evaluator"):
-            model = UnpastedMasks(model)  # evaluators of others may need tensors
+            model = build_test_time_augmentation(cfg, model, paste_masks=paste_masks)
+        elif not paste_masks:
+            model = UnpastedMasks(model)
         if cfg.TEST.MIXED_PRECISION:
             model = AutocastModel(model, getattr(torch, cfg.SOLVER.AMP.DTYPE))
         if class_order:

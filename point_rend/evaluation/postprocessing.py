@@ -6,17 +6,35 @@ A result holds its masks as :class:`BoxMasks`, which commands and evaluators rea
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import GeneralizedRCNN, detector_postprocess
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from point_rend.rendering.box_masks import BoxMasks
+from point_rend.rendering.box_masks import THRESHOLD, BoxMasks
 
-PROBABILITIES = "mask_probabilities"  # a field that Detectron2 selects, but does not paste
+
+class Unpasted(NamedTuple):
+    """Masks in place of Detectron2's `BitMasks`, of which its post-processing reads the tensor."""
+
+    tensor: BoxMasks
+
+
+class UnpastedROIMasks(ROIMasks):
+    """Masks of boxes that Detectron2's post-processing leaves unpasted, as :class:`BoxMasks`."""
+
+    def __getitem__(self, item: Any) -> "UnpastedROIMasks":
+        return type(self)(self.tensor[item])
+
+    def to_bitmasks(
+        self, boxes: Boxes, height: int, width: int, threshold: float = THRESHOLD
+    ) -> Unpasted:
+        """Return the masks in an image of this size; the threshold must be 0.5."""
+        assert threshold == THRESHOLD
+        return Unpasted(BoxMasks(self.tensor, boxes.tensor, (height, width)))
 
 
 def postprocess(instances: Instances, height: int, width: int) -> Instances:
@@ -34,15 +52,9 @@ def postprocess(instances: Instances, height: int, width: int) -> Instances:
         Detections in which `pred_masks` are :class:`BoxMasks`.
     """
     fields = dict(instances.get_fields())
-    masks = fields.pop("pred_masks", None)
-    if masks is not None:
-        fields[PROBABILITIES] = masks
-    found = detector_postprocess(Instances(instances.image_size, **fields), height, width)
-    if masks is not None:
-        probabilities = found.get(PROBABILITIES)[:, 0]
-        found.remove(PROBABILITIES)
-        found.pred_masks = BoxMasks(probabilities, found.pred_boxes.tensor, (height, width))
-    return found
+    if "pred_masks" in fields:
+        fields["pred_masks"] = UnpastedROIMasks(fields["pred_masks"][:, 0])
+    return detector_postprocess(Instances(instances.image_size, **fields), height, width)
 
 
 def paste(output: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +94,7 @@ def coco_records(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
 class UnpastedMasks(nn.Module):
     """A model whose results hold masks as :class:`BoxMasks`, where it detects boxes only.
 
-    Detectron2's panoptic model and its test-time augmentation paste their masks themselves.
+    Detectron2's panoptic model pastes its masks itself.
 
     Args:
         model: Maps a batch to Detectron2's results; a method `unpasted` of it does so with

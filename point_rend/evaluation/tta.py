@@ -13,22 +13,27 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import Tensor, nn
 
 from point_rend.config.tasks import SEM_SEG, model_outputs
+from point_rend.evaluation.postprocessing import UnpastedROIMasks
 
 ROWS = 64  # number of rows that are turned into probabilities at once
 
 
-def build_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
+def build_test_time_augmentation(
+    cfg: CfgNode, model: nn.Module, *, paste_masks: bool = True
+) -> nn.Module:
     """Wrap a model so that it averages over the variants of each image that TEST.AUG defines.
 
     Args:
         cfg: The config, with TEST.AUG.ENABLED True.
         model: A semantic model or a GeneralizedRCNN.
+        paste_masks: Whether `pred_masks` are a tensor (N, H, W), not :class:`BoxMasks`.
 
     Returns:
         A model with the inputs and outputs of `model`.
     """
     if model_outputs(cfg) != SEM_SEG:
-        return GeneralizedRCNNWithTTA(cfg, model)
+        augmented = GeneralizedRCNNWithTTA if paste_masks else UnpastedRCNNWithTTA
+        return augmented(cfg, model)
     augmentation = cfg.TEST.AUG
     return MultiScaleSegmentor(
         model,
@@ -36,6 +41,13 @@ def build_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
         max_size=augmentation.MAX_SIZE,
         flip=augmentation.FLIP,
     )
+
+
+class UnpastedRCNNWithTTA(GeneralizedRCNNWithTTA):
+    """Detectron2's augmentation of instance models, whose masks are not pasted."""
+
+    def _reduce_pred_masks(self, outputs: Any, tfms: Any) -> UnpastedROIMasks:
+        return UnpastedROIMasks(super()._reduce_pred_masks(outputs, tfms)[:, 0])
 
 
 class MultiScaleSegmentor(nn.Module):

@@ -106,7 +106,7 @@ class Predictor:
         self.model = prepare_for_inference(model.eval())
         self._forward = self.model
         if cfg.TEST.AUG.ENABLED:
-            self._forward = build_test_time_augmentation(cfg, self.model)
+            self._forward = build_test_time_augmentation(cfg, self.model, paste_masks=paste_masks)
         elif not paste_masks:
             self._forward = UnpastedMasks(self.model)
         self._augmentations = AugmentationList(build_augmentations(cfg, is_train=False))

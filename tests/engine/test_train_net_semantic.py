@@ -130,8 +130,8 @@ def test_test_time_augmentation_needs_only_its_config_key(
     seen = []
     build = trainer.build_test_time_augmentation
 
-    def watch(*args: Any) -> Any:
-        wrapped = build(*args)
+    def watch(*args: Any, **options: Any) -> Any:
+        wrapped = build(*args, **options)
         wrapped.model.register_forward_pre_hook(
             lambda _, inputs: seen.append(tuple(inputs[0][0]["image"].shape[-2:]))
         )

@@ -19,6 +19,7 @@ from point_rend.evaluation.tta import (
     MultiScaleSegmentor,
     build_test_time_augmentation,
 )
+from point_rend.rendering.box_masks import BoxMasks
 from tests.tiny_datasets import BASELINE, POINTREND, TINY_MODEL
 
 K = 5
@@ -198,11 +199,16 @@ def test_instance_models_take_detectron2s_augmentation(config: str) -> None:
     wrapped = build_test_time_augmentation(cfg, model)
     assert isinstance(wrapped, GeneralizedRCNNWithTTA)
     with torch.no_grad():
-        (result,) = wrapped([{"image": picture(64, 96), "height": 128, "width": 192}])
+        image = {"image": picture(64, 96), "height": 128, "width": 192}
+        (result,) = wrapped([image])
+        (later,) = build_test_time_augmentation(cfg, model, paste_masks=False)([image])
     masks = result["instances"].pred_masks
     assert len(masks) > 0
     assert masks.shape[1:] == (128, 192)
     assert masks.dtype == torch.bool
+    assert isinstance(later["instances"].pred_masks, BoxMasks)
+    assert torch.equal(later["instances"].pred_masks.tensor(), masks)
+    assert torch.equal(later["instances"].scores, result["instances"].scores)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
