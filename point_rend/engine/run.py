@@ -31,6 +31,7 @@ from point_rend.engine.setup import (
 )
 from point_rend.engine.trainer import Trainer
 from point_rend.runtime.exported_model import ExportedModel, build_exported_model
+from point_rend.runtime.files import exported_file
 from point_rend.runtime.run_config import class_fields
 from point_rend.utils.errors import user_errors
 from point_rend.utils.locks import keep_folder_locked, unlock_folders
@@ -123,7 +124,7 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
         begin_run(args, cfg)
         # The warning of a head without its point head would repeat the command line.
         is_chosen = "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON" in args.opts[::2]
-        if args.model is not None:
+        if exported_file(args.model) is not None:
             model, class_order = load_exported_model(args, cfg)
         else:
             with only_errors(*["point_rend.mask_head"] * is_chosen):

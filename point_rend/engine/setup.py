@@ -35,7 +35,9 @@ from point_rend.engine.output_folder import (
 )
 from point_rend.engine.preflight import check_distribution, check_machine, check_weights
 from point_rend.evaluation.build import check_evaluators
-from point_rend.runtime.files import read_description
+from point_rend.runtime.files import exported_file, read_description
+from point_rend.runtime.hub import find_folder
+from point_rend.runtime.model_folder import build_folder_config, read_model_folder
 from point_rend.runtime.run_config import build_run_config
 from point_rend.utils.arguments import check_backend
 from point_rend.utils.errors import USER_ERROR, user_errors
@@ -94,7 +96,7 @@ def setup(args: argparse.Namespace) -> Run:
             filled_keys.append(count.key)
     check_config(cfg, training=training)
     check_test_time_augmentation(cfg)
-    if args.model is None:
+    if exported_file(args.model) is None:
         check_model(cfg, training=training)
     check_machine(cfg, args.num_gpus, training=training)
     has_weights = check_weights(cfg, args)
@@ -146,17 +148,20 @@ def claim_output_dir(args: argparse.Namespace, cfg: CfgNode) -> None:
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
-    """Read the config file, or the config in an exported one, and the options that override it.
+    """Read the config file, or the config of --model, and the options that override it.
 
     Raises:
         FileNotFoundError: If the file is missing.
         ValueError: If no file is given, or the file or an option is invalid.
     """
-    check_backend(args.backend, args.model)
+    check_backend(args.backend, exported_file(args.model))
     if args.model is not None:
         for flag, given in (("--config-file", args.config_file), ("--resume", args.resume)):
             if given:
                 raise ValueError(f"--model {args.model} has config and weights: leave {flag} out")
+        if exported_file(args.model) is None:
+            folder = read_model_folder(find_folder(args.model))
+            return build_folder_config(folder, args.opts, opts_source=COMMAND_LINE)
         description = read_description(args.model)
         return build_run_config(description, args.model, args.opts, opts_source=COMMAND_LINE)
     if not args.config_file:

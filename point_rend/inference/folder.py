@@ -1,4 +1,4 @@
-"""A model in one folder, with all that others need to run it: written here, and loaded again."""
+"""A trained model, written into one folder with all that others need to run it."""
 
 import os
 import re
@@ -18,7 +18,6 @@ from point_rend.config.dumping import CONFIG_NAME, dump_config
 from point_rend.config.loading import parse_config
 from point_rend.data.datasets.classes import CLASS_COUNTS
 from point_rend.inference.classes import build_metadata
-from point_rend.inference.hub import fetch_folder, is_repository
 from point_rend.inference.model_card import build_card, flat_metrics, read_metrics_file
 from point_rend.runtime.files import is_exported
 from point_rend.runtime.model_folder import CARD_NAME, LABELS_NAME, WEIGHTS_NAME, labels_text
@@ -98,34 +97,6 @@ def save_folder(
         with atomic_folder(folder) as temporary:
             write(temporary)
     return folder
-
-
-def find_folder(
-    name: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-) -> str:
-    """Return the folder of a model, after a download if it is a repository of the Hub.
-
-    Args:
-        name: A folder, or the name of a repository, such as `user/model`, that is no folder here.
-        revision, token: As of :func:`fetch_folder`.
-
-    Raises:
-        FileNotFoundError: If it is neither.
-        OSError, ValueError: As of :func:`fetch_folder`.
-    """
-    path = os.fspath(name)
-    if os.path.isdir(path):
-        if revision is not None:
-            raise ValueError(f"revision {revision!r}: {path} is a folder, which has no revisions")
-        return path
-    if os.path.lexists(path):
-        raise ValueError(f"{path} is a file, expected a folder or a repository of the Hub")
-    if not isinstance(name, str) or not is_repository(name):
-        raise FileNotFoundError(f"there is no folder {path}")
-    return str(fetch_folder(name, revision=revision, token=token))
 
 
 def _check_target(folder: Path, *, overwrite: bool) -> None:

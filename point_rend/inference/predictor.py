@@ -24,8 +24,7 @@ from point_rend.engine.preflight import check_machine
 from point_rend.evaluation.postprocessing import UnpastedMasks
 from point_rend.evaluation.tta import build_test_time_augmentation
 from point_rend.inference.classes import build_metadata
-from point_rend.inference.folder import Metrics, find_folder, save_folder
-from point_rend.inference.hub import push_folder
+from point_rend.inference.folder import Metrics, save_folder
 from point_rend.inference.images import ImageLike, to_pixels
 from point_rend.inference.settings import (
     load_exported_settings,
@@ -34,6 +33,7 @@ from point_rend.inference.settings import (
     load_stored_settings,
 )
 from point_rend.runtime.exported_model import ExportedModel, build_exported_model
+from point_rend.runtime.hub import find_folder, push_folder
 
 Output = dict[str, Any]  # as Detectron2's models return it
 

@@ -33,6 +33,7 @@ from point_rend.inference.predictor import Predictor
 from point_rend.inference.progress import Progress, Source
 from point_rend.inference.settings import Settings, read_settings
 from point_rend.runtime.exported_model import build_exported_model
+from point_rend.runtime.files import exported_file
 from point_rend.utils.errors import INTERRUPTED
 from point_rend.utils.files import check_that_inputs_stay
 from point_rend.utils.pictures import IMAGE_SUFFIXES
@@ -69,11 +70,11 @@ def run(args: argparse.Namespace) -> Outcome:
         job = _open(args, settings, failures, stack)
         exit_code = 0
         if job.total != 0:
-            model = None
-            if args.model is not None:
+            model, exported = None, exported_file(args.model)
+            if exported is not None:
                 model = build_exported_model(
                     settings.cfg,
-                    args.model,
+                    exported,
                     backend=args.backend,
                     allow_unsafe=args.allow_unsafe_checkpoint,
                 )

@@ -23,7 +23,8 @@ from point_rend.data.datasets import classes
 from point_rend.inference.classes import Fields, build_metadata, class_fields
 from point_rend.runtime import run_config
 from point_rend.runtime.description import INSTANCES
-from point_rend.runtime.files import read_description
+from point_rend.runtime.files import exported_file, read_description
+from point_rend.runtime.hub import find_folder
 from point_rend.runtime.model_folder import build_folder_config, read_model_folder
 from point_rend.runtime.run_config import build_run_config
 from point_rend.utils.arguments import check_backend
@@ -212,9 +213,13 @@ def read_settings(args: argparse.Namespace) -> Settings:
             "--confidence-threshold: expected a number from 0 to 1, got "
             f"{args.confidence_threshold}"
         )
-    check_backend(args.backend, args.model)
-    load = functools.partial(load_exported_settings, args.model)
-    if args.model is None:
+    exported = exported_file(args.model)
+    check_backend(args.backend, exported)
+    if exported is not None:
+        load = functools.partial(load_exported_settings, exported)
+    elif args.model is not None:
+        load = functools.partial(load_folder_settings, find_folder(args.model))
+    else:
         load = functools.partial(
             load_settings, args.config_file, allow_unsafe=args.allow_unsafe_checkpoint
         )

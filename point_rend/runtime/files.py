@@ -30,6 +30,12 @@ def is_exported(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
 
 
+def exported_file(model: str | None) -> str | None:
+    """Return a `--model` if it is a file; None if it is a folder, a repository or not given."""
+    is_file = model is not None and (is_exported(model) or os.path.isfile(model))
+    return model if is_file else None
+
+
 def read_description(path: str | os.PathLike[str]) -> Description:
     """Read the description of an exported file.
 

@@ -48,7 +48,7 @@ def add_results_argument(
 def add_exported_options(
     parser: argparse.ArgumentParser, models: argparse._ActionsContainer
 ) -> None:
-    """Add `--model` and `--backend`, for the files of `pointrend export`.
+    """Add `--model` and `--backend`, for models that have their config inside.
 
     Args:
         parser: The parser of a command.
@@ -56,9 +56,10 @@ def add_exported_options(
     """
     models.add_argument(
         "--model",
-        metavar="FILE",
-        help="a file of `pointrend export` (.onnx, .pt2, .ts), which has its config inside, in "
-        "place of --config-file and MODEL.WEIGHTS",
+        metavar="MODEL",
+        help="a file of `pointrend export` (.onnx, .pt2, .ts), a folder of "
+        "Predictor.save_pretrained, or a repository user/model of the Hugging Face Hub, which have "
+        "their config inside, in place of --config-file and MODEL.WEIGHTS",
     )
     parser.add_argument(
         "--backend",
@@ -68,7 +69,7 @@ def add_exported_options(
 
 
 def check_backend(backend: str | None, model: str | None) -> None:
-    """Refuse a --backend without a --model.
+    """Refuse a --backend without a --model that is a file.
 
     Raises:
         ValueError: If there is one.

@@ -16,8 +16,10 @@ from huggingface_hub import ModelCard, constants
 
 from point_rend import Predictor, load_config
 from point_rend.checkpoint.class_metadata import read_stored_metadata
-from point_rend.inference.hub import is_repository
+from point_rend.cli import evaluate, run_command
+from point_rend.engine import run, setup
 from point_rend.inference.model_card import flat_metrics, read_metrics_file
+from point_rend.runtime.hub import is_repository
 from point_rend.runtime.model_folder import FILES, read_model_folder
 from tests.cli.test_predict import (
     PANOPTIC,
@@ -27,7 +29,14 @@ from tests.cli.test_predict import (
     checkpoint_of,
 )
 from tests.hub_server import COMMIT, TOKEN, Hub
-from tests.tiny_datasets import KINDS, POINTREND, TINY_MODEL, process_state_restored, scene
+from tests.tiny_datasets import (
+    KINDS,
+    POINTREND,
+    TINY_MODEL,
+    process_state_restored,
+    scene,
+    write_coco,
+)
 
 METRICS = {"segm": {"AP": 37.25, "AP50": 60, "AP-disc": 1, "APl": float("nan")}, "bbox": {"AP": 4}}
 FLAT = {"segm/AP": 37.25, "segm/AP50": 60, "bbox/AP": 4}
@@ -306,7 +315,7 @@ def test_labels_may_be_renamed(model: Path) -> None:
 
 
 def test_a_name_that_is_no_folder_and_no_repository_is_one_error(model: Path) -> None:
-    for name in ("./none", "/none", "a/b/c", "a/../b", "", model / "none"):
+    for name in ("./none", "/none", "none", "a/b/c", "a/../b", "", model / "none"):
         with pytest.raises(FileNotFoundError, match="there is no folder"):
             Predictor.from_pretrained(name)
     with pytest.raises(ValueError, match="is a file, expected a folder or a repository"):
@@ -314,6 +323,57 @@ def test_a_name_that_is_no_folder_and_no_repository_is_one_error(model: Path) ->
     with pytest.raises(ValueError, match=r"revision 'main': .* is a folder"):
         Predictor.from_pretrained(model, revision="main")
     assert is_repository("user/model-1.0_x")
+
+
+# The commands
+
+
+def test_predict_and_evaluate_take_a_folder_or_a_repository_in_place_of_config_and_weights(
+    saved: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pointrend"])
+    dataset = write_coco(tmp_path / "data")
+    test = ["--register-coco", "tiny", *map(str, dataset)]
+    opts = ["DATASETS.TEST", "('tiny',)", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
+    config = ["--config-file", str(saved / "config.yaml")]
+    weights = ["MODEL.WEIGHTS", str(saved / "model.safetensors")]
+    pictures = [
+        "--input",
+        dataset.image_root,
+        "--formats",
+        "coco",
+        "--confidence-threshold",
+        "0.01",
+    ]
+    found = []
+    for number, (model, own) in enumerate(
+        ((["--model", str(saved)], []), (["--model", "me/model"], []), (config, weights))
+    ):
+        out = [str(tmp_path / name / str(number)) for name in ("predictions", "evaluation")]
+        run_command("predict", [*model, *pictures, "--output", out[0], "--opts", *own])
+        words = [*model, *test, *opts, "OUTPUT_DIR", out[1], *own]
+        results = run.run(*setup.setup(evaluate.build_parser().parse_args(words)))
+        predictions = json.loads(Path(out[0], "instances.json").read_text())
+        found.append((predictions, json.dumps(results)))
+    assert found[0] == found[1] == found[2]
+    assert found[0][0]
+    assert sorted(hub.downloaded) == sorted(FILES)
+
+
+def test_what_a_folder_has_is_not_given_again(saved: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["pointrend"])
+    model = ["--model", str(saved)]
+    for command, words, message in (
+        ("evaluate", [*model, "MODEL.WEIGHTS", "m.pth"], "has weights of its own: leave MODEL.WEI"),
+        ("evaluate", [*model, "--resume"], "has config and weights: leave --resume out"),
+        ("evaluate", [*model, "--backend", "openvino"], "expected --model FILE"),
+        ("predict", ["--model", "./none", "--input", str(saved)], "there is no folder ./none"),
+        ("evaluate", ["--model", "none"], "there is no folder none"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            run_command(command, words)
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 # The hub

@@ -1,6 +1,7 @@
-"""Models of the Hugging Face Hub, through its own package, an optional extra."""
+"""Models in folders, on this machine or on the Hugging Face Hub (with an optional extra)."""
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,40 @@ EXTRA = 'pip install "point_rend[hub]"'
 # Packages by which huggingface_hub sends requests, in its versions.
 HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}(/[A-Za-z0-9][\w.\-]{0,95})?")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}")
 
 
 def is_repository(name: str) -> bool:
     """Return whether a text can be the name of a repository, such as `user/model`."""
     return _REPOSITORY.fullmatch(name) is not None and ".." not in name
+
+
+def find_folder(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """Return the folder of a model, after a download if it is a repository of the Hub.
+
+    Args:
+        name: A folder, or the name of a repository, such as `user/model`, that is no folder here.
+        revision, token: As of :func:`fetch_folder`.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+        OSError, ValueError: As of :func:`fetch_folder`.
+    """
+    path = os.fspath(name)
+    if os.path.isdir(path):
+        if revision is not None:
+            raise ValueError(f"revision {revision!r}: {path} is a folder, which has no revisions")
+        return path
+    if os.path.lexists(path):
+        raise ValueError(f"{path} is a file, expected a folder or a repository of the Hub")
+    if not isinstance(name, str) or not is_repository(name):
+        raise FileNotFoundError(f"there is no folder {path}")
+    return str(fetch_folder(name, revision=revision, token=token))
 
 
 def fetch_folder(
