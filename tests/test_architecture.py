@@ -268,7 +268,8 @@ def test_the_stock_project_is_named_in_registration_only():
     assert naming == {"registration.py"}
 
 
-OTHER_USES = {("topk", "export/instance_graph.py")}  # the best anchors, as in Detectron2's RPN
+# The best anchors, as in Detectron2's RPN.
+OTHER_USES = {("topk", "export/instance_graph.py"), ("topk", "acceleration/proposals.py")}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Convolutions with the batch norm behind them folded into their weights."""
+"""Convolutions with batch norm folded into their weights, and with fewer multiplications."""
 
 from typing import Any, NamedTuple
 
@@ -8,9 +8,16 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from torch import Tensor, nn
 
+from point_rend.acceleration import winograd
 from point_rend.acceleration.inference import derived, is_accelerated
 
 BATCH_NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm)
+
+
+# Measured on a CPU: with fewer channels, or fewer positions per channel than these, the tiles and
+# the larger weights cost what the multiplications save.
+MIN_CHANNELS = 128
+MIN_POSITIONS_PER_CHANNEL = 4
 
 
 class Kernel(NamedTuple):
@@ -19,9 +26,16 @@ class Kernel(NamedTuple):
     weight: Tensor  # (outputs, inputs of a group, rows, columns), in channels-last format
     bias: Tensor | None  # (outputs,)
 
+    def at_points(self) -> Tensor:
+        """Return the weights as :func:`winograd.convolve` takes them."""
+        return winograd.winograd_kernel(self.weight)
+
 
 class FastConv2d(Conv2d):
-    """Detectron2's convolution: batch norm folded in, computed in channels-last format."""
+    """Detectron2's convolution: batch norm folded in, computed in channels-last format.
+
+    Large 3×3 convolutions go through :func:`winograd.convolve`.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, H', W'), with norm and activation."""
@@ -29,10 +43,25 @@ class FastConv2d(Conv2d):
             return super().forward(x)
         x = x.contiguous(memory_format=torch.channels_last)
         kernel = folded_kernel(self)
-        y = F.conv2d(x, *kernel, self.stride, self.padding, self.dilation, self.groups)
+        if is_for_winograd(self, x):
+            weight = derived(self, "winograd", [kernel.weight], kernel.at_points)
+            y = winograd.convolve(x, weight, kernel.bias)
+        else:
+            y = F.conv2d(x, *kernel, self.stride, self.padding, self.dilation, self.groups)
         if self.norm is not None and not is_foldable(self.norm):
             y = self.norm(y)
         return y if self.activation is None else self.activation(y)
+
+
+def is_for_winograd(conv: Conv2d, x: Tensor) -> bool:
+    """Return whether tiles make a convolution faster."""
+    options = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+    channels = conv.in_channels, conv.out_channels
+    return (
+        options == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+        and min(channels) >= MIN_CHANNELS
+        and x.shape[2] * x.shape[3] >= MIN_POSITIONS_PER_CHANNEL * max(channels)
+    )
 
 
 def is_foldable(norm: Any) -> bool:

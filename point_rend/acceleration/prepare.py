@@ -4,16 +4,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from detectron2.layers import Conv2d
+from detectron2.modeling.backbone import FPN
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from torch import nn
 
 from point_rend.acceleration.convolution import FastConv2d
 from point_rend.acceleration.inference import forget_derived
 from point_rend.acceleration.pooling import FastRCNNHead, FastROIPooler
+from point_rend.acceleration.proposals import FastRPN
+from point_rend.acceleration.pyramid import FastFPN
 
 FASTER: dict[type[nn.Module], type[nn.Module]] = {
     Conv2d: FastConv2d,
+    FPN: FastFPN,
+    RPN: FastRPN,
     ROIPooler: FastROIPooler,
     FastRCNNConvFCHead: FastRCNNHead,
 }
