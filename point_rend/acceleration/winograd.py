@@ -96,7 +96,7 @@ def _convolve_image(image: Tensor, kernel: Tensor, bias: Tensor | None, output: 
             tiles += bias
 
 
-def _evaluate(inputs: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def _evaluate(inputs: Sequence[Tensor], values: Tensor) -> None:
     """Write the values of 6 inputs at the 6 points: at 0, a, −a, b, −b and ∞."""
     x0, x1, x2, x3, x4, x5 = inputs
     a, b = POINTS
@@ -110,7 +110,7 @@ def _evaluate(inputs: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         torch.add(even, odd, alpha=-point, out=values[2 * number + 2])
 
 
-def _interpolate(values: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+def _interpolate(values: Tensor, outputs: Tensor | Sequence[Tensor]) -> None:
     """Write the 4 outputs that follow from products at the 6 points."""
     at_zero, plus_a, minus_a, plus_b, minus_b, at_infinity = values
     a, b = POINTS

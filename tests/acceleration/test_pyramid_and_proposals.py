@@ -61,7 +61,7 @@ def test_each_position_is_added_to_the_four_it_covers():
         assert torch.equal(level, expected)
 
 
-@pytest.mark.parametrize(("before", "after"), [(5, 4), (50, 20), (10**6, 10**6)])
+@pytest.mark.parametrize(("before", "after"), [(5, 4), (50, 20), (800, 10**6)])
 def test_proposals_are_those_of_detectron2(before: int, after: int):
     cfg = get_cfg()
     cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4"]
