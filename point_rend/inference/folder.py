@@ -8,18 +8,16 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
-from detectron2.modeling import build_model
 from torch import nn
 
 from point_rend.checkpoint.class_metadata import CONFIG
-from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.checkpoint.safetensors_file import save_safetensors
 from point_rend.config.dumping import CONFIG_NAME, dump_config
 from point_rend.config.loading import parse_config
 from point_rend.data.datasets.classes import CLASS_COUNTS
 from point_rend.inference.classes import build_metadata
 from point_rend.inference.model_card import build_card, flat_metrics, read_metrics_file
-from point_rend.runtime.files import is_exported
+from point_rend.runtime.exported_model import ExportedModel
 from point_rend.runtime.model_folder import CARD_NAME, LABELS_NAME, WEIGHTS_NAME, labels_text
 from point_rend.utils.files import atomic_file, atomic_folder, write_text
 
@@ -31,6 +29,7 @@ _PUBLIC = {"MODEL.WEIGHTS": "", "MODEL.DEVICE": "cuda", "OUTPUT_DIR": "./output"
 
 def save_folder(
     folder: str | os.PathLike[str],
+    model: nn.Module,
     cfg: CfgNode,
     metadata: Metadata,
     *,
@@ -38,13 +37,13 @@ def save_folder(
     metrics: Metrics | None = None,
     overwrite: bool = False,
     name: str = "",
-    allow_unsafe: bool = False,
 ) -> Path:
-    """Write a trained model into one folder, complete or not at all.
+    """Write a model into one folder, complete or not at all.
 
     Args:
         folder: The folder, which is created.
-        cfg: Config of the model; its MODEL.WEIGHTS are saved.
+        model: The model, with its present parameters.
+        cfg: Its config.
         metadata: Names, ids and colors of the classes.
         license: Identifier of the model's license for the card, such as apache-2.0.
         metrics: Metrics for the card, in percent: nested as an evaluation returns them, such as
@@ -52,18 +51,20 @@ def save_folder(
         overwrite: Whether to replace the model in a folder that is not empty. Other files in it
             stay.
         name: Name of the model in the card, such as a repository; by default the folder.
-        allow_unsafe: Whether to load a checkpoint that executes code.
 
     Returns:
         The folder.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint or file of metrics.
+        FileNotFoundError: If there is no such file of metrics.
         NotSavedError: If the folder cannot be written.
-        ValueError: If it is not empty, the model has no weights or is an exported one, or an
-            argument does not fit.
+        ValueError: If it is not empty, the model is an exported one, or an argument does not fit.
     """
     folder = Path(folder)
+    if isinstance(model, ExportedModel):
+        raise ValueError(
+            f"{cfg.MODEL.WEIGHTS} is an exported model: save the model that it was exported from"
+        )
     _check_target(folder, overwrite=overwrite)
     if license and not _LICENSE.fullmatch(license):
         raise ValueError(
@@ -71,7 +72,6 @@ def save_folder(
             "as apache-2.0, mit or other"
         )
     found = read_metrics_file(metrics) if isinstance(metrics, str | os.PathLike) else metrics
-    model = _load_model(cfg, allow_unsafe=allow_unsafe)
     classes = build_metadata(cfg, metadata.as_dict()).as_dict()
     public = _public(cfg)
 
@@ -107,22 +107,6 @@ def _check_target(folder: Path, *, overwrite: bool) -> None:
             f"{folder} is not empty: choose another folder, or pass overwrite=True to replace the "
             "model in it"
         )
-
-
-def _load_model(cfg: CfgNode, *, allow_unsafe: bool) -> nn.Module:
-    """Build the model and load its checkpoint: a running one may have been changed for speed."""
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is empty: expected a trained model")
-    if is_exported(cfg.MODEL.WEIGHTS):
-        raise ValueError(
-            f"{cfg.MODEL.WEIGHTS} is an exported model: save the model that it was exported from"
-        )
-    on_cpu = cfg.clone()
-    on_cpu.defrost()
-    on_cpu.MODEL.DEVICE = "cpu"
-    model = build_model(on_cpu).eval()
-    CompleteModelCheckpointer(model, allow_unsafe=allow_unsafe).load(cfg.MODEL.WEIGHTS)
-    return model
 
 
 def _public(cfg: CfgNode) -> CfgNode:

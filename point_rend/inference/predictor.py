@@ -96,7 +96,6 @@ class Predictor:
                 "proposals: expected a model that generates them, such as with RPN"
             )
         self.cfg = cfg.clone()
-        self._allow_unsafe = allow_unsafe
         self.metadata = metadata or build_metadata(
             cfg, read_metadata(cfg.MODEL.WEIGHTS, allow_unsafe=allow_unsafe)
         )
@@ -236,8 +235,6 @@ class Predictor:
     ) -> Path:
         """Write the model into a folder: parameters, config, classes and a card.
 
-        The parameters are those of the checkpoint, MODEL.WEIGHTS.
-
         Args:
             folder: The folder, which is created.
             license, metrics, overwrite: As of
@@ -248,16 +245,16 @@ class Predictor:
 
         Raises:
             NotSavedError: If it cannot be written.
-            ValueError: If it is not empty, or the model has no weights or is an exported one.
+            ValueError: If it is not empty, or the model is an exported one.
         """
         return save_folder(
             folder,
+            self.model,
             self.cfg,
             self.metadata,
             license=license,
             metrics=metrics,
             overwrite=overwrite,
-            allow_unsafe=self._allow_unsafe,
         )
 
     def push_to_hub(
@@ -289,12 +286,12 @@ class Predictor:
         with tempfile.TemporaryDirectory() as parent:
             folder = save_folder(
                 Path(parent, "model"),
+                self.model,
                 self.cfg,
                 self.metadata,
                 license=license,
                 metrics=metrics,
                 name=repository,
-                allow_unsafe=self._allow_unsafe,
             )
             return push_folder(folder, repository, revision=revision, token=token, private=private)
 

@@ -183,11 +183,11 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
             f"{url}: there is no such model, or it is private: pass a token of an account that "
             "may read it, or log in with `hf auth login`"
         ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise OSError(f"{url} cannot be reached: {str(error).splitlines()[0]}") from error
     except errors.HfHubHTTPError as error:
         reason = getattr(error, "server_message", "") or str(error).split("\n")[0]
         raise OSError(f"{url} refuses the request: {reason}") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise OSError(f"{url} cannot be reached: {str(error).splitlines()[0]}") from error
     except Exception as error:
         if not _is_of_network(error):
             raise
@@ -199,11 +199,10 @@ def _is_of_network(error: Exception) -> bool:
     """Return whether a request got no answer."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.HfHubHTTPError):
-        return False
-    return type(error).__module__.partition(".")[0] in HTTP_LIBRARIES or isinstance(
-        error, ConnectionError | TimeoutError | errors.LocalEntryNotFoundError
-    )
+    if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError):
+        return True
+    is_answer = isinstance(error, errors.HfHubHTTPError)
+    return not is_answer and type(error).__module__.partition(".")[0] in HTTP_LIBRARIES
 
 
 def _url(repository: str) -> str:

@@ -29,6 +29,7 @@ from tests.cli.test_predict import (
     checkpoint_of,
 )
 from tests.hub_server import COMMIT, TOKEN, Hub
+from tests.runtime.planted import planted
 from tests.tiny_datasets import (
     KINDS,
     POINTREND,
@@ -167,6 +168,15 @@ def test_metrics_come_from_an_evaluation_or_from_the_file_of_a_training(tmp_path
 # Writing
 
 
+def test_the_present_parameters_are_saved(saved: Path, tmp_path: Path) -> None:
+    predictor = Predictor.from_pretrained(saved)
+    with torch.no_grad():
+        for parameter in predictor.model.parameters():
+            parameter.mul_(1.5)
+    again = Predictor.from_pretrained(predictor.save_pretrained(tmp_path / "model"))
+    assert_same_results(again, predictor)
+
+
 def test_a_folder_with_content_is_only_replaced_when_asked(saved: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_pretrained(saved)
     folder = tmp_path / "used"
@@ -208,9 +218,10 @@ def test_what_cannot_be_saved_is_one_error(saved: Path, tmp_path: Path) -> None:
         predictor.save_pretrained(tmp_path / "a", license="Apache 2")
     with pytest.raises(FileNotFoundError, match="metrics file does not exist"):
         predictor.save_pretrained(tmp_path / "a", metrics=tmp_path / "none.json")
-    random = Predictor(load_config(POINTREND, [*TINY_MODEL, *THREE_CLASSES, "MODEL.WEIGHTS", ""]))
-    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is empty: expected a trained model"):
-        random.save_pretrained(tmp_path / "a")
+    with pytest.raises(
+        ValueError, match=r"planted\.onnx is an exported model: save the model that"
+    ):
+        Predictor(planted()).save_pretrained(tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
