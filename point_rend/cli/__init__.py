@@ -38,6 +38,9 @@ GROUPS = {
         "predict": "segment images, folders, a video or the camera",
         "visualize": "draw how masks are rendered: steps, points, uncertainty",
     },
+    "deploy a model": {
+        "export": "write a model as ONNX, torch.export or TorchScript file",
+    },
     "compare results": {
         "report": "one HTML page: metrics, curves, a gallery of masks",
         "score": "AP and boundary AP of COCO result files",

@@ -7,7 +7,7 @@ import argparse
 import re
 
 from point_rend.config.files import config_file_option
-from point_rend.utils.arguments import add_exported_options
+from point_rend.utils.arguments import add_data_set_options, add_exported_options
 from point_rend.utils.program import program
 
 AUTO = "auto"  # a rendezvous that only this machine knows
@@ -111,24 +111,7 @@ def build_parser(
         help="name a process that makes no progress for so long (default %(default)g; ten times as "
         "long while it starts, saves or evaluates; 0 for never); it is not ended",
     )
-    parser.add_argument(
-        "--register-coco",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGE_ROOT"),
-        help="register a data set in COCO format under NAME; may be repeated",
-    )
-    parser.add_argument(
-        "--register-sem-seg",
-        nargs=4,
-        action="append",
-        default=[],
-        metavar=("NAME", "IMAGES", "LABELS", "CLASSES"),
-        help="register a folder of images and one of label maps (grayscale PNG files of the same "
-        "names; 255 is ignored) under NAME; CLASSES is a file with one class name per line, or "
-        "the names separated by commas; may be repeated",
-    )
+    add_data_set_options(parser)
     parser.add_argument(
         "--ignore-class-names",
         action="store_true",

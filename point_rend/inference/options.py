@@ -7,12 +7,15 @@ from point_rend.utils.arguments import add_exported_options
 from point_rend.utils.program import program
 
 
-def build_parser(description: str, *, exported: bool = False) -> argparse.ArgumentParser:
+def build_parser(
+    description: str, *, exported: bool = False, threshold: float | None = 0.5
+) -> argparse.ArgumentParser:
     """Build a parser with the options that name a model.
 
     Args:
         description: Of the command.
         exported: Whether the command also runs files of `pointrend export`.
+        threshold: Default of --confidence-threshold; without one there is no such option.
     """
     parser = argparse.ArgumentParser(prog=program(), description=description)
     models = parser.add_mutually_exclusive_group(required=True)
@@ -26,13 +29,14 @@ def build_parser(description: str, *, exported: bool = False) -> argparse.Argume
         add_exported_options(parser, models)
     else:
         parser.set_defaults(model=None, backend=None)
-    parser.add_argument(
-        "--confidence-threshold",
-        type=float,
-        default=0.5,
-        metavar="SCORE",
-        help="drop instances with lower scores (default 0.5)",
-    )
+    if threshold is not None:
+        parser.add_argument(
+            "--confidence-threshold",
+            type=float,
+            default=threshold,
+            metavar="SCORE",
+            help="drop instances with lower scores (default %(default)g)",
+        )
     parser.add_argument(
         "--classes",
         help="names of the classes: a COCO file, a file with one name per line, or the names "

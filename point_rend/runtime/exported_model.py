@@ -115,14 +115,12 @@ class ExportedModel(nn.Module):
                     f"{self.description.max_side} pixels a side, got {height} x {width} after "
                     "resizing: lower INPUT.MIN_SIZE_TEST or INPUT.MAX_SIZE_TEST"
                 )
-        padded = ImageList.from_tensors([x.float() for x in images], self.description.divisor)
-        sizes = torch.tensor(padded.image_sizes, dtype=torch.int64).reshape(-1, 2)
-        outputs = self.session(padded.tensor, sizes)
+        outputs = self.session(*padded_batch(images, self.description.divisor))
+        sizes = [image.shape[-2:] for image in images]
         if self.description.task != INSTANCES:
-            logits = outputs["logits"]
-            return [x[:, :h, :w] for x, (h, w) in zip(logits, padded.image_sizes, strict=True)]
+            return [x[:, :h, :w] for x, (h, w) in zip(outputs["logits"], sizes, strict=True)]
         self._check(outputs, len(images))
-        return [self._instances(outputs, i, size) for i, size in enumerate(padded.image_sizes)]
+        return [self._instances(outputs, i, (h, w)) for i, (h, w) in enumerate(sizes)]
 
     def _check(self, outputs: Mapping[str, Tensor], num_images: int) -> None:
         """Refuse outputs that no graph of ours has."""
@@ -149,6 +147,20 @@ class ExportedModel(nn.Module):
             pred_classes=outputs["classes"][index],
             pred_masks=outputs["masks"][index],
         )
+
+
+def padded_batch(images: Sequence[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
+    """Collect images (3, h, w) in a batch of a graph.
+
+    Args:
+        images: Resized images in the order of colors of the config.
+        divisor: Height and width of the batch are multiples of this number.
+
+    Returns:
+        Images (B, 3, H, W), float32, with zeros as padding, and their sizes (B, 2), int64.
+    """
+    padded = ImageList.from_tensors([x.float() for x in images], divisor)
+    return padded.tensor, torch.tensor(padded.image_sizes, dtype=torch.int64).reshape(-1, 2)
 
 
 def build_exported_model(

@@ -27,7 +27,7 @@ OUTPUTS = {
 }
 RANKS = {"boxes": 2, "scores": 1, "classes": 1, "image": 1, "masks": 4, "logits": 4, "labels": 3}
 
-Compute = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+Compute = Callable[[Sequence[Tensor]], Sequence[Tensor] | Tensor]
 Loader = Callable[[str, Sequence[str], int], Compute]  # path, names of the outputs, threads
 
 
@@ -64,6 +64,7 @@ class Session:
             values = self._compute(inputs)
         except Exception as error:
             raise ValueError(f"{self.path} failed in {self.runtime}: {_reason(error)}") from error
+        values = (values,) if isinstance(values, Tensor) else values  # a graph of one output
         outputs = dict(zip(OUTPUTS[self.description.task], values, strict=True))
         for name, value in outputs.items():
             if value.dim() != RANKS[name]:

@@ -68,6 +68,28 @@ def add_exported_options(
     )
 
 
+def add_data_set_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--register-coco` and `--register-sem-seg`."""
+    parser.add_argument(
+        "--register-coco",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGE_ROOT"),
+        help="register a data set in COCO format under NAME; may be repeated",
+    )
+    parser.add_argument(
+        "--register-sem-seg",
+        nargs=4,
+        action="append",
+        default=[],
+        metavar=("NAME", "IMAGES", "LABELS", "CLASSES"),
+        help="register a folder of images and one of label maps (grayscale PNG files of the same "
+        "names; 255 is ignored) under NAME; CLASSES is a file with one class name per line, or "
+        "the names separated by commas; may be repeated",
+    )
+
+
 def check_backend(backend: str | None, model: str | None) -> None:
     """Refuse a --backend without a --model that is a file.
 
