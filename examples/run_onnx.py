@@ -38,8 +38,7 @@ def segment(session, picture):
     pixels = np.asarray(picture.resize(size.tolist(), Image.Resampling.BILINEAR), np.float32)
     pixels = (pixels[..., ::-1] if model["image_format"] == "BGR" else pixels).transpose(2, 0, 1)
     pixels = np.pad(pixels, [(0, 0), *((0, -n % model["divisor"]) for n in (rows, columns))])
-    inputs = {"images": pixels[None], "sizes": np.array([[rows, columns]])}
-    first, *others = session.run(None, inputs)
+    first, *others = session.run(None, {"images": pixels[None], "sizes": size[None, ::-1]})
     if model["task"] == "sem_seg":  # the first output has the logits (1, K, H, W)
         down, across = shares(0, height, height, rows, 0)[1], shares(0, width, width, columns, 0)[1]
         labels = (down @ first[0, :, :rows, :columns] @ across.T).argmax(0)
@@ -48,7 +47,8 @@ def segment(session, picture):
     for box, score, index, _, mask in zip(boxes, *others, strict=True):
         if (box[2:] > box[:2]).all():
             full, side = np.zeros((height, width), bool), mask.shape[1]
-            (x, across), (y, down) = (shares(*box[n::2], picture.size[n], side) for n in (0, 1))
+            x, across = shares(box[0], box[2], width, side)
+            y, down = shares(box[1], box[3], height, side)
             full[np.ix_(y, x)] = down @ mask[0] @ across.T >= 0.5
             one = {"name": names[index], "score": float(score), "box": box.round(2).tolist()}
             found.append(one | {"mask": encode(full)})

@@ -39,7 +39,7 @@ GROUPS = {
         "visualize": "draw how masks are rendered: steps, points, uncertainty",
     },
     "deploy a model": {
-        "export": "write a model as ONNX, torch.export or TorchScript file",
+        "export": "write a model as ONNX or PyTorch file, or as one folder",
     },
     "compare results": {
         "report": "one HTML page: metrics, curves, a gallery of masks",

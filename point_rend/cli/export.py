@@ -3,8 +3,9 @@
     pointrend export --config-file output/my_run/config.yaml --format onnx --output model.onnx \
         --verify photographs --opts MODEL.WEIGHTS output/my_run/model_final.pth
 
-The file holds everything from the resized image to boxes and rendered masks, or labels, for images
-of any size and in batches; it also holds the config, the names of the classes and the limits.
+An exported file holds everything from the resized image to boxes and rendered masks, or labels, for
+images of any size and in batches; it also holds the config, the names of the classes and the
+limits. With --format folder the model itself is saved, as `Predictor.save_pretrained` does it.
 `pointrend predict --model`, `pointrend evaluate --model` and `Predictor("model.onnx")` run it;
 examples/run_onnx.py shows how to run it without PyTorch.
 
@@ -22,7 +23,7 @@ from point_rend.inference import options
 from point_rend.utils import errors
 from point_rend.utils.arguments import add_data_set_options
 
-FORMATS = ("onnx", "torch-export", "torchscript")
+FORMATS = ("onnx", "torch-export", "torchscript", "folder")
 PARTS = ("model", "mask-head")
 AP_DROP = 0.5  # percent
 
@@ -37,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--output",
         required=True,
         metavar="FILE",
-        help="name that ends in .onnx, .pt2 (torch-export) or .ts (torchscript)",
+        help="name that ends in .onnx, .pt2 (torch-export) or .ts (torchscript), or a folder",
     )
     parser.add_argument(
         "--part",
@@ -82,6 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="AP",
         help="mask AP (or mIoU) in percent that --half and --int8 may cost on DATASETS.TEST "
         "(default %(default)g)",
+    )
+    parser.add_argument(
+        "--license", default="", metavar="ID", help="license for the card of a folder: apache-2.0"
+    )
+    parser.add_argument(
+        "--metrics", metavar="FILE", help="metrics.json of a training, for the card of a folder"
     )
     add_data_set_options(parser)
     return parser

@@ -83,7 +83,7 @@ def sha256_of(weights: str) -> str:
         weights: As MODEL.WEIGHTS.
     """
     with open_regular_file(local_path(without_query(weights)), what="checkpoint") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _classes(metadata: Metadata, kind: str) -> dict[str, Any]:

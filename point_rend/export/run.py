@@ -19,9 +19,10 @@ from point_rend.export.accuracy import AccuracyOfFiles
 from point_rend.export.build import build_graph
 from point_rend.export.describing import check_exportable, describe
 from point_rend.export.graph import Graph
-from point_rend.export.quantization import INT8, quantize
+from point_rend.export.quantization import FLOAT16, INT8, quantize
 from point_rend.export.verification import format_differences, verify
 from point_rend.export.writers import write_onnx, write_torch_export, write_torchscript
+from point_rend.inference.folder import save_folder
 from point_rend.inference.inputs import find_images
 from point_rend.inference.settings import load_settings
 from point_rend.runtime.description import Description
@@ -47,6 +48,7 @@ class Format(NamedTuple):
     packages: tuple[str, ...] = ()
 
 
+FOLDER = "folder"  # the format that is no graph
 FORMATS = {
     "onnx": Format(ONNX, write_onnx, ("onnx", "onnxscript", "onnxruntime")),
     "torch-export": Format(TORCH_EXPORT, write_torch_export),
@@ -82,7 +84,10 @@ def run(args: argparse.Namespace, version: str) -> Report:
         ValueError: If options, config and checkpoint do not fit together, or something in the model
             has no graph.
     """
-    _check_options(args)
+    if args.format == FOLDER:
+        _check_folder_options(args)
+    else:
+        _check_options(args)
     settings = load_settings(
         args.config_file,
         args.opts,
@@ -94,7 +99,17 @@ def run(args: argparse.Namespace, version: str) -> Report:
     )
     cfg = settings.cfg
     read = [x for x in (cfg.MODEL.WEIGHTS, args.config_file) if not is_url(x)]
-    check_output(args.output, inputs=read)
+    check_output(args.output, folder=args.format == FOLDER, inputs=read)
+    if args.format == FOLDER:
+        folder = save_folder(
+            args.output,
+            cfg,
+            settings.metadata,
+            license=args.license,
+            metrics=args.metrics,
+            allow_unsafe=args.allow_unsafe_checkpoint,
+        )
+        return Report(f"{folder}: {', '.join(sorted(x.name for x in folder.iterdir()))}", True)
     check_config(cfg, training=False)
     check_exportable(cfg)
     check_model(cfg, training=False)
@@ -147,6 +162,8 @@ def _check_options(args: argparse.Namespace) -> None:
         ValueError: If there are any.
     """
     chosen = FORMATS[args.format]
+    if args.license or args.metrics:
+        raise ValueError("--license and --metrics are for the card of --format folder")
     if Path(args.output).suffix.lower() != chosen.suffix:
         raise ValueError(
             f"--output {args.output}: expected a name that ends in {chosen.suffix} for --format "
@@ -169,6 +186,24 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ValueError("--int8 needs --calibration IMAGES, and nothing else does")
     if not args.max_ap_drop >= 0:
         raise ValueError(f"--max-ap-drop: expected 0 or more, got {args.max_ap_drop}")
+
+
+def _check_folder_options(args: argparse.Namespace) -> None:
+    """Refuse options of graphs for --format folder.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    of_graphs = {
+        "--part": args.part != "model",
+        "--verify": args.verify,
+        "--half": args.precision == FLOAT16,
+        "--int8": args.precision == INT8,
+        "--calibration": args.calibration,
+    }
+    given = [flag for flag, is_given in of_graphs.items() if is_given]
+    if given:
+        raise ValueError(f"{', '.join(given)}: --format folder saves the model as it is")
 
 
 def _find(option: str, given: Sequence[str]) -> list[Path]:
