@@ -71,6 +71,7 @@ def test_proposals_are_those_of_detectron2(before: int, after: int):
     torch.manual_seed(0)
     rpn = build_proposal_generator(cfg, shapes).eval()
     with torch.no_grad():
+        rpn.rpn_head.conv.bias.fill_(0.3)  # no two anchors have the same score
         rpn.rpn_head.objectness_logits.weight.mul_(100)
         rpn.rpn_head.anchor_deltas.weight.mul_(30)
     sizes = [(64, 96), (50, 40), (64, 30)]
