@@ -1,5 +1,6 @@
 """The example that runs a file without PyTorch, in a process that has none."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,12 +10,16 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import torch
+from detectron2.data.transforms import AugInput, AugmentationList
 from PIL import Image
 
-from point_rend import Predictor
+from examples import run_onnx
+from point_rend import Predictor, load_config
+from point_rend.data.augmentation import build_augmentations
+from point_rend.runtime.description import KEY, Description
 from tests.commands import ENVIRONMENT
 from tests.conftest import REPOSITORY
-from tests.runtime.planted import planted
+from tests.runtime.planted import INSTANCE_CONFIG, description, planted
 from tests.tiny_datasets import KINDS
 
 EXAMPLE = REPOSITORY / "examples" / "run_onnx.py"
@@ -84,3 +89,50 @@ def test_it_is_short_and_needs_three_packages():
         line.split()[1] for line in code.splitlines() if line.startswith(("import", "from"))
     }
     assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "PIL"}
+
+
+class Recorder:
+    """A session that finds nothing, and keeps its inputs."""
+
+    def __init__(self, described: Description) -> None:
+        self.custom_metadata_map = {KEY: described.to_json()}
+
+    def get_modelmeta(self) -> "Recorder":
+        return self
+
+    def run(self, _: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.inputs = inputs
+        return [np.zeros((0, 4)), *(np.zeros(0) for _ in range(3)), np.zeros((0, 1, 8, 8))]
+
+
+@pytest.mark.parametrize(
+    ("min_size", "max_size"), [(64, 1333), (64, 70), (100, 120), (0, 0), (800, 1333)]
+)
+@pytest.mark.parametrize("order", ["BGR", "RGB"])
+def test_it_prepares_pictures_as_the_models_do(tmp_path, min_size, max_size, order):
+    described = dataclasses.replace(
+        description(), image_format=order, min_size=min_size, max_size=max_size
+    )
+    cfg = load_config(INSTANCE_CONFIG)
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = min_size, max_size
+    augmentations = AugmentationList(build_augmentations(cfg, is_train=False))
+    session = Recorder(described)
+    for size in ((64, 64), (211, 150), (33, 200), (97, 64)):
+        picture = Image.open(photograph(tmp_path / "photo.png", size))
+        augmented = AugInput(np.asarray(picture)[..., :: -1 if order == "BGR" else 1])
+        augmentations(augmented)
+        assert run_onnx.segment(session, picture) == []
+        images, ((height, width),) = session.inputs["images"], session.inputs["sizes"]
+        assert augmented.image.shape == (height, width, 3)
+        assert images.dtype == np.float32
+        assert images.shape == (1, 3, *(-(-side // 32) * 32 for side in (height, width)))
+        padded = np.zeros((*images.shape[2:], 3), np.float32)
+        padded[:height, :width] = augmented.image
+        np.testing.assert_array_equal(images[0].transpose(1, 2, 0), padded)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (40, 300), (3, 2000)])
+def test_it_encodes_masks_as_pycocotools_does(size, share):
+    mask = np.random.default_rng(1).random(size) < share
+    assert run_onnx.encode(mask) == rle(mask)
