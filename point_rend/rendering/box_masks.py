@@ -114,15 +114,18 @@ class BoxMasks:
         """Return one mask (H, W) for an integer, else the masks of a part of the boxes."""
         if isinstance(index, Tensor) and index.dim() == 0 and index.dtype != torch.bool:
             index = int(index)
-        if isinstance(index, int):
+        if isinstance(index, int | np.integer):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"mask {index} of {len(self)}")
-            (crop,) = self[[index]].crops()
+            index = int(index) % len(self)
+            (crop,) = self[index : index + 1].crops()
             mask = torch.zeros(self.image_size, dtype=torch.bool)
             mask[crop.window] = torch.from_numpy(crop.mask)
             return mask.to(self.device)
-        if isinstance(index, Tensor):
-            index = index.to(self.probabilities.device)
+        if isinstance(index, list) and not index:
+            index = slice(0)
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index, device=self.probabilities.device)
         return type(self)(
             self.probabilities[index],
             self.boxes[index],
@@ -172,10 +175,11 @@ class BoxMasks:
 
     def crops(self) -> Iterator[Crop]:
         """Yield the masks in the windows of their boxes."""
-        columns_and_rows = self.boxes.new_tensor(self.image_size[::-1])
+        corners = self.boxes.cpu()
+        opposite = corners.new_tensor(self.image_size[::-1])
         # One pixel around the box, as in Detectron2; a box beyond the image has an empty window.
-        first = (self.boxes[:, :2].floor() - 1).clamp(min=0).minimum(columns_and_rows)
-        last = (self.boxes[:, 2:].ceil() + 1).minimum(columns_and_rows).maximum(first)
+        first = (corners[:, :2].floor() - 1).clamp(min=0).minimum(opposite)
+        last = (corners[:, 2:].ceil() + 1).minimum(opposite).maximum(first)
         windows = torch.cat((first, last), dim=1).long().tolist()
         for mask, box, (left, top, right, bottom) in zip(
             self.probabilities, self.boxes, windows, strict=True

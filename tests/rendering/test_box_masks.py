@@ -139,6 +139,7 @@ def test_masks_stand_in_for_the_tensor(pair):
     assert all(map(torch.equal, masks, tensor))
     assert torch.equal(masks[-1], tensor[-1])
     assert torch.equal(masks[torch.tensor(2)], tensor[2])
+    assert torch.equal(masks[np.int64(2)], tensor[2])
     np.testing.assert_array_equal(np.asarray(masks), tensor.numpy())
     with pytest.raises(IndexError):
         masks[5]
@@ -150,7 +151,7 @@ def test_masks_stand_in_for_the_tensor(pair):
 def test_parts_and_unions_are_those_of_the_tensor(pair):
     masks, tensor = pair
     some = torch.tensor([True, False, True, True, False])
-    for index in (slice(1, 4), [3, 0], torch.tensor([4, 2]), some, slice(0, 0)):
+    for index in (slice(1, 4), [3, 0], [], torch.tensor([4, 2]), some, slice(0, 0)):
         assert torch.equal(torch.stack([*masks[index], tensor[0]])[:-1], tensor[index])
     joined = BoxMasks.cat([masks[:2], masks[2:]])
     assert torch.equal(joined.tensor(), tensor)

@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from point_rend import subdivide, top2_margin_uncertainty
+from point_rend.rendering.box_masks import BoxMasks
 from point_rend.rendering.coordinates import cell_centers, regular_grid
 from point_rend.rendering.dynamic_mlp import fourier_features
 from point_rend.rendering.sampling import most_uncertain_cells
@@ -51,6 +52,19 @@ def test_an_image_takes_160_launches_without_a_wait_or_a_copy(implicit, num_boxe
     assert cuda.num_waits == 0, cuda
     assert not cuda.copies, cuda.copies
     assert ((masks.cpu() > 0.5) != (expected > 0.5)).float().mean() <= 1e-4
+
+
+def test_masks_of_boxes_are_computed_on_the_device_and_read_where_they_are_wanted(cuda: Record):
+    generator = torch.Generator().manual_seed(0)
+    boxes = random_boxes(20, generator).tensor
+    on_cpu = BoxMasks(torch.rand(20, 28, 28, generator=generator), boxes, IMAGE_SIZE)
+    masks = BoxMasks(on_cpu.probabilities.to("cuda"), boxes.to("cuda"), IMAGE_SIZE)
+    assert masks[0].device.type == "cuda"
+    cuda.clear()
+    assert list(masks.to("cpu").rles()) == list(on_cpu.rles())
+    assert cuda.num_waits <= len(boxes) + 2, cuda  # a window each, all corners, a check
+    assert torch.equal(masks.to("cpu")[torch.tensor([3, 5])][1], on_cpu[5])
+    assert torch.equal(masks.to("cpu").tensor(), on_cpu.tensor())
 
 
 @BOTH
