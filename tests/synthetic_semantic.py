@@ -3,6 +3,7 @@
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.projects.deeplab import add_deeplab_config
 from torch import nn
 
 from point_rend import PointRendSemSegHead, PointSampler, StandardPointHead, add_pointrend_config
@@ -14,6 +15,7 @@ __all__ = [
     "PointwiseCoarseHead",
     "pointwise_head",
     "random_labels",
+    "small_deeplab_config",
     "small_semantic_config",
     "smooth_images",
     "tiny_model_config",
@@ -35,6 +37,24 @@ def small_semantic_config(*opts: object) -> CfgNode:
         *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 2, "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", 200),
     ]
     cfg.merge_from_list([x if isinstance(x, list) else str(x) for x in (*small, *opts)])
+    return cfg
+
+
+def small_deeplab_config(name: str) -> CfgNode:
+    """Return the config of a small head over ``DeepLabV3Head`` or ``DeepLabV3PlusHead``."""
+    cfg = small_semantic_config(
+        *("MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME", name),
+        *("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 8, "MODEL.POINT_HEAD.SUBDIVISION_STEPS", 3),
+        *("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p3"]),
+    )
+    add_deeplab_config(cfg)
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_CHANNELS = cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 8
+    if name == "DeepLabV3PlusHead":
+        cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["p2", "p3"]
+        cfg.MODEL.SEM_SEG_HEAD.PROJECT_FEATURES = ["p2"]
+        cfg.MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS = [4]
+        cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE = 4
+        cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS = 2
     return cfg
 
 

@@ -5,7 +5,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_sem_seg_head
-from detectron2.projects.deeplab import add_deeplab_config
 from torch import nn
 
 from point_rend import PointRendSemSegHead, PointSampler
@@ -16,6 +15,7 @@ from tests.synthetic_semantic import (
     PointwiseCoarseHead,
     pointwise_head,
     random_labels,
+    small_deeplab_config,
     small_semantic_config,
 )
 
@@ -65,26 +65,9 @@ def test_one_class_is_trained_and_rendered():  # defect 10
     assert logits_of(head, random_features(1)).shape == (1, 1, *IMAGE_SIZE)
 
 
-def deeplab_config(name: str) -> CfgNode:
-    cfg = small_semantic_config(
-        *("MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME", name),
-        *("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 8, "MODEL.POINT_HEAD.SUBDIVISION_STEPS", 3),
-        *("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p3"]),
-    )
-    add_deeplab_config(cfg)
-    cfg.MODEL.SEM_SEG_HEAD.ASPP_CHANNELS = cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 8
-    if name == "DeepLabV3PlusHead":
-        cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["p2", "p3"]
-        cfg.MODEL.SEM_SEG_HEAD.PROJECT_FEATURES = ["p2"]
-        cfg.MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS = [4]
-        cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE = 4
-        cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS = 2
-    return cfg
-
-
 @pytest.mark.parametrize("name", ["DeepLabV3Head", "DeepLabV3PlusHead"])
 def test_deeplab_heads_are_coarse_heads(name):  # defect 11
-    cfg = deeplab_config(name)
+    cfg = small_deeplab_config(name)
     head = build_sem_seg_head(cfg, SHAPES)
     randomize(head)
     features = random_features(2)
@@ -104,7 +87,7 @@ def test_deeplab_heads_are_coarse_heads(name):  # defect 11
 
 @pytest.mark.parametrize("name", ["DeepLabV3Head", "DeepLabV3PlusHead"])
 def test_images_over_which_deeplab_cannot_average_are_refused_by_the_keys(name):
-    cfg = deeplab_config(name)
+    cfg = small_deeplab_config(name)
     height, width = IMAGE_SIZE
     cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE = True, "absolute"
     cfg.INPUT.CROP.SIZE = [height, width]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 MAX_BATCH = 64
 MAX_SIDE = 8192  # of a batch, in pixels
+LEAST_SIDE = 33  # of a batch that is not padded, in pixels: two cells of stride 32
 
 DynamicShapes = tuple[Any, ...]
 
@@ -51,6 +52,7 @@ class ImageGraph(Graph):
         divisor: Height and width of a batch are multiples of this number.
 
     Attributes:
+        units: Numbers of which H and W are multiples in the graph, the divisor or a multiple of it.
         max_batch: Largest B.
         max_side: Largest H and W.
     """
@@ -63,6 +65,7 @@ class ImageGraph(Graph):
         super().__init__()
         self.backbone = model.backbone
         self.divisor = divisor
+        self.units = (divisor, divisor)
         self.max_batch = MAX_BATCH
         self.max_side = MAX_SIDE // divisor * divisor
         self.register_buffer("pixel_mean", model.pixel_mean.detach().clone())
@@ -83,15 +86,19 @@ class ImageGraph(Graph):
     def example(self) -> tuple[Tensor, ...]:
         """Return two images of random pixels, of different sizes."""
         generator = torch.Generator().manual_seed(0)
-        height, width = (-(-side // self.divisor) * self.divisor for side in (128, 192))
+        sides = zip((128, 192), self.units, strict=True)
+        height, width = (-(-side // unit) * unit for side, unit in sides)
         images = torch.rand(2, 3, height, width, generator=generator) * 255
         sizes = torch.tensor([[height - 3, width], [height, width - 5]])
         return images.to(self.pixel_mean.device), sizes.to(self.pixel_mean.device)
 
     def dynamic_shapes(self) -> DynamicShapes:
-        """Return batch, height and width, the latter two in units of the divisor."""
+        """Return batch, height and width, the latter two in multiples of the units."""
         dim = torch.export.Dim
         batch = dim("batch", min=1, max=self.max_batch)
-        most = self.max_side // self.divisor
-        rows, columns = (dim(name, min=1, max=most) for name in ("rows", "columns"))
-        return {0: batch, 2: self.divisor * rows, 3: self.divisor * columns}, {0: batch}
+        # The exporter takes no range, except of multiples, in which the last map may be one cell.
+        rows, columns = (
+            unit * dim(name, min=1 if unit > 1 else LEAST_SIDE, max=self.max_side // unit)
+            for name, unit in zip(("rows", "columns"), self.units, strict=True)
+        )
+        return {0: batch, 2: rows, 3: columns}, {0: batch}

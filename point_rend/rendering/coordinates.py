@@ -36,9 +36,11 @@ def cell_centers(indices: Tensor, height: int, width: int) -> Tensor:
 
 
 def _centers(indices: Tensor, height: int, width: int) -> Tensor:
-    columns = (indices % width).to(torch.float32)
-    rows = torch.div(indices, width, rounding_mode="floor").to(torch.float32)
-    return torch.stack(((columns + 0.5) / width, (rows + 0.5) / height), dim=-1)
+    rows = torch.div(indices, width, rounding_mode="floor")
+    # PyTorch has no translation to ONNX of a remainder by a dynamic size.
+    columns = indices - rows * width if is_tracing() else indices % width
+    centers = ((columns.to(torch.float32) + 0.5) / width, (rows.to(torch.float32) + 0.5) / height)
+    return torch.stack(centers, dim=-1)
 
 
 @kept

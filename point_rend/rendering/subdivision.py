@@ -5,6 +5,7 @@ Shapes: N regions, C channels, P points, H and W rows and columns of the grid.
 Source: section 3.1 of the paper, "Point selection for inference", and figure 4.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,6 +85,7 @@ def subdivide(
     steps: int,
     points_per_step: int,
     plain_steps: int = 0,
+    extend: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Render logits at 2^(steps + plain_steps) times the resolution of their grid.
 
@@ -97,6 +99,8 @@ def subdivide(
         steps: number of doublings after which cells are predicted.
         points_per_step: number of cells predicted after each of them.
         plain_steps: number of further doublings, without predictions.
+        extend: fills the cells beyond the border of a region that is smaller than its grid, before
+            each doubling, which reads one cell beyond; None if every region fills its grid.
 
     Returns:
         (N, C, H·2^(steps + plain_steps), W·2^(steps + plain_steps)), float32 or wider: logits are
@@ -104,6 +108,7 @@ def subdivide(
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     for step in range(steps + plain_steps):
+        logits = logits if extend is None else extend(logits)
         logits = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
         if step >= steps:
             continue
