@@ -181,17 +181,21 @@ class BoxMasks:
         first = (corners[:, :2].floor() - 1).clamp(min=0).minimum(opposite)
         last = (corners[:, 2:].ceil() + 1).minimum(opposite).maximum(first)
         windows = torch.cat((first, last), dim=1).long().tolist()
+        side = max(self.image_size)
+        centers = torch.arange(side, dtype=torch.float32, device=self.boxes.device) + 0.5
         for mask, box, (left, top, right, bottom) in zip(
             self.probabilities, self.boxes, windows, strict=True
         ):
             x0, y0, x1, y1 = box.split(1)
-            x = (_pixel_centers(left, right, box.device) - x0) / (x1 - x0)
-            y = (_pixel_centers(top, bottom, box.device) - y0) / (y1 - y0)
-            parts = [
-                sample_lattice(mask, part, y).cpu().numpy() >= THRESHOLD
-                for part in x.split(max(1, PIXELS_AT_ONCE // max(1, len(y))))
-            ]
-            yield Crop(np.concatenate(parts).T, top, left)
+            x = (centers[left:right] - x0) / (x1 - x0)
+            y = (centers[top:bottom] - y0) / (y1 - y0)
+            columns = np.empty((right - left, bottom - top), dtype=bool)
+            step = max(1, PIXELS_AT_ONCE // max(1, bottom - top))
+            for start in range(0, right - left, step):
+                part = slice(start, start + step)
+                values = sample_lattice(mask, x[part], y).cpu().numpy()
+                np.greater_equal(values, THRESHOLD, out=columns[part])
+            yield Crop(columns.T, top, left)
 
     def rles(self) -> Iterator[Rle]:
         """Yield the masks in COCO's compressed encoding, exactly as pycocotools encodes them."""
@@ -223,11 +227,9 @@ def rle_of_crop(crop: Crop, image_size: tuple[int, int]) -> Rle:
     if rows == height:  # a run that ends at the bottom may go on at the top of the next column
         goes_on = np.flatnonzero(changes[1:-1:2] == changes[2::2]) * 2 + 1
         changes = np.delete(changes, [goes_on, goes_on + 1])
-    counts = np.diff(changes, prepend=0, append=height * width)
+    ends = np.empty(changes.size + 2, dtype=np.int64)
+    ends[0], ends[1:-1], ends[-1] = 0, changes, height * width
+    counts = ends[1:] - ends[:-1]
     if changes.size and not counts[-1]:
         counts = counts[:-1]
     return mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-
-
-def _pixel_centers(first: int, last: int, device: torch.device) -> Tensor:
-    return torch.arange(first, last, dtype=torch.float32, device=device) + 0.5
