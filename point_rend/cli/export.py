@@ -90,6 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metrics", metavar="FILE", help="metrics.json of a training, for the card of a folder"
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the model in a folder that is not empty"
+    )
     add_data_set_options(parser)
     return parser
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.modeling import build_model
+from torch import nn
 
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.checks import check_config
@@ -22,12 +23,13 @@ from point_rend.export.graph import Graph
 from point_rend.export.quantization import FLOAT16, INT8, quantize
 from point_rend.export.verification import format_differences, verify
 from point_rend.export.writers import write_onnx, write_torch_export, write_torchscript
-from point_rend.inference.folder import save_folder
+from point_rend.inference.folder import check_target, save_folder
 from point_rend.inference.inputs import find_images
-from point_rend.inference.settings import load_settings
+from point_rend.inference.settings import Settings, load_settings
 from point_rend.runtime.description import Description
 from point_rend.runtime.exported_model import padded_batch
 from point_rend.runtime.files import ONNX, TORCH_EXPORT, TORCHSCRIPT
+from point_rend.runtime.model_folder import FILES
 from point_rend.runtime.sessions import ONNXRUNTIME, OPENVINO, Session, open_session
 from point_rend.utils.downloads import is_url
 from point_rend.utils.files import atomic_path, check_output
@@ -100,18 +102,9 @@ def run(args: argparse.Namespace, version: str) -> Report:
     cfg = settings.cfg
     read = [x for x in (cfg.MODEL.WEIGHTS, args.config_file) if not is_url(x)]
     check_output(args.output, folder=args.format == FOLDER, inputs=read)
-    if args.format == FOLDER:
-        folder = save_folder(
-            args.output,
-            cfg,
-            settings.metadata,
-            license=args.license,
-            metrics=args.metrics,
-            allow_unsafe=args.allow_unsafe_checkpoint,
-        )
-        return Report(f"{folder}: {', '.join(sorted(x.name for x in folder.iterdir()))}", True)
     check_config(cfg, training=False)
-    check_exportable(cfg)
+    if args.format != FOLDER:
+        check_exportable(cfg)
     check_model(cfg, training=False)
     images, typical = (_find(option, getattr(args, option)) for option in ("verify", "calibration"))
     accuracy = AccuracyOfFiles(cfg, args) if args.precision else None
@@ -119,6 +112,8 @@ def run(args: argparse.Namespace, version: str) -> Report:
     model = build_model(cfg).eval()
     checkpointer = CompleteModelCheckpointer(model, allow_unsafe=args.allow_unsafe_checkpoint)
     checkpointer.load(cfg.MODEL.WEIGHTS)
+    if args.format == FOLDER:
+        return _save(args, model, settings)
     graph = build_graph(model, part=args.part, cfg=cfg).eval()
     description = describe(graph, cfg, settings.metadata, version)
     lines: list[str] = []
@@ -155,6 +150,20 @@ def run(args: argparse.Namespace, version: str) -> Report:
     return Report("\n".join(lines), written=True)
 
 
+def _save(args: argparse.Namespace, model: nn.Module, settings: Settings) -> Report:
+    """Save the model in a folder."""
+    folder = save_folder(
+        args.output,
+        model,
+        settings.cfg,
+        settings.metadata,
+        license=args.license,
+        metrics=args.metrics,
+        overwrite=args.overwrite,
+    )
+    return Report(f"{folder}: {', '.join(FILES)}", written=True)
+
+
 def _check_options(args: argparse.Namespace) -> None:
     """Refuse options that do not fit together, and formats whose packages are not installed.
 
@@ -162,8 +171,8 @@ def _check_options(args: argparse.Namespace) -> None:
         ValueError: If there are any.
     """
     chosen = FORMATS[args.format]
-    if args.license or args.metrics:
-        raise ValueError("--license and --metrics are for the card of --format folder")
+    if args.license or args.metrics or args.overwrite:
+        raise ValueError("--license, --metrics and --overwrite are for --format folder")
     if Path(args.output).suffix.lower() != chosen.suffix:
         raise ValueError(
             f"--output {args.output}: expected a name that ends in {chosen.suffix} for --format "
@@ -189,11 +198,12 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _check_folder_options(args: argparse.Namespace) -> None:
-    """Refuse options of graphs for --format folder.
+    """Refuse options of graphs for --format folder, and a folder that is in use.
 
     Raises:
-        ValueError: If there are any.
+        ValueError: If there are any, or it is.
     """
+    check_target(args.output, overwrite=args.overwrite)
     of_graphs = {
         "--part": args.part != "model",
         "--verify": args.verify,

@@ -65,7 +65,7 @@ def save_folder(
         raise ValueError(
             f"{cfg.MODEL.WEIGHTS} is an exported model: save the model that it was exported from"
         )
-    _check_target(folder, overwrite=overwrite)
+    check_target(folder, overwrite=overwrite)
     if license and not _LICENSE.fullmatch(license):
         raise ValueError(
             f"license {license!r:.100}: expected an identifier as of SPDX in small letters, such "
@@ -99,13 +99,19 @@ def save_folder(
     return folder
 
 
-def _check_target(folder: Path, *, overwrite: bool) -> None:
+def check_target(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Refuse a folder that is in use, or a file.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a folder")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise ValueError(
-            f"{folder} is not empty: choose another folder, or pass overwrite=True to replace the "
-            "model in it"
+            f"{folder} is not empty: choose another folder, or pass overwrite=True (--overwrite on "
+            "the command line) to replace the model in it"
         )
 
 

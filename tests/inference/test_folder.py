@@ -21,6 +21,7 @@ from point_rend.engine import run, setup
 from point_rend.inference.model_card import flat_metrics, read_metrics_file
 from point_rend.runtime.hub import is_repository
 from point_rend.runtime.model_folder import FILES, read_model_folder
+from tests.checkpoint.nets import contents
 from tests.cli.test_predict import (
     PANOPTIC,
     SEMANTIC,
@@ -369,6 +370,24 @@ def test_predict_and_evaluate_take_a_folder_or_a_repository_in_place_of_config_a
     assert found[0] == found[1] == found[2]
     assert found[0][0]
     assert sorted(hub.downloaded) == sorted(FILES)
+
+
+def test_export_saves_the_folder_that_the_predictor_saves(
+    saved: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pointrend"])
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text(json.dumps(METRICS))
+    words = ["--config-file", str(saved / "config.yaml"), "--format", "folder", "--license", "mit"]
+    words += ["--metrics", str(metrics), "--output", str(tmp_path / "model")]
+    weights = ["--opts", "MODEL.WEIGHTS", str(saved / "model.safetensors")]
+    run_command("export", [*words, *weights])
+    assert contents(tmp_path / "model") == contents(saved)
+    with pytest.raises(SystemExit):
+        run_command("export", [*words, *weights])
+    assert "--overwrite on the command line" in capsys.readouterr().err
+    run_command("export", [*words, "--overwrite", *weights])
+    assert contents(tmp_path / "model") == contents(saved)
 
 
 def test_what_a_folder_has_is_not_given_again(saved: Path, capsys, monkeypatch) -> None:
