@@ -102,3 +102,19 @@ class ImageGraph(Graph):
             for name, unit in zip(("rows", "columns"), self.units, strict=True)
         )
         return {0: batch, 2: rows, 3: columns}, {0: batch}
+
+
+def check_kind(key: str, part: object, *kinds: type) -> None:
+    """Refuse a part of a model unless its class is one of those that have a graph.
+
+    Args:
+        key: Its config key, or another name for it.
+        part: The part.
+        kinds: Classes; subclasses may compute something else.
+
+    Raises:
+        ValueError: If it has another class.
+    """
+    if type(part) not in kinds:
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{key} is {type(part).__name__}, which has no graph: expected {expected}")

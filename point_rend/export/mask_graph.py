@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from point_rend.export.graph import MAX_BATCH, MAX_SIDE, DynamicShapes, Graph
+from point_rend.export.graph import MAX_BATCH, MAX_SIDE, DynamicShapes, Graph, check_kind
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from point_rend.point_features import BoxFeatureReader
 from point_rend.point_head import ImplicitPointHead, StandardPointHead
@@ -183,15 +183,6 @@ def _cell_shares(coords: Tensor, height: int, width: int) -> Tensor:
     return F.pad(shares, (0, 0, 0, 1), value=1.0)
 
 
-def _check_kind(key: str, part: object, *kinds: type) -> None:
-    """Refuse a part of a model that may compute anything else than these classes."""
-    if type(part) not in kinds:
-        raise ValueError(
-            f"{key} is {type(part).__name__}, which has no graph: expected "
-            + " or ".join(kind.__name__ for kind in kinds)
-        )
-
-
 class ImplicitPoints(nn.Module):
     """The predictor of an :class:`ImplicitPointHead`.
 
@@ -247,10 +238,10 @@ class MaskRendering(nn.Module):
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        _check_kind("MODEL.ROI_MASK_HEAD.NAME", head, PointRendMaskHead, ImplicitPointRendMaskHead)
+        check_kind("MODEL.ROI_MASK_HEAD.NAME", head, PointRendMaskHead, ImplicitPointRendMaskHead)
         self.points: StandardPoints | ImplicitPoints | None = None
         if isinstance(head, ImplicitPointRendMaskHead):
-            _check_kind("MODEL.POINT_HEAD.NAME", head.point_head, ImplicitPointHead)
+            check_kind("MODEL.POINT_HEAD.NAME", head.point_head, ImplicitPointHead)
             assert isinstance(head.point_head, ImplicitPointHead)
             self._add_points(ImplicitPoints(head.point_head), head.point_reader, head.renderer)
             self.coarse_head = head.parameter_head
@@ -258,7 +249,7 @@ class MaskRendering(nn.Module):
             assert isinstance(head, PointRendMaskHead)
             self.coarse_head = head.coarse_head
             if head.refinement is not None:
-                _check_kind("MODEL.POINT_HEAD.NAME", head.point_head, StandardPointHead)
+                check_kind("MODEL.POINT_HEAD.NAME", head.point_head, StandardPointHead)
                 assert isinstance(head.point_head, StandardPointHead)
                 refinement = head.refinement
                 points = StandardPoints(head.point_head)

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace, version: str) -> Report:
     checkpointer.load(cfg.MODEL.WEIGHTS)
     if args.format == FOLDER:
         return _save(args, model, settings)
-    graph = build_graph(model, part=args.part, cfg=cfg).eval()
+    graph = build_graph(model, part=args.part)
     description = describe(graph, cfg, settings.metadata, version)
     lines: list[str] = []
     try:

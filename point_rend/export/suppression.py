@@ -59,7 +59,9 @@ def choose_boxes(
     boxes: Tensor, scores: Tensor, *, iou: float, threshold: float, most: int, group_first: bool
 ) -> Tensor:
     """Call :func:`nms_of_groups`, or in a trace the equivalent operators of torchvision."""
-    choose = nms_of_torchvision if is_tracing() else nms_of_groups
+    # PyTorch counts an export as tracing, too, but translates the operator afterwards.
+    in_trace = is_tracing() and not torch.compiler.is_compiling()
+    choose = nms_of_torchvision if in_trace else nms_of_groups
     return choose(boxes, scores, iou, threshold, most, group_first)
 
 
@@ -83,14 +85,14 @@ def nms_of_torchvision(
     apart = boxes.reshape(-1, 4).index_select(0, found).double() + offset[:, None]
     # The declared shape of torchvision's result excludes fewer than two boxes: these two are kept,
     # as the last ones.
-    two = apart.new_tensor([[-4.0, -4.0, -3.0, -3.0], [-2.0, -2.0, -1.0, -1.0]])
+    two = torch.arange(-8, 0, dtype=apart.dtype, device=apart.device).unflatten(0, (2, 4))
     lowest = flat_scores.new_full((2,), torch.finfo(scores.dtype).min)
     candidates = torch.cat((flat_scores.index_select(0, found), lowest))
     kept = found.index_select(0, nms(torch.cat((apart, two)), candidates.double(), iou)[:-2])
     # Boxes that are not kept score less than all others.
     none = torch.full_like(flat_scores, float("-inf"))
     remaining = none.scatter(0, kept, flat_scores.index_select(0, kept))
-    best, chosen = remaining.unflatten(0, (-1, per_image)).sort(1, descending=True, stable=True)
+    best, chosen = remaining.unflatten(0, (-1, per_image)).sort(stable=True, dim=1, descending=True)
     best, chosen = best[:, :most], chosen[:, :most]
     if not group_first:
         chosen = chosen % num_groups * num_boxes + chosen // num_groups
