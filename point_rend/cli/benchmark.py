@@ -25,6 +25,9 @@ in PyTorch's packages for Linux.
 A case for which the stock project would need more memory than there is (it keeps masks for every
 class) runs without it, and so does a case in which it fails. On a GPU the largest batch that fits
 into memory is measured as well, for training steps of both sides.
+
+`pointrend benchmark end-to-end --threads 1` divides the CPU seconds of a whole model among its
+stages, with two columns for ours: as it is built, and as `Predictor` and `evaluate` prepare it.
 """
 
 import argparse
@@ -49,6 +52,7 @@ CASES = {
     "model": "whole models from the image to masks or the label map, and their heads' share of it",
     "train": "labels of masks, a training step of the ROI heads, and one of the R50-FPN model",
 }
+END_TO_END = "end-to-end"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,9 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program(),
         description="Measure time, memory and agreement against the heads that Detectron2 ships.",
-        epilog="cases: " + "; ".join(f"{name}: {text}" for name, text in CASES.items()),
+        epilog="cases: "
+        + "; ".join(f"{name}: {text}" for name, text in CASES.items())
+        + f"; {END_TO_END}, on its own: CPU seconds of the R50-FPN model by stage, from the image "
+        "to RLEs, for the stock project, for our model and for the one that Predictor prepares",
     )
-    parser.add_argument("cases", nargs="+", choices=[*CASES, "all"], help="see below")
+    parser.add_argument("cases", nargs="+", choices=[*CASES, "all", END_TO_END], help="see below")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default cpu)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")
     parser.add_argument(
@@ -91,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> "list[Record]":
         argv: The arguments; those of the process by default.
 
     Returns:
-        The measurements.
+        The measurements; none for end-to-end, whose table is printed.
 
     Raises:
         SystemExit: With code 2 after an error that the user can correct.
@@ -112,14 +119,21 @@ def main(argv: Sequence[str] | None = None) -> "list[Record]":
 
     import torch
 
+    from point_rend.experiments.benchmark.end_to_end import check_end_to_end, run_end_to_end
     from point_rend.experiments.benchmark.run import make_cases, run_cases
 
     if args.threads:
         torch.set_num_threads(args.threads)
     with user_errors():
-        cases = make_cases(names, settings)
+        is_end_to_end = END_TO_END in args.cases
+        cases = [] if is_end_to_end else make_cases(names, settings)
+        if is_end_to_end:
+            check_end_to_end(names, settings)
         if args.output:
             check_output(args.output, folder=True)
+    if is_end_to_end:
+        run_end_to_end(settings, args.output, stem)
+        return []
     return run_cases(cases, settings, args.output, stem)
 
 
