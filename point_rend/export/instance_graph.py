@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import ROIAlign
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN
@@ -63,11 +62,14 @@ class ProposedBoxes(NamedTuple):
         boxes: (M, 4).
         image: (M,), the index of the image.
         slot: (M,), image · P + rank within the image.
+        exists: (B, P), whether there is a proposal of this rank. An export has all of them, B · P
+            boxes: it must know the number of rows that a box head gets.
     """
 
     boxes: Tensor
     image: Tensor
     slot: Tensor
+    exists: Tensor
 
 
 class Proposals(nn.Module):
@@ -101,10 +103,15 @@ class Proposals(nn.Module):
         chosen = choose_boxes(
             *(boxes, scores), iou=self.iou, threshold=NONE, most=self.most, group_first=True
         )
-        slot, image, index = chosen_places(chosen)
+        exists, flat = chosen >= 0, chosen.flatten()
+        if torch.compiler.is_compiling():
+            slot = torch.arange(flat.shape[0], device=flat.device)
+        else:
+            slot = exists.flatten().nonzero()[:, 0]
+        image, index = slot // self.most, flat.index_select(0, slot).clamp(min=0)
         per_image = len(self.levels) * self.most_per_level
         kept = boxes.reshape(-1, 4).index_select(0, image * per_image + index)
-        return ProposedBoxes(kept, image, slot)
+        return ProposedBoxes(kept, image, slot, exists)
 
     def _best_of_level(
         self, level: int, objectness: Tensor, deltas: Tensor, sizes: Tensor
@@ -176,8 +183,9 @@ class Detections(nn.Module):
         """Return boxes (M, 4), scores, classes and images (M,) in images of sizes (B, 2)."""
         boxes, scores = self._predict(features, proposals, sizes)
         num_images, slots = sizes.shape[0], self.most_proposals
-        boxes = _in_slots(boxes, proposals.slot, num_images, slots, 0.0)  # (B, P, 4 R)
-        scores = _in_slots(scores, proposals.slot, num_images, slots, NONE)  # (B, P, K)
+        boxes = _in_slots(boxes, proposals.slot, num_images, slots)  # (B, P, 4 R)
+        scores = _in_slots(scores, proposals.slot, num_images, slots)  # (B, P, K)
+        scores = scores.masked_fill(~proposals.exists[:, :, None], NONE)
         boxes = boxes.unflatten(2, (-1, 4)).transpose(1, 2).expand(-1, self.num_classes, -1, -1)
         scores = scores.transpose(1, 2)
         chosen = choose_boxes(
@@ -187,7 +195,9 @@ class Detections(nn.Module):
             most=self.most,
             group_first=False,
         )
-        _, image, index = chosen_places(chosen)
+        flat = chosen.flatten()
+        found = (flat >= 0).nonzero()[:, 0]
+        image, index = found // self.most, flat.index_select(0, found)
         place = image * (self.num_classes * slots) + index
         boxes = boxes.reshape(-1, 4).index_select(0, place)
         return boxes, scores.flatten().index_select(0, place), index // slots, image
@@ -232,14 +242,15 @@ class Pooler(nn.Module):
         sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
         level = torch.floor(self.canonical_level + torch.log2(sides / self.canonical_side + 1e-8))
         level = level.clamp(self.first, self.last) - self.first
-        grids, order = [], []
+        grids, places = [], []
         for number, (features, pool) in enumerate(zip(maps, self.levels, strict=True)):
             chosen = (level == number).nonzero()[:, 0]
             grids.append(pool(features, regions.index_select(0, chosen)))
-            order.append(chosen)
-        place = torch.cat(order)
+            places.append(chosen)
+        place = torch.cat(places)
         numbers = torch.arange(place.shape[0], device=place.device)
-        return torch.cat(grids).index_select(0, torch.zeros_like(place).scatter(0, place, numbers))
+        order = torch.zeros_like(image).scatter(0, place, numbers)
+        return torch.cat(grids).index_select(0, order)
 
 
 def limits(sizes: Tensor) -> Tensor:
@@ -252,19 +263,9 @@ def clip(boxes: Tensor, limit: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def chosen_places(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return place, image and value, each (M,), of what is not negative in (B, n) integers."""
-    flat = chosen.flatten()
-    place = (flat >= 0).nonzero()[:, 0]
-    return place, place // chosen.shape[1], flat.index_select(0, place)
-
-
-def _in_slots(values: Tensor, slot: Tensor, num_images: int, slots: int, empty: float) -> Tensor:
-    """Return values (M, n) as (B, P, n), with `empty` where there is no proposal."""
-    table = values.new_full((num_images * slots, values.shape[1]), empty)
-    return table.index_put((slot,), values).unflatten(0, (-1, slots))
-
-
-def has_roi_align(pooler: ROIPooler) -> bool:
-    """Return whether the pooler is one of boxes without rotation that interpolates."""
-    return all(isinstance(level, ROIAlign) for level in pooler.level_poolers)
+def _in_slots(values: Tensor, slot: Tensor, num_images: int, slots: int) -> Tensor:
+    """Return values (M, n) as (B, P, n), with zeros where there is no proposal."""
+    if not torch.compiler.is_compiling():  # an export has a value for each slot
+        table = values.new_zeros((num_images * slots, values.shape[1]))
+        values = table.index_put((slot,), values)
+    return values.unflatten(0, (num_images, slots))

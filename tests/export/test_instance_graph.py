@@ -142,8 +142,11 @@ class Exported(NamedTuple):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Exported:
-    """A model and its ONNX file."""
-    model = detecting_model()
+    """A model, with batch norm in its box head, and its ONNX file."""
+    model = detecting_model(
+        *("MODEL.ROI_BOX_HEAD.NUM_CONV", "1", "MODEL.ROI_BOX_HEAD.CONV_DIM", "8"),
+        *("MODEL.ROI_BOX_HEAD.NORM", "BN"),
+    )
     graph = build_graph(model)
     assert isinstance(graph, InstanceGraph)
     folder = tmp_path_factory.mktemp("exported")
