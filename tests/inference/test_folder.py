@@ -213,6 +213,23 @@ def test_an_interrupted_writing_leaves_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_replacement_is_noticed_when_the_folder_is_loaded(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.from_pretrained(model)
+    with torch.no_grad():
+        next(predictor.model.parameters()).add_(1)
+
+    def interrupt(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("point_rend.inference.folder.build_card", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        predictor.save_pretrained(model, overwrite=True)
+    with pytest.raises(ValueError, match="is not the file of the card"):
+        Predictor.from_pretrained(model)
+
+
 def test_what_cannot_be_saved_is_one_error(saved: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_pretrained(saved)
     with pytest.raises(ValueError, match=r"license 'Apache 2': expected an identifier"):
