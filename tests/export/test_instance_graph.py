@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from point_rend.export.build import build_graph
 from point_rend.export.instance_graph import InstanceGraph
+from point_rend.export.quantization import quantize
 from point_rend.export.writers import write_onnx, write_torch_export, write_torchscript
 from point_rend.runtime.description import INSTANCES, KEY, Description
 from tests.export.instance_models import (
@@ -199,6 +200,30 @@ def test_an_onnx_file_has_names_open_sizes_native_suppression_and_its_descriptio
     assert not {"Loop", "If", "Scan", "SequenceConstruct"} & set(used)
     (entry,) = [x for x in content.metadata_props if x.key == KEY]
     assert Description.from_json(entry.value, "model.onnx") == DESCRIPTION
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_lower_precision_is_that_of_all_layers_of_backbone_and_box_head_and_no_others(
+    exported, precision, tmp_path
+):
+    image, size = noise(64, 96)[None], torch.tensor([[64, 96]])
+    path, batches = tmp_path / "low.onnx", [(image.numpy(), size.numpy())]
+    quantize(exported.folder / "model.onnx", path, precision=precision, batches=batches)
+    low = {
+        value.name.removesuffix("/float16").removesuffix("_quantized")
+        for value in onnx.load(path).graph.initializer
+        if value.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8)
+    }
+    layers = {
+        name
+        for name, _ in exported.graph.named_parameters()
+        if name.startswith(("backbone.", "detections.heads."))
+    }
+    assert {x for x in low if x.endswith("weight")} == {x for x in layers if x.endswith("weight")}
+    boxes, scores, *_, masks = in_onnxruntime(path)(image, size)
+    assert boxes.shape == (len(scores), 4)
+    assert masks.shape[0] == len(scores) > 0
+    assert ((masks >= 0) & (masks <= 1)).all()
 
 
 def test_an_exported_program_finds_the_objects_of_the_model(exported: Exported):
