@@ -22,7 +22,6 @@ from torch import nn
 from point_rend.export.graph import Graph, check_kind
 from point_rend.export.instance_graph import InstanceGraph
 from point_rend.export.mask_graph import MaskHeadGraph, MaskRendering
-from point_rend.export.normalization import make_norms_exportable
 from point_rend.export.semantic_graph import SemanticGraph
 from point_rend.meta_arch import PointRendSemanticSegmentor
 from point_rend.roi_heads import PointRendROIHeads
@@ -69,7 +68,6 @@ def _instance_graph(model: Any) -> InstanceGraph:
     _check_backbone(model.backbone)
     _check_proposals(model.proposal_generator)
     _check_heads(model.roi_heads)
-    make_norms_exportable(model.roi_heads)
     return InstanceGraph(model, MaskRendering(model.roi_heads.mask_head))
 
 
