@@ -19,7 +19,7 @@ from detectron2.modeling.roi_heads import (
 )
 from torch import nn
 
-from point_rend.export.graph import Graph, check_kind
+from point_rend.export.graph import Graph, check_backbone, check_kind
 from point_rend.export.instance_graph import InstanceGraph
 from point_rend.export.mask_graph import MaskHeadGraph, MaskRendering
 from point_rend.export.semantic_graph import SemanticGraph
@@ -65,19 +65,10 @@ def _mask_head_graph(model: Any) -> MaskHeadGraph:
 
 
 def _instance_graph(model: Any) -> InstanceGraph:
-    _check_backbone(model.backbone)
+    check_backbone(model.backbone)
     _check_proposals(model.proposal_generator)
     _check_heads(model.roi_heads)
     return InstanceGraph(model, MaskRendering(model.roi_heads.mask_head))
-
-
-def _check_backbone(backbone: Any) -> None:
-    square = backbone.padding_constraints.get("square_size", 0)
-    if square > 0:
-        raise ValueError(
-            f"MODEL.BACKBONE.NAME is {type(backbone).__name__}, which takes squares of {square} "
-            "pixels only and has no graph: expected a backbone for images of any size"
-        )
 
 
 def _check_proposals(rpn: Any) -> None:

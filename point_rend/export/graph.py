@@ -118,3 +118,17 @@ def check_kind(key: str, part: object, *kinds: type) -> None:
     if type(part) not in kinds:
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{key} is {type(part).__name__}, which has no graph: expected {expected}")
+
+
+def check_backbone(backbone: Any) -> None:
+    """Refuse a backbone for images of one size only.
+
+    Raises:
+        ValueError: If it takes squares of one size.
+    """
+    square = backbone.padding_constraints.get("square_size", 0)
+    if square > 0:
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME is {type(backbone).__name__}, which takes squares of {square} "
+            "pixels only and has no graph: expected a backbone for images of any size"
+        )

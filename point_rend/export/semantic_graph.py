@@ -17,7 +17,7 @@ import torch
 from detectron2.modeling import SemanticSegmentor
 from torch import Tensor, nn
 
-from point_rend.export.graph import ImageGraph
+from point_rend.export.graph import ImageGraph, check_backbone, check_kind
 from point_rend.meta_arch import PointRendSemanticSegmentor
 from point_rend.rendering.features import FineGrainedFeatures
 from point_rend.rendering.sampling import point_sample
@@ -75,7 +75,8 @@ class SemanticGraph(ImageGraph):
             the padded batch as one image; with ``PointRendSemSegHead`` or any head of Detectron2.
 
     Raises:
-        ValueError: If the model is another one, or its backbone takes squares only.
+        ValueError: If the model is another one, its head a class derived from ours, which may
+            render otherwise, or its backbone takes squares only.
     """
 
     task = SEM_SEG
@@ -86,6 +87,8 @@ class SemanticGraph(ImageGraph):
     def __init__(self, model: Any) -> None:
         super().__init__(model, padding_divisor(model))
         self.head = model.sem_seg_head
+        if isinstance(self.head, PointRendSemSegHead):
+            check_kind("MODEL.SEM_SEG_HEAD.NAME", self.head, PointRendSemSegHead)
         self.has_frames = isinstance(model, PointRendSemanticSegmentor)
         coarse = getattr(model.sem_seg_head, "coarse_sem_seg_head", model.sem_seg_head)
         window = pooling_window(coarse)
@@ -140,19 +143,11 @@ def padding_divisor(model: Any) -> int:
     """Return the number of which both sides of a batch are multiples.
 
     Raises:
-        ValueError: if the model has no semantic head of its own, or takes squares only.
+        ValueError: if the model is no semantic one, or takes squares only.
     """
-    if not isinstance(model, SemanticSegmentor):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {type(model).__name__} is no semantic model: expected "
-            "PointRendSemanticSegmentor or SemanticSegmentor"
-        )
+    check_kind("MODEL.META_ARCHITECTURE", model, PointRendSemanticSegmentor, SemanticSegmentor)
+    check_backbone(model.backbone)
     constraints = model.backbone.padding_constraints
-    if constraints.get("square_size", 0) > 0:
-        raise ValueError(
-            f"MODEL.BACKBONE.NAME {type(model.backbone).__name__} takes squares of "
-            f"{constraints['square_size']} pixels only, which has no graph"
-        )
     divisor = constraints.get("size_divisibility", model.backbone.size_divisibility) or 1
     if isinstance(model, PointRendSemanticSegmentor):
         return math.lcm(divisor, getattr(model.sem_seg_head, "frame_stride", 1))

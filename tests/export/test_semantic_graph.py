@@ -200,15 +200,24 @@ def test_averages_over_windows_take_multiples_of_them():
 
 
 def test_a_model_of_another_kind_has_no_graph():
-    with pytest.raises(ValueError, match="META_ARCHITECTURE Linear is no semantic model: expected"):
+    with pytest.raises(ValueError, match="META_ARCHITECTURE is Linear, which has no graph"):
         SemanticGraph(nn.Linear(1, 1))
+
+
+def test_a_head_derived_from_ours_has_no_graph():
+    model = model_of("semantic FPN")
+    model.sem_seg_head.__class__ = type("MyHead", (type(model.sem_seg_head),), {})
+    with pytest.raises(ValueError, match=r"SEM_SEG_HEAD\.NAME is MyHead, which has no graph"):
+        SemanticGraph(model)
 
 
 def test_a_backbone_of_squares_has_no_graph():
     model = model_of("semantic FPN")
     type(model.backbone).padding_constraints = {"square_size": 64}
     try:
-        with pytest.raises(ValueError, match="SmallBackbone takes squares of 64 pixels only"):
+        with pytest.raises(
+            ValueError, match="SmallBackbone, which takes squares of 64 pixels only"
+        ):
             SemanticGraph(model)
     finally:
         del type(model.backbone).padding_constraints
