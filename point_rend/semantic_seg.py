@@ -223,6 +223,7 @@ class PointRendSemSegHead(RemovedHooks, nn.Module):
         if self.training:
             assert targets is not None
             return None, self._losses(features, coarse, targets, image_sizes)
+        coarse = coarse.contiguous()  # subdivision reads the map of one class after the other
         levels = [features[name] for name in self.in_features]
         if image_sizes is None:
             return self._render(levels, coarse), {}
