@@ -12,6 +12,7 @@ P), as sampling returns them.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -124,9 +125,11 @@ class StandardPoints(nn.Module):
     def bind(self, levels: Sequence[StackedMaps], coarse: Tensor, boxes: Boxes) -> PointPredictor:
         """Bind the head to levels, to coarse logits (M, K, s, s) and to boxes."""
         if self.hidden:
-            channels = [level.cells.shape[1] for level in levels]
-            weights = self.hidden[0].inner.split(channels, dim=1)
-            levels = [x.projected(w) for x, w in zip(levels, weights, strict=True)]
+            ends = accumulate(level.cells.shape[1] for level in levels)
+            levels = [
+                level.projected(self.hidden[0].inner[:, end - level.cells.shape[1] : end])
+                for level, end in zip(levels, ends, strict=True)
+            ]
         *_, num_channels, height, width = coarse.shape
         cells = _with_ones(coarse.flatten(2))
         # Of two products in a row, the one with fewer channels at the points comes last.
@@ -153,7 +156,7 @@ class StandardPoints(nn.Module):
                 x = sum(samples[1:], samples[0]).transpose(0, 1)
             for number, layer in enumerate(self.hidden):
                 x = torch.matmul(layer.inner, x) if number else x
-                x = F.relu(x + term(layer, terms[number]))
+                x = x.add_(term(layer, terms[number])).relu_()
             return torch.matmul(last_inner, x) + term(self.predictor, last_term)
 
         return predict
@@ -215,9 +218,9 @@ class ImplicitPoints(nn.Module):
                 inputs.extend(x.transpose(0, 1) for x in boxes.sample(levels, coords))
             parts = weights[0].split([x.shape[1] for x in inputs], dim=2)
             products = [torch.matmul(w, x) for w, x in zip(parts, inputs, strict=True)]
-            x = sum(products[1:], products[0]) + biases[0][:, :, None]
+            x = sum(products[1:], products[0]).add_(biases[0][:, :, None])
             for weight, bias in zip(weights[1:], biases[1:], strict=True):
-                x = torch.matmul(weight, F.relu(x)) + bias[:, :, None]
+                x = torch.matmul(weight, x.relu_()).add_(bias[:, :, None])
             return x
 
         return predict
