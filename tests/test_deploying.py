@@ -1,6 +1,7 @@
 """The code and the layouts on the page about deploying, against files and graphs."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -23,6 +24,12 @@ def test_the_examples_for_files_are_short_and_linked_on_the_page():
     for example in examples:
         assert len(example.read_text(encoding="utf-8").splitlines()) <= 60
         assert f"](../examples/{example.name})" in PAGE
+
+
+def test_an_onnx_file_names_no_folder_of_the_machine_that_wrote_it():
+    content = planted().read_bytes()
+    for folder in (str(REPOSITORY), "site-packages", str(Path.home())):
+        assert folder.encode() not in content
 
 
 def test_openvino_reads_the_onnx_file_as_the_page_shows():

@@ -39,6 +39,8 @@ def write_onnx(graph: Graph, path: str | Path, description: Description) -> None
             verbose=False,
         )
     assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # lines of code, with folders of this machine
     program.model.metadata_props[KEY] = description.to_json()
     with atomic_path(path) as temporary:
         program.save(temporary, external_data=False)
