@@ -50,14 +50,14 @@ EXPORTED = "DeepLabV3+"
 
 
 class SmallBackbone(Backbone):
-    """Levels of stride 4 and 8, of which the second sees the padding."""
+    """Levels of stride 4 and 8; the convolutions of the heads on them see the padding."""
 
     size_divisibility = DIVISOR
 
     def __init__(self) -> None:
         super().__init__()
         self.p2 = nn.Conv2d(3, CHANNELS, 4, stride=4)
-        self.p3 = nn.Conv2d(CHANNELS, CHANNELS, 4, stride=2, padding=1)
+        self.p3 = nn.Conv2d(CHANNELS, CHANNELS, 2, stride=2)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         p2 = self.p2(x)
