@@ -15,6 +15,7 @@ from point_rend.export.suppression import (
 )
 from point_rend.runtime.description import KEY, Description
 from point_rend.utils.files import atomic_path
+from point_rend.utils.logs import only_errors
 
 OPSET = 20
 
@@ -78,6 +79,6 @@ def write_torchscript(graph: Graph, path: str | Path, description: Description) 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the exporters' warnings, which are about the code of PyTorch and Detectron2."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), only_errors("onnxscript"):
         warnings.simplefilter("ignore")
         yield
