@@ -1,7 +1,7 @@
 """`pointrend export`: write a trained model as a file that runs without this package.
 
     pointrend export --config-file output/my_run/config.yaml --format onnx --output model.onnx \
-        --verify photographs --opts MODEL.WEIGHTS output/my_run/model_final.pth
+        --verify photographs MODEL.WEIGHTS output/my_run/model_final.pth
 
 An exported file holds everything from the resized image to boxes and rendered masks, or labels, for
 images of any size and in batches; it also holds the config, the names of the classes and the
@@ -26,6 +26,7 @@ from point_rend.utils.arguments import add_data_set_options
 FORMATS = ("onnx", "torch-export", "torchscript", "folder")
 PARTS = ("model", "mask-head")
 AP_DROP = 0.5  # percent
+SECTIONS = ("DATALOADER", "DATASETS", "INPUT", "MODEL", "SOLVER", "TEST")  # of a config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -94,7 +95,27 @@ def build_parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace the model in a folder that is not empty"
     )
     add_data_set_options(parser)
+    parser.add_argument(
+        "more_opts", nargs="*", metavar="KEY VALUE", help="the same as --opts, after all options"
+    )
     return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; keys and values may follow the options, also those of many images."""
+    args = build_parser().parse_args(argv)
+    for images in (args.verify, args.calibration):
+        first = next((i for i, word in enumerate(images) if is_key(word)), len(images))
+        args.more_opts = [*args.more_opts, *images[first:]]
+        del images[first:]
+    args.opts = [*args.more_opts, *args.opts]
+    return args
+
+
+def is_key(word: str) -> bool:
+    """Return whether a word is a config key, such as MODEL.WEIGHTS."""
+    section, dot, _ = word.partition(".")
+    return (section in SECTIONS and bool(dot)) or word in ("OUTPUT_DIR", "SEED")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: With code 1 if the file is not equal enough, with code 2 after an error that the
             user can correct.
     """
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
     from point_rend.export.run import run
 
     with errors.user_errors():

@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 
 from point_rend import Predictor, SafeDetectionCheckpointer, load_config
 from point_rend.cli import evaluate, run_command
+from point_rend.cli.export import parse
 from point_rend.config.dumping import dump_config
 from point_rend.config.loading import parse_config
 from point_rend.engine import run, setup
@@ -223,3 +224,20 @@ def test_a_folder_holds_the_same_model(folder: Path, tmp_path: Path):
     found = Predictor.from_pretrained(output)(image)["instances"]
     assert np.array_equal(found.pred_masks, expected.pred_masks)
     assert torch.equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize(
+    ("words", "verify", "opts"),
+    [
+        ("MODEL.WEIGHTS w.pth", [], ["MODEL.WEIGHTS", "w.pth"]),
+        ("--opts MODEL.WEIGHTS w.pth", [], ["MODEL.WEIGHTS", "w.pth"]),
+        ("--verify a.jpg B MODEL.WEIGHTS w SEED 1", ["a.jpg", "B"], ["MODEL.WEIGHTS", "w", "SEED"]),
+        ("--verify a.jpg --opts SEED 1", ["a.jpg"], ["SEED", "1"]),
+        ("--verify a.jpg IMG.JPG", ["a.jpg", "IMG.JPG"], []),
+        ("--verify a.jpg --half SEED 1", ["a.jpg"], ["SEED", "1"]),
+    ],
+)
+def test_config_keys_follow_the_options_with_and_without_opts(words, verify, opts):
+    args = parse(["--config-file", "c.yaml", "--output", "model.onnx", *words.split()])
+    assert args.verify == verify
+    assert args.opts[: len(opts)] == opts
