@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from point_rend.experiments.benchmark.settings import AMP_TYPES, Settings
+from point_rend.experiments.benchmark.settings import AMP_TYPES, FILES, Settings
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output
 from point_rend.utils.program import program
@@ -84,6 +84,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (default 0)")
     parser.add_argument("--amp", choices=AMP_TYPES, default="none", help="autocast on both sides")
+    parser.add_argument(
+        "--files",
+        nargs="+",
+        choices=FILES,
+        default=[],
+        help="exported files that end-to-end also measures: in float32 by two runtimes, and with "
+        "backbone and box head in lower precision, by onnxruntime",
+    )
     parser.add_argument("--output", type=Path, help="folder for the table, JSON and a plot")
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="config of our side only"
@@ -113,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> "list[Record]":
         amp=args.amp,
         opts=tuple(args.opts),
         busy_processes=args.busy_processes,
+        files=tuple(args.files),
     )
     names = list(CASES) if "all" in args.cases else list(dict.fromkeys(args.cases))
     stem = "benchmark" if "all" in args.cases else "benchmark_" + "_".join(names)
@@ -129,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> "list[Record]":
         cases = [] if is_end_to_end else make_cases(names, settings)
         if is_end_to_end:
             check_end_to_end(names, settings)
+        elif args.files:
+            raise ValueError("--files is for end-to-end")
         if args.output:
             check_output(args.output, folder=True)
     if is_end_to_end:

@@ -1,14 +1,14 @@
 """CPU seconds of a whole model, from the image to encoded masks, by stage.
 
 Several ways compute the same results from the same weights: the stock project, this model as it is
-built, and the model as `Predictor` and `evaluate` prepare it. Further ways, such as exported files,
-are models that take and return the same.
+built, the model as `Predictor` and `evaluate` prepare it, and its exported file in each runtime.
 """
 
 import copy
 import dataclasses
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ import torch
 from detectron2.structures import Instances
 from torch import nn
 
+from point_rend import __version__
 from point_rend.acceleration.prepare import prepare_for_inference
 from point_rend.evaluation.postprocessing import UnpastedMasks, coco_records
 from point_rend.experiments.benchmark.instance_cases import (
@@ -31,8 +32,14 @@ from point_rend.experiments.benchmark.load import busy_processes
 from point_rend.experiments.benchmark.model_cases import model_pair
 from point_rend.experiments.benchmark.random_inputs import random_image, randomize
 from point_rend.experiments.benchmark.report import describe_machine
-from point_rend.experiments.benchmark.settings import Settings
+from point_rend.experiments.benchmark.settings import FILES, Settings
+from point_rend.export.build import build_graph
+from point_rend.export.quantization import quantize
+from point_rend.export.writers import write_onnx
 from point_rend.rendering.box_masks import BoxMasks
+from point_rend.runtime.description import Description
+from point_rend.runtime.exported_model import ExportedModel, padded_batch
+from point_rend.runtime.sessions import open_session
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import write_text
 
@@ -111,8 +118,10 @@ def run_end_to_end(settings: Settings, folder: Path | None, stem: str) -> list[T
     torch.manual_seed(settings.seed)
     with user_errors():  # options that change the weights of our side
         ways, inputs = build_ways(settings)
-    with busy_processes(settings.busy_processes):
-        timings = measure_ways(ways, inputs, settings.repeat)
+    with tempfile.TemporaryDirectory() as temporary:
+        ways += exported_ways(settings.files, ways[1].model, inputs["image"], Path(temporary))
+        with busy_processes(settings.busy_processes):
+            timings = measure_ways(ways, inputs, settings.repeat)
     machine = describe_machine(settings.device)
     notes = f"{machine['cpu']}, {machine['threads']} thread(s), torch {machine['torch']}, medians"
     text = f"{notes} of {settings.repeat} rounds\n\n{format_timings(timings)}"
@@ -129,7 +138,7 @@ def run_end_to_end(settings: Settings, folder: Path | None, stem: str) -> list[T
 
 
 def build_ways(settings: Settings) -> tuple[list[Way], dict[str, Any]]:
-    """Build three ways with the same random weights, and an image for them.
+    """Build the ways in PyTorch with the same random weights, and an image for them.
 
     The weights are such that the model detects as many boxes as it may.
     """
@@ -148,6 +157,50 @@ def build_ways(settings: Settings) -> tuple[list[Way], dict[str, Any]]:
         Way("prepared", UnpastedMasks(prepared), stages_of(prepared)),
     ]
     return ways, {"image": image, "height": height, "width": width}
+
+
+def exported_ways(
+    names: Sequence[str], model: nn.Module, image: torch.Tensor, folder: Path
+) -> list[Way]:
+    """Export a model, and build a way for each file and runtime.
+
+    Args:
+        names: Keys of `FILES`.
+        model: The model.
+        image: (3, H, W), from which the ranges of int8 are taken.
+        folder: A folder for the files.
+
+    Raises:
+        SystemExit: With code 2 if a package that a file needs is missing.
+    """
+    ways: list[Way] = []
+    if not names:
+        return ways
+    threads = torch.get_num_threads()
+    graph: Any = build_graph(model)
+    description = Description(
+        task=graph.task,
+        version=__version__,
+        classes=(),
+        image_format="BGR",
+        min_size=0,
+        max_size=0,
+        divisor=graph.divisor,
+        max_side=graph.max_side,
+        max_batch=graph.max_batch,
+    )
+    with user_errors():
+        write_onnx(graph, folder / "float32.onnx", description)
+        batch = [x.numpy() for x in padded_batch([image], graph.divisor)]
+        for name in names:
+            backend, precision = FILES[name]
+            path = folder / f"{precision}.onnx"
+            if not path.exists():
+                whole = folder / "float32.onnx"
+                quantize(whole, path, precision=precision, batches=[(batch[0], batch[1])])
+            session = open_session(path, backend=backend, threads=threads)
+            ways.append(Way(name, UnpastedMasks(ExportedModel(session))))
+    return ways
 
 
 def stages_of(model: Any) -> dict[str, tuple[nn.Module, nn.Module | None]]:

@@ -3,6 +3,13 @@
 from dataclasses import dataclass, field
 
 AMP_TYPES = ("none", "bfloat16", "float16")
+# Exported files: the runtime of each, and the precision of backbone and box head.
+FILES = {
+    "onnxruntime": ("onnxruntime", "float32"),
+    "openvino": ("openvino", "float32"),
+    "float16": ("onnxruntime", "float16"),
+    "int8": ("onnxruntime", "int8"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Settings:
         opts: Keys and values of the config, for our side only.
         shared_opts: Keys and values of the config, for both sides.
         busy_processes: Processes that compute something else meanwhile.
+        files: Keys of ``FILES`` that end-to-end also measures.
         sizes: Sizes of the inputs.
     """
 
@@ -56,4 +64,5 @@ class Settings:
     opts: tuple[str, ...] = ()
     shared_opts: tuple[str, ...] = ()
     busy_processes: int = 0
+    files: tuple[str, ...] = ()
     sizes: Sizes = field(default_factory=Sizes)

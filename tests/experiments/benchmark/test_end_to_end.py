@@ -1,5 +1,6 @@
 """CPU seconds by stage: sums, medians, the table, and ways that compute the same."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -161,3 +162,15 @@ def test_other_settings_are_refused(
         benchmark.main(words)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow  # an export
+def test_a_file_is_a_way_that_computes_the_same(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SMALL, files=("onnxruntime", "int8"))
+    *_, prepared, file, quantized = end_to_end.run_end_to_end(settings, tmp_path, "name")
+    assert (file.name, quantized.name) == settings.files
+    others, largest, differing = differences(file.instances, prepared.instances)
+    assert others == 0
+    assert largest < 1e-3
+    assert differing < 1e-4
+    assert len(quantized.instances) > 0
