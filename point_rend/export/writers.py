@@ -24,7 +24,7 @@ def write_onnx(graph: Graph, path: str | Path, description: Description) -> None
     """Write a graph as one ONNX file, with its description in the metadata.
 
     Raises:
-        ValueError: If the packages of the extra "onnx" are not installed.
+        ModuleNotFoundError: If the packages of the extra "onnx" are not installed.
         NotSavedError: If the file cannot be written.
     """
     with _quiet():

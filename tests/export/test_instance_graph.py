@@ -11,11 +11,13 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes as DetectedBoxes
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from point_rend.export.build import build_graph
-from point_rend.export.instance_graph import InstanceGraph
+from point_rend.export.instance_graph import InstanceGraph, Pooler
 from point_rend.export.quantization import quantize
 from point_rend.export.writers import write_onnx, write_torch_export, write_torchscript
 from point_rend.runtime.description import INSTANCES, KEY, Description
@@ -135,6 +137,18 @@ def test_a_graph_finds_the_boxes_of_the_model_to_the_bit(kind):
         compare(graph, model, graph.divisor, box=0, score=0, pixels=1e-5)
 
 
+def test_boxes_of_all_sizes_read_the_levels_that_the_model_reads():
+    generator = torch.Generator().manual_seed(0)
+    scales = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
+    pooler = ROIPooler(7, scales, sampling_ratio=0, pooler_type="ROIAlignV2")
+    maps = [torch.randn(2, 3, int(512 * x), int(640 * x), generator=generator) for x in scales]
+    corners = torch.rand(200, 2, generator=generator) * 200
+    sides = 2 ** (torch.rand(200, 2, generator=generator) * 10)
+    boxes, image = torch.cat((corners, corners + sides), dim=1), torch.arange(200) // 120
+    expected = pooler(maps, [DetectedBoxes(boxes[:120]), DetectedBoxes(boxes[120:])])
+    assert torch.equal(Pooler(pooler)(maps, boxes, image), expected)
+
+
 class Exported(NamedTuple):
     model: nn.Module
     graph: InstanceGraph
@@ -216,8 +230,8 @@ def test_lower_precision_is_that_of_all_layers_of_backbone_and_box_head_and_no_o
     }
     layers = {
         name
-        for name, _ in exported.graph.named_parameters()
-        if name.startswith(("backbone.", "detections.heads."))
+        for name, value in exported.graph.named_parameters()
+        if name.startswith(("backbone.", "detections.heads.")) and value.dim() > 1
     }
     assert {x for x in low if x.endswith("weight")} == {x for x in layers if x.endswith("weight")}
     boxes, scores, *_, masks = in_onnxruntime(path)(image, size)
