@@ -1,6 +1,8 @@
 """Convolutions with batch norm folded into their weights, and with fewer multiplications."""
 
-from typing import Any, NamedTuple
+import functools
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from torch import Tensor, nn
 
 from point_rend.acceleration import winograd
-from point_rend.acceleration.inference import derived, is_accelerated
+from point_rend.acceleration.inference import derived, has_hooks, is_accelerated
 
 BATCH_NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm)
 
@@ -20,15 +22,18 @@ MIN_CHANNELS = 128
 MIN_POSITIONS_PER_CHANNEL = 4
 
 
-class Kernel(NamedTuple):
+@dataclass
+class Kernel:
     """Weights of a convolution."""
 
     weight: Tensor  # (outputs, inputs of a group, rows, columns), in channels-last format
     bias: Tensor | None  # (outputs,)
 
+    @functools.cached_property
     def at_points(self) -> Tensor:
-        """Return the weights as :func:`winograd.convolve` takes them."""
-        return winograd.winograd_kernel(self.weight)
+        """The weights as :func:`winograd.convolve` takes them."""
+        with torch.inference_mode(False), torch.no_grad():
+            return winograd.winograd_kernel(self.weight)
 
 
 class FastConv2d(Conv2d):
@@ -39,15 +44,15 @@ class FastConv2d(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, H', W'), with norm and activation."""
-        if not is_accelerated(self, x):
+        if not is_accelerated(self, x) or x.dim() != 4:
             return super().forward(x)
         x = x.contiguous(memory_format=torch.channels_last)
         kernel = folded_kernel(self)
         if is_for_winograd(self, x):
-            weight = derived(self, "winograd", [kernel.weight], kernel.at_points)
-            y = winograd.convolve(x, weight, kernel.bias)
+            y = winograd.convolve(x, kernel.at_points, kernel.bias)
         else:
-            y = F.conv2d(x, *kernel, self.stride, self.padding, self.dilation, self.groups)
+            options = self.stride, self.padding, self.dilation, self.groups
+            y = F.conv2d(x, kernel.weight, kernel.bias, *options)
         if self.norm is not None and not is_foldable(self.norm):
             y = self.norm(y)
         return y if self.activation is None else self.activation(y)
@@ -65,8 +70,10 @@ def is_for_winograd(conv: Conv2d, x: Tensor) -> bool:
 
 
 def is_foldable(norm: Any) -> bool:
-    """Return whether a layer is a batch norm with fixed statistics."""
+    """Return whether a layer is a batch norm with fixed statistics, and without hooks."""
     if type(norm) not in BATCH_NORMS or norm.running_mean is None or norm.running_var is None:
+        return False
+    if has_hooks(norm):
         return False
     return not norm.training or type(norm) is FrozenBatchNorm2d
 
@@ -76,8 +83,8 @@ def folded_kernel(conv: Conv2d) -> Kernel:
     norm = conv.norm if is_foldable(conv.norm) else None
     sources = [conv.weight, conv.bias]
     if norm is not None:
-        sources += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    return derived(conv, "kernel", sources, lambda: _fold(conv, norm))
+        sources += [norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps]
+    return derived(conv, sources, lambda: _fold(conv, norm))
 
 
 def _fold(conv: Conv2d, norm: Any) -> Kernel:

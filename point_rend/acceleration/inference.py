@@ -1,14 +1,17 @@
 """The conditions of acceleration, and values that are derived from weights once."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from point_rend.rendering.constants import is_tracing
 
-_DERIVED = "_derived"  # attribute of a module; no part of its state dict
+Value = TypeVar("Value")
+
+_kept: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
 
 
 def is_accelerated(module: nn.Module, x: Tensor) -> bool:
@@ -28,41 +31,49 @@ def is_accelerated(module: nn.Module, x: Tensor) -> bool:
     )
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether somebody wants to see or change what a module computes."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def derived(
-    module: nn.Module, name: str, sources: Sequence[Tensor | None], make: Callable[..., Any]
-) -> Any:
+    module: nn.Module, sources: Sequence[Tensor | float | None], make: Callable[[], Value]
+) -> Value:
     """Return a value that is computed from weights of a module, and keep it until they change.
 
+    A change is seen in the weights themselves: counters of versions miss those through `.data` or
+    NumPy, those of fused optimizers, and the statistics that a batch norm collects in training.
+
     Args:
-        module: The module, which keeps the value outside of its state dict.
-        name: Name of the value.
-        sources: All weights and buffers that it depends on.
+        module: The module, which has one such value. Neither its state dict nor its copies have it.
+        sources: All weights, buffers and numbers that it depends on.
         make: Computes it.
     """
-    kept: dict[str, tuple[Any, ...]] = module.__dict__.setdefault(_DERIVED, {})
-    found = kept.get(name)
-    if found is not None and _are_unchanged(sources, *found[:2]):
-        return found[2]
-    with torch.inference_mode(False), torch.no_grad():
-        value = make()
-    kept[name] = (tuple(sources), tuple(map(_version, sources)), value)
-    return value
+    states = tuple(map(_state, sources))
+    found = _kept.get(module)
+    if found is None or found[0] != states:
+        with torch.inference_mode(False), torch.no_grad():
+            found = _kept[module] = (states, make())
+    return found[1]
 
 
 def forget_derived(module: nn.Module) -> None:
-    """Drop what :func:`derived` has kept in a module."""
-    module.__dict__.pop(_DERIVED, None)
+    """Drop what :func:`derived` has kept of a module."""
+    _kept.pop(module, None)
 
 
-def _are_unchanged(
-    sources: Sequence[Tensor | None], kept: Sequence[Tensor | None], versions: Sequence[Any]
-) -> bool:
-    same = all(x is y for x, y in zip(sources, kept, strict=True))
-    return same and all(_version(x) == y for x, y in zip(sources, versions, strict=True))
+def _state(source: Tensor | float | None) -> Any:
+    """Return what changes with a tensor."""
+    if not isinstance(source, Tensor):
+        return source
+    version = -1 if source.is_inference() else source._version
+    return source.data_ptr(), version, source.shape, source.dtype, _checksum(source.detach())
 
 
-def _version(source: Tensor | None) -> tuple[int, int] | None:
-    if source is None:
-        return None
-    # A tensor that was made in inference mode does not count its changes.
-    return source.data_ptr(), -1 if source.is_inference() else source._version
+def _checksum(source: Tensor) -> int:
+    """Add up the bits of a tensor, in words that a processor adds fast."""
+    flat = source.flatten()
+    if flat.dtype != torch.float32:
+        flat = flat.float()
+    is_even = flat.numel() % 2 == 0 and flat.storage_offset() % 2 == 0
+    return int(flat.view(torch.int64 if is_even else torch.int32).sum())

@@ -21,7 +21,7 @@ from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from point_rend.acceleration.inference import derived, is_accelerated
+from point_rend.acceleration.inference import derived, has_hooks, is_accelerated
 from point_rend.rendering.bilinear_gather import weighted_sums
 
 
@@ -48,7 +48,8 @@ class FastROIPooler(ROIPooler):
             canonical = self.canonical_box_size, self.canonical_level
             levels = assign_boxes_to_levels(box_lists, *range_of_levels, *canonical)
         height, width = self.output_size
-        pooled = boxes.new_empty(len(boxes), height, width, x[0].shape[1])
+        # Boxes whose area is not a number belong to no level.
+        pooled = boxes.new_zeros(len(boxes), height, width, x[0].shape[1])
         for number, (features, pooler) in enumerate(zip(x, poolers, strict=True)):
             chosen = (levels == number).nonzero()[:, 0]
             align_boxes(features, boxes[chosen], pooler, pooled, chosen)
@@ -135,21 +136,19 @@ class FastRCNNHead(FastRCNNConvFCHead):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pooled features (N, C, S, S) to (N, outputs)."""
-        if not is_accelerated(self, x):
+        layers = list(self)
+        flat = next((k for k, layer in enumerate(layers) if isinstance(layer, nn.Flatten)), -1)
+        # A layer that somebody has replaced or observes takes its own way.
+        linear = layers[flat + 1] if flat >= 0 else None
+        if type(linear) is not nn.Linear or has_hooks(linear) or not is_accelerated(self, x):
             return super().forward(x)
-        reads_positions = False
-        for layer in self:
-            if isinstance(layer, nn.Flatten):
-                reads_positions = True
-                shape = x.shape[1:]
-                x = x.permute(0, 2, 3, 1).flatten(1)
-            elif reads_positions:
-                reads_positions = False
-                make = functools.partial(_by_position, layer.weight, shape)
-                weight = derived(layer, "by_position", [layer.weight], make)
-                x = F.linear(x, weight, layer.bias)
-            else:
-                x = layer(x)
+        for layer in layers[:flat]:
+            x = layer(x)
+        make = functools.partial(_by_position, linear.weight, x.shape[1:])
+        weight = derived(linear, [linear.weight, *x.shape[1:]], make)
+        x = F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, linear.bias)
+        for layer in layers[flat + 2 :]:
+            x = layer(x)
         return x
 
 

@@ -31,8 +31,8 @@ def prepare_for_inference(model: nn.Module) -> nn.Module:
     The results are the same up to the rounding of float32. Each module of a class in ``FASTER``,
     but none of its subclasses, becomes one of the faster class with the same parameters, buffers,
     submodules and hooks; state dict and training stay as they were. What a module derives from its
-    weights is computed at the first image, and again after the weights have changed. Hooks of a
-    batch norm that is folded into its convolution are not called.
+    weights is computed at the first image, and again after the weights have changed. A layer with
+    hooks is not merged into another one.
 
     Training, gradients, accelerators, mixed precision, traces and exports still take the original
     way, see :func:`is_accelerated`.

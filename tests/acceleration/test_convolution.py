@@ -1,6 +1,7 @@
 """Batch norm folded into convolutions: the values of both layers, and weights left alone."""
 
 import copy
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -107,6 +108,19 @@ def test_changed_weights_and_statistics_take_effect():
     results.append(check())
     conv.load_state_dict(layer_of(norm_of(nn.BatchNorm2d, 12)).state_dict())
     results.append(check())
+    conv.norm.eps = 0.5
+    results.append(check())
+    # What follows changes no counter of versions.
+    conv.weight.data.mul_(3)
+    results.append(check())
+    conv.norm.bias.detach().numpy()[3] += 1
+    results.append(check())
+    conv.train()(torch.randn(4, 8, 9, 11) * 5)  # collects statistics
+    conv.eval()
+    results.append(check())
+    conv(x).square().sum().backward()
+    torch.optim.AdamW(conv.parameters(), 0.5, fused=True).step()
+    results.append(check())
     assert not any(torch.equal(a, b) for a, b in pairwise(results))
 
 
@@ -138,6 +152,35 @@ def test_state_dict_and_copies_are_those_of_the_original():
         twin.weight.zero_()
         assert torch.equal(conv(x), y)
         torch.testing.assert_close(twin(x).double(), expected(twin, x))
+
+
+def test_files_and_copies_hold_nothing_that_follows_from_the_weights():
+    conv = prepare_for_inference(layer_of(norm_of(FrozenBatchNorm2d, 12)))
+    size = len(pickle.dumps(conv))
+    with torch.no_grad():
+        y = conv(torch.ones(1, 8, 9, 11))
+        assert len(pickle.dumps(conv)) == size
+        assert torch.equal(pickle.loads(pickle.dumps(conv))(torch.ones(1, 8, 9, 11)), y)
+
+
+def test_a_norm_with_hooks_is_called():
+    conv = layer_of(norm_of(FrozenBatchNorm2d, 12))
+    x = torch.randn(1, 8, 9, 11)
+    hook = conv.norm.register_forward_hook(lambda *call: 2 * call[-1])
+    with torch.no_grad():
+        reference = conv(x)
+        prepare_for_inference(conv)
+        torch.testing.assert_close(conv(x), reference, rtol=1e-5, atol=TOLERANCE)
+        hook.remove()
+        torch.testing.assert_close(conv(x), reference / 2, rtol=1e-5, atol=TOLERANCE)
+
+
+def test_an_image_without_a_batch_is_convolved_as_before():
+    conv = layer_of(None)
+    x = torch.randn(8, 9, 11)
+    with torch.no_grad():
+        reference = conv(x)
+        assert torch.equal(prepare_for_inference(conv)(x), reference)
 
 
 def test_mixed_precision_takes_the_original_way():

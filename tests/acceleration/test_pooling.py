@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from detectron2.structures import Boxes
-from torch import Tensor
+from torch import Tensor, nn
 
 from point_rend.acceleration.pooling import FastROIPooler
 from point_rend.acceleration.prepare import prepare_for_inference
@@ -74,6 +74,15 @@ def test_boxes_that_are_not_finite_do_not_harm_the_others():
     torch.testing.assert_close(pooled[: len(boxes)], expected, rtol=0, atol=1e-5)
 
 
+def test_boxes_of_no_level_have_features_0(monkeypatch):
+    pooler = ROIPooler(7, SCALES, 0, "ROIAlignV2").eval()
+    boxes = [Boxes(torch.tensor([[9.0, 9, 3, 40], [float("nan")] * 4]))]  # areas below 0 and NaN
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *shape: x.new_full(shape, 7.0))
+    with torch.no_grad():
+        assert not pooler(pyramid(1), boxes).any()
+        assert not prepare_for_inference(pooler)(pyramid(1), boxes).any()
+
+
 def test_no_box_gives_no_features():
     pooler = prepare_for_inference(ROIPooler(7, SCALES, 0, "ROIAlignV2").eval())
     with torch.no_grad():
@@ -112,3 +121,22 @@ def test_the_box_head_gives_its_values_for_features_in_either_format(convolution
         torch.testing.assert_close(head(x), expected, rtol=1e-5, atol=1e-6)
         assert head(x[:0]).shape == (0, 10)
     assert head.state_dict().keys() == before.keys()
+
+
+def test_a_layer_that_is_replaced_or_observed_takes_its_own_way():
+    torch.manual_seed(0)
+    shape = ShapeSpec(channels=6, height=7, width=7)
+    head = FastRCNNConvFCHead(shape, conv_dims=[], fc_dims=[9, 10]).eval()
+    x = torch.randn(4, 6, 7, 7)
+
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    replaced, observed = copy.deepcopy(head), copy.deepcopy(head)
+    replaced.fc1 = Doubled(294, 9)
+    observed.fc1.register_forward_hook(lambda *call: 2 * call[-1])
+    with torch.no_grad():
+        for one in (replaced, observed):
+            expected = one(x)
+            assert torch.equal(prepare_for_inference(one)(x), expected)
