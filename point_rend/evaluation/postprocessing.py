@@ -94,7 +94,8 @@ def coco_records(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
 class UnpastedMasks(nn.Module):
     """A model whose results hold masks as :class:`BoxMasks`, where it detects boxes only.
 
-    Detectron2's panoptic model pastes its masks itself.
+    Detectron2's panoptic model pastes its masks itself. So does a model whose `forward` does more
+    than `inference`: one with hooks, or of a class with a `forward` of its own.
 
     Args:
         model: Maps a batch to Detectron2's results; a method `unpasted` of it does so with
@@ -109,6 +110,8 @@ class UnpastedMasks(nn.Module):
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Run the model on a batch."""
         model: Any = self.model
+        if _is_called_differently(model):
+            return model(batched_inputs)
         if hasattr(model, "unpasted"):
             return model.unpasted(batched_inputs)
         inference = getattr(type(model), "inference", None)
@@ -124,3 +127,17 @@ class UnpastedMasks(nn.Module):
             size = record.get("height", height), record.get("width", width)
             outputs.append({"instances": postprocess(found, *size)})
         return outputs
+
+
+def _is_called_differently(model: nn.Module) -> bool:
+    """Return whether somebody has changed what a call of a model does, but not its inference."""
+    if model._forward_hooks or model._forward_pre_hooks:
+        return True
+    if "forward" in vars(model) or "inference" in vars(model):
+        return True
+    for kind in type(model).__mro__:
+        if "inference" in vars(kind) or "unpasted" in vars(kind):
+            return False
+        if "forward" in vars(kind):
+            return True
+    return False

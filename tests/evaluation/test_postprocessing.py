@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling import build_model, detector_postprocess
+from detectron2.modeling import GeneralizedRCNN, build_model, detector_postprocess
 from detectron2.structures import Boxes, Instances
 
 from point_rend import load_config
@@ -114,3 +114,27 @@ def test_a_model_detects_the_same_when_its_masks_are_pasted_later(config: str, o
 def test_other_models_return_what_they_return():
     model = torch.nn.Identity()
     assert UnpastedMasks(model)([{"sem_seg": 1}]) == [{"sem_seg": 1}]
+
+
+@pytest.mark.parametrize("way", ["class", "object", "hook"])
+@torch.no_grad()
+def test_what_a_model_does_beyond_its_inference_is_not_skipped(way: str):
+    def first_alone(outputs: list[dict]) -> list[dict]:
+        return [{"instances": output["instances"][:1]} for output in outputs]
+
+    class Own(GeneralizedRCNN):
+        def forward(self, batched_inputs: list[dict]) -> list[dict]:
+            return first_alone(super().forward(batched_inputs))
+
+    model = build_model(load_config(POINTREND, TINY_MODEL)).eval()
+    inputs = [{"image": 255 * torch.rand(3, 64, 96)}]
+    assert len(model(inputs)[0]["instances"]) > 1
+    if way == "class":
+        model.__class__ = Own
+    elif way == "object":
+        forward = model.forward
+        model.forward = lambda batch: first_alone(forward(batch))
+    else:
+        model.register_forward_hook(lambda *call: first_alone(call[-1]))
+    (found,) = UnpastedMasks(model)(inputs)
+    assert len(found["instances"]) == 1
