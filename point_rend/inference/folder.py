@@ -18,7 +18,7 @@ from point_rend.data.datasets.classes import CLASS_COUNTS
 from point_rend.inference.classes import build_metadata
 from point_rend.inference.model_card import build_card, flat_metrics, read_metrics_file
 from point_rend.runtime.exported_model import ExportedModel
-from point_rend.runtime.model_folder import CARD_NAME, LABELS_NAME, WEIGHTS_NAME, labels_text
+from point_rend.runtime.model_folder import CARD_NAME, FILES, LABELS_NAME, WEIGHTS_NAME, labels_text
 from point_rend.utils.files import atomic_file, atomic_folder, write_text
 
 Metrics = Mapping[str, Any] | str | os.PathLike[str]
@@ -84,18 +84,25 @@ def save_folder(
         card = build_card(
             public,
             classes,
-            name=name or folder.resolve().name,
+            name=name or os.path.basename(os.path.realpath(folder)),
             sha256=sha256,
             license=license,
             metrics=flat_metrics(found or {}),
         )
         write_text(into / CARD_NAME, card)
 
-    if folder.is_dir() and any(folder.iterdir()):
-        write(folder)  # the card comes last: its SHA-256 shows whether all files are of one model
-    else:
-        with atomic_folder(folder) as temporary:
+    if not folder.is_dir():
+        with atomic_folder(os.path.realpath(folder)) as temporary:  # also behind a link
             write(temporary)
+        return folder
+    # A folder that exists may be the working directory, a mount, or one of other rights: it stays.
+    is_empty = not any(folder.iterdir())
+    try:
+        write(folder)  # the card comes last: its SHA-256 shows whether all files are of one model
+    except BaseException:
+        for written in FILES if is_empty else ():
+            (folder / written).unlink(missing_ok=True)
+        raise
     return folder
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,8 +50,8 @@ output = predictor("photo.jpg")  # Detectron2's results, such as {{"instances": 
 ```
 
 ```bash
-pointrend predict --model {name} --input photos/ --output predictions
-pointrend evaluate --model {name} {datasets}
+pointrend predict --model {word} --input photos/ --output predictions
+pointrend evaluate --model {word} {datasets}
 ```
 
 The config and the parameters also work on their own, in every command, as `--config-file` and
@@ -153,7 +154,8 @@ def build_card(
     data[SECTION] = {"version": __version__, "sha256": sha256}
     datasets = f'DATASETS.TEST "{tuple(cfg.DATASETS.TEST)}"' if cfg.DATASETS.TEST else ""
     body = _CARD.format(
-        name=name,
+        name=shorten(name),
+        word=shlex.quote(name),
         task=task,
         facts="\n".join(f"| {key} | {value} |" for key, value in _facts(cfg, classes).items()),
         quoted=json.dumps(name),
@@ -203,7 +205,7 @@ def _facts(cfg: CfgNode, classes: Mapping[str, Any]) -> dict[str, str]:
     return {
         "model": f"{cfg.MODEL.META_ARCHITECTURE}, {backbone}",
         "classes": f"{len(names)}: {shown}{', …' if len(names) > 10 else ''}",
-        "training data": ", ".join(cfg.DATASETS.TRAIN) or "not recorded",
+        "training data": _in_table(", ".join(cfg.DATASETS.TRAIN)) or "not recorded",
         "images": f"{cfg.INPUT.FORMAT}, short side {cfg.INPUT.MIN_SIZE_TEST}, long side "
         f"{cfg.INPUT.MAX_SIZE_TEST} at most",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),

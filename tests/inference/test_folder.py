@@ -211,6 +211,32 @@ def test_an_interrupted_writing_leaves_no_folder(
     with pytest.raises(OSError, match=r"model could not be saved \(No space left on device\)"):
         predictor.save_pretrained(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match="No space left on device"):
+        predictor.save_pretrained(tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_an_empty_folder_stays_itself_and_links_lead_to_the_model(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.from_pretrained(saved)
+    files = {path.name: path.read_bytes() for path in saved.iterdir() if path.name != "README.md"}
+    there = tmp_path / "working directory"
+    there.mkdir()
+    monkeypatch.chdir(there)
+    (tmp_path / "to-folder").symlink_to(tmp_path / "folder")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "to-nothing").symlink_to(tmp_path / "absent")
+    identity = there.stat().st_ino
+    for folder in (".", "../to-folder", "../to-nothing"):
+        predictor.save_pretrained(folder)
+        for name, content in files.items():
+            assert Path(folder, name).read_bytes() == content
+    assert there.stat().st_ino == identity
+    assert (tmp_path / "to-nothing").is_symlink()
+    card = (there / "README.md").read_text()
+    assert "\npointrend predict --model 'working directory' --input" in card
 
 
 def test_an_interrupted_replacement_is_noticed_when_the_folder_is_loaded(
