@@ -8,7 +8,7 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 
-def shares(start, end, length, side, margin=1):
+def shares(length, side, start, end, margin=1):
     """Return the pixels of a line between two ends, and the share of each cell in each of them."""
     pixels = np.arange(max(int(start) - 1, 0), min(int(end) + 2, length))
     cells = ((pixels + 0.5 - start) / (end - start) * side - 0.5).clip(-margin, side - 1 + margin)
@@ -29,26 +29,26 @@ def encode(mask):
 def segment(session, picture):
     """Return name, score, box (x0, y0, x1, y1) and mask of each object, or the mask of a class."""
     model = json.loads(session.get_modelmeta().custom_metadata_map["point_rend"])
-    picture, names, found = ImageOps.exif_transpose(picture).convert("RGB"), model["classes"], []
+    picture, names = ImageOps.exif_transpose(picture), model["classes"] or range(1 << 20)
+    picture = picture.point(lambda x: x / 256, "L") if picture.mode[0] == "I" else picture
     width, height = size = np.array(picture.size)
     if model["min_size"]:
         size = size * (model["min_size"] / size.min())
         size = size * min(1, model["max_size"] / size.max())
     columns, rows = size = np.maximum(size + 0.5, 1).astype(np.int64)
-    pixels = np.asarray(picture.resize(size.tolist(), Image.Resampling.BILINEAR), np.float32)
+    pixels = np.asarray(picture.convert("RGB").resize(size.tolist(), 2), np.float32)  # bilinear
     pixels = (pixels[..., ::-1] if model["image_format"] == "BGR" else pixels).transpose(2, 0, 1)
     pixels = np.pad(pixels, [(0, 0), *((0, -n % model["divisor"]) for n in (rows, columns))])
     first, *others = session.run(None, {"images": pixels[None], "sizes": size[None, ::-1]})
     if model["task"] == "sem_seg":  # the first output has the logits (1, K, H, W)
-        down, across = shares(0, height, height, rows, 0)[1], shares(0, width, width, columns, 0)[1]
+        down, across = shares(height, rows, 0, height, 0)[1], shares(width, columns, 0, width, 0)[1]
         labels = (down @ first[0, :, :rows, :columns] @ across.T).argmax(0)
         return [{"name": names[k], "mask": encode(labels == k)} for k in np.unique(labels)]
-    boxes = first * np.tile(picture.size / size, 2).astype(np.float32)
+    boxes, found = first * np.tile(picture.size / size, 2).astype(np.float32), []
     for box, score, index, _, mask in zip(boxes, *others, strict=True):
         if (box[2:] > box[:2]).all():
             full, side = np.zeros((height, width), bool), mask.shape[1]
-            x, across = shares(box[0], box[2], width, side)
-            y, down = shares(box[1], box[3], height, side)
+            (x, across), (y, down) = (shares(picture.size[k], side, *box[k::2]) for k in (0, 1))
             full[np.ix_(y, x)] = down @ mask[0] @ across.T >= 0.5
             one = {"name": names[index], "score": float(score), "box": box.round(2).tolist()}
             found.append(one | {"mask": encode(full)})

@@ -124,7 +124,7 @@ def run(args: argparse.Namespace, version: str) -> Report:
             for session in sessions:
                 session(*graph.example())
             if images:
-                inputs = list(_read(cfg, images))
+                inputs = _read(cfg, images)
                 differences = verify(model, graph, description, sessions, inputs)
                 lines.append(format_differences(differences, description.task))
                 if not all(x.passes for x in differences):

@@ -4,7 +4,7 @@ Decisions are compared, not values: the pixels of a mask with a probability of o
 the class of the largest logit. Rounding flips a few of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -104,7 +104,7 @@ def verify(
     graph: Graph,
     description: Description,
     sessions: Sequence[Session],
-    inputs: Inputs,
+    inputs: Iterable[Mapping[str, Any]],
 ) -> list[Difference]:
     """Compare a graph and its files with the model on images, one by one and in a batch.
 
@@ -113,7 +113,7 @@ def verify(
         graph: Its graph, or that of its mask head.
         description: The description of the files.
         sessions: The files in their runtimes.
-        inputs: The images as the model takes them.
+        inputs: The images as the model takes them, which are read one by one.
 
     Returns:
         The differences of the graph in eager mode, then of each session.
@@ -121,10 +121,7 @@ def verify(
     eager = Session("the graph", description, "the graph in eager mode", lambda x: graph(*x))
     runs = [(eager, Difference(eager.runtime, EAGER))]
     runs += [(session, Difference(session.runtime, RUNTIME)) for session in sessions]
-    batches = [[x] for x in inputs]
-    if len(inputs) > 1:
-        batches.append(list(inputs[:BATCH]))
-    for batch in batches:
+    for batch in _batches(inputs):
         images = [{"image": x["image"]} for x in batch]
         if description.task == MASK_HEAD:
             arguments, masks = _mask_head(model, graph, images)
@@ -155,6 +152,17 @@ def format_differences(differences: Sequence[Difference], task: str) -> str:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
     return "\n".join(lines)
+
+
+def _batches(inputs: Iterable[Mapping[str, Any]]) -> Iterator[Inputs]:
+    """Yield each image alone, then the first ones as one batch."""
+    together: list[Mapping[str, Any]] = []
+    for image in inputs:
+        if len(together) < BATCH:
+            together.append(image)
+        yield [image]
+    if len(together) > 1:
+        yield together
 
 
 def _results(model: Any, images: Inputs, task: str) -> list[Instances] | list[Tensor]:

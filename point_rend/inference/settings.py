@@ -159,10 +159,11 @@ def load_exported_settings(
     description = read_description(path)
     cfg = build_run_config(description, path, opts, opts_source=opts_source)
     if confidence_threshold is not None:
-        of_file = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+        of_file = description.score_threshold
         if confidence_threshold < of_file and description.task == INSTANCES:
             logger.warning("%s finds no instances of scores below %g", path, of_file)
-        _set_confidence_threshold(cfg, max(confidence_threshold, of_file))
+        of_config = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST  # not below the file's
+        _set_confidence_threshold(cfg, max(confidence_threshold, of_config))
     given = None if class_names is None else class_fields(model_outputs(cfg), class_names)
     stored = StoredMetadata(run_config.class_fields(description))
     return _finish(cfg, stored, given, None, opts, by_position=ignore_class_names)

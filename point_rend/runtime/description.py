@@ -19,7 +19,7 @@ INSTANCES, SEM_SEG, MASK_HEAD = "instances", "sem_seg", "mask_head"
 TASKS = (INSTANCES, SEM_SEG, MASK_HEAD)
 
 MOST = 1 << 20  # of any number in a description
-_BOUNDS = {"divisor": (1, MOST), "max_side": (1, MOST), "max_batch": (1, MOST)}
+_BOUNDS = {"divisor": (1, 1 << 10), "max_side": (1, MOST), "max_batch": (1, MOST)}
 _BOUNDS |= dict.fromkeys(("score_threshold", "nms_threshold"), (0, 1))
 _ITEMS: dict[str, Callable[[Any], bool]] = {
     "classes": lambda name: isinstance(name, str),
@@ -100,8 +100,8 @@ class Description:
                 f"expected {FORMAT}: export the model again"
             )
         try:
-            fields["classes"] = tuple(fields["classes"])
-            fields["class_ids"] = tuple(fields.get("class_ids", ()))
+            fields["classes"] = _listed(fields["classes"])
+            fields["class_ids"] = _listed(fields.get("class_ids", []))
             fields["class_colors"] = tuple(tuple(x) for x in fields.get("class_colors", ()))
             return cls(**fields)
         except (KeyError, TypeError) as error:
@@ -129,3 +129,9 @@ class Description:
                 raise TypeError(f"its {field.name} is {shown(value)}")
         if self.image_format not in ("BGR", "RGB"):
             raise TypeError(f"its image_format is {shown(self.image_format)}")
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{shown(value)} is no list")
+    return tuple(value)

@@ -118,21 +118,35 @@ class ExportedModel(nn.Module):
         outputs = self.session(*padded_batch(images, self.description.divisor))
         sizes = [image.shape[-2:] for image in images]
         if self.description.task != INSTANCES:
+            self._check_logits(outputs["logits"], len(images), sizes)
             return [x[:, :h, :w] for x, (h, w) in zip(outputs["logits"], sizes, strict=True)]
         self._check(outputs, len(images))
         return [self._instances(outputs, i, (h, w)) for i, (h, w) in enumerate(sizes)]
 
     def _check(self, outputs: Mapping[str, Tensor], num_images: int) -> None:
         """Refuse outputs that no graph of ours has."""
-        count = len(outputs["boxes"])
+        count, boxes, masks = len(outputs["boxes"]), outputs["boxes"], outputs["masks"]
         sound = all(len(value) == count for value in outputs.values())
-        sound = sound and outputs["boxes"].shape[1] == 4 and outputs["masks"].shape[1] == 1
+        sound = sound and all(outputs[x].is_floating_point() for x in ("boxes", "scores", "masks"))
+        sound = sound and boxes.shape[1] == 4 and bool(boxes.isfinite().all())
+        sound = sound and masks.shape[1] == 1 and masks.shape[2] == masks.shape[3] > 0
         for name, number in (("image", num_images), ("classes", len(self.description.classes))):
             value = outputs[name]
             known = number or torch.iinfo(torch.int64).max  # the file may lack class names
+            sound = sound and value.dtype == torch.int64
             sound = sound and bool(((value >= 0) & (value < known)).all())
         if not sound:
             raise ValueError(f"{self.session.path} is damaged: its outputs do not fit each other")
+
+    def _check_logits(self, logits: Tensor, num_images: int, sizes: Sequence[torch.Size]) -> None:
+        """Refuse logits that no graph of ours has."""
+        batch, classes, height, width = logits.shape
+        sound = batch == num_images and classes in (len(self.description.classes) or classes,)
+        sound = sound and classes > 0 and logits.is_floating_point()
+        if not sound or any(h > height or w > width for h, w in sizes):
+            raise ValueError(
+                f"{self.session.path} is damaged: its logits have shape {tuple(logits.shape)}"
+            )
 
     def _instances(
         self, outputs: Mapping[str, Tensor], image: int, size: tuple[int, int]

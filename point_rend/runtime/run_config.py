@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from point_rend.config.defaults import value_of
 from point_rend.config.loading import ARGUMENT, parse_config
 from point_rend.config.schema import ALWAYS, check_rules
+from point_rend.config.tasks import model_outputs
 from point_rend.runtime.description import INSTANCES, MASK_HEAD, Description
 
 THRESHOLD, DETECTIONS = "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "TEST.DETECTIONS_PER_IMAGE"
@@ -46,6 +47,7 @@ def build_run_config(
         )
     stored = parse_config(description.config, f"the config in {path}")
     cfg = parse_config(description.config, f"the config in {path}", opts, opts_source=opts_source)
+    _check_stored(stored, description, path)
     _check_options(cfg, stored, path)
     check_rules(cfg, ALWAYS)
     cfg.MODEL.WEIGHTS = path
@@ -64,6 +66,21 @@ def class_fields(description: Description) -> dict[str, Any]:
     if description.class_colors:
         fields[f"{kind}_colors"] = [list(color) for color in description.class_colors]
     return fields
+
+
+def _check_stored(stored: CfgNode, description: Description, path: str) -> None:
+    """Refuse a config that is not that of the graph."""
+    pairs = (
+        ("outputs", ", ".join(sorted(model_outputs(stored))), description.task),
+        ("INPUT.FORMAT", stored.INPUT.FORMAT, description.image_format),
+        ("TEST.AUG.ENABLED", stored.TEST.AUG.ENABLED, False),
+    )
+    for name, value, of_graph in pairs:
+        if value != of_graph:
+            raise ValueError(
+                f"the config in {path} is not that of its graph: {name} {value}, expected "
+                f"{of_graph}"
+            )
 
 
 def _check_options(cfg: CfgNode, stored: CfgNode, path: str) -> None:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from tests.cli.test_predict import write_pictures
@@ -88,6 +90,43 @@ def external_weights(path: Path) -> None:
     onnx.save(model, path)
 
 
+def with_augmentation(path: Path) -> None:
+    redescribed(path, planted(), description("instances", "TEST.AUG.ENABLED", "True"))
+
+
+def constant(task: str = "instances", **outputs: object) -> Make:
+    """Make a file whose graph gives the same outputs for each image."""
+    values = {
+        "instances": {
+            "boxes": np.array([[0, 0, 20, 20]], np.float32),
+            "scores": np.array([0.9], np.float32),
+            "classes": np.array([0]),
+            "image": np.array([0]),
+            "masks": np.full((1, 1, 8, 8), 0.9, np.float32),
+        },
+        "sem_seg": {"logits": None, "labels": np.zeros((1, 64, 96), np.int64)},
+    }[task]
+
+    def make(path: Path) -> None:
+        nodes, results = [], []
+        for name, value in (values | outputs).items():
+            array = np.array(value)
+            array = array.astype(np.float32) if array.dtype == np.float64 else array
+            tensor = onnx.numpy_helper.from_array(array, name)
+            nodes.append(onnx.helper.make_node("Constant", [], [name], value=tensor))
+            results.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, array.shape))
+        model = onnx.load(planted())
+        del model.graph.node[:], model.graph.output[:], model.graph.value_info[:]
+        del model.graph.initializer[:]
+        model.graph.node.extend(nodes)
+        model.graph.output.extend(results)
+        del model.metadata_props[:]
+        model.metadata_props.add(key="point_rend", value=description(task).to_json())
+        onnx.save(model, path)
+
+    return make
+
+
 def bomb(path: Path) -> None:
     """Write an archive whose extra file unpacks to far more than the archive has."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -147,6 +186,36 @@ ROWS = [
         "other outputs",
         predict(make=lambda path: redescribed(path, planted(), description("sem_seg"))),
         r"model\.onnx failed in onnxruntime",
+    ),
+    Row("huge divisor", predict(make=with_json(lambda x: x.update(divisor=1 << 14))), r"its divis"),
+    Row("class names a text", predict(make=with_json(lambda x: x.update(classes="abc"))), r"'abc'"),
+    Row(
+        "config of another graph",
+        predict(make=with_config(description("sem_seg").config)),
+        r"not that of its graph: outputs sem_seg, expected instances",
+    ),
+    Row(
+        "config with augmentation", predict(make=with_augmentation), r"TEST\.AUG\.ENABLED True, exp"
+    ),
+    *(
+        Row(f"outputs with {name}", predict(make=constant(**{x: value})), r"model\.onnx is damaged")
+        for name, x, value in [
+            ("no box", "boxes", [[math.nan, 0, 20, 20]]),
+            ("endless boxes", "boxes", [[-math.inf, 0, math.inf, 20]]),
+            ("half classes", "classes", [0.5]),
+            ("masks of no pixel", "masks", np.zeros((1, 1, 0, 0), np.float32)),
+            ("masks of bits", "masks", np.ones((1, 1, 8, 8), bool)),
+        ]
+    ),
+    Row(
+        "small logits",
+        predict("--formats", "labels", make=constant("sem_seg", logits=np.zeros((1, 4, 8, 8)))),
+        r"model\.onnx is damaged: its logits have shape \(1, 4, 8, 8\)",
+    ),
+    Row(
+        "logits of other classes",
+        predict("--formats", "labels", make=constant("sem_seg", logits=np.zeros((1, 9, 64, 96)))),
+        r"model\.onnx is damaged: its logits have shape \(1, 9, 64, 96\)",
     ),
     Row("executed", predict(make=torch_archive, name="a.pt2"), r"a\.pt2 is refused: PyTorch"),
     Row(

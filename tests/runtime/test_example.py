@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pycocotools.mask
 import pytest
 import torch
@@ -19,7 +20,7 @@ from point_rend.data.augmentation import build_augmentations
 from point_rend.runtime.description import KEY, Description
 from tests.commands import ENVIRONMENT
 from tests.conftest import REPOSITORY
-from tests.runtime.planted import INSTANCE_CONFIG, description, planted
+from tests.runtime.planted import INSTANCE_CONFIG, description, planted, redescribed
 from tests.tiny_datasets import KINDS
 
 EXAMPLE = REPOSITORY / "examples" / "run_onnx.py"
@@ -129,6 +130,18 @@ def test_it_prepares_pictures_as_the_models_do(tmp_path, min_size, max_size, ord
         padded = np.zeros((*images.shape[2:], 3), np.float32)
         padded[:height, :width] = augmented.image
         np.testing.assert_array_equal(images[0].transpose(1, 2, 0), padded)
+
+
+def test_it_takes_the_upper_half_of_16_bits_and_numbers_classes_without_names(tmp_path):
+    model, picture = tmp_path / "model.onnx", tmp_path / "photo.png"
+    redescribed(model, planted(), description(classes=()))
+    pixels = np.random.default_rng(0).integers(65536, size=(64, 96), dtype=np.uint16)
+    Image.fromarray(pixels).save(picture)
+    instances = Predictor(model)(picture)["instances"]
+    session = onnxruntime.InferenceSession(model)
+    found = run_onnx.segment(session, Image.open(picture))
+    assert [x["name"] for x in found] == instances.pred_classes.tolist()
+    assert [x["score"] for x in found] == pytest.approx(instances.scores.tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.99, 1.0])
