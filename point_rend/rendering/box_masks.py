@@ -122,6 +122,8 @@ class BoxMasks:
             mask = torch.zeros(self.image_size, dtype=torch.bool)
             mask[crop.window] = torch.from_numpy(crop.mask)
             return mask.to(self.device)
+        if isinstance(index, tuple) or index is None or index is Ellipsis:
+            raise TypeError(f"index {index!r:.100}: pixels have no index here: use `.tensor()`")
         if isinstance(index, list) and not index:
             index = slice(0)
         if not isinstance(index, slice):

@@ -153,6 +153,9 @@ def test_parts_and_unions_are_those_of_the_tensor(pair):
     some = torch.tensor([True, False, True, True, False])
     for index in (slice(1, 4), [3, 0], [], torch.tensor([4, 2]), some, slice(0, 0)):
         assert torch.equal(torch.stack([*masks[index], tensor[0]])[:-1], tensor[index])
+    for pixels in ((0, 1), (slice(None), 0), None, ...):
+        with pytest.raises(TypeError, match=r"pixels have no index here: use `\.tensor\(\)`"):
+            masks[pixels]
     joined = BoxMasks.cat([masks[:2], masks[2:]])
     assert torch.equal(joined.tensor(), tensor)
 
