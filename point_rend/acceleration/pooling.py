@@ -8,6 +8,7 @@ Shapes: N boxes, C channels, S side of the pooled grid, G samples of a bin along
 """
 
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 
 from point_rend.acceleration.inference import derived, has_hooks, is_accelerated
 from point_rend.rendering.bilinear_gather import weighted_sums
+
+CELLS_AT_ONCE = 1 << 21  # whose indices and weights take 32 MiB, with copies
 
 
 class FastROIPooler(ROIPooler):
@@ -81,28 +84,30 @@ def align_boxes(
     image_rows = (boxes[:, 0] * height).to(torch.int32)
     groups, group_of_box = counts.unique(dim=0, return_inverse=True)
     for number, (count_x, count_y) in enumerate(groups.tolist()):
-        group = (group_of_box == number).nonzero()[:, 0]
+        members = (group_of_box == number).nonzero()[:, 0]
         if not count_x * count_y:  # without samples the bins are 0
-            pooled[places[group]] = 0
+            pooled[places[members]] = 0
             continue
-        axes = [
-            _weights_along(first[group, axis], bin_sides[group, axis], count, side, size)
-            for axis, (count, side, size) in enumerate(
-                (
-                    (count_x, pooler.output_size[1], width),
-                    (count_y, pooler.output_size[0], height),
+        cells_of_box = math.prod(pooler.output_size) * (count_x + 1) * (count_y + 1)
+        for group in members.split(max(1, CELLS_AT_ONCE // cells_of_box)):
+            axes = [
+                _weights_along(first[group, axis], bin_sides[group, axis], count, side, size)
+                for axis, (count, side, size) in enumerate(
+                    (
+                        (count_x, pooler.output_size[1], width),
+                        (count_y, pooler.output_size[0], height),
+                    )
                 )
-            )
-        ]
-        (columns, weights_x), (rows, weights_y) = axes
-        rows = (rows + image_rows[group, None, None]) * width
-        # (N, rows of bins, columns of bins, rows of cells, columns of cells)
-        cells = rows[:, :, None, :, None] + columns[:, None, :, None, :]
-        weights = weights_y[:, :, None, :, None] * weights_x[:, None, :, None, :]
-        per_bin = cells.shape[3] * cells.shape[4]
-        offsets = torch.arange(0, cells.numel(), per_bin, dtype=cells.dtype)
-        sums = weighted_sums(table, cells.flatten(), weights.flatten(), offsets)
-        pooled[places[group]] = sums.view(-1, *pooled.shape[1:])
+            ]
+            (columns, weights_x), (rows, weights_y) = axes
+            rows = (rows + image_rows[group, None, None]) * width
+            # (N, rows of bins, columns of bins, rows of cells, columns of cells)
+            cells = rows[:, :, None, :, None] + columns[:, None, :, None, :]
+            weights = weights_y[:, :, None, :, None] * weights_x[:, None, :, None, :]
+            per_bin = cells.shape[3] * cells.shape[4]
+            offsets = torch.arange(0, cells.numel(), per_bin, dtype=cells.dtype)
+            sums = weighted_sums(table, cells.flatten(), weights.flatten(), offsets)
+            pooled[places[group]] = sums.view(-1, *pooled.shape[1:])
 
 
 def _weights_along(

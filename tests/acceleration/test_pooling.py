@@ -9,9 +9,11 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from detectron2.structures import Boxes
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
 from point_rend.acceleration.pooling import FastROIPooler
 from point_rend.acceleration.prepare import prepare_for_inference
+from tests.memory import LargestTensor
 
 HEIGHT, WIDTH = 192, 256
 SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
@@ -81,6 +83,18 @@ def test_boxes_of_no_level_have_features_0(monkeypatch):
     with torch.no_grad():
         assert not pooler(pyramid(1), boxes).any()
         assert not prepare_for_inference(pooler)(pyramid(1), boxes).any()
+
+
+def test_memory_does_not_grow_with_the_size_of_boxes():
+    pooler = prepare_for_inference(ROIPooler(7, [1.0], 0, "ROIAlignV2").eval())
+    boxes = [Boxes(torch.tensor([[0.5, 0.25, 400, 300]]).repeat(60, 1))]
+    features = [torch.randn(1, 2, 304, 400)]
+    with torch.no_grad(), LargestTensor() as largest:
+        pooled = pooler(features, boxes)
+    assert largest.bytes < 10_000_000  # at once, the cells would take 31 MB
+    assert torch.equal(pooled, pooled[:1].expand_as(pooled))
+    alone = roi_align(features[0], torch.tensor([[0, 0.5, 0.25, 400, 300]]), 7, aligned=True)
+    torch.testing.assert_close(pooled[:1], alone, rtol=0, atol=1e-5)
 
 
 def test_no_box_gives_no_features():
