@@ -25,7 +25,6 @@ from point_rend.utils.arguments import add_data_set_options
 
 FORMATS = ("onnx", "torch-export", "torchscript", "folder")
 PARTS = ("model", "mask-head")
-AP_DROP = 0.5  # percent
 SECTIONS = ("DATALOADER", "DATASETS", "INPUT", "MODEL", "SOLVER", "TEST")  # of a config
 
 
@@ -80,10 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-ap-drop",
         type=float,
-        default=AP_DROP,
         metavar="AP",
         help="mask AP (or mIoU) in percent that --half and --int8 may cost on DATASETS.TEST "
-        "(default %(default)g)",
+        "(default 0.5)",
     )
     parser.add_argument(
         "--license", default="", metavar="ID", help="license for the card of a folder: apache-2.0"

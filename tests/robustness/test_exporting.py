@@ -70,7 +70,10 @@ ROWS = [
     Row("half of a part", export("--half", "--part", "mask-head"), r"--half and --int8 are for"),
     Row("half without data", export("--half"), r"data set 'coco_2017_val'|coco_2017_val"),
     Row("half with two sets", registered, r"expected the one data set on which --half"),
-    Row("impossible drop", export("--max-ap-drop", "nan"), r"--max-ap-drop: expected 0"),
+    Row("no picture", export("--verify", "model.pth"), r"model\.pth is not an image"),
+    Row("drop of nothing", export("--max-ap-drop", "1"), r"--max-ap-drop: expected --half or --i"),
+    Row("data of nothing", export("--register-coco", *"abc"), r"--register-coco: expected --half"),
+    Row("impossible drop", export("--half", "--max-ap-drop", "nan"), r"--max-ap-drop: expected 0"),
     Row("folder, verified", export("--format", "folder", "--verify", "in"), r"--verify: --fo"),
     Row("license of a file", export("--license", "mit"), r"are for --format folder"),
     Row(
