@@ -44,7 +44,8 @@ def find_folder(
             raise ValueError(f"revision {revision!r}: {path} is a folder, which has no revisions")
         return path
     if os.path.lexists(path):
-        raise ValueError(f"{path} is a file, expected a folder or a repository of the Hub")
+        kind = "file" if os.path.exists(path) else "link to nothing"
+        raise ValueError(f"{path} is a {kind}, expected a folder or a repository of the Hub")
     if not isinstance(name, str) or not is_repository(name):
         raise FileNotFoundError(f"there is no folder {path}")
     return str(fetch_folder(name, revision=revision, token=token))

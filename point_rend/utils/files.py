@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENOTCONN}
 MAX_LINE = 1 << 20  # bytes
+TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR}
 LEFTOVERS = ".*.tmp*"  # glob pattern of the files that a killed process leaves
 
 
@@ -28,6 +29,8 @@ class NotSavedError(OSError):
         advice = "free some space or make the folder writable; the files saved before are unchanged"
         if error.errno in GONE:
             advice = "its folder was removed, or the disk of it is no longer there"
+        elif error.errno in TAKEN:
+            advice = "a folder has its name, which another process may have just written"
         super().__init__(error.errno, f"{reason}: {advice}")
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ from point_rend import Predictor, load_config
 from point_rend.checkpoint.class_metadata import read_stored_metadata
 from point_rend.cli import evaluate, run_command
 from point_rend.engine import run, setup
-from point_rend.inference.model_card import flat_metrics, read_metrics_file
+from point_rend.inference.model_card import build_card, flat_metrics, read_metrics_file
 from point_rend.runtime.hub import is_repository
 from point_rend.runtime.model_folder import FILES, read_model_folder
 from tests.checkpoint.nets import contents
@@ -237,6 +237,22 @@ def test_an_empty_folder_stays_itself_and_links_lead_to_the_model(
     assert (tmp_path / "to-nothing").is_symlink()
     card = (there / "README.md").read_text()
     assert "\npointrend predict --model 'working directory' --input" in card
+
+
+def test_one_of_two_processes_that_write_a_folder_at_once_finds_it_taken(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.from_pretrained(saved)
+
+    def be_slower(*arguments: Any, **options: Any) -> str:
+        shutil.copytree(saved, tmp_path / "model")
+        return build_card(*arguments, **options)
+
+    monkeypatch.setattr("point_rend.inference.folder.build_card", be_slower)
+    with pytest.raises(OSError, match="a folder has its name, which another process may have"):
+        predictor.save_pretrained(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert_same_results(Predictor.from_pretrained(tmp_path / "model"), predictor)
 
 
 def test_an_interrupted_replacement_is_noticed_when_the_folder_is_loaded(
