@@ -1,5 +1,6 @@
 """Writers of graphs: files that carry their description, complete or not at all."""
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from point_rend.export.suppression import (
     translations_to_onnx,
 )
 from point_rend.runtime.description import KEY, Description
-from point_rend.utils.files import atomic_path
+from point_rend.utils.files import atomic_file, atomic_path
 from point_rend.utils.logs import only_errors
 
 OPSET = 20
@@ -60,8 +61,10 @@ def write_torch_export(graph: Graph, path: str | Path, description: Description)
         # The guards of an export compare sizes of this example, such as "no map is one row high",
         # that do not matter to any operator; the ranges of the sizes are checked all the same.
         program._guards_code = []
-    with atomic_path(path) as temporary:
-        torch.export.save(program, temporary, extra_files={KEY: description.to_json()})
+    content = io.BytesIO()  # PyTorch ends the process if it cannot write to a file
+    with atomic_file(path) as file:
+        torch.export.save(program, content, extra_files={KEY: description.to_json()})
+        file.write(content.getbuffer())
 
 
 def write_torchscript(graph: Graph, path: str | Path, description: Description) -> None:
@@ -72,8 +75,10 @@ def write_torchscript(graph: Graph, path: str | Path, description: Description) 
     """
     with _quiet(), torch.no_grad():
         trace = torch.jit.trace(graph, graph.example(), check_trace=False)
-    with atomic_path(path) as temporary:
-        torch.jit.save(trace, temporary, _extra_files={KEY: description.to_json()})
+    content = io.BytesIO()  # PyTorch ends the process if it cannot write to a file
+    with _quiet(), atomic_file(path) as file:
+        torch.jit.save(trace, content, _extra_files={KEY: description.to_json()})
+        file.write(content.getbuffer())
 
 
 @contextmanager

@@ -124,7 +124,8 @@ def _renamed_at_the_end(path: Path, ending: str = ".tmp") -> Iterator[Path]:
         # Other errors are those of the writer, such as of a file that it reads.
         of_this_file = getattr(error, "filename", None) in (None, temporary, str(temporary))
         if isinstance(error, OSError) and error.errno is not None and of_this_file:
-            raise NotSavedError(path, error) from error
+            inner = error.__cause__ if isinstance(error, NotSavedError) else None
+            raise NotSavedError(path, inner if isinstance(inner, OSError) else error) from error
         raise
 
 

@@ -103,6 +103,18 @@ def read_a_missing_file(_: object) -> None:
         pass
 
 
+def test_a_form_within_a_form_names_the_file_and_the_reason_once(tmp_path: Path):
+    with (
+        pytest.raises(NotSavedError) as caught,
+        atomic_path(tmp_path / "a") as temporary,
+        atomic_path(temporary),
+    ):
+        raise OSError(errno.ENOSPC, "full")
+    assert str(caught.value).count("could not be saved (full)") == 1
+    assert str(caught.value).startswith(f"{tmp_path / 'a'} could")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_error_about_another_file_is_unchanged(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="missing"), atomic_file(tmp_path / "x") as file:
         read_a_missing_file(file)
