@@ -20,8 +20,8 @@ from tests.synthetic import (
     random_proposals,
     small_head_config,
 )
-from tests.synthetic_semantic import random_labels, small_semantic_config
-from tests.test_meta_arch import images, model_of
+from tests.synthetic_semantic import random_labels, small_semantic_config, smooth_images
+from tests.test_meta_arch import model_of
 
 COUNTS = [20, 12]
 
@@ -124,7 +124,7 @@ def test_a_step_of_the_semantic_head_gives_the_values_of_the_cpu_without_a_wait(
 
 def test_a_semantic_model_trains_on_images_of_the_host_without_a_wait(cuda: Record):
     model = model_of(PointRendSemanticSegmentor).to("cuda")
-    inputs = images([(64, 96), (40, 52)])
+    inputs = smooth_images([(64, 96), (40, 52)])
     cuda.clear()
     losses, _, _ = training_step(model, inputs)
     assert cuda.num_waits == 0, cuda

@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--files",
         nargs="+",
-        choices=FILES,
+        choices=list(FILES),
         default=[],
         help="exported files that end-to-end also measures: in float32 by two runtimes, and with "
         "backbone and box head in lower precision, by onnxruntime",
