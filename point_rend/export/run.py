@@ -169,10 +169,17 @@ def _save(args: argparse.Namespace, model: nn.Module, settings: Settings) -> Rep
 def _check_options(args: argparse.Namespace) -> None:
     """Refuse options that do not fit together, and formats whose packages are not installed.
 
+    The device of a config file does not matter, but one that is asked for would be ignored.
+
     Raises:
         ValueError: If there are any.
     """
     chosen = FORMATS[args.format]
+    given = dict(zip(args.opts[::2], args.opts[1::2], strict=False))  # keys are checked later
+    if given.get("MODEL.DEVICE", "cpu") != "cpu":
+        raise ValueError(
+            f"MODEL.DEVICE is {given['MODEL.DEVICE']}, but an export runs on the CPU: leave it out"
+        )
     if args.license or args.metrics or args.overwrite:
         raise ValueError("--license, --metrics and --overwrite are for --format folder")
     if Path(args.output).suffix.lower() != chosen.suffix:

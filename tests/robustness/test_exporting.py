@@ -77,6 +77,11 @@ ROWS = [
     Row("folder, verified", export("--format", "folder", "--verify", "in"), r"--verify: --fo"),
     Row("license of a file", export("--license", "mit"), r"are for --format folder"),
     Row(
+        "another device",
+        export(opts=["MODEL.DEVICE", "cuda"]),
+        r"MODEL\.DEVICE is cuda, but an export runs on the CPU",
+    ),
+    Row(
         "test-time augmentation",
         export(opts=["TEST.AUG.ENABLED", "True"]),
         r"TEST\.AUG\.ENABLED is True, but test-time augmentation has no graph",
