@@ -175,10 +175,11 @@ def _check_options(args: argparse.Namespace) -> None:
         ValueError: If there are any.
     """
     chosen = FORMATS[args.format]
-    given = dict(zip(args.opts[::2], args.opts[1::2], strict=False))  # keys are checked later
-    if given.get("MODEL.DEVICE", "cpu") != "cpu":
+    settings = dict(zip(args.opts[::2], args.opts[1::2], strict=False))  # keys are checked later
+    if settings.get("MODEL.DEVICE", "cpu") != "cpu":
         raise ValueError(
-            f"MODEL.DEVICE is {given['MODEL.DEVICE']}, but an export runs on the CPU: leave it out"
+            f"MODEL.DEVICE is {settings['MODEL.DEVICE']}, but an export runs on the CPU: "
+            "leave it out"
         )
     if args.license or args.metrics or args.overwrite:
         raise ValueError("--license, --metrics and --overwrite are for --format folder")
