@@ -28,6 +28,7 @@ into memory is measured as well, for training steps of both sides.
 
 `pointrend benchmark end-to-end --threads 1` divides the CPU seconds of a whole model among its
 stages, with two columns for ours: as it is built, and as `Predictor` and `evaluate` prepare it.
+With `--files onnxruntime openvino` it also exports the model and measures the file.
 """
 
 import argparse

@@ -13,18 +13,7 @@ from hypothesis import example, given
 from point_rend.runtime.description import KEY, Description
 from point_rend.runtime.files import read_description
 from tests.robustness.fuzzing.mutations import Mutation, mutated, mutations
-
-DESCRIPTION = Description(
-    task="sem_seg",
-    version="1.0",
-    classes=("tree", "Straße"),
-    image_format="BGR",
-    min_size=800,
-    max_size=1333,
-    divisor=32,
-    max_side=2048,
-    max_batch=8,
-)
+from tests.runtime.test_description import DESCRIPTION
 
 
 def model() -> bytes:
