@@ -30,6 +30,12 @@ lvis = ["lvis>=0.5.3"]
 onnx = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 openvino = ["openvino>=2025.1"]
 hub = ["huggingface_hub>=0.30"]
+# For `pointrend predict` on many images or huge ones, and on the boxes of other detectors.
+geotiff = ["rasterio>=1.4"]
+parquet = ["pyarrow>=17"]
+ray = ["ray[data]>=2.44", *parquet]
+supervision = ["supervision>=0.26"]
+page = ["gradio>=5.20"]
 serving = ["fastapi>=0.115", "onnxruntime>=1.20", "uvicorn>=0.32"]
 
 setup(
@@ -74,6 +80,11 @@ setup(
         "openvino": openvino,
         "hub": hub,
         "serving": serving,
+        "geotiff": geotiff,
+        "parquet": parquet,
+        "ray": ray,
+        "supervision": supervision,
+        "page": page,
         "dev": [
             *cityscapes,
             *completion,
@@ -82,6 +93,11 @@ setup(
             *openvino,
             *hub,
             *serving,
+            *geotiff,
+            *parquet,
+            *ray,
+            *supervision,
+            *page,
             "codespell>=2.4",
             "hypothesis>=6.130",
             "ipykernel>=6.29",

@@ -24,9 +24,11 @@ DATA = {*METHOD, *LOW, "color_augmentation", "visualization"}
 EVALUATION = {*DATA, "data"}
 RUNTIME = {*EVALUATION, "evaluation"}
 ENGINE = {*RUNTIME, "runtime", "solver", "acceleration"}
-INFERENCE = {*ENGINE, "engine"}
-EXPORT = {*INFERENCE, "inference", *HEAD_PARTS, *HEADS}
-EXPERIMENTS = {*EXPORT, "export", "registration"}
+INFERENCE = {*ENGINE, "engine", "tiling"}
+PREDICTORS = {*INFERENCE, "inference"}
+EXPORT = {*PREDICTORS, *HEAD_PARTS, *HEADS}
+USES = {"integrations", "refinement", "batch_inference", "playground"}
+EXPERIMENTS = {*EXPORT, *USES, "export", "registration"}
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
     "config": {"utils"},
@@ -46,7 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "acceleration": {"rendering"},
     "runtime": RUNTIME,
     "engine": ENGINE,
+    "tiling": {*EVALUATION, "evaluation"},
     "inference": INFERENCE,
+    **dict.fromkeys(USES, PREDICTORS),
     "export": EXPORT,
     "experiments": EXPERIMENTS,
     "cli": {*EXPERIMENTS, "experiments"},

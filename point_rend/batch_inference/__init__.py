@@ -1,0 +1,1 @@
+"""Prediction on many images: manifests, shards that continue after a stop, and clusters."""

@@ -1,0 +1,1 @@
+"""Conversion between this package's results and the types of other libraries."""
