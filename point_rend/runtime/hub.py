@@ -9,8 +9,8 @@ from typing import Any
 
 from point_rend.runtime.model_folder import FILES, LABELS_NAME, MAX_LABELS, MAX_TEXT, WEIGHTS_NAME
 from point_rend.utils.downloads import download_limit
+from point_rend.utils.imports import not_installed
 
-EXTRA = 'pip install "point_rend[hub]"'
 # Packages by which huggingface_hub sends requests, in its versions.
 HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
 
@@ -132,7 +132,7 @@ def _import_hub() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ValueError(f"huggingface_hub is not installed; install it with: {EXTRA}") from error
+        raise not_installed("huggingface_hub", "hub") from error
     return huggingface_hub
 
 

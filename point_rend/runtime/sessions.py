@@ -13,6 +13,7 @@ from torch import Tensor
 from point_rend.runtime.description import INSTANCES, MASK_HEAD, SEM_SEG, Description
 from point_rend.runtime.files import ONNX, TORCHSCRIPT, read_description
 from point_rend.utils.errors import shorten
+from point_rend.utils.imports import not_installed
 
 ONNXRUNTIME, OPENVINO, PYTORCH = "onnxruntime", "openvino", "PyTorch"
 BACKENDS = (ONNXRUNTIME, OPENVINO)
@@ -119,10 +120,7 @@ def open_session(
     try:
         compute = load(path, OUTPUTS[description.task], threads)
     except ImportError as error:
-        raise ValueError(
-            f"{runtime} is not installed; install it with: "
-            f'pip install "point_rend[{EXTRAS[runtime]}]"'
-        ) from error
+        raise not_installed(runtime, EXTRAS[runtime]) from error
     except Exception as error:
         raise ValueError(f"{path} cannot be loaded by {runtime}: {_reason(error)}") from error
     return Session(path, description, runtime, compute)

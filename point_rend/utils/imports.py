@@ -1,4 +1,4 @@
-"""Actions that wait for the import of a module; the message when Detectron2 is missing."""
+"""Actions that wait for the import of a module; the messages when a package is missing."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +13,18 @@ NO_DETECTRON2 = "Detectron2 is not installed; install it with: pointrend install
 def lacks_detectron2(error: ImportError) -> bool:
     """Return whether an import failed, directly or behind a public name, without Detectron2."""
     return error.name == "detectron2" and isinstance(error.__cause__ or error, ModuleNotFoundError)
+
+
+def not_installed(package: str, extra: str) -> ValueError:
+    """Return the error for a package that is missing, which an extra of this one installs.
+
+    Args:
+        package: Name of the missing package.
+        extra: Name of the extra, as in setup.py.
+    """
+    return ValueError(
+        f'{package} is not installed; install it with: pip install "point_rend[{extra}]"'
+    )
 
 
 def after_import(awaited: str, action: Callable[[], None], *, undisturbed: Sequence[str]) -> None:
