@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 # Keys that change what a model sees or computes, but the shape of no parameter.
 COMMON_KEYS = (
     "INPUT.FORMAT",
+    "INPUT.CHANNELS",
+    "INPUT.BITS",
     "MODEL.PIXEL_MEAN",
     "MODEL.PIXEL_STD",
     "MODEL.BACKBONE.NAME",

@@ -5,9 +5,8 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 from detectron2.config import CfgNode
-from PIL import Image
 
-from point_rend.config.defaults import OF_DATASET, point_head_num_classes, value_of
+from point_rend.config.defaults import OF_DATASET, pixel_format, point_head_num_classes, value_of
 from point_rend.config.schema import (
     CROPS,
     DEEPLAB_RESNETS,
@@ -21,6 +20,7 @@ from point_rend.config.schema import (
     semantic_head_name,
 )
 from point_rend.config.tasks import PANOPTIC, meta_architecture, model_outputs
+from point_rend.utils.pixel_format import COLORS, DEEP_ORDERS, EIGHT_BITS
 
 COCO_KEYPOINTS = 17
 LARGEST_SIDE = 16_384  # pixels of the short side of an image
@@ -67,6 +67,7 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
             "TEST.BOUNDARY_METRICS is True, but MODEL.MASK_ON is False: boundary metrics need masks"
         )
     if training:
+        _check_color_pictures(cfg)
         _check_sides(cfg, "TRAIN")
         _check_crop(cfg)
         _check_solver(cfg)
@@ -111,18 +112,43 @@ def check_max_dets(number: int, setting: str = MAX_DETS) -> None:
 
 def _check_pixels(cfg: CfgNode) -> None:
     mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
-    image_format = cfg.INPUT.FORMAT
-    channels = Image.getmodebands(image_format) if image_format in Image.MODES else 3
+    pixels = pixel_format(cfg)
+    channels = pixels.num_channels
     if len(mean) != channels:
+        key = f"FORMAT {pixels.order}" if pixels.has_colors else f"CHANNELS {channels}"
         raise ValueError(
-            f"MODEL.PIXEL_MEAN must be a list of {channels} values for INPUT.FORMAT "
-            f"{image_format}, got {mean}"
+            f"MODEL.PIXEL_MEAN must be a list of {channels} values for INPUT.{key}, got {mean}"
+        )
+    if channels in (1, COLORS) and not pixels.has_colors:
+        expected = "L" if channels == 1 else "BGR or RGB"
+        raise ValueError(
+            f"INPUT.CHANNELS is {channels}, but INPUT.FORMAT is {pixels.order}: expected {expected}"
+        )
+    if pixels.bits > EIGHT_BITS and pixels.has_colors and pixels.order not in DEEP_ORDERS:
+        raise ValueError(
+            f"INPUT.BITS is {pixels.bits}, but INPUT.FORMAT is {pixels.order}: expected "
+            f"{', '.join(DEEP_ORDERS)}"
         )
     # The models without ROI heads take one value for all channels, too.
     if len(std) != channels and (meta_architecture(cfg).has_roi_heads or len(std) != 1):
         raise ValueError(
             f"MODEL.PIXEL_STD must be a list of {channels} values, as many as MODEL.PIXEL_MEAN, "
             f"got {std}"
+        )
+
+
+def _check_color_pictures(cfg: CfgNode) -> None:
+    """Refuse what a training does with colors if the images have none, or not of 8 bits."""
+    pixels = pixel_format(cfg)
+    kind = f"INPUT.CHANNELS is {pixels.channels} and INPUT.BITS {pixels.bits}"
+    if cfg.INPUT.COLOR_AUG_SSD and not pixels.is_plain:
+        raise ValueError(
+            f"INPUT.COLOR_AUG_SSD is True, which needs colors of 8 bits, but {kind}: set it to "
+            "False"
+        )
+    if cfg.VIS_PERIOD > 0 and not pixels.has_colors:
+        raise ValueError(
+            f"VIS_PERIOD is {cfg.VIS_PERIOD}, which needs gray or colors, but {kind}: set it to 0"
         )
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from point_rend.utils.pixel_format import AS_FORMAT, EIGHT_BITS, PixelFormat
+
 INHERIT = -1  # class count of the head that has the point head
 OF_DATASET = -1  # limit of COCO or LVIS
 FITTING = -1  # number of steps that leads to the size of the image
@@ -62,6 +64,12 @@ STOCK_DEFAULTS: dict[str, Any] = {
 }
 # Those that only this package reads.
 OWN_DEFAULTS: dict[str, Any] = {
+    # Number of channels of an image; -1 follows INPUT.FORMAT. Another number than that of
+    # INPUT.FORMAT takes all channels of a file in their order, with a MODEL.PIXEL_MEAN for each.
+    "INPUT.CHANNELS": AS_FORMAT,
+    # Bits of an integer in an image: 8, 10, 12, 14 or 16. The largest one, 2^BITS - 1, becomes 255,
+    # so that MODEL.PIXEL_MEAN and PIXEL_STD are on the scale from 0 to 255 for any number of bits.
+    "INPUT.BITS": EIGHT_BITS,
     # Whether the training points are a fixed regular grid instead (Table 4, "regular grid").
     "MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID": False,
     # Boxes whose masks are rendered at a time, which bounds the memory; 0 takes all of an image,
@@ -162,6 +170,14 @@ def with_defaults(cfg: CfgNode) -> CfgNode:
 def value_of(cfg: CfgNode, key: str) -> Any:
     """Look up a dotted key."""
     return functools.reduce(operator.getitem, key.split("."), cfg)
+
+
+def pixel_format(cfg: CfgNode) -> PixelFormat:
+    """Return the pixels that a model expects; a config of the stock project has 8-bit ones."""
+    section = cfg.INPUT
+    return PixelFormat(
+        section.FORMAT, section.get("CHANNELS", AS_FORMAT), section.get("BITS", EIGHT_BITS)
+    )
 
 
 def point_head_num_classes(cfg: CfgNode, inherited: int, inherited_key: str) -> int:

@@ -27,6 +27,7 @@ from point_rend.config.loading import source_of
 from point_rend.config.tasks import meta_architecture
 from point_rend.utils.errors import did_you_mean, shortened
 from point_rend.utils.pictures import ORDERS
+from point_rend.utils.pixel_format import AS_FORMAT, DEPTHS, MOST_BANDS
 
 MOST_CHANNELS = 16_384
 MOST_LAYERS = 100
@@ -165,6 +166,11 @@ ALWAYS = {
     "MODEL.PIXEL_MEAN": list_of(FINITE),
     "MODEL.PIXEL_STD": list_of(NOT_ZERO),
     "INPUT.FORMAT": Rule("BGR, RGB or L", one_of(*ORDERS).fits),
+    "INPUT.CHANNELS": Rule(
+        f"from 1 to {MOST_BANDS}, or {AS_FORMAT} for those of INPUT.FORMAT",
+        lambda value: value == AS_FORMAT or whole(1, MOST_BANDS).fits(value),
+    ),
+    "INPUT.BITS": one_of(*DEPTHS),
     "INPUT.MIN_SIZE_TEST": NOT_NEGATIVE,
     "INPUT.MAX_SIZE_TEST": number(1),
     "DATASETS.TRAIN": TEXTS,

@@ -391,34 +391,52 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     """Convert a picture of one channel of 16 or 32 bits to 8 bits; return others unchanged."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
-    values = np.asarray(image)
+    return Image.fromarray(to_eight_bits(np.asarray(image), name))
+
+
+def to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:
+    """Convert values by the rule of this module; those of 8 bits stay as they are.
+
+    Args:
+        values: (H, W) or (H, W, C), of integers or floating-point numbers.
+        name: Their file, for messages.
+
+    Returns:
+        uint8, of the same shape.
+
+    Raises:
+        PictureError: If they fit no scale.
+    """
+    if values.dtype in (np.uint8, np.bool_):
+        return values if values.dtype == np.uint8 else values * np.uint8(255)
     low, high = values.min(), values.max()
-    if image.mode == "F":
+    if values.dtype.kind == "f":
         if not (low >= 0 and high <= 1):
             raise PictureError(
                 name,
                 f"has floating-point values from {low:g} to {high:g}: expected 0 to 1; save it "
                 "with 8 bits a channel",
             )
-        return Image.fromarray(_by_rows(values, lambda rows: rows * 255 + 0.5))
+        return _by_rows(values, lambda rows: rows * 255 + 0.5)
     if low < 0 or high > _top(np.uint16):
         raise PictureError(
             name,
-            f"has 32-bit values from {low} to {high}: expected 0 to {_top(np.uint16)}; save it "
-            "with 8 or 16 bits a channel",
+            f"has {8 * values.dtype.itemsize}-bit values from {low} to {high}: expected 0 to "
+            f"{_top(np.uint16)}; save it with 8 or 16 bits a channel",
         )
     if high < 1 << 12:
         _note(
             "12 bits",
-            "%s is almost black: its values end at %d of 65535; scale 10 or 12 bits to 16 or 8",
+            "%s is almost black: its values end at %d of 65535; scale 10 or 12 bits to 16 or 8, or "
+            "set INPUT.BITS",
             name,
             high,
         )
-    return Image.fromarray(_by_rows(values, lambda rows: rows >> 8))
+    return _by_rows(values, lambda rows: rows >> 8)
 
 
 def _by_rows(values: np.ndarray, to_8_bits: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Convert values (H, W) to uint8 without a second copy of all of them."""
+    """Convert values (H, W, ...) to uint8 without a second copy of all of them."""
     pixels = np.empty(values.shape, np.uint8)
     rows = max(1, STRIP // values.shape[1])
     for top in range(0, len(values), rows):
