@@ -1,5 +1,7 @@
 """From images to Detectron2's results."""
 
+import copy
+import itertools
 import os
 import tempfile
 from collections.abc import Sequence
@@ -49,6 +51,10 @@ class Predictor:
     part of the model random are an error.
 
     A file of `pointrend export` is run in the same way: `Predictor("model.onnx")`.
+
+    A predictor can be pickled, such as for the workers of a cluster: the pickle holds the model,
+    its config and its classes, and gives the same results wherever this package is installed. As
+    every pickle, it is only for those who trust its origin.
 
     Args:
         cfg: Config of the model and its weights; they are random if MODEL.WEIGHTS is empty. Or the
@@ -103,12 +109,61 @@ class Predictor:
             model = build_model(cfg)
             CompleteModelCheckpointer(model, allow_unsafe=allow_unsafe).load(cfg.MODEL.WEIGHTS)
         self.model = prepare_for_inference(model.eval())
+        self._paste_masks = paste_masks
+        self._build_around_the_model()
+
+    def _build_around_the_model(self) -> None:
+        """Build the preparation of images and the completion of results."""
+        cfg, paste_masks = self.cfg, self._paste_masks
         self._forward = self.model
         if cfg.TEST.AUG.ENABLED:
             self._forward = build_test_time_augmentation(cfg, self.model, paste_masks=paste_masks)
         elif not paste_masks:
             self._forward = UnpastedMasks(self.model)
         self._augmentations = AugmentationList(build_augmentations(cfg, is_train=False))
+
+    def __getstate__(self) -> dict[str, Any]:
+        model = self.model
+        if not _is_on_the_cpu(model):
+            model = copy.deepcopy(model).cpu()
+        return {
+            "cfg": self.cfg,
+            "metadata": self.metadata,
+            "model": model,
+            "paste_masks": self._paste_masks,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.cfg, self.metadata = state["cfg"], state["metadata"]
+        self.model, self._paste_masks = state["model"], state["paste_masks"]
+        check_machine(self.cfg, 1)
+        self.model.to(self.cfg.MODEL.DEVICE)
+        self._build_around_the_model()
+
+    def to(self, device: str) -> Self:
+        """Move the model to another device.
+
+        Args:
+            device: "cpu", "cuda" or "cuda:N".
+
+        Returns:
+            This predictor.
+
+        Raises:
+            ValueError: If this machine has no such device, or the model is an exported one, which
+                runs on the CPU.
+        """
+        if isinstance(self.model, ExportedModel) and device != "cpu":
+            raise ValueError(f"{self.model.session.path} runs on the CPU, not on {device}")
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = device
+        check_machine(cfg, 1)
+        cfg.freeze()
+        self.cfg = cfg
+        self.model.to(device)
+        self._build_around_the_model()
+        return self
 
     @classmethod
     def from_config_file(
@@ -375,3 +430,7 @@ class Predictor:
             found = self._forward([batch[i] for i in group])
             outputs |= dict(zip(group, found, strict=True))
         return [outputs[i] for i in range(len(batch))]
+
+
+def _is_on_the_cpu(model: nn.Module) -> bool:
+    return all(x.device.type == "cpu" for x in itertools.chain(model.parameters(), model.buffers()))

@@ -3,9 +3,12 @@
 Letters in shapes: B images of height H and width W, M boxes, K classes, S side of a mask.
 """
 
+import io
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from point_rend.runtime.description import INSTANCES, MASK_HEAD, SEM_SEG, Descri
 from point_rend.runtime.files import ONNX, TORCHSCRIPT, read_description
 from point_rend.utils.errors import shorten
 from point_rend.utils.imports import not_installed
+from point_rend.utils.reading import open_regular_file
 
 ONNXRUNTIME, OPENVINO, PYTORCH = "onnxruntime", "openvino", "PyTorch"
 BACKENDS = (ONNXRUNTIME, OPENVINO)
@@ -29,11 +33,34 @@ OUTPUTS = {
 RANKS = {"boxes": 2, "scores": 1, "classes": 1, "image": 1, "masks": 4, "logits": 4, "labels": 3}
 
 Compute = Callable[[Sequence[Tensor]], Sequence[Tensor] | Tensor]
-Loader = Callable[[str, Sequence[str], int], Compute]  # path, names of the outputs, threads
+Content = str | bytes  # of a file: its path, or what it contains
+Loader = Callable[[Content, Sequence[str], int], Compute]  # also names of the outputs, threads
+
+
+class Origin(NamedTuple):
+    """The file of a session as it was loaded; after a pickle, with its content."""
+
+    size: int  # bytes
+    modified: int  # nanoseconds
+    threads: int
+    content: bytes | None = None
+
+    @classmethod
+    def of(cls, descriptor: int | str, threads: int) -> "Origin":
+        """Look a file up, by its path or an open one."""
+        status = os.stat(descriptor)
+        return cls(status.st_size, status.st_mtime_ns, threads)
 
 
 class Session:
     """An exported file, ready to run on the CPU.
+
+    A session that is pickled carries the file, so that another machine can run it.
+
+    Args:
+        path, description, runtime: See the attributes.
+        compute: Runs the graph.
+        origin: The file; without one, the session cannot be pickled.
 
     Attributes:
         path: The file.
@@ -41,11 +68,30 @@ class Session:
         runtime: Name of the library that runs it.
     """
 
-    def __init__(self, path: str, description: Description, runtime: str, compute: Compute) -> None:
+    def __init__(
+        self,
+        path: str,
+        description: Description,
+        runtime: str,
+        compute: Compute,
+        origin: Origin | None = None,
+    ) -> None:
         self.path = path
         self.description = description
         self.runtime = runtime
         self._compute = compute
+        self._origin = origin
+
+    def __reduce__(self) -> tuple[Callable[..., "Session"], tuple[Any, ...]]:
+        if self._origin is None:
+            raise pickle.PicklingError(f"{self.path} is not in a file")
+        origin = self._origin
+        if origin.content is None:
+            with open_regular_file(self.path, what="model") as file:
+                if Origin.of(file.fileno(), origin.threads) != origin:
+                    raise pickle.PicklingError(f"{self.path} has changed since it was loaded")
+                origin = origin._replace(content=file.read())
+        return _load, (self.path, self.description, self.runtime, origin)
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Run the graph.
@@ -102,13 +148,10 @@ def open_session(
     suffix = Path(path).suffix.lower()
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"--backend: expected {' or '.join(BACKENDS)}, got {backend!r}")
-    load: Loader
+    runtime = PYTORCH
     if suffix == ONNX:
         runtime = backend or ONNXRUNTIME
-        load = _load_onnxruntime if runtime == ONNXRUNTIME else _load_openvino
     else:
-        runtime = PYTORCH
-        load = _load_torchscript if suffix == TORCHSCRIPT else _load_torch_export
         if backend is not None:
             raise ValueError(f"--backend {backend} runs ONNX files, but {path} is run by PyTorch")
         if not allow_unsafe:
@@ -117,26 +160,33 @@ def open_session(
                 "origin, load it with allow_unsafe=True (--allow-unsafe-checkpoint on the command "
                 "line); ONNX files are safe"
             )
+    return _load(path, description, runtime, Origin.of(path, threads))
+
+
+def _load(path: str, description: Description, runtime: str, origin: Origin) -> Session:
+    """Load a file, or its content that came with a pickle, by the runtime of this name."""
+    by_torch = _load_torchscript if Path(path).suffix.lower() == TORCHSCRIPT else _load_torch_export
+    load = {ONNXRUNTIME: _load_onnxruntime, OPENVINO: _load_openvino, PYTORCH: by_torch}[runtime]
     try:
-        compute = load(path, OUTPUTS[description.task], threads)
+        compute = load(origin.content or path, OUTPUTS[description.task], origin.threads)
     except ImportError as error:
         raise not_installed(runtime, EXTRAS[runtime]) from error
     except Exception as error:
         raise ValueError(f"{path} cannot be loaded by {runtime}: {_reason(error)}") from error
-    return Session(path, description, runtime, compute)
+    return Session(path, description, runtime, compute, origin)
 
 
 def _reason(error: Exception) -> str:
     return shorten(" ".join(str(error).split()), LONGEST_REASON)
 
 
-def _load_onnxruntime(path: str, outputs: Sequence[str], threads: int) -> Compute:
+def _load_onnxruntime(content: Content, outputs: Sequence[str], threads: int) -> Compute:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised as well
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
     def compute(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -146,13 +196,14 @@ def _load_onnxruntime(path: str, outputs: Sequence[str], threads: int) -> Comput
     return compute
 
 
-def _load_openvino(path: str, outputs: Sequence[str], threads: int) -> Compute:
+def _load_openvino(content: Content, outputs: Sequence[str], threads: int) -> Compute:
     import openvino
 
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = str(threads)
-    model = openvino.Core().compile_model(path, "CPU", options)
+    core = openvino.Core()
+    model = core.compile_model(core.read_model(content), "CPU", options)
     results = [model.output(name) for name in outputs]
 
     def compute(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -163,12 +214,16 @@ def _load_openvino(path: str, outputs: Sequence[str], threads: int) -> Compute:
     return compute
 
 
-def _load_torch_export(path: str, _outputs: Sequence[str], _threads: int) -> Compute:
+def _load_torch_export(content: Content, _outputs: Sequence[str], _threads: int) -> Compute:
     # The guards also exclude images so small that a map is one cell, which the graph serves.
-    graph = torch.export.load(path).module(check_guards=False)
+    graph = torch.export.load(_file(content)).module(check_guards=False)
     return lambda inputs: graph(*inputs)
 
 
-def _load_torchscript(path: str, _outputs: Sequence[str], _threads: int) -> Compute:
-    graph = torch.jit.load(path, map_location="cpu")
+def _load_torchscript(content: Content, _outputs: Sequence[str], _threads: int) -> Compute:
+    graph = torch.jit.load(_file(content), map_location="cpu")
     return lambda inputs: graph(*inputs)
+
+
+def _file(content: Content) -> str | io.BytesIO:
+    return io.BytesIO(content) if isinstance(content, bytes) else content
