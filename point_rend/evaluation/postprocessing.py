@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from point_rend.rendering.box_masks import THRESHOLD, BoxMasks
+from point_rend.rendering.box_masks import THRESHOLD, BoxMasks, LazyMasks
 
 
 class Unpasted(NamedTuple):
@@ -61,7 +61,7 @@ def paste(output: Mapping[str, Any]) -> dict[str, Any]:
     """Return a result of a model in which `pred_masks` are a tensor, as Detectron2 returns them."""
     output = dict(output)
     found = output.get("instances")
-    if found is not None and found.has("pred_masks") and isinstance(found.pred_masks, BoxMasks):
+    if found is not None and found.has("pred_masks") and isinstance(found.pred_masks, LazyMasks):
         fields = {**found.get_fields(), "pred_masks": found.pred_masks.tensor()}
         output["instances"] = Instances(found.image_size, **fields)
     return output
@@ -71,7 +71,7 @@ def coco_records(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
     """Return instances of an image in COCO's result format, with class indices as categories.
 
     Args:
-        instances: Detections in the image, on the CPU. Their masks may be :class:`BoxMasks`.
+        instances: Detections in the image, on the CPU. Their masks may be :class:`LazyMasks`.
         image_id: Id of the image.
 
     Returns:
@@ -79,7 +79,7 @@ def coco_records(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
     """
     fields = dict(instances.get_fields())
     masks = fields.get("pred_masks")
-    if not isinstance(masks, BoxMasks):
+    if not isinstance(masks, LazyMasks):
         return instances_to_coco_json(instances, image_id)
     del fields["pred_masks"]
     records = instances_to_coco_json(Instances(instances.image_size, **fields), image_id)

@@ -1,4 +1,4 @@
-"""Masks of boxes that are pasted into their image only when they are read, box by box.
+"""Masks that are pasted into their image only when they are read, one by one.
 
 Detectron2 pastes the masks of an image into one tensor (N, H, W), whatever the size of the boxes,
 and encodes each of them from a copy of the whole image. Here a mask is computed in the window of
@@ -12,6 +12,7 @@ Shapes: N boxes of an image, S side of a mask, H and W height and width of the i
 of a window, all in pixels but S.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -25,6 +26,7 @@ from point_rend.rendering.sampling import sample_lattice
 
 THRESHOLD = 0.5  # of the probabilities in a mask
 PIXELS_AT_ONCE = 1 << 18  # whose coordinates and probabilities take 3 MiB
+MAX_ENCODED_PIXELS = (1 << 32) - 1  # of an image; pycocotools counts with 32 bits
 
 Rle = dict[str, Any]
 
@@ -58,12 +60,103 @@ class Crop(NamedTuple):
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
-class BoxMasks:
-    """Masks of the boxes in an image; they stand in for a bool tensor (N, H, W).
+class LazyMasks(ABC):
+    """Masks of an image that stand in for a bool tensor (N, H, W), without its memory.
 
-    Reading an index or iterating gives bool tensors (H, W); any other index gives masks of a part
-    of the boxes, as `Instances` requires of its fields. :meth:`crops` and :meth:`rles` are the fast
-    ways to read.
+    Reading an index or iterating gives bool tensors (H, W); any other index gives a part of the
+    masks, as `Instances` requires of its fields. :meth:`crops` and :meth:`rles` are the fast ways
+    to read.
+
+    Args:
+        image_size: H and W.
+        device: Device of the tensors that are read.
+
+    Attributes:
+        image_size, device: As given.
+    """
+
+    dtype = torch.bool
+
+    def __init__(self, image_size: tuple[int, int], device: torch.device) -> None:
+        self.image_size = image_size
+        self.device = device
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def crops(self) -> Iterator[Crop]:
+        """Yield the masks in windows that contain all of their foreground."""
+
+    @abstractmethod
+    def part(self, index: Any) -> Self:
+        """Return the masks of a slice, a list, or a tensor of bool or integers (M,)."""
+
+    @abstractmethod
+    def on(self, device: torch.device) -> Self:
+        """Return the same masks, to be read on another device."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the tensor that the masks stand for, (N, H, W)."""
+        return torch.Size([len(self), *self.image_size])
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one mask (H, W) for an integer, else a part of the masks."""
+        if isinstance(index, Tensor) and index.dim() == 0 and index.dtype != torch.bool:
+            index = int(index)
+        if isinstance(index, int | np.integer):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"mask {index} of {len(self)}")
+            index = int(index) % len(self)
+            (crop,) = self[index : index + 1].crops()
+            mask = torch.zeros(self.image_size, dtype=torch.bool)
+            mask[crop.window] = torch.from_numpy(crop.mask)
+            return mask.to(self.device)
+        if isinstance(index, tuple) or index is None or index is Ellipsis:
+            raise TypeError(f"index {index!r:.100}: pixels have no index here: use `.tensor()`")
+        return self.part(slice(0) if isinstance(index, list) and not index else index)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return all masks (N, H, W), for `numpy.asarray`."""
+        return np.asarray(self.tensor().cpu().numpy(), dtype=dtype)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} of {self.image_size[0]} × {self.image_size[1]})"
+
+    def to(self, device: Any = None, dtype: torch.dtype = torch.bool) -> Self:
+        """Return the same masks, to be read on another device.
+
+        They are still computed where they were, so the pixels are the same.
+
+        Raises:
+            TypeError: For another type than bool.
+        """
+        if dtype != torch.bool:
+            raise TypeError(f"masks are bool, got {dtype}: convert `.tensor()`")
+        return self.on(self.device if device is None else torch.device(device))
+
+    def tensor(self) -> Tensor:
+        """Return all masks at once, (N, H, W) bool."""
+        masks = torch.zeros(self.shape, dtype=torch.bool)
+        for mask, crop in zip(masks, self.crops(), strict=True):
+            mask[crop.window] = torch.from_numpy(crop.mask)
+        return masks.to(self.device)
+
+    def rles(self) -> Iterator[Rle]:
+        """Yield the masks in COCO's compressed encoding, exactly as pycocotools encodes them.
+
+        Raises:
+            ValueError: As :func:`rle_of_crop`.
+        """
+        return (rle_of_crop(crop, self.image_size) for crop in self.crops())
+
+
+class BoxMasks(LazyMasks):
+    """Masks of the boxes in an image, from the probabilities in each box.
 
     Args:
         probabilities: (N, S, S), of foreground in the cells of each mask.
@@ -72,13 +165,11 @@ class BoxMasks:
         device: Device of the tensors that are read; that of the probabilities by default.
 
     Attributes:
-        probabilities, boxes, image_size, device: As given.
+        probabilities, boxes: As given.
 
     Raises:
         ValueError: If a shape is another one, or a coordinate is not finite.
     """
-
-    dtype = torch.bool
 
     def __init__(
         self,
@@ -97,65 +188,22 @@ class BoxMasks:
             raise ValueError("boxes: expected finite coordinates, got infinite ones or NaN")
         if not probabilities.is_floating_point():
             probabilities = probabilities.float()
+        super().__init__(image_size, probabilities.device if device is None else device)
         self.probabilities = probabilities
         self.boxes = boxes
-        self.image_size = image_size
-        self.device = probabilities.device if device is None else device
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the tensor that the masks stand for, (N, H, W)."""
-        return torch.Size([len(self), *self.image_size])
 
     def __len__(self) -> int:
         return len(self.probabilities)
 
-    def __getitem__(self, index: Any) -> Any:
-        """Return one mask (H, W) for an integer, else the masks of a part of the boxes."""
-        if isinstance(index, Tensor) and index.dim() == 0 and index.dtype != torch.bool:
-            index = int(index)
-        if isinstance(index, int | np.integer):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"mask {index} of {len(self)}")
-            index = int(index) % len(self)
-            (crop,) = self[index : index + 1].crops()
-            mask = torch.zeros(self.image_size, dtype=torch.bool)
-            mask[crop.window] = torch.from_numpy(crop.mask)
-            return mask.to(self.device)
-        if isinstance(index, tuple) or index is None or index is Ellipsis:
-            raise TypeError(f"index {index!r:.100}: pixels have no index here: use `.tensor()`")
-        if isinstance(index, list) and not index:
-            index = slice(0)
+    def part(self, index: Any) -> Self:
+        """Return the masks of a part of the boxes."""
         if not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.probabilities.device)
-        return type(self)(
-            self.probabilities[index],
-            self.boxes[index],
-            self.image_size,
-            self.device,
-        )
+        boxes = self.boxes[index]
+        return type(self)(self.probabilities[index], boxes, self.image_size, self.device)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[i] for i in range(len(self)))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Return all masks (N, H, W), for `numpy.asarray`."""
-        return np.asarray(self.tensor().cpu().numpy(), dtype=dtype)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} of {self.image_size[0]} × {self.image_size[1]})"
-
-    def to(self, device: Any = None, dtype: torch.dtype = torch.bool) -> Self:
-        """Return the same masks, to be read on another device.
-
-        They are still computed where the probabilities are, so the pixels are the same.
-
-        Raises:
-            TypeError: For another type than bool.
-        """
-        if dtype != torch.bool:
-            raise TypeError(f"masks are bool, got {dtype}: convert `.tensor()`")
-        device = self.device if device is None else torch.device(device)
+    def on(self, device: torch.device) -> Self:
+        """Return the same masks, to be read on another device."""
         return type(self)(self.probabilities, self.boxes, self.image_size, device)
 
     @classmethod
@@ -199,14 +247,10 @@ class BoxMasks:
                 np.greater_equal(values, THRESHOLD, out=columns[part])
             yield Crop(columns.T, top, left)
 
-    def rles(self) -> Iterator[Rle]:
-        """Yield the masks in COCO's compressed encoding, exactly as pycocotools encodes them."""
-        return (rle_of_crop(crop, self.image_size) for crop in self.crops())
 
-
-def crops(masks: "Tensor | BoxMasks") -> Iterator[Crop]:
+def crops(masks: Tensor | LazyMasks) -> Iterator[Crop]:
     """Yield masks in windows of their foreground; a tensor is (N, H, W) on the CPU."""
-    return masks.crops() if isinstance(masks, BoxMasks) else map(Crop.of, masks.bool().numpy())
+    return masks.crops() if isinstance(masks, LazyMasks) else map(Crop.of, masks.bool().numpy())
 
 
 def rle_of_crop(crop: Crop, image_size: tuple[int, int]) -> Rle:
@@ -218,16 +262,52 @@ def rle_of_crop(crop: Crop, image_size: tuple[int, int]) -> Rle:
 
     Returns:
         COCO's compressed encoding, with "counts" as bytes.
+
+    Raises:
+        ValueError: If the image has more pixels than the encoding can count.
     """
-    height, width = image_size
+    column, row = run_ends(crop)
+    return rle_of_runs(column, row, image_size)
+
+
+def run_ends(crop: Crop) -> tuple[np.ndarray, np.ndarray]:
+    """Find the vertical runs of a mask's foreground, column by column.
+
+    Returns:
+        Columns and rows (2R,) in the image: in turn the first pixel of a run, and the one below its
+        last, in the same column.
+    """
     rows, columns = crop.mask.shape
     # With a pixel of background below each column, all runs end within their column.
     flat = np.zeros(columns * (rows + 1) + 1, dtype=bool)
     flat[1:].reshape(columns, rows + 1)[:, :rows] = crop.mask.T
     column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), rows + 1)
-    changes = (column + crop.left) * height + row + crop.top
-    if rows == height:  # a run that ends at the bottom may go on at the top of the next column
-        goes_on = np.flatnonzero(changes[1:-1:2] == changes[2::2]) * 2 + 1
+    return column + crop.left, row + crop.top
+
+
+def rle_of_runs(column: np.ndarray, row: np.ndarray, image_size: tuple[int, int]) -> Rle:
+    """Encode a mask from its vertical runs.
+
+    Args:
+        column, row: (2R,) integers, as of :func:`run_ends`.
+        image_size: H and W.
+
+    Returns:
+        As :func:`rle_of_crop`.
+
+    Raises:
+        ValueError: As :func:`rle_of_crop`.
+    """
+    height, width = image_size
+    if height * width > MAX_ENCODED_PIXELS:
+        raise ValueError(
+            f"COCO's encoding cannot count the pixels of an image of {height}×{width}: expected at "
+            f"most {MAX_ENCODED_PIXELS:,}"
+        )
+    changes = column.astype(np.int64) * height + row
+    # A run that ends at the bottom may go on at the top of the next column.
+    goes_on = np.flatnonzero(changes[1:-1:2] == changes[2::2]) * 2 + 1
+    if goes_on.size:
         changes = np.delete(changes, [goes_on, goes_on + 1])
     ends = np.empty(changes.size + 2, dtype=np.int64)
     ends[0], ends[1:-1], ends[-1] = 0, changes, height * width

@@ -61,7 +61,7 @@ class TileGrid(NamedTuple):
     lefts: tuple[int, ...]
 
     @property
-    def count(self) -> int:
+    def num_tiles(self) -> int:
         """Number of tiles."""
         return len(self.tops) * len(self.lefts)
 

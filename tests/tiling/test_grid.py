@@ -21,7 +21,7 @@ def test_tiles_of_one_size_cover_the_image_and_stay_within_it(image_size, overla
         assert window.right <= image_size[1]
         seen[window.slices] += 1
     assert seen.all()
-    assert grid.count == len(windows) == len(set(windows))
+    assert grid.num_tiles == len(windows) == len(set(windows))
 
 
 @pytest.mark.parametrize("image_size", SIZES)
