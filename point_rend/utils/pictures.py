@@ -185,7 +185,7 @@ def open_picture(path: str | Path, *, what: str = "image") -> Iterator[Image.Ima
                     raise Image.DecompressionBombError(f"{width} x {height} pixels")
                 if not width * height:
                     raise PictureError(path, f"has {width} x {height} pixels")
-                if _is_raw(image, head):
+                if is_raw(image, head):
                     raise PictureError(path, _of_format(RAW))
                 yield image
         except PictureError:
@@ -462,7 +462,7 @@ def _formats() -> list[str]:
     return [name for name in Image.ID if name not in FOREIGN_FORMATS]
 
 
-def _is_raw(image: Image.Image, head: bytes) -> bool:
+def is_raw(image: Image.Image, head: bytes) -> bool:
     """Return whether a TIFF is a camera's raw file, of which Pillow reads the thumbnail."""
     tags: Any = getattr(image, "tag_v2", {})
     is_canon = re.match(CANON_RAW, head, re.DOTALL) is not None
