@@ -237,9 +237,10 @@ def _layout(path: str) -> _Layout | None:
 
 def _of_tags(image: TiffImagePlugin.TiffImageFile, file_bytes: int) -> _Layout:
     tags: Any = image.tag_v2
+    arguments: Any = image.tile[0].args
     width, height = image.size
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-    raw_mode = re.sub(r"(?<=;16)[BLN]$", "", str(image.tile[0][3][0]))
+    raw_mode = re.sub(r"(?<=;16)[BLN]$", "", str(arguments[0]))
     if raw_mode == "R" and max(bits) == 8:  # band after band, uncompressed
         raw_mode = image.mode
     is_upright = tags.get(ExifTags.Base.Orientation, 1) == 1
@@ -249,9 +250,8 @@ def _of_tags(image: TiffImagePlugin.TiffImageFile, file_bytes: int) -> _Layout:
         bands = 0
     palette = None
     if raw_mode == "P":
-        palette = (np.array(tags[TiffImagePlugin.COLORMAP]).reshape(3, -1).T // 256).astype(
-            np.uint8
-        )
+        palette = np.array(tags[TiffImagePlugin.COLORMAP]).reshape(3, -1).T // 256
+        palette = palette.astype(np.uint8)
         bands = bands if len(palette) == 256 else 0
     samples = max(len(bits), tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
     return _Layout(
@@ -301,8 +301,8 @@ def _check_blocks(path: str, dataset: Any) -> None:
         raise PictureError(
             path,
             f"is stored in blocks of {width}×{height} pixels, which are decoded as a whole: "
-            f"expected at most {MAX_BLOCK} bytes; store it in tiles, for instance with `rio convert "
-            "--co tiled=yes`",
+            f"expected at most {MAX_BLOCK} bytes; store it in tiles, such as by `rio convert --co "
+            "tiled=yes`",
         )
 
 

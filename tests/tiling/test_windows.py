@@ -3,6 +3,7 @@
 import socket
 import sys
 import threading
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
-from rasterio.transform import from_origin
+from rasterio import Affine
 
 from point_rend.tiling import windows
 from point_rend.tiling.grid import Window
@@ -49,12 +50,6 @@ OTHERS: dict[str, dict[str, Any]] = {
 CORNERS = (Window(0, 0, *SIZE), Window(10, 20, 100, 50), Window(140, 130, 10, 41))
 
 
-# Of writing, which tests alone do here.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::rasterio.errors.NotGeoreferencedWarning", "ignore:Use `@`:PendingDeprecationWarning"
-)
-
-
 def write_tiff(path: Path, size: tuple[int, int] = SIZE, **options: Any) -> Path:
     """Write random values, and return the path."""
     dtype = options.setdefault("dtype", "uint8")
@@ -65,7 +60,10 @@ def write_tiff(path: Path, size: tuple[int, int] = SIZE, **options: Any) -> Path
     if options.get("tiled"):
         options |= {"blockxsize": 64, "blockysize": 64}
     height, width = size
-    with rasterio.open(path, "w", driver="GTiff", height=height, width=width, **options) as file:
+    with warnings.catch_warnings():  # about the missing georeference, and of package affine
+        warnings.simplefilter("ignore")
+        file = rasterio.open(path, "w", driver="GTiff", height=height, width=width, **options)
+    with file:
         file.write(values.astype(dtype))
     return path
 
@@ -120,7 +118,7 @@ def test_an_array_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_a_place_on_the_map_is_known(tmp_path: Path) -> None:
-    place = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_000_000, 0.5, 0.5)}
+    place = {"crs": "EPSG:32632", "transform": Affine(0.5, 0, 5e5, 0, -0.5, 5e6)}
     path = write_tiff(tmp_path / "map.tif", count=3, **place)
     with open_windows(path) as image:
         assert image.georeference["crs"].to_epsg() == 32632
@@ -156,10 +154,16 @@ def test_without_rasterio_a_tiff_is_decoded(
 
 def sparse_tiff(path: Path, side: int, block: int) -> Path:
     """Write a TIFF that declares many pixels and has none."""
-    options = {"blockxsize": block, "blockysize": block, "sparse_ok": True, "bigtiff": "YES"}
-    rasterio.open(
-        path, "w", "GTiff", side, side, 1, dtype="uint8", tiled=True, compress="lzw", **options
-    ).close()
+    options: dict[str, Any] = {
+        "blockxsize": block,
+        "blockysize": block,
+        "sparse_ok": True,
+        "bigtiff": "YES",
+    }
+    options |= {"dtype": "uint8", "tiled": True, "compress": "lzw"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rasterio.open(path, "w", "GTiff", side, side, 1, **options).close()
     return path
 
 
