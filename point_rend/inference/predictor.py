@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from point_rend.acceleration.prepare import prepare_for_inference
@@ -27,6 +28,13 @@ from point_rend.evaluation.postprocessing import UnpastedMasks
 from point_rend.evaluation.tta import build_test_time_augmentation
 from point_rend.inference.classes import build_metadata
 from point_rend.inference.folder import Metrics, save_folder
+from point_rend.inference.given_boxes import (
+    as_boxes,
+    as_classes,
+    as_scores,
+    check_given_boxes,
+    render_given_boxes,
+)
 from point_rend.inference.images import ImageLike, to_pixels
 from point_rend.inference.settings import (
     load_exported_settings,
@@ -34,6 +42,7 @@ from point_rend.inference.settings import (
     load_settings,
     load_stored_settings,
 )
+from point_rend.rendering.box_masks import BoxMasks
 from point_rend.runtime.exported_model import ExportedModel, build_exported_model
 from point_rend.runtime.hub import find_folder, push_folder
 
@@ -413,6 +422,48 @@ class Predictor:
             batch = [self.inputs(x, output_size) for x in images[start : start + batch_size]]
             outputs += self._forward_by_size(batch)
         return outputs
+
+    def masks_for(
+        self, image: ImageLike, boxes: Any, classes: Any = None, scores: Any = None
+    ) -> Instances:
+        """Render masks for boxes of an image that come from elsewhere, such as another detector.
+
+        The masks are those that the model renders for its own detections with these boxes and
+        classes. The part of a box outside the image is ignored; a box without area inside has an
+        empty mask. The memory at work is that of 256 boxes; a mask takes 4·S² bytes, and H·W if
+        `paste_masks` is true.
+
+        Args:
+            image: As of :meth:`__call__`.
+            boxes: (N, 4) numbers, x0, y0, x1, y1 in pixels of the image: an array, a tensor, a
+                nested list or Detectron2's `Boxes`.
+            classes: (N,) indices of the model's classes, as in `metadata.thing_classes`. Not needed
+                if there is one class only, or one mask for all (CLS_AGNOSTIC_MASK).
+            scores: (N,) numbers that are passed on.
+
+        Returns:
+            The boxes in their order, on the model's device: `pred_boxes` as given, `pred_classes`,
+            `pred_masks` of the size of the image and, if given, `scores`.
+
+        Raises:
+            FileNotFoundError, TypeError: As :meth:`__call__`.
+            ValueError: As :meth:`__call__`, or if boxes, classes or scores do not fit, or the model
+                is exported, panoptic or semantic, or one with test-time augmentation.
+        """
+        check_given_boxes(self.cfg, self.model)
+        given = as_boxes(boxes)
+        indices = as_classes(classes, len(given), self.cfg)
+        inputs = self.inputs(image)
+        size = inputs["height"], inputs["width"]
+        device = self.model.device
+        fields = {"pred_boxes": Boxes(given.float().to(device)), "pred_classes": indices.to(device)}
+        if scores is not None:
+            fields["scores"] = as_scores(scores, len(given)).to(device)
+        chunks = list(render_given_boxes(self.model, inputs, given, indices))
+        nothing = BoxMasks(torch.zeros(0, 1, 1, device=device), torch.zeros(0, 4), size)
+        masks = BoxMasks.cat(chunks) if chunks else nothing
+        fields["pred_masks"] = masks.tensor() if self._paste_masks else masks
+        return Instances(size, **fields)
 
     def _forward_by_size(self, batch: list[dict[str, Any]]) -> list[Output]:
         """Run the model on images of one padded size at a time; return the results in order."""

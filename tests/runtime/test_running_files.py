@@ -50,6 +50,12 @@ def test_the_predictor_runs_a_file_like_a_model():
     assert scores == pytest.approx([0.5, 0.5, 127 / 255 / 2])
 
 
+def test_a_file_renders_no_masks_for_given_boxes():
+    image = np.zeros((64, 96, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"planted\.onnx is an exported model, which detects its"):
+        Predictor(planted()).masks_for(image, [[0, 0, 9, 9]], [0])
+
+
 def test_the_predictor_resizes_as_the_config_in_the_file_asks():
     path = planted("labels.onnx")
     image = np.zeros((96, 192, 3), dtype=np.uint8)
