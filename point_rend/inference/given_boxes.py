@@ -87,7 +87,7 @@ def as_boxes(boxes: Any) -> Tensor:
     return torch.from_numpy(array.copy())
 
 
-def _refuse(boxes: np.ndarray, is_wrong: np.ndarray, expected: str) -> None:
+def _refuse(boxes: np.ndarray, is_wrong: Any, expected: str) -> None:
     if is_wrong.any():
         first, number = int(is_wrong.argmax()), int(is_wrong.sum())
         others = f" ({number} of {len(boxes)} boxes)" if number > 1 else ""

@@ -455,11 +455,15 @@ class Predictor:
         indices = as_classes(classes, len(given), self.cfg)
         inputs = self.inputs(image)
         size = inputs["height"], inputs["width"]
-        device = self.model.device
-        fields = {"pred_boxes": Boxes(given.float().to(device)), "pred_classes": indices.to(device)}
+        model: Any = self.model
+        device = model.device
+        fields: dict[str, Any] = {
+            "pred_boxes": Boxes(given.float().to(device)),
+            "pred_classes": indices.to(device),
+        }
         if scores is not None:
             fields["scores"] = as_scores(scores, len(given)).to(device)
-        chunks = list(render_given_boxes(self.model, inputs, given, indices))
+        chunks = list(render_given_boxes(model, inputs, given, indices))
         nothing = BoxMasks(torch.zeros(0, 1, 1, device=device), torch.zeros(0, 4), size)
         masks = BoxMasks.cat(chunks) if chunks else nothing
         fields["pred_masks"] = masks.tensor() if self._paste_masks else masks
