@@ -78,19 +78,45 @@ def _named_files(path: Path, output: Path | None, passed_over: list[str]) -> lis
         raise ValueError(
             f"--output {output} is a folder of --input: the results would be among the images"
         )
-    found = sorted(_files_below(path, output, passed_over))
-    pairs = [(file.relative_to(path), file) for file in found]
-    pairs = [(name, file) for name, file in pairs if not is_stray_file(name)]
-    suffixes = Counter(file.suffix.lower() for _, file in pairs)
+    names = names_below(path, output, passed_over)
+    return [(name, path / name) for name in names]
+
+
+def names_below(folder: Path, output: Path | None, passed_over: list[str]) -> list[str]:
+    """Find all images in a folder and its subfolders, linked ones too, by `IMAGE_SUFFIXES`.
+
+    Args:
+        folder: The folder.
+        output: Folder of the results, which is passed over.
+        passed_over: Gets a message for what is left out.
+
+    Returns:
+        Names relative to the folder, sorted part by part.
+    """
+    start = len(os.path.join(folder, ""))
+    if str(folder) == ".":
+        start = 0
+    names, suffixes = [], Counter[str]()
+    for file in _files_below(folder, output, passed_over):
+        name = str(file)[start:]
+        relative = Path(name)
+        if is_stray_file(relative):
+            continue
+        suffixes[relative.suffix.lower()] += 1
+        if _is_picture(name):
+            names.append(name)
     others = [f"{suffixes[x]} {x}" for x in sorted(OTHER_SUFFIXES) if suffixes[x]]
     if others:
         kinds = ", ".join(others)
-        passed_over.append(f"{path}: left out are {kinds}: convert them to JPEG or PNG")
-    return [(str(name), file) for name, file in pairs if _is_picture(name.name)]
+        passed_over.append(f"{folder}: left out are {kinds}: convert them to JPEG or PNG")
+    return sorted(names, key=lambda name: name.replace(os.sep, "\0"))
 
 
 def _files_below(folder: Path, output: Path | None, passed_over: list[str]) -> Iterator[Path]:
-    """Yield the files of a folder and its subfolders, each once, those of links last."""
+    """Yield the files of a folder and its subfolders in any order, each once, those of links last.
+
+    A folder of a million files is not held in memory.
+    """
     waiting, visited = [folder], dict[tuple[int, int], Path]()
     while waiting:
         path = waiting.pop(0)
@@ -104,12 +130,13 @@ def _files_below(folder: Path, output: Path | None, passed_over: list[str]) -> I
             continue
         folders: list[Path] = []
         links: list[Path] = []
-        for entry in sorted(os.scandir(path), key=lambda x: x.name):
-            if entry.is_dir():
-                (links if entry.is_symlink() else folders).append(Path(entry.path))
-            else:
-                yield Path(entry.path)
-        waiting = [*folders, *waiting, *links]
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(Path(entry.path))
+                else:
+                    yield Path(entry.path)
+        waiting = [*sorted(folders), *waiting, *sorted(links)]
 
 
 def result_names(names: Iterable[str], earlier: Mapping[str, str]) -> dict[str, str]:

@@ -104,7 +104,12 @@ class CocoFormat:
     def of_image(self, frame: Frame, output: Output) -> dict[str, Any]:
         """Return the size, the name and the instances of one image, not yet numbered."""
         height, width = frame.image.shape[:2]
-        annotations = [
+        annotations = self.annotations_of(output)
+        return {"file_name": frame.name, "size": [height, width], "annotations": annotations}
+
+    def annotations_of(self, output: Output) -> list[dict[str, Any]]:
+        """Return the instances of one image; their `image_id` is 0."""
+        return [
             {
                 **found,
                 "category_id": self.ids[found["category_id"]],
@@ -113,7 +118,6 @@ class CocoFormat:
             }
             for found in coco_records(output["instances"].to("cpu"), 0)
         ]
-        return {"file_name": frame.name, "size": [height, width], "annotations": annotations}
 
     def write(self, path: Path, of_images: Callable[[], Iterator[dict[str, Any]]]) -> None:
         """Write the file of all images, one record at a time.
