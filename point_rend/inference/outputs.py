@@ -22,6 +22,7 @@ from point_rend.rendering.box_masks import Crop, crops
 from point_rend.rendering.uncertainty import label_map
 from point_rend.utils.files import atomic_file, atomic_path
 from point_rend.visualization.drawing import color_of, overlay_masks, write_names
+from point_rend.visualization.fonts import legible
 from point_rend.visualization.layout import save_picture
 
 CODECS = {".avi": "MJPG"}  # of OpenCV, by suffix; mp4v for all others
@@ -87,6 +88,7 @@ def draw(image: np.ndarray, output: Output, metadata: Metadata, *, by_class: boo
         color = metadata.get(f"{kind}_colors")[segment.category][::-1]
         colors.append(color_of(i) if segment.is_thing and not by_class else color)
         name = metadata.get(f"{kind}_classes")[segment.category]
+        name = legible(name, f"class {segment.category}")
         names.append(name if segment.score is None else f"{name} {segment.score:.0%}")
     outline = max(1, min(image.shape[:2]) // 400)
     return write_names(overlay_masks(image, masks, colors, outline=outline), masks, names)

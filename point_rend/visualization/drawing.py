@@ -6,14 +6,14 @@ Images are (H, W, 3) uint8 in BGR, the order in which Detectron2 reads and OpenC
 Shape letters: I instances, P points, C channels, H and W the image sides in pixels.
 """
 
-import functools
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from point_rend.rendering.box_masks import Crop
+from point_rend.visualization.fonts import line_of
 
 Color = tuple[int, int, int]
 Masks = np.ndarray | Sequence[Crop]  # of an image: (I, H, W) bool, or cut out
@@ -159,12 +159,13 @@ def draw_points(
 
 
 def write_names(picture: np.ndarray, masks: Masks, names: Sequence[str]) -> np.ndarray:
-    """Write a name on every mask, at its widest place.
+    """Write a name on every mask, at its widest place, in a font that has its letters.
 
     Args:
         picture: (H, W, 3) uint8.
         masks: (I, H, W) bool, or I crops; an empty one gets no name.
-        names: One per mask.
+        names: One per mask, as of :func:`~point_rend.visualization.fonts.legible`. One that is
+            wider than the picture is written without its middle.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -173,18 +174,18 @@ def write_names(picture: np.ndarray, masks: Masks, names: Sequence[str]) -> np.n
     size = float(np.clip(min(height, width) / 30, 11, 40))
     canvas = Image.fromarray(picture)  # white and black are the same in BGR
     draw = ImageDraw.Draw(canvas)
-    font = _font(size)
     for crop, name in zip(_crops(masks, picture), names, strict=True):
         inside = cv2.distanceTransform(np.pad(crop.mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
         y, x = np.unravel_index(int(inside.argmax()), inside.shape)
         if inside[y, x] == 0:
             continue
-        half = draw.textlength(name, font=font) / 2
+        line = line_of(name, size, width)
+        half, middle = line.width / 2, line.height / 2
         place = (
             max(half, min(float(x) + crop.left - 1, width - half)),
-            max(size / 2, min(float(y) + crop.top - 1, height - size / 2)),
+            max(middle, min(float(y) + crop.top - 1, height - middle)),
         )
-        draw.text(place, name, "white", font=font, anchor="mm", stroke_width=2, stroke_fill="black")
+        line.draw(draw, place, "white", outline="black")
     return np.array(canvas)
 
 
@@ -234,11 +235,3 @@ def places_of_difference(
         near_y, near_x = -(-3 * rows // 4), -(-3 * columns // 4)  # rounded up
         counts[max(0, y - near_y) : y + near_y, max(0, x - near_x) : x + near_x] = 0
     return windows
-
-
-@functools.cache
-def _font(size: float) -> ImageFont.FreeTypeFont:
-    """Return a font with "×" and Greek letters, which Pillow's own lacks."""
-    import matplotlib  # slow to import, and only its font is needed
-
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from point_rend.utils.files import atomic_file, write_bytes
-from point_rend.visualization.drawing import POINT_COLOR, _font, draw_points
+from point_rend.visualization.drawing import POINT_COLOR, draw_points
+from point_rend.visualization.fonts import families, legible, line_of
 
 MILLISECONDS = 1000
 INCHES_PER_PANEL = 2.2  # a figure of three columns is as wide as a page
@@ -164,10 +165,10 @@ def save_figure(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
 
     columns = max(len(row) for row in rows)
     heights = [max(p.picture.shape[0] / p.picture.shape[1] for p in row) for row in rows]
-    title = 0.16  # height of a panel's title, over the width of a panel
-    size = (INCHES_PER_PANEL * columns, INCHES_PER_PANEL * sum(h + title for h in heights))
+    head = 0.16  # height of a panel's title, over the width of a panel
+    size = (INCHES_PER_PANEL * columns, INCHES_PER_PANEL * sum(h + head for h in heights))
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.add_gridspec(len(rows), columns, height_ratios=[h + title for h in heights])
+    grid = figure.add_gridspec(len(rows), columns, height_ratios=[h + head for h in heights])
     for i, row in enumerate(rows):
         for j, panel in enumerate(row):
             height, width = panel.picture.shape[:2]
@@ -177,7 +178,8 @@ def save_figure(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
             color = [[c / 255 for c in POINT_COLOR[::-1]]]
             x, y = panel.points.T
             axes.scatter(x, y, s=diameter**2, c=color, linewidths=0)
-            axes.set_title(panel.title, fontsize=8)
+            title = legible(panel.title)
+            axes.set_title(title, fontsize=8, family=families(title) or None, parse_math=False)
             axes.set_xlim(0, width)
             axes.set_ylim(height, 0)
             axes.set_axis_off()
@@ -194,7 +196,7 @@ def _title(text: str, size: tuple[int, int]) -> np.ndarray:
     strip = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(strip)
     full = height * 0.6
-    length = draw.textlength(text, font=_font(full))
-    font = _font(full * min(1, 0.98 * width / max(length, 1)))
-    draw.text((width / 2, height / 2), text, fill="black", font=font, anchor="mm")
+    length = line_of(text, full).width
+    line = line_of(text, full * min(1, 0.98 * width / max(length, 1)))
+    line.draw(draw, (width / 2, height / 2), "black")
     return np.asarray(strip)
