@@ -10,6 +10,11 @@ or with a file of `pointrend export`:
 The options are those of Detectron2's demo.py. Instance, semantic and panoptic models all work.
 Without --output the results are shown in a window.
 
+Huge images, such as satellite pictures, are segmented in tiles:
+
+    pointrend predict --model model.onnx --input map.tif --output output/map --tile 1024 \
+        --formats coco
+
 The files of each image are written as soon as it is segmented. After an interruption, the same
 command continues: `predictions.jsonl` in the output folder lists the images that are finished.
 Other files that exist are only replaced with --overwrite.
@@ -68,7 +73,20 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         help="images at a time (default 1); only those that the model pads to one size run "
-        "together, so that the masks do not depend on it",
+        "together, so that the masks do not depend on it; with --tile, tiles at a time",
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="segment larger images in square tiles of this side, and put objects across their "
+        "borders together; each tile is resized as an image is, to INPUT.MIN_SIZE_TEST",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        metavar="SHARE",
+        help="part of a tile that it has in common with the next one, from 0 to 0.9 (default 0.2)",
     )
     return parser
 

@@ -5,6 +5,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ import cv2
 import numpy as np
 
 from point_rend.inference.progress import Source
+from point_rend.tiling.grid import Window
+from point_rend.tiling.windows import WindowedImage, open_windows
 from point_rend.utils.pictures import IMAGE_SUFFIXES, OTHER_SUFFIXES, is_stray_file, read_picture
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov")
@@ -23,8 +26,22 @@ class Frame(NamedTuple):
 
     name: str  # relative to the given folder
     result: str  # with the suffix of a picture; see `result_names`
-    image: np.ndarray  # (H, W, 3) uint8, BGR
+    image: np.ndarray | WindowedImage  # (H, W, 3) uint8, BGR; open for this frame only
     source: Source = Source.of(None)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        if isinstance(self.image, np.ndarray):
+            height, width = self.image.shape[:2]
+            return height, width
+        return self.image.size
+
+    def pixels(self) -> np.ndarray:
+        """Return all pixels, (H, W, 3) uint8, BGR."""
+        if isinstance(self.image, np.ndarray):
+            return self.image
+        return self.image.read(Window(0, 0, *self.size))
 
 
 class Found(NamedTuple):
@@ -176,7 +193,11 @@ def _is_picture(name: str) -> bool:
 
 
 def read_images(
-    files: Mapping[str, Path], results: Mapping[str, str], failures: list[str]
+    files: Mapping[str, Path],
+    results: Mapping[str, str],
+    failures: list[str],
+    *,
+    tile: int | None = None,
 ) -> Iterator[Frame]:
     """Read images; add the reason for each that cannot be read to `failures`.
 
@@ -184,15 +205,24 @@ def read_images(
         files: By the names of the images.
         results: The result names, as of :func:`result_names`.
         failures: Changed in place.
+        tile: Side in pixels of the tiles in which images are segmented; larger images are opened
+            and not read.
     """
     for name, file in files.items():
         source = Source.of(file)
-        try:
-            image = read_picture(file)
-        except (OSError, ValueError) as error:
-            failures.append(str(error))
-            continue
-        yield Frame(name, results[name], image, source)
+        with ExitStack() as stack:
+            image: np.ndarray | WindowedImage
+            try:
+                if tile is None:
+                    image = read_picture(file)
+                else:
+                    image = stack.enter_context(open_windows(file))
+                    if max(image.size) <= tile:
+                        image = image.read(Window(0, 0, *image.size))
+            except (OSError, ValueError) as error:
+                failures.append(str(error))
+                continue
+            yield Frame(name, results[name], image, source)
 
 
 def read_video(capture: cv2.VideoCapture, file: str, failures: list[str]) -> Iterator[Frame]:
@@ -217,11 +247,15 @@ def read_video(capture: cv2.VideoCapture, file: str, failures: list[str]) -> Ite
 
 
 def batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
-    """Group frames into batches; the last one may be smaller."""
+    """Group frames into batches; the last one may be smaller, and one that is open is alone."""
     batch: list[Frame] = []
     for frame in frames:
+        is_open = not isinstance(frame.image, np.ndarray)
+        if is_open and batch:
+            yield batch
+            batch = []
         batch.append(frame)
-        if len(batch) == size:
+        if len(batch) == size or is_open:
             yield batch
             batch = []
     if batch:

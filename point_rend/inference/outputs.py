@@ -45,6 +45,9 @@ class Segment(NamedTuple):
 
 def labels_of(output: Output) -> np.ndarray:
     """Return the label map (H, W) of a semantic or panoptic result, uint8 up to 256 classes."""
+    if "labels" in output:  # of an image in tiles
+        labels = output["labels"].cpu().numpy()
+        return labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
     labels = label_map(output["sem_seg"]).cpu().numpy()
     return labels.astype(np.uint8 if len(output["sem_seg"]) <= 256 else np.uint16)
 
@@ -58,7 +61,7 @@ def segments_of(output: Output) -> list[Segment]:
             Segment(Crop.of(ids == x["id"]), x["category_id"], x["isthing"], x.get("score"))
             for x in segments
         ]
-    if "sem_seg" in output:
+    if "sem_seg" in output or "labels" in output:
         labels = labels_of(output)
         return [Segment(Crop.of(labels == k), int(k)) for k in np.unique(labels)]
     found = output["instances"].to("cpu")
@@ -105,7 +108,7 @@ class CocoFormat:
 
     def of_image(self, frame: Frame, output: Output) -> dict[str, Any]:
         """Return the size, the name and the instances of one image, not yet numbered."""
-        height, width = frame.image.shape[:2]
+        height, width = frame.size
         annotations = self.annotations_of(output)
         return {"file_name": frame.name, "size": [height, width], "annotations": annotations}
 
@@ -289,7 +292,7 @@ class Results:
         """Write or show the result for one image; return whether to continue."""
         picture = None
         if self.window is not None or "pictures" in self.formats:
-            picture = draw(frame.image, output, self.metadata, by_class=self.by_class)
+            picture = draw(frame.pixels(), output, self.metadata, by_class=self.by_class)
         if self.picture is not None and picture is not None:
             save_picture(self.picture, picture)
         if self.video is not None and picture is not None:

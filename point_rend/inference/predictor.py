@@ -45,6 +45,8 @@ from point_rend.inference.settings import (
 from point_rend.rendering.box_masks import BoxMasks
 from point_rend.runtime.exported_model import ExportedModel, build_exported_model
 from point_rend.runtime.hub import find_folder, push_folder
+from point_rend.tiling.grid import DEFAULT_OVERLAP
+from point_rend.tiling.tiled import TiledPredictor
 
 Output = dict[str, Any]  # as Detectron2's models return it
 
@@ -376,6 +378,8 @@ class Predictor:
         *,
         batch_size: int = ...,
         output_size: tuple[int, int] | None = ...,
+        tile: int | None = ...,
+        overlap: float = ...,
     ) -> list[Output]: ...
 
     @overload
@@ -385,11 +389,19 @@ class Predictor:
         *,
         batch_size: int = ...,
         output_size: tuple[int, int] | None = ...,
+        tile: int | None = ...,
+        overlap: float = ...,
     ) -> Output: ...
 
     @torch.no_grad()
     def __call__(
-        self, images: Any, *, batch_size: int = 1, output_size: tuple[int, int] | None = None
+        self,
+        images: Any,
+        *,
+        batch_size: int = 1,
+        output_size: tuple[int, int] | None = None,
+        tile: int | None = None,
+        overlap: float = DEFAULT_OVERLAP,
     ) -> Output | list[Output]:
         """Segment one image or several.
 
@@ -401,10 +413,14 @@ class Predictor:
                 change the results.
             output_size: Height and width at which masks and labels are rendered; by default those
                 of the image.
+            tile: Side in pixels of the tiles in which larger images are segmented, `batch_size`
+                tiles at a time; see :class:`~point_rend.tiling.tiled.TiledPredictor`.
+            overlap: Share of a tile that it has in common with the next one.
 
         Returns:
             Detectron2's results on the model's device, such as `{"instances": Instances}` or
-            `{"sem_seg": logits}`; for several images a list of them.
+            `{"sem_seg": logits}`; for several images a list of them. An image in tiles has masks
+            that are read one by one, or `{"labels": labels}` instead of logits.
 
         Raises:
             FileNotFoundError: If there is no such image.
@@ -413,6 +429,11 @@ class Predictor:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        if tile is not None:
+            if output_size is not None:
+                raise ValueError("output_size: images in tiles keep their size")
+            tiled = TiledPredictor(self, tile, overlap, batch_size=batch_size)
+            return tiled.many(images) if isinstance(images, list | tuple) else tiled(images)
         if not isinstance(images, list | tuple):
             return self._forward([self.inputs(images, output_size)])[0]
         if not images:
@@ -468,6 +489,15 @@ class Predictor:
         masks = BoxMasks.cat(chunks) if chunks else nothing
         fields["pred_masks"] = masks.tensor() if self._paste_masks else masks
         return Instances(size, **fields)
+
+    def unpasted(self) -> "Predictor":
+        """Return a predictor of the same model whose masks may be :class:`BoxMasks`."""
+        if not self._paste_masks:
+            return self
+        other = copy.copy(self)
+        other._paste_masks = False
+        other._build_around_the_model()
+        return other
 
     def _forward_by_size(self, batch: list[dict[str, Any]]) -> list[Output]:
         """Run the model on images of one padded size at a time; return the results in order."""

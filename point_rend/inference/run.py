@@ -8,10 +8,9 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
@@ -34,9 +33,11 @@ from point_rend.inference.progress import Progress, Source
 from point_rend.inference.settings import Settings, read_settings
 from point_rend.runtime.exported_model import build_exported_model
 from point_rend.runtime.files import exported_file
+from point_rend.tiling.grid import DEFAULT_OVERLAP, check_tiling
+from point_rend.tiling.tiled import TiledPredictor, check_tiled_model
 from point_rend.utils.errors import INTERRUPTED
 from point_rend.utils.files import check_that_inputs_stay
-from point_rend.utils.pictures import IMAGE_SUFFIXES
+from point_rend.utils.pictures import IMAGE_SUFFIXES, PictureError
 from point_rend.utils.reading import check_regular_file
 
 
@@ -63,8 +64,13 @@ def run(args: argparse.Namespace) -> Outcome:
     """
     if args.batch_size < 1:
         raise ValueError(f"--batch-size: expected 1 or more, got {args.batch_size}")
+    if args.overlap is not None and args.tile is None:
+        raise ValueError("--overlap needs --tile")
     settings = read_settings(args)
     check_formats(args.formats, model_outputs(settings.cfg))
+    if args.tile is not None:
+        check_tiling(args.tile, _overlap(args), ("--tile", "--overlap"))
+        check_tiled_model(settings.cfg)
     failures: list[str] = []
     with ExitStack() as stack:
         job = _open(args, settings, failures, stack)
@@ -85,7 +91,13 @@ def run(args: argparse.Namespace) -> Outcome:
                 paste_masks=False,
                 model=model,
             )
-            exit_code = _segment(batches(job.frames, args.batch_size), predictor, job)
+            tiled = None
+            if args.tile is not None:
+                tiled = TiledPredictor(
+                    predictor, args.tile, _overlap(args), batch_size=args.batch_size
+                )
+            frames = batches(job.frames, args.batch_size)
+            exit_code = _segment(frames, predictor, tiled, job, failures)
         job.results.finish()
     return Outcome(failures, exit_code)
 
@@ -167,7 +179,8 @@ def _open_images(
     results = Results(
         settings.metadata, args.formats, progress=progress, picture=picture, window=window
     )
-    return _Job(read_images(files, names, failures), len(files), results)
+    frames = read_images(files, names, failures, tile=args.tile)
+    return _Job(frames, len(files), results)
 
 
 def _open_video(
@@ -241,6 +254,8 @@ def _progress(
         "classes": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
         "formats": " ".join(sorted(args.formats)),
     }
+    if args.tile is not None:
+        decisive["tiles"] = f"{args.tile} {_overlap(args)}"
     if args.video_input is not None:
         video = Source.of(args.video_input)
         decisive["video"] = f"{args.video_input}, {video.size} bytes of {video.modified}"
@@ -303,12 +318,24 @@ def _unfinished(frames: Iterator[Frame], progress: Progress) -> Iterator[Frame]:
     return (x for x in frames if not progress.is_finished(x.name, x.source))
 
 
-def _segment(frames: Iterator[list[Frame]], predictor: Predictor, job: _Job) -> int:
+def _segment(
+    frames: Iterator[list[Frame]],
+    predictor: Predictor,
+    tiled: TiledPredictor | None,
+    job: _Job,
+    failures: list[str],
+) -> int:
     """Segment all frames; return the exit code if a signal has ended the run, else 0."""
     with tqdm(total=job.total, unit="image") as bar:
+        if tiled is not None:
+            tiled.on_tile = lambda number, total: bar.set_postfix_str(f"tile {number} of {total}")
         try:
             for batch in frames:
-                outputs = _predict(predictor, [frame.image for frame in batch])
+                try:
+                    outputs = _predict(predictor, tiled, [frame.image for frame in batch])
+                except PictureError as error:  # of an image that is read tile by tile
+                    failures.append(str(error))
+                    continue
                 job.results.start(batch)
                 for frame, output in zip(batch, outputs, strict=True):
                     if not job.results.add(frame, output):
@@ -321,11 +348,19 @@ def _segment(frames: Iterator[list[Frame]], predictor: Predictor, job: _Job) -> 
     return 0
 
 
-def _predict(predictor: Predictor, images: list[np.ndarray]) -> Sequence[Output]:
+def _predict(
+    predictor: Predictor, tiled: TiledPredictor | None, images: list[Any]
+) -> Sequence[Output]:
     try:
+        if tiled is not None:
+            return tiled.many(images)
         return predictor(images, batch_size=len(images))
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"MODEL.DEVICE {predictor.cfg.MODEL.DEVICE} ran out of memory: lower --batch-size or "
             "INPUT.MIN_SIZE_TEST, or pass MODEL.DEVICE cpu"
         ) from error
+
+
+def _overlap(args: argparse.Namespace) -> float:
+    return DEFAULT_OVERLAP if args.overlap is None else args.overlap

@@ -78,20 +78,25 @@ class TileGrid(NamedTuple):
         return (window for top in self.tops for window in self.row(top))
 
 
-def check_tiling(tile: int, overlap: float) -> None:
+def check_tiling(tile: int, overlap: float, names: tuple[str, str] = ("tile", "overlap")) -> None:
     """Refuse sizes of tiles that make no grid.
 
     Args:
         tile: Side of a tile in pixels.
         overlap: Share of a tile that it has in common with the next one.
+        names: Of the two, for messages.
 
     Raises:
         ValueError: If one is out of its range.
     """
     if not isinstance(tile, int) or isinstance(tile, bool) or tile < SMALLEST_TILE:
-        raise ValueError(f"tile: expected a whole number of {SMALLEST_TILE} or more, got {tile!r}")
+        raise ValueError(
+            f"{names[0]}: expected a whole number of {SMALLEST_TILE} or more, got {tile!r}"
+        )
     if not 0 <= overlap <= LARGEST_OVERLAP:  # NaN, too
-        raise ValueError(f"overlap: expected a number from 0 to {LARGEST_OVERLAP}, got {overlap!r}")
+        raise ValueError(
+            f"{names[1]}: expected a number from 0 to {LARGEST_OVERLAP}, got {overlap!r}"
+        )
 
 
 def tiles_of(image_size: tuple[int, int], tile: int, overlap: float = DEFAULT_OVERLAP) -> TileGrid:
