@@ -103,6 +103,11 @@ def read_results(results_file: Path, content: Mapping[str, Any]) -> Results:
             or categories or have invalid scores, boxes or masks. Each kind of fault is counted.
     """
     found = read_json(results_file, what="result file", max_bytes=MAX_DATA_SET_BYTES)
+    return check_results(found, content, results_file)
+
+
+def check_results(found: Any, content: Mapping[str, Any], results_file: Path) -> Results:
+    """Check the content of a file of results, as :func:`read_results` does."""
     if isinstance(found, dict):
         results = paired_dataset(found, content, results_file)
     elif isinstance(found, list):
@@ -169,14 +174,14 @@ def _fault(result: Any, sizes: Mapping[Any, Size], categories: set[int]) -> Faul
             f"is of category {shown(category)}, expected one of the annotations: "
             f"{_few(sorted(categories))}",
         )
-    if not _is_number(score):
+    if not is_number(score):
         return Fault("score", f"has the score {shown(score)}, expected a number")
     box, mask = result.get("bbox"), result.get("segmentation")
     if box is None and not mask:
         other = " (keypoints are not scored)" if "keypoints" in result else ""
         return Fault("content", f"has neither 'segmentation' nor 'bbox'{other}")
     if box is not None and not (
-        isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+        isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
     ):
         return Fault("bbox", f"has the bbox {shown(box)}, expected 4 numbers: x, y, width, height")
     return None
@@ -285,7 +290,7 @@ def _is_id(value: Any, *others: type) -> bool:
     return isinstance(value, (int, *others)) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Return whether a value is a number that a float can hold; NaN is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 

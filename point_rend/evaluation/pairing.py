@@ -3,6 +3,9 @@
 Programs number images and classes in their own ways; names are what two files have in common. Two
 file names are of the same image if they are equal, or if one is the end of the other, in whole
 folders: `val/a.jpg` and `a.jpg`. A name that fits several images is an error.
+
+In a list of results, an image may also have the name of its file without folders and suffix in
+place of an id, as a number if it has only digits: Ultralytics writes 139 for 000000000139.jpg.
 """
 
 import logging
@@ -44,7 +47,7 @@ class Kind(NamedTuple):
     name: str
     reference: str
     own_name: str
-    find: Callable[[Iterable[str], Mapping[str, list[Any]], str], Ids]
+    find: Callable[..., Ids]
 
 
 def paired_dataset(
@@ -81,7 +84,7 @@ def paired_dataset(
     for kind in KINDS:
         names = _names_by_id(dataset[kind.key], kind, file)
         if kind is IMAGES:
-            _check_sizes(dataset[kind.key], content, file)
+            check_sizes(dataset[kind.key], content, file)
         ids = _ids_or_error(kind, names.values(), content, file)
         own = {id_: ids.get(name) for id_, name in names.items()}
         results = _replaced(results, kind, own, file)
@@ -89,7 +92,7 @@ def paired_dataset(
 
 
 def paired_list(results: Sequence[Any], content: Mapping[str, Any], file: Path) -> list[Any]:
-    """Return results with the ids of a data set, by the names that each of them repeats, if any.
+    """Return results with the ids of a data set, by the names that each of them has, if any.
 
     Args:
         results: A list of results, which need not be valid.
@@ -100,38 +103,52 @@ def paired_list(results: Sequence[Any], content: Mapping[str, Any], file: Path) 
         ValueError: If names are ambiguous, or if neither names nor ids fit.
     """
     for kind in KINDS:
-        named = all(isinstance(x, dict) and isinstance(x.get(kind.own_name), str) for x in results)
-        if not results or not named:
-            continue
-        names = dict.fromkeys(result[kind.own_name] for result in results)
-        known = _known(content, kind)
-        ids = kind.find(names, known, str(file))
-        if not ids:
-            logger.warning(
-                "%s: its %s (%s) is unknown to the annotations (%s): %s counts instead",
-                file,
-                kind.own_name,
-                _few(names),
-                _few(known),
-                kind.reference,
+        found = _ids_by_name(results, kind, content, file)
+        if found is not None:
+            field, ids = found
+            results = _replaced(
+                [result | {kind.reference: result[field]} for result in results], kind, ids, file
             )
-            continue
-        results = _replaced(
-            [result | {kind.reference: result[kind.own_name]} for result in results],
-            kind,
-            {name: ids.get(name) for name in names},
-            file,
-        )
     return list(results)
 
 
-def find_images(names: Iterable[str], known: Mapping[str, list[Any]], where: str) -> Ids:
+def images_of_list(
+    results: Sequence[Record],
+    content: Mapping[str, Any],
+    file: Path,
+    source: str = "the annotations",
+) -> list[Any | None]:
+    """Return the image of each result in a data set, by its name if it has one; None if unknown.
+
+    Args:
+        results: A list of results, each with an image_id.
+        content: Images with ids and file names, as in annotations that `read_coco` returns.
+        file: The file of the results, for messages.
+        source: Place of the images, for messages.
+
+    Raises:
+        ValueError: If a name fits several images.
+    """
+    field, ids = _ids_by_name(results, IMAGES, content, file, source) or (
+        IMAGES.reference,
+        {record["id"]: record["id"] for record in content[IMAGES.key]},
+    )
+    return [ids.get(result[field]) for result in results]
+
+
+def find_images(
+    names: Iterable[str],
+    known: Mapping[str, list[Any]],
+    where: str,
+    source: str = "the annotations",
+) -> Ids:
     """Find the ids of images by their file names.
 
     Args:
         names: File names.
         known: Ids of the data set by file name.
         where: Place of the names, for messages.
+        source: Place of the known names, for messages.
 
     Returns:
         The ids of the names that are found.
@@ -158,7 +175,7 @@ def find_images(names: Iterable[str], known: Mapping[str, list[Any]], where: str
         ids = [(x, id_) for x in fitting for id_ in known[x]]
         if len(ids) > 1:
             raise ValueError(
-                f"{where}: the image {shown(name)} fits {len(ids)} images of the annotations, "
+                f"{where}: the image {shown(name)} fits {len(ids)} images of {source}, "
                 f"{_few([x for x, _ in ids])}: expected one"
             )
         for x, _ in ids:
@@ -167,19 +184,25 @@ def find_images(names: Iterable[str], known: Mapping[str, list[Any]], where: str
         if number > 1:
             both = [name for name, fitting in found.items() if fitting == x]
             raise ValueError(
-                f"{where}: the image {shown(x)} of the annotations fits {number} images, "
+                f"{where}: the image {shown(x)} of {source} fits {number} images, "
                 f"{_few(both)}: expected one"
             )
     return {name: known[x][0] for name, x in found.items()}
 
 
-def find_classes(names: Iterable[str], known: Mapping[str, list[Any]], where: str) -> Ids:
+def find_classes(
+    names: Iterable[str],
+    known: Mapping[str, list[Any]],
+    where: str,
+    source: str = "the annotations",
+) -> Ids:
     """Find the ids of classes by their names.
 
     Args:
         names: Names.
         known: Ids of the data set by name.
         where: Place of the names, for messages.
+        source: Place of the known names, for messages.
 
     Returns:
         The ids of the names that are found.
@@ -190,7 +213,7 @@ def find_classes(names: Iterable[str], known: Mapping[str, list[Any]], where: st
     for name in names:
         if len(known.get(name, ())) > 1:
             raise ValueError(
-                f"{where}: the class {shown(name)} has several ids in the annotations, "
+                f"{where}: the class {shown(name)} has several ids in {source}, "
                 f"{_few(map(str, known[name]))}: expected one"
             )
     return {name: known[name][0] for name in names if name in known}
@@ -201,6 +224,75 @@ CLASSES = Kind(
     "class", "classes", "categories", "name", "category_id", "category_name", find_classes
 )
 KINDS = (IMAGES, CLASSES)
+
+
+def _ids_by_name(
+    results: Sequence[Any],
+    kind: Kind,
+    content: Mapping[str, Any],
+    file: Path,
+    source: str = "the annotations",
+) -> tuple[str, Mapping[Any, Any]] | None:
+    """Find the field of results that names their images or classes.
+
+    Returns:
+        The field, and for each of its values the id in the data set or None; None if the references
+        of the results are ids.
+    """
+    if results and all(
+        isinstance(x, dict) and isinstance(x.get(kind.own_name), str) for x in results
+    ):
+        names = dict.fromkeys(result[kind.own_name] for result in results)
+        known = ids_by_name(content, kind)
+        ids = kind.find(names, known, str(file), source)
+        if ids:
+            return kind.own_name, {name: ids.get(name) for name in names}
+        logger.warning(
+            "%s: its %s (%s) is unknown to %s (%s): %s counts instead",
+            file,
+            kind.own_name,
+            _few(names),
+            source,
+            _few(known),
+            kind.reference,
+        )
+    stems = _ids_of_stems(results, content, file, source) if kind is IMAGES else None
+    return None if stems is None else (kind.reference, stems)
+
+
+def _ids_of_stems(
+    results: Sequence[Any], content: Mapping[str, Any], file: Path, source: str
+) -> dict[Any, Any] | None:
+    """Find the images of results whose image_id is a file name without folders and suffix.
+
+    Returns:
+        For each image_id, the id in the data set or None; no mapping at all unless more of them are
+        such names than ids.
+
+    Raises:
+        ValueError: If a name fits several images.
+    """
+    values = [result.get("image_id") if isinstance(result, dict) else None for result in results]
+    references = list(dict.fromkeys(x for x in values if type(x) in (int, str)))
+    known = {record["id"] for record in content[IMAGES.key]}
+    are_ids = sum(x in known for x in references)
+    if are_ids == len(references):
+        return None
+    all_text = all(isinstance(x, str) for x in references)
+    by_stem: dict[Any, list[tuple[str, Any]]] = defaultdict(list)
+    for name, ids in ids_by_name(content, IMAGES).items():
+        stem = (_parts(name) or ("",))[-1].rpartition(".")[0]
+        key = int(stem) if stem.isdecimal() and not all_text else stem
+        by_stem[key] += [(name, id_) for id_ in ids]
+    for reference in references:
+        if len(fitting := by_stem.get(reference, ())) > 1:
+            raise ValueError(
+                f"{file}: the image {shown(reference)} fits {len(fitting)} images of {source}, "
+                f"{_few([name for name, _ in fitting])}: expected one"
+            )
+    if sum(x in by_stem for x in references) <= are_ids:
+        return None
+    return {x: by_stem[x][0][1] if x in by_stem else None for x in references}
 
 
 def _names_by_id(records: Sequence[Any], kind: Kind, file: Path) -> dict[Any, str]:
@@ -223,7 +315,7 @@ def _names_by_id(records: Sequence[Any], kind: Kind, file: Path) -> dict[Any, st
     return names
 
 
-def _known(content: Mapping[str, Any], kind: Kind) -> dict[str, list[Any]]:
+def ids_by_name(content: Mapping[str, Any], kind: Kind) -> dict[str, list[Any]]:
     """Return the ids of a data set by name; LVIS has addresses in place of file names."""
     known: dict[str, list[Any]] = defaultdict(list)
     for record in content[kind.key]:
@@ -233,7 +325,7 @@ def _known(content: Mapping[str, Any], kind: Kind) -> dict[str, list[Any]]:
 
 def _ids_or_error(kind: Kind, names: Iterable[str], content: Mapping[str, Any], file: Path) -> Ids:
     """Find the ids for names; warn of those without, on either side."""
-    names, known = list(names), _known(content, kind)
+    names, known = list(names), ids_by_name(content, kind)
     ids = kind.find(names, known, str(file))
     if names and not ids:
         raise ValueError(
@@ -254,10 +346,14 @@ def _ids_or_error(kind: Kind, names: Iterable[str], content: Mapping[str, Any], 
     return ids
 
 
-def _check_sizes(images: Sequence[Record], content: Mapping[str, Any], file: Path) -> None:
-    """Refuse images whose sizes differ from those of the data set."""
+def check_sizes(images: Sequence[Record], content: Mapping[str, Any], file: Path) -> None:
+    """Refuse images whose sizes differ from those of the data set.
+
+    Raises:
+        ValueError: If there are any.
+    """
     names = [image["file_name"] for image in images]
-    ids = find_images(names, _known(content, IMAGES), str(file))
+    ids = find_images(names, ids_by_name(content, IMAGES), str(file))
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     for image in images:
         size, name = (image.get("height"), image.get("width")), image["file_name"]

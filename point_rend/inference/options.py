@@ -29,7 +29,9 @@ def build_parser(
         add_exported_options(parser, models)
     else:
         parser.set_defaults(model=None, backend=None)
-    if threshold is not None:
+    if threshold is None:
+        parser.set_defaults(confidence_threshold=None)
+    else:
         parser.add_argument(
             "--confidence-threshold",
             type=float,

@@ -209,11 +209,9 @@ def read_settings(args: argparse.Namespace) -> Settings:
         FileNotFoundError: If a file is missing.
         ValueError: If something does not fit.
     """
-    if not 0 <= args.confidence_threshold <= 1:
-        raise ValueError(
-            "--confidence-threshold: expected a number from 0 to 1, got "
-            f"{args.confidence_threshold}"
-        )
+    threshold = args.confidence_threshold
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"--confidence-threshold: expected a number from 0 to 1, got {threshold}")
     exported = exported_file(args.model)
     check_backend(args.backend, exported)
     if exported is not None:

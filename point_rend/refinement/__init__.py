@@ -1,1 +1,1 @@
-"""Masks for the boxes of other detectors."""
+"""Masks for the boxes of other detectors and annotators, as `pointrend refine` makes them."""

@@ -52,6 +52,30 @@ def test_images_and_classes_are_paired_by_name_whatever_their_ids(tmp_path: Path
     assert pairs == [(30, 14), (10, 7), (20, 14)]
 
 
+def test_ids_that_are_no_images_are_names_of_files_without_folder_and_suffix(
+    tmp_path: Path,
+) -> None:
+    files = ["val/000000000139.jpg", "val/b 1.jpg", "val/30.tar.jpg"]
+    content = truth(files, ["cat"])
+    numbers = [result(139, 7), result("b 1", 7), result("30.tar", 7)]
+    assert read(tmp_path, numbers, content) == [(10, 7), (20, 7), (30, 7)]
+    texts = [result("000000000139", 7), result("b 1", 7), result("other", 7)]
+    assert read(tmp_path, texts, content) == [(10, 7), (20, 7)]
+
+
+def test_ids_count_where_at_least_as_many_are_images(tmp_path: Path) -> None:
+    content = truth(["20.jpg", "10.jpg", "b.jpg"], ["cat"])
+    assert read(tmp_path, [result(10, 7), result(20, 7)], content) == [(10, 7), (20, 7)]
+    with pytest.raises(ValueError, match="result 1 is about image 77"):
+        read(tmp_path, [result(10, 7), result(77, 7)], content)
+
+
+def test_a_name_without_suffix_that_fits_several_images_is_refused(tmp_path: Path) -> None:
+    content = truth(["a/x.jpg", "b/x.jpg"], ["cat"])
+    with pytest.raises(ValueError, match=r"'x' fits 2 images .*'a/x.jpg', 'b/x.jpg': expected one"):
+        read(tmp_path, [result("x", 7)], content)
+
+
 @pytest.mark.parametrize(
     ("name", "known"),
     [

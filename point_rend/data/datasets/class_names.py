@@ -28,7 +28,7 @@ def match_by_name(own: Sequence[str], others: Sequence[str]) -> list[int] | None
 
 def same_but_for_spelling(own: Sequence[str], others: Sequence[str]) -> bool:
     """Return whether names are the same, in this order, but for case, spaces and underscores."""
-    return list(map(_plain, own)) == list(map(_plain, others))
+    return list(map(plain_name, own)) == list(map(plain_name, others))
 
 
 def compare_names(
@@ -60,8 +60,8 @@ def compare_names(
         text += f"; {_shown(twice)} occurs more than once"
     if not lacking and not further and not twice:
         text += "; only the order differs"
-    by_plain = {_plain(name): name for name in further}
-    pairs = [f"{x!r} is {by_plain[_plain(x)]!r}" for x in lacking if _plain(x) in by_plain]
+    by_plain = {plain_name(name): name for name in further}
+    pairs = [f"{x!r} is {by_plain[plain_name(x)]!r}" for x in lacking if plain_name(x) in by_plain]
     if pairs:
         text += f"; but for case, spaces, hyphens and underscores {_shown(pairs)}"
     return text
@@ -72,7 +72,8 @@ def summarize(names: Sequence[str]) -> str:
     return f"{len(names)} ({_shown(names)})"
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return what remains of a name without case, spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name)).casefold()
 
 

@@ -46,6 +46,21 @@ def read_coco(json_file: str, *, image_name: str = "file_name") -> dict[str, Any
             annotation refers to a missing image or category.
     """
     content = _read_json(json_file)
+    check_coco(content, json_file, image_name=image_name)
+    return content
+
+
+def check_coco(content: Any, json_file: str, *, image_name: str = "file_name") -> None:
+    """Check the content of an instances file and all references in it.
+
+    Args:
+        content: The content; the list "annotations" is added if there is none.
+        json_file: Its file, for messages.
+        image_name: Field with the file of an image.
+
+    Raises:
+        ValueError: As :func:`read_coco`.
+    """
     lists = ("images", "categories")
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) for key in lists
@@ -86,7 +101,6 @@ def read_coco(json_file: str, *, image_name: str = "file_name") -> dict[str, Any
             raise ValueError(f"{json_file}: {where} ({image[image_name]}) {fault}")
     for annotation in annotations:
         _check_annotation(json_file, annotation)
-    return content
 
 
 def check_panoptic_file(json_file: str) -> None:
