@@ -302,7 +302,9 @@ _READERS = {".jsonl": _read_lines, ".json": _read_list, ".parquet": _read_parque
 
 def finished_shards(folder: str | Path, run: Run) -> set[int]:
     """Return the numbers of the blocks whose shards exist."""
-    found = set()
+    found: set[int] = set()
+    if not os.path.isdir(folder):
+        return found
     ending = f".{run.shard_format}"
     with os.scandir(folder) as entries:
         for entry in entries:

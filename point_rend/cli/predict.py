@@ -19,6 +19,15 @@ The files of each image are written as soon as it is segmented. After an interru
 command continues: `predictions.jsonl` in the output folder lists the images that are finished.
 Other files that exist are only replaced with --overwrite.
 
+With --shards, any number of processes share out the images of a folder, a pattern or a list:
+
+    torchrun --nproc-per-node 2 -m point_rend predict --model FILE --input images.txt --shards jsonl
+        --output output/shards
+    pointrend merge output/shards --output instances.json
+
+Each claims one block of images after another, and writes its records into one file. The same
+command, with any number of processes, continues with the blocks that are missing.
+
 Files that cannot be read are named at the end; the exit code is then 1. It is 2 after an error that
 stops everything, such as no input at all; 130 after Ctrl-C and 143 after SIGTERM, which leave
 complete files.
@@ -33,6 +42,8 @@ from point_rend.inference import options
 from point_rend.utils import errors
 
 FORMATS = ("pictures", "coco", "masks", "labels")
+SHARD_FORMATS = ("parquet", "jsonl", "json")
+SHARD_SIZE = 500
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,7 +67,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--formats",
         nargs="+",
         choices=FORMATS,
-        default=["pictures"],
         help="pictures (default): segments painted over the image; coco: one file instances.json; "
         "masks: one PNG per instance; labels: one PNG of class indices per image",
     )
@@ -88,7 +98,51 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="part of a tile that it has in common with the next one, from 0 to 0.9 (default 0.2)",
     )
+    many = parser.add_argument_group("many images")
+    many.add_argument(
+        "--shards",
+        choices=SHARD_FORMATS,
+        help="write records (COCO's masks as RLE) into one file per block of images; --input is "
+        "then one folder, pattern in quotes, or file that lists images: paths or URIs a line, a "
+        "COCO file (.json) or a Parquet file (.parquet)",
+    )
+    many.add_argument(
+        "--shard-size",
+        type=int,
+        default=SHARD_SIZE,
+        metavar="N",
+        help="images in a block (default %(default)s); a process that is killed loses its block",
+    )
+    many.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that decode images for each process that runs the model (default "
+        "%(default)s; 0: none)",
+    )
+    many.add_argument(
+        "--uri-column",
+        metavar="NAME",
+        help="column of a Parquet file with the paths or URIs of the images (default uri)",
+    )
+    many.add_argument(
+        "--image-root",
+        metavar="DIR",
+        help="folder to which names in a list of images are relative (default: that of the list)",
+    )
     return parser
+
+
+def check_no_shard_options(args: argparse.Namespace) -> None:
+    """Refuse options that need --shards.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    for flag in ("--uri-column", "--image-root"):
+        if getattr(args, flag.strip("-").replace("-", "_")) is not None:
+            raise ValueError(f"{flag} is for --shards")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,10 +156,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = build_parser()
     args = parser.parse_args(argv)
+    from point_rend.batch_inference.run import run_shards
     from point_rend.inference.run import run
 
     with errors.user_errors():
-        failures, exit_code = run(args)
+        if args.shards is not None:
+            failures, exit_code = run_shards(args)
+        else:
+            check_no_shard_options(args)
+            args.formats = args.formats or ["pictures"]
+            failures, exit_code = run(args)
     for failure in failures:
         print(f"{parser.prog}: {errors.shortened(failure, errors.LONGEST_LINE)}", file=sys.stderr)
     if exit_code or failures:

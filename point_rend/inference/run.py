@@ -64,42 +64,81 @@ def run(args: argparse.Namespace) -> Outcome:
     """
     if args.batch_size < 1:
         raise ValueError(f"--batch-size: expected 1 or more, got {args.batch_size}")
-    if args.overlap is not None and args.tile is None:
-        raise ValueError("--overlap needs --tile")
     settings = read_settings(args)
     check_formats(args.formats, model_outputs(settings.cfg))
-    if args.tile is not None:
-        check_tiling(args.tile, _overlap(args), ("--tile", "--overlap"))
-        check_tiled_model(settings.cfg)
+    check_tiling_options(args, settings)
     failures: list[str] = []
     with ExitStack() as stack:
         job = _open(args, settings, failures, stack)
         exit_code = 0
         if job.total != 0:
-            model, exported = None, exported_file(args.model)
-            if exported is not None:
-                model = build_exported_model(
-                    settings.cfg,
-                    exported,
-                    backend=args.backend,
-                    allow_unsafe=args.allow_unsafe_checkpoint,
-                )
-            predictor = Predictor(
-                settings.cfg,
-                metadata=settings.metadata,
-                allow_unsafe=args.allow_unsafe_checkpoint,
-                paste_masks=False,
-                model=model,
-            )
-            tiled = None
-            if args.tile is not None:
-                tiled = TiledPredictor(
-                    predictor, args.tile, _overlap(args), batch_size=args.batch_size
-                )
+            predictor = build_predictor(args, settings)
+            tiled = build_tiled(args, predictor)
             frames = batches(job.frames, args.batch_size)
             exit_code = _segment(frames, predictor, tiled, job, failures)
         job.results.finish()
     return Outcome(failures, exit_code)
+
+
+def build_predictor(args: argparse.Namespace, settings: Settings) -> Predictor:
+    """Load the model of a command line, whose masks stay unpasted.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: As :class:`Predictor`.
+    """
+    model, exported = None, exported_file(args.model)
+    if exported is not None:
+        model = build_exported_model(
+            settings.cfg,
+            exported,
+            backend=args.backend,
+            allow_unsafe=args.allow_unsafe_checkpoint,
+        )
+    return Predictor(
+        settings.cfg,
+        metadata=settings.metadata,
+        allow_unsafe=args.allow_unsafe_checkpoint,
+        paste_masks=False,
+        model=model,
+    )
+
+
+def build_tiled(args: argparse.Namespace, predictor: Predictor) -> TiledPredictor | None:
+    """Return the predictor for tiles that a command line asks for, if it does."""
+    if args.tile is None:
+        return None
+    return TiledPredictor(predictor, args.tile, _overlap(args), batch_size=args.batch_size)
+
+
+def check_tiling_options(args: argparse.Namespace, settings: Settings) -> None:
+    """Refuse options of tiles that do not fit.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if args.overlap is not None and args.tile is None:
+        raise ValueError("--overlap needs --tile")
+    if args.tile is not None:
+        check_tiling(args.tile, _overlap(args), ("--tile", "--overlap"))
+        check_tiled_model(settings.cfg)
+
+
+def decisive_settings(args: argparse.Namespace, settings: Settings) -> dict[str, str]:
+    """Describe what decides results, as named texts: config, weights, classes, tiles."""
+    cfg, metadata = settings
+    neutral = cfg.clone()
+    neutral.defrost()
+    neutral.OUTPUT_DIR, neutral.MODEL.WEIGHTS, neutral.MODEL.DEVICE = "", "", "cpu"
+    weights = Source.of(cfg.MODEL.WEIGHTS)
+    names = [metadata.get(key) or [] for key in ("thing_classes", "stuff_classes")]
+    decisive = {
+        "config": hashlib.sha256(dump_config(neutral).encode()).hexdigest(),
+        "weights": f"{cfg.MODEL.WEIGHTS}, {weights.size} bytes of {weights.modified}",
+        "classes": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+    }
+    if args.tile is not None:
+        decisive["tiles"] = f"{args.tile} {_overlap(args)}"
+    return decisive
 
 
 def check_formats(formats: Sequence[str], outputs: frozenset[str]) -> None:
@@ -242,20 +281,8 @@ def _progress(
     """Open the record of the output folder; without a folder there is none."""
     if folder is None:
         return None
-    cfg, metadata = settings
-    neutral = cfg.clone()
-    neutral.defrost()
-    neutral.OUTPUT_DIR, neutral.MODEL.WEIGHTS, neutral.MODEL.DEVICE = "", "", "cpu"
-    weights = Source.of(cfg.MODEL.WEIGHTS)
-    names = [metadata.get(key) or [] for key in ("thing_classes", "stuff_classes")]
-    decisive = {
-        "config": hashlib.sha256(dump_config(neutral).encode()).hexdigest(),
-        "weights": f"{cfg.MODEL.WEIGHTS}, {weights.size} bytes of {weights.modified}",
-        "classes": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
-        "formats": " ".join(sorted(args.formats)),
-    }
-    if args.tile is not None:
-        decisive["tiles"] = f"{args.tile} {_overlap(args)}"
+    decisive = decisive_settings(args, settings)
+    decisive["formats"] = " ".join(sorted(args.formats))
     if args.video_input is not None:
         video = Source.of(args.video_input)
         decisive["video"] = f"{args.video_input}, {video.size} bytes of {video.modified}"
@@ -332,7 +359,7 @@ def _segment(
         try:
             for batch in frames:
                 try:
-                    outputs = _predict(predictor, tiled, [frame.image for frame in batch])
+                    outputs = predict_batch(predictor, tiled, [frame.image for frame in batch])
                 except PictureError as error:  # of an image that is read tile by tile
                     failures.append(str(error))
                     continue
@@ -348,9 +375,15 @@ def _segment(
     return 0
 
 
-def _predict(
+def predict_batch(
     predictor: Predictor, tiled: TiledPredictor | None, images: list[Any]
 ) -> Sequence[Output]:
+    """Segment images together, in tiles if `tiled` is given.
+
+    Raises:
+        PictureError: If an image that is read tile by tile is broken.
+        ValueError: If the device runs out of memory.
+    """
     try:
         if tiled is not None:
             return tiled.many(images)

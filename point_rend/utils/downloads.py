@@ -175,6 +175,24 @@ def download(url: str, *, again: bool = False, max_bytes: int | None = None) -> 
     return file
 
 
+def download_into(url: str, target: BinaryIO, *, max_bytes: int | None = None) -> int:
+    """Download a file into an open one, past the cache.
+
+    Args:
+        url: An http or https URL.
+        target: The open file.
+        max_bytes: As of :func:`download`.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        DownloadError, ValueError: As of :func:`download`.
+    """
+    check_url(url)
+    return _fetch(url, target, max_bytes)
+
+
 def check_url(url: str) -> None:
     """Refuse a URL that is not of http or https, or whose path leads upward, decoded or not.
 

@@ -25,7 +25,7 @@ NAME = "run.lock"
 # A byte of the file for each process that keeps the lock: the one that starts a run, and the one
 # that writes its files. They differ if a run has several processes.
 _STARTER, _WRITER = 0, 1
-_UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 class Holder(NamedTuple):
@@ -126,7 +126,7 @@ def _lock(descriptor: int, start: int, length: int) -> bool | None:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
-        if error.errno in _UNSUPPORTED:
+        if error.errno in UNSUPPORTED:
             return None
         raise
     return True

@@ -1,0 +1,212 @@
+"""Decoding of images in processes of their own, while the model computes.
+
+A decoder for a broken file may crash, or never end: the process is replaced, the image is tried
+once more, and only this image has an error.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing import connection, get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from point_rend.batch_inference.manifest import Item
+from point_rend.utils.downloads import download_into, is_url
+from point_rend.utils.files import atomic_file
+from point_rend.utils.pictures import PictureError, read_picture
+from point_rend.utils.program import program
+from point_rend.utils.signals import SIGNALS, end_with_parent, signals_wait
+
+AHEAD = 2  # images that a worker has decoded or is about to decode
+HANG_SECONDS = 120.0  # for one image, its download included
+TRIES = 2  # of an image whose decoding ends the process
+
+
+class Unreadable(NamedTuple):
+    """The reason why an image could not be read, in one line."""
+
+    reason: str
+
+
+Decoded = np.ndarray | Unreadable  # (H, W, 3) uint8 in BGR order
+
+
+def decode(uri: str) -> Decoded:
+    """Read an image from a local path or a URL."""
+    try:
+        if not is_url(uri):
+            return read_picture(uri)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "image")
+            with atomic_file(path) as file:
+                download_into(uri, file)
+            try:
+                return read_picture(path)
+            except PictureError as error:
+                return Unreadable(f"{uri} {error.fault}")
+    except (OSError, ValueError) as error:
+        return Unreadable(str(error))
+
+
+class Decoder:
+    """Reads images in worker processes, in order, and a bounded number of them ahead.
+
+    It is a context manager; the workers end with it, and with this process however that ends.
+
+    Args:
+        workers: Number of processes; 0 to read in this one.
+        hang_seconds: Time for one image after which its worker is replaced.
+    """
+
+    def __init__(self, workers: int, *, hang_seconds: float = HANG_SECONDS) -> None:
+        self.hang_seconds = hang_seconds
+        self._workers: list[_Worker] = []
+        for _ in range(workers):
+            self._workers.append(_Worker())
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    def images(self, items: Sequence[Item]) -> Iterator[Decoded]:
+        """Yield the images of some items in their order."""
+        if not self._workers:
+            for item in items:
+                yield decode(item.uri)
+            return
+        number = len(self._workers)
+        waiting: deque[Item] = deque()  # those that a worker has been given
+        following = iter(enumerate(items))
+
+        def give() -> None:
+            for position, item in following:
+                waiting.append(item)
+                self._workers[position % number].give(item.uri)
+                return
+
+        try:
+            for _ in range(AHEAD * number):
+                give()
+            for position in range(len(items)):
+                decoded = self._take(position % number, waiting[0])
+                waiting.popleft()
+                give()
+                yield decoded
+        finally:
+            if waiting:  # the rest is no longer wanted
+                self._workers = [worker.replaced([]) for worker in self._workers]
+
+    def _take(self, place: int, item: Item) -> Decoded:
+        """Return the next image of a worker, which is replaced if it dies or hangs."""
+        for left in reversed(range(TRIES)):
+            worker = self._workers[place]
+            fault = worker.fault_within(self.hang_seconds)
+            if not fault:
+                with contextlib.suppress(EOFError, OSError):
+                    return worker.take()
+                fault = worker.death()
+            rest = list(worker.given)
+            self._workers[place] = worker.replaced(rest if left else rest[1:])
+            what = "it is tried again" if left else "it has no results"
+            print(f"{program()}: {item.uri}: {fault}; {what}", file=sys.stderr, flush=True)
+        return Unreadable(f"{item.uri}: {fault}")
+
+
+class _Worker:
+    """A process that decodes what it is given, in order.
+
+    Attributes:
+        given: What it has been given and not returned.
+    """
+
+    def __init__(self) -> None:
+        self.given: deque[str] = deque()
+        context = get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_work, args=(other, os.getpid()), daemon=True)
+        with signals_wait():  # until it ignores those that are meant for this process
+            self._process.start()
+        other.close()
+
+    def give(self, uri: str) -> None:
+        """Let the worker decode an image."""
+        self.given.append(uri)
+        with contextlib.suppress(OSError):  # it has died, which `fault_within` finds
+            self._connection.send(uri)
+
+    def fault_within(self, seconds: float) -> str:
+        """Wait for an image; return what happened in its place, if anything."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            found = connection.wait([self._connection, self._process.sentinel], timeout=1.0)
+            if self._connection in found:
+                return ""
+            if found:
+                return self.death()
+        return f"its decoding took more than {seconds:g} seconds"
+
+    def take(self) -> Decoded:
+        """Receive an image.
+
+        Raises:
+            EOFError, OSError: If the worker has died in between.
+        """
+        header: Any = self._connection.recv()
+        decoded: Decoded
+        if isinstance(header, Unreadable):
+            decoded = header
+        else:
+            shape, kind = header
+            decoded = np.empty(shape, kind)
+            self._connection.recv_bytes_into(decoded.reshape(-1).view(np.uint8))
+        self.given.popleft()
+        return decoded
+
+    def death(self) -> str:
+        """Describe the end of the process."""
+        self._process.join(1.0)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            return f"its decoding ended the process by {signal.Signals(-code).name}"
+        return f"its decoding ended the process with exit code {code}"
+
+    def replaced(self, rest: Sequence[str]) -> "_Worker":
+        """End this worker; return a new one that has been given the rest of its images."""
+        self.end()
+        worker = _Worker()
+        for uri in rest:
+            worker.give(uri)
+        return worker
+
+    def end(self) -> None:
+        """Kill the process: it has no work to save."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+
+def _work(to_parent: connection.Connection, parent: int) -> None:
+    """Decode one image after another: the body of a worker."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    end_with_parent(parent)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            decoded = decode(to_parent.recv())
+            if isinstance(decoded, Unreadable):
+                to_parent.send(decoded)
+            else:
+                to_parent.send((decoded.shape, decoded.dtype.str))
+                to_parent.send_bytes(np.ascontiguousarray(decoded).data.cast("B"))
