@@ -348,14 +348,21 @@ def test_one_module_writes_files():
 
 
 READERS = {"imread", "imdecode", "read_image", "convert_PIL_to_numpy", "Image.open"}
+READERS |= {"np.load", "np.fromfile", "rasterio.open"}
 
 
-def test_one_module_reads_pictures():
-    """The rule for depth, colors, alpha and EXIF is that of utils/pictures.py."""
+# Depth, colors, alpha and EXIF follow the rule of the first; the second reads further formats.
+READING = {
+    "utils/pictures.py": {"Image.open"},
+    "utils/bands.py": {"cv2.imread", "np.fromfile", "rasterio.open"},
+}
+
+
+def test_two_modules_read_pictures():
     for name, tree in TREES.items():
         calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
         named = {call for call in calls if call in READERS or call.split(".")[-1] in READERS}
-        assert named == ({"Image.open"} if name == "utils/pictures.py" else set()), name
+        assert named == READING.get(name, set()), name
     notebooks = (REPOSITORY / "notebooks").glob("*.ipynb")
     for notebook in notebooks:
         text = notebook.read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ from detectron2.data.transforms import (
     ResizeTransform,
 )
 from fvcore.transforms.transform import Transform
+from PIL import Image
 
 from point_rend.color_augmentation import ColorAugSSD
 from point_rend.config.tasks import SEM_SEG, model_outputs
@@ -72,7 +73,26 @@ class ResizeToPixels(Augmentation):
         if not isinstance(drawn, ResizeTransform):  # NoOpTransform for a side of 0 in the config
             return drawn
         height, width = max(drawn.new_h, 1), max(drawn.new_w, 1)
-        return ResizeTransform(drawn.h, drawn.w, height, width, drawn.interp)
+        return ResizeEachChannel(drawn.h, drawn.w, height, width, drawn.interp)
+
+
+class ResizeEachChannel(ResizeTransform):
+    """A resizing that treats images of float32 (H, W, C) as those of 8 bits.
+
+    Detectron2 resizes them in another way, which reads few pixels of a much larger image. Here each
+    channel is resized by Pillow, which averages over all of them, as Detectron2 does with 8 bits.
+    """
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize an image."""
+        if img.dtype != np.float32 or img.ndim != 3:
+            return super().apply_image(img, interp)
+        size, method = (self.new_w, self.new_h), self.interp if interp is None else interp
+        channels = [
+            Image.fromarray(np.ascontiguousarray(img[:, :, k])).resize(size, method)
+            for k in range(img.shape[2])
+        ]
+        return np.stack([np.asarray(channel) for channel in channels], axis=2)
 
 
 def as_input(image: np.ndarray) -> torch.Tensor:

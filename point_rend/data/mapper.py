@@ -5,15 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import AugInput, TransformList
 from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
 
+from point_rend.config.defaults import pixel_format
 from point_rend.data.augmentation import as_input, build_augmentations
 from point_rend.ground_truth.shared_masks import SharedMasks
-from point_rend.utils.pictures import PictureError, read_label_map, read_picture
+from point_rend.utils.bands import read_input
+from point_rend.utils.pictures import PictureError, read_label_map
+from point_rend.utils.pixel_format import PixelFormat
 
 
 class NamingDatasetMapper(DatasetMapper):
@@ -21,7 +24,19 @@ class NamingDatasetMapper(DatasetMapper):
 
     The masks are :class:`SharedMasks`: small on their way from the worker, stored once in training.
     With the format polygon, RLE masks remain bitmasks.
+
+    Args:
+        is_train: Whether the mapper is for training.
+        pixel_format: Pixels that the model expects; by default those of `image_format`, 8 bits.
+        arguments: Those of Detectron2's mapper.
     """
+
+    @configurable
+    def __init__(
+        self, is_train: bool, *, pixel_format: PixelFormat | None = None, **arguments: Any
+    ) -> None:
+        super().__init__(is_train, **arguments)
+        self.pixel_format = pixel_format or PixelFormat(self.image_format)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -31,7 +46,10 @@ class NamingDatasetMapper(DatasetMapper):
             cfg.defrost()
             cfg.MODEL.KEYPOINT_ON = False
         arguments = super().from_config(cfg, is_train)
-        return arguments | {"augmentations": build_augmentations(cfg, is_train=is_train)}
+        return arguments | {
+            "augmentations": build_augmentations(cfg, is_train=is_train),
+            "pixel_format": pixel_format(cfg),
+        }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Read and transform one record.
@@ -60,7 +78,7 @@ class NamingDatasetMapper(DatasetMapper):
 
     def _map(self, record: dict[str, Any]) -> dict[str, Any]:
         """Read and transform a record, in place."""
-        image = read_picture(record["file_name"], self.image_format)
+        image = read_input(record["file_name"], self.pixel_format)
         utils.check_image_size(record, image)
         labels = None
         if "sem_seg_file_name" in record:

@@ -13,7 +13,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from point_rend.config.checks import check_config, check_test_time_augmentation
-from point_rend.config.defaults import value_of
+from point_rend.config.defaults import pixel_format, value_of
 from point_rend.config.dumping import CONFIG_NAME, dump_config
 from point_rend.config.loading import COMMAND_LINE, load_config
 from point_rend.config.schema import ALWAYS, check_rules
@@ -117,11 +117,22 @@ def setup(args: argparse.Namespace) -> Run:
     if "instances" in outputs:
         number = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0
         datasets_to_clean = check_datasets(
-            train, test, masks=cfg.MODEL.MASK_ON, keypoints=number, skip_broken_images=skips
+            train,
+            test,
+            masks=cfg.MODEL.MASK_ON,
+            keypoints=number,
+            skip_broken_images=skips,
+            pixel_format=pixel_format(cfg),
         )
     if "sem_seg" in outputs:
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-        check_semantic_datasets(train, test, ignore_value=ignore_value, skip_broken_images=skips)
+        check_semantic_datasets(
+            train,
+            test,
+            ignore_value=ignore_value,
+            skip_broken_images=skips,
+            pixel_format=pixel_format(cfg),
+        )
     check_test_proposals(cfg)
     return Run(args, cfg, datasets_to_clean)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from point_rend.utils.pictures import open_picture, read_picture
+from point_rend.utils.bands import image_size, read_view
 
 GRAY = 80  # in place of photographs
 
@@ -14,7 +14,7 @@ GRAY = 80  # in place of photographs
 def read_photograph(
     image_root: Path, record: Mapping[str, Any], *, without_photographs: bool = False
 ) -> np.ndarray:
-    """Read an image of a data set, and check its size.
+    """Read an image of a data set to look at it, and check its size.
 
     Args:
         image_root: Folder of the images.
@@ -32,10 +32,9 @@ def read_photograph(
     if without_photographs:
         return np.full((*size, 3), GRAY, np.uint8)
     file = image_root / record["file_name"]
-    image = read_picture(file)
+    image = read_view(file)
     if image.shape[:2] != size:
-        with open_picture(file) as opened:
-            turned = opened.size[::-1] == size
+        turned = image_size(file, is_turned=False)[::-1] == size
         hint = ", its size before its EXIF orientation turns it" if turned else ""
         raise ValueError(
             f"image {file} is of (height, width) {image.shape[:2]}, expected {size} as in the "

@@ -11,9 +11,10 @@ import pycocotools.mask as mask_util
 from point_rend.data.checks.rle import check_rles
 from point_rend.data.datasets.label_maps import IGNORE_LABEL
 from point_rend.evaluation.semantic_iou import SemanticIoU
+from point_rend.utils.bands import read_view
 from point_rend.utils.files import check_that_inputs_stay
 from point_rend.utils.json_files import MAX_DATA_SET_BYTES, read_json, shown
-from point_rend.utils.pictures import read_label_map, read_picture
+from point_rend.utils.pictures import read_label_map
 from point_rend.visualization.drawing import color_of, paint_labels
 from point_rend.visualization.layout import save_picture, side_by_side
 
@@ -85,7 +86,7 @@ class Comparison:
             OSError: If one cannot.
         """
         for image in images:
-            read_picture(self._image_root / image)
+            read_view(self._image_root / image)
 
     def draw(self, pictures: Mapping[Path, Path], *, without_photographs: bool = False) -> None:
         """Write pictures of images: the photograph, each model's labels and the ground truth.
@@ -103,7 +104,7 @@ class Comparison:
             panels = [paint_labels(x, colors) for x in (*label_maps.values(), ground_truth)]
             titles = [*label_maps, "ground truth"]
             if not without_photographs:
-                panels.insert(0, read_picture(self._image_root / file))
+                panels.insert(0, read_view(self._image_root / file))
                 titles.insert(0, "input")
             save_picture(picture, side_by_side(panels, titles))
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.checks import check_config
+from point_rend.config.defaults import pixel_format
 from point_rend.config.loading import COMMAND_LINE
 from point_rend.config.trial import check_model
 from point_rend.data.augmentation import as_input, build_augmentations
@@ -31,9 +32,9 @@ from point_rend.runtime.exported_model import padded_batch
 from point_rend.runtime.files import ONNX, TORCH_EXPORT, TORCHSCRIPT
 from point_rend.runtime.model_folder import FILES
 from point_rend.runtime.sessions import ONNXRUNTIME, OPENVINO, Session, open_session
+from point_rend.utils.bands import image_size, read_input
 from point_rend.utils.downloads import is_url
 from point_rend.utils.files import atomic_path, check_output
-from point_rend.utils.pictures import open_picture, read_picture
 
 
 class Format(NamedTuple):
@@ -247,8 +248,7 @@ def _find(option: str, given: Sequence[str]) -> list[Path]:
     if found.missing:
         raise ValueError(f"--{option}: {'; '.join(found.missing)}")
     for file in found.files.values():  # their headers, before the long computation
-        with open_picture(file):
-            pass
+        image_size(file)
     return list(found.files.values())
 
 
@@ -256,7 +256,7 @@ def _read(cfg: CfgNode, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Read images as the model takes them."""
     augmentations = AugmentationList(build_augmentations(cfg, is_train=False))
     for file in files:
-        augmented = AugInput(read_picture(str(file), cfg.INPUT.FORMAT))
+        augmented = AugInput(read_input(file, pixel_format(cfg)))
         augmentations(augmented)
         yield {"image": as_input(augmented.image)}
 

@@ -5,14 +5,14 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from point_rend.config.defaults import with_semantic_point_head
+from point_rend.config.defaults import pixel_format, with_semantic_point_head
 from point_rend.config.tasks import model_outputs
 from point_rend.inference.predictor import Predictor
 from point_rend.inference.rendered_subjects import find_instance, find_region
 from point_rend.inference.settings import read_settings
 from point_rend.rendering.sampling import PointSampler
+from point_rend.utils.bands import read_pixels
 from point_rend.utils.files import check_output
-from point_rend.utils.pictures import read_picture
 from point_rend.visualization.rendering_figures import (
     Figure,
     Subject,
@@ -87,7 +87,7 @@ def find_subject(args: argparse.Namespace) -> tuple[Subject, int]:
     """
     cfg, metadata = read_settings(args)
     outputs = model_outputs(cfg)
-    image = read_picture(args.input)
+    image = read_pixels(args.input, pixel_format(cfg))
     window = args.region and tuple(args.region)
     if window is not None:
         x0, y0, x1, y1 = window

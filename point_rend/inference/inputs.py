@@ -15,7 +15,9 @@ import numpy as np
 from point_rend.inference.progress import Source
 from point_rend.tiling.grid import Window
 from point_rend.tiling.windows import WindowedImage, open_windows
-from point_rend.utils.pictures import IMAGE_SUFFIXES, OTHER_SUFFIXES, is_stray_file, read_picture
+from point_rend.utils.bands import image_suffixes, read_pixels
+from point_rend.utils.pictures import IMAGE_SUFFIXES, OTHER_SUFFIXES, is_stray_file
+from point_rend.utils.pixel_format import PLAIN, PixelFormat
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov")
 FRAMES_PER_SECOND = 25.0  # of a camera that does not report its rate
@@ -26,7 +28,7 @@ class Frame(NamedTuple):
 
     name: str  # relative to the given folder
     result: str  # with the suffix of a picture; see `result_names`
-    image: np.ndarray | WindowedImage  # (H, W, 3) uint8, BGR; open for this frame only
+    image: np.ndarray | WindowedImage  # as `Predictor` takes it; open for this frame only
     source: Source = Source.of(None)
 
     @property
@@ -38,7 +40,7 @@ class Frame(NamedTuple):
         return self.image.size
 
     def pixels(self) -> np.ndarray:
-        """Return all pixels, (H, W, 3) uint8, BGR."""
+        """Return all pixels, as `Predictor` takes them."""
         if isinstance(self.image, np.ndarray):
             return self.image
         return self.image.read(Window(0, 0, *self.size))
@@ -58,13 +60,16 @@ class Found(NamedTuple):
     passed_over: list[str]
 
 
-def find_images(inputs: Sequence[str], output: Path | None = None) -> Found:
+def find_images(
+    inputs: Sequence[str], output: Path | None = None, *, pixel_format: PixelFormat = PLAIN
+) -> Found:
     """Find the images of files, folders and patterns.
 
     Args:
         inputs: A folder stands for all images in it and its subfolders, linked ones too, by
-            `IMAGE_SUFFIXES`.
+            `image_suffixes`.
         output: Folder of the results; below an input folder it is passed over.
+        pixel_format: Pixels that the model expects.
 
     Raises:
         ValueError: If two files would have the same name, or a given folder is `output`.
@@ -76,7 +81,12 @@ def find_images(inputs: Sequence[str], output: Path | None = None) -> Found:
             if os.path.exists(text)
             else map(Path, sorted(glob.glob(text, recursive=True)))
         )
-        pairs = [pair for path in paths for pair in _named_files(path, output, found.passed_over)]
+        suffixes = image_suffixes(pixel_format)
+        pairs = [
+            pair
+            for path in paths
+            for pair in _named_files(path, output, found.passed_over, suffixes)
+        ]
         if not pairs:
             found.missing.append(f"no image found at {text}")
         for name, file in pairs:
@@ -88,24 +98,32 @@ def find_images(inputs: Sequence[str], output: Path | None = None) -> Found:
     return found
 
 
-def _named_files(path: Path, output: Path | None, passed_over: list[str]) -> list[tuple[str, Path]]:
+def _named_files(
+    path: Path, output: Path | None, passed_over: list[str], wanted: Sequence[str]
+) -> list[tuple[str, Path]]:
     if not path.is_dir():
         return [(path.name, path)]
     if output is not None and output.exists() and output.samefile(path):
         raise ValueError(
             f"--output {output} is a folder of --input: the results would be among the images"
         )
-    names = names_below(path, output, passed_over)
+    names = names_below(path, output, passed_over, wanted)
     return [(name, path / name) for name in names]
 
 
-def names_below(folder: Path, output: Path | None, passed_over: list[str]) -> list[str]:
-    """Find all images in a folder and its subfolders, linked ones too, by `IMAGE_SUFFIXES`.
+def names_below(
+    folder: Path,
+    output: Path | None,
+    passed_over: list[str],
+    wanted: Sequence[str] = IMAGE_SUFFIXES,
+) -> list[str]:
+    """Find all images in a folder and its subfolders, linked ones too, by their suffixes.
 
     Args:
         folder: The folder.
         output: Folder of the results, which is passed over.
         passed_over: Gets a message for what is left out.
+        wanted: The suffixes, as of :func:`~point_rend.utils.bands.image_suffixes`.
 
     Returns:
         Names relative to the folder, sorted part by part.
@@ -120,7 +138,7 @@ def names_below(folder: Path, output: Path | None, passed_over: list[str]) -> li
         if is_stray_file(relative):
             continue
         suffixes[relative.suffix.lower()] += 1
-        if _is_picture(name):
+        if relative.suffix.lower() in wanted:
             names.append(name)
     others = [f"{suffixes[x]} {x}" for x in sorted(OTHER_SUFFIXES) if suffixes[x]]
     if others:
@@ -197,6 +215,7 @@ def read_images(
     results: Mapping[str, str],
     failures: list[str],
     *,
+    pixel_format: PixelFormat = PLAIN,
     tile: int | None = None,
 ) -> Iterator[Frame]:
     """Read images; add the reason for each that cannot be read to `failures`.
@@ -205,6 +224,7 @@ def read_images(
         files: By the names of the images.
         results: The result names, as of :func:`result_names`.
         failures: Changed in place.
+        pixel_format: Pixels that the model expects.
         tile: Side in pixels of the tiles in which images are segmented; larger images are opened
             and not read.
     """
@@ -214,9 +234,9 @@ def read_images(
             image: np.ndarray | WindowedImage
             try:
                 if tile is None:
-                    image = read_picture(file)
+                    image = read_pixels(file, pixel_format)
                 else:
-                    image = stack.enter_context(open_windows(file))
+                    image = stack.enter_context(open_windows(file, pixel_format))
                     if max(image.size) <= tile:
                         image = image.read(Window(0, 0, *image.size))
             except (OSError, ValueError) as error:

@@ -21,6 +21,7 @@ from point_rend.inference.progress import Progress
 from point_rend.rendering.box_masks import Crop, crops
 from point_rend.rendering.uncertainty import label_map
 from point_rend.utils.files import atomic_file, atomic_path
+from point_rend.utils.pixel_format import PLAIN, PixelFormat, to_view
 from point_rend.visualization.drawing import color_of, overlay_masks, write_names
 from point_rend.visualization.fonts import legible
 from point_rend.visualization.layout import save_picture
@@ -261,6 +262,7 @@ class Results:
         video: Takes the pictures in place of files.
         window: Shows the pictures.
         by_class: See :func:`draw`.
+        pixel_format: Pixels that the model expects.
     """
 
     def __init__(
@@ -273,6 +275,7 @@ class Results:
         video: VideoFile | None = None,
         window: Window | None = None,
         by_class: bool = False,
+        pixel_format: PixelFormat = PLAIN,
     ) -> None:
         self.metadata = metadata
         self.formats = formats
@@ -281,6 +284,7 @@ class Results:
         self.video = video
         self.window = window
         self.by_class = by_class
+        self.pixel_format = pixel_format
         self.coco = CocoFormat(metadata)
 
     def start(self, frames: Sequence[Frame]) -> None:
@@ -292,7 +296,8 @@ class Results:
         """Write or show the result for one image; return whether to continue."""
         picture = None
         if self.window is not None or "pictures" in self.formats:
-            picture = draw(frame.pixels(), output, self.metadata, by_class=self.by_class)
+            view = to_view(frame.pixels(), self.pixel_format)
+            picture = draw(view, output, self.metadata, by_class=self.by_class)
         if self.picture is not None and picture is not None:
             save_picture(self.picture, picture)
         if self.video is not None and picture is not None:

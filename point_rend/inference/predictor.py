@@ -20,6 +20,7 @@ from point_rend.acceleration.prepare import prepare_for_inference
 from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.checks import check_config, check_test_time_augmentation
+from point_rend.config.defaults import pixel_format
 from point_rend.config.tasks import reads_proposals
 from point_rend.config.trial import check_model
 from point_rend.data.augmentation import as_input, build_augmentations
@@ -80,6 +81,7 @@ class Predictor:
 
     Attributes:
         cfg: The config.
+        pixel_format: Pixels that the model expects.
         metadata: Detectron2's metadata of the classes, for its `Visualizer`: `thing_classes`,
             `thing_colors`, `stuff_classes`, …
         model: The model, in evaluation mode, prepared by :func:`prepare_for_inference`.
@@ -113,6 +115,7 @@ class Predictor:
                 "proposals: expected a model that generates them, such as with RPN"
             )
         self.cfg = cfg.clone()
+        self.pixel_format = pixel_format(cfg)
         self.metadata = metadata or build_metadata(
             cfg, read_metadata(cfg.MODEL.WEIGHTS, allow_unsafe=allow_unsafe)
         )
@@ -365,7 +368,7 @@ class Predictor:
         self, image: ImageLike, output_size: tuple[int, int] | None = None
     ) -> dict[str, Any]:
         """Prepare an image for the model; arguments as of :meth:`__call__`."""
-        pixels = to_pixels(image, self.cfg.INPUT.FORMAT)
+        pixels = to_pixels(image, self.pixel_format)
         height, width = output_size or pixels.shape[:2]
         augmented = AugInput(pixels)
         self._augmentations(augmented)
@@ -406,8 +409,9 @@ class Predictor:
         """Segment one image or several.
 
         Args:
-            images: An array (H, W, 3) of type uint8 in BGR order, as OpenCV reads it; a PIL image;
-                a path; or a list or tuple of these.
+            images: An array (H, W, 3) of type uint8 in BGR order, as OpenCV reads it, or as the
+                model expects it (:func:`~point_rend.inference.images.to_pixels`); a PIL image; a
+                path; or a list or tuple of these.
             batch_size: Largest number of images that the model sees at a time. Only images that
                 it pads to one size share a batch: padding beyond that of a single image would
                 change the results.

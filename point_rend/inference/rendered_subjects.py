@@ -10,6 +10,7 @@ from torch import Tensor
 
 from point_rend.inference.predictor import Predictor
 from point_rend.rendering.recording import recorded_renderings
+from point_rend.utils.pixel_format import to_view
 from point_rend.visualization.drawing import Color
 from point_rend.visualization.rendering_figures import Subject, Window
 
@@ -22,7 +23,7 @@ def find_instances(
 
     Args:
         predictor: With an instance model.
-        image: (H, W, 3) uint8, BGR.
+        image: An array as the predictor takes it.
         given: A box in pixels of the image and its class, instead of all detections.
 
     Raises:
@@ -46,13 +47,14 @@ def find_instances(
     # A panoptic model returns its labels, too.
     (found,) = found[0] if isinstance(found, tuple) else found
     subjects = {}
+    view = to_view(image, predictor.pixel_format)
     for rendering in renderings:
         assert rendering.boxes is not None
         assert rendering.classes is not None
         for region, key in enumerate(_keys(rendering.boxes, rendering.classes)):
             x0, y0, x1, y1 = key[0]
             frame = (x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1])
-            subjects[key] = Subject(image, rendering, region, frame, frame, ())
+            subjects[key] = Subject(view, rendering, region, frame, frame, ())
     # Boxes that need equally many steps are rendered together (SUBDIVISION_CELLS_PER_PIXEL).
     return [subjects[key] for key in _keys(found.pred_boxes.tensor, found.pred_classes)]
 
@@ -69,7 +71,7 @@ def find_instance(
 
     Args:
         predictor: With an instance model.
-        image: (H, W, 3) uint8, BGR.
+        image: An array as the predictor takes it.
         number: Number of the detection, best first.
         given: A box in pixels of the image and its class, instead of all detections.
 
@@ -93,7 +95,7 @@ def find_region(
 
     Args:
         predictor: With a semantic or panoptic model.
-        image: (H, W, 3) uint8, BGR.
+        image: An array as the predictor takes it.
         window: The part in pixels of the image; all of it if None.
         colors: Colors of the classes, BGR.
     """
@@ -107,7 +109,8 @@ def find_region(
     height, width = last.logits.shape[-2:]  # a cell is a pixel of the input
     frame = (0.0, 0.0, width * scale[0], height * scale[1])
     full_window = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
-    return Subject(image, rendering, 0, frame, window or full_window, colors)
+    view = to_view(image, predictor.pixel_format)
+    return Subject(view, rendering, 0, frame, window or full_window, colors)
 
 
 def _scale(inputs: dict[str, Any]) -> tuple[float, float]:

@@ -15,6 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
+from point_rend.config.defaults import pixel_format
 from point_rend.config.dumping import dump_config
 from point_rend.config.tasks import model_outputs
 from point_rend.inference.inputs import (
@@ -184,7 +185,8 @@ def _open_images(
 ) -> _Job:
     window = Window(wait=True) if args.output is None else None
     folder, picture = _folder_and_file(args.output, IMAGE_SUFFIXES)
-    found = find_images(args.input, folder if picture is None else None)
+    pixels = pixel_format(settings.cfg)
+    found = find_images(args.input, folder if picture is None else None, pixel_format=pixels)
     if not found.files:
         raise ValueError(f"--input: {'; '.join(found.missing + found.passed_over)}")
     for message in found.passed_over:
@@ -216,15 +218,26 @@ def _open_images(
             _check_that_formats_stay_apart(names.values(), others)
     _check_outputs(args, settings.cfg, outputs, progress, inputs=files.values())
     results = Results(
-        settings.metadata, args.formats, progress=progress, picture=picture, window=window
+        settings.metadata,
+        args.formats,
+        progress=progress,
+        picture=picture,
+        window=window,
+        pixel_format=pixels,
     )
-    frames = read_images(files, names, failures, tile=args.tile)
+    frames = read_images(files, names, failures, pixel_format=pixels, tile=args.tile)
     return _Job(frames, len(files), results)
 
 
 def _open_video(
     args: argparse.Namespace, settings: Settings, failures: list[str], stack: ExitStack
 ) -> _Job:
+    if not pixel_format(settings.cfg).is_plain:
+        raise ValueError(
+            f"{'--webcam' if args.webcam else '--video-input'}: a video has colors of 8 bits, but "
+            f"the model expects INPUT.CHANNELS {settings.cfg.INPUT.CHANNELS}, INPUT.BITS "
+            f"{settings.cfg.INPUT.BITS}: expected images (--input)"
+        )
     window = Window(wait=False) if args.output is None else None
     folder, file = _folder_and_file(args.output, VIDEO_SUFFIXES)
     if args.video_input is not None and os.path.exists(args.video_input):

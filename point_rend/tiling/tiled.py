@@ -11,12 +11,14 @@ import torch
 from detectron2.config import CfgNode
 from PIL import Image
 
+from point_rend.config.defaults import pixel_format
 from point_rend.config.tasks import PANOPTIC, SEM_SEG, meta_architecture, model_outputs
 from point_rend.tiling.grid import DEFAULT_OVERLAP, TileGrid, Window, check_tiling, tiles_of
 from point_rend.tiling.merging import InstanceMerger
 from point_rend.tiling.semantic import label_bands
 from point_rend.tiling.windows import DecodedImage, WindowedImage, open_windows
-from point_rend.utils.pictures import to_array
+from point_rend.utils.bands import pixels_of
+from point_rend.utils.pixel_format import PixelFormat
 
 DEFAULT_TILE = 1024  # pixels
 
@@ -81,6 +83,7 @@ class TiledPredictor:
         self._is_semantic = model_outputs(predictor.cfg) == SEM_SEG
         self._nms_threshold = build_nms_threshold(predictor.cfg)
         self.predictor = predictor
+        self.pixel_format = pixel_format(predictor.cfg)
         self._of_tiles = predictor.unpasted()
         self.tile = tile
         self.overlap = overlap
@@ -110,7 +113,7 @@ class TiledPredictor:
             FileNotFoundError: If there is no such file.
             TypeError, ValueError: If it is no image, or cannot be read.
         """
-        with _opened(image) as windows:
+        with _opened(image, self.pixel_format) as windows:
             grid = self.grid(windows.size)
             if grid.num_tiles == 1:
                 (output,) = self.predictor([windows.read(next(grid.windows()))], batch_size=1)
@@ -148,7 +151,7 @@ class TiledPredictor:
                 small.clear()
 
         for i, image in enumerate(images):
-            with _opened(image) as windows:
+            with _opened(image, self.pixel_format) as windows:
                 if self.grid(windows.size).num_tiles > 1:
                     outputs[i] = self(windows)
                 else:
@@ -211,12 +214,12 @@ def build_nms_threshold(cfg: CfgNode) -> float:
     return (cfg.MODEL.ROI_HEADS if has_roi_heads else cfg.MODEL.RETINANET).NMS_THRESH_TEST
 
 
-def _opened(image: AnyImage) -> AbstractContextManager[WindowedImage]:
+def _opened(image: AnyImage, pixel_format: PixelFormat) -> AbstractContextManager[WindowedImage]:
     """Open an image in windows; one that is open stays so."""
     if isinstance(image, Image.Image):
-        return nullcontext(DecodedImage(to_array(image)))
+        return nullcontext(DecodedImage(pixels_of(image, pixel_format)))
     if isinstance(image, np.ndarray | str | PathLike):
-        return open_windows(image)
+        return open_windows(image, pixel_format)
     if hasattr(image, "read") and hasattr(image, "size"):
         return nullcontext(image)
     raise TypeError(

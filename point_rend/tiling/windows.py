@@ -22,6 +22,14 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from point_rend.tiling.grid import Window
+from point_rend.utils.bands import (
+    RASTER_OPTIONS,
+    TiffHeader,
+    map_array,
+    open_raster,
+    read_header,
+    read_pixels,
+)
 from point_rend.utils.imports import not_installed
 from point_rend.utils.pictures import (
     HEAD,
@@ -31,6 +39,7 @@ from point_rend.utils.pictures import (
     read_picture,
     to_array,
 )
+from point_rend.utils.pixel_format import PLAIN, PixelFormat, arrange, check_shape
 from point_rend.utils.reading import open_regular_file
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -38,7 +47,6 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 MAX_WINDOWED_PIXELS = 1 << 36  # the environment variable of pictures raises it, too
 MAX_RATIO = 1 << 16  # of the bytes of the pixels to those of the file
 MAX_BLOCK = 1 << 28  # bytes of a tile or strip, which is decoded as a whole
-CACHE = 1 << 27  # bytes of decoded blocks that are kept
 
 GEOREFERENCE = (33550, 33922, 34264)  # pixel scale, tie points, transformation; tags of a TIFF
 YCBCR = 6  # photometric interpretation; in a JPEG, GDAL smooths the colors, and Pillow does not
@@ -47,14 +55,6 @@ YCBCR = 6  # photometric interpretation; in a JPEG, GDAL smooths the colors, and
 LAYOUTS = dict.fromkeys(("L", "P", "I;16", "F;32F"), 1) | {"LA": 2}
 LAYOUTS |= dict.fromkeys(("RGB", "RGBX", "RGBXX", "RGBXXX", "RGBA", "RGBAX", "RGBAXX"), 3)
 LAYOUTS |= dict.fromkeys(("RGB;16", "RGBX;16", "RGBA;16"), 3)
-# Of GDAL: no neighboring files (.aux.xml, .ovr, .msk, world files), no network, a small cache.
-OPTIONS = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_PAM_ENABLED": "NO",
-    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",
-    "PROJ_NETWORK": "OFF",
-    "GDAL_CACHEMAX": CACHE,
-}
 
 
 class WindowedImage(Protocol):
@@ -72,7 +72,8 @@ class WindowedImage(Protocol):
         """Return the pixels of a window that lies within the picture.
 
         Returns:
-            (h, w, 3) uint8 in BGR order.
+            (h, w, 3) uint8 in BGR order; or as a model expects them, see
+            :func:`~point_rend.utils.pixel_format.arrange`.
 
         Raises:
             PictureError: If this part of the file is broken, or its values fit no scale.
@@ -134,11 +135,7 @@ class TiffImage:
 
     def read(self, window: Window) -> np.ndarray:
         """Return the pixels of a window, as :class:`WindowedImage`."""
-        rows, columns = (window.top, window.bottom), (window.left, window.right)
-        try:
-            values = self.dataset.read(self.bands, window=(rows, columns))
-        except Exception as error:  # almost any, by the fault of the file
-            raise PictureError(self.path, f"is truncated or broken ({_reason(error)})") from error
+        values = self._values(window)
         values = values[0] if len(values) == 1 else np.moveaxis(values, 0, 2)
         if self.palette is not None:
             values = self.palette[values]
@@ -146,13 +143,63 @@ class TiffImage:
             values = (values >> 8).astype(np.uint8)
         return to_array(Image.fromarray(np.ascontiguousarray(values)), name=self.path)
 
+    def _values(self, window: Window) -> np.ndarray:
+        """Read the bands (B, h, w) of a window."""
+        rows, columns = (window.top, window.bottom), (window.left, window.right)
+        try:
+            return self.dataset.read(self.bands, window=(rows, columns))
+        except Exception as error:  # almost any, by the fault of the file
+            raise PictureError(self.path, f"is truncated or broken ({_reason(error)})") from error
+
+
+class BandsOfTiff(TiffImage):
+    """A TIFF for a model of n channels or of more than 8 bits, read window by window.
+
+    Args:
+        path: The file, for messages.
+        dataset: It, opened by rasterio.
+        pixel_format: Pixels that the model expects.
+    """
+
+    def __init__(self, path: str, dataset: Any, pixel_format: PixelFormat) -> None:
+        super().__init__(path, dataset, dataset.count)
+        self.pixel_format = pixel_format
+
+    def read(self, window: Window) -> np.ndarray:
+        """Return the pixels of a window, as `Predictor` takes them."""
+        bands = np.moveaxis(self._values(window), 0, 2)
+        return np.ascontiguousarray(arrange(bands, self.pixel_format, name=self.path))
+
+
+class BandsOfArray(DecodedImage):
+    """A `.npy` file for such a model, mapped into memory.
+
+    Args:
+        path: The file, for messages.
+        pixels: (H, W, B).
+        pixel_format: Pixels that the model expects.
+    """
+
+    def __init__(self, path: str, pixels: np.ndarray, pixel_format: PixelFormat) -> None:
+        super().__init__(pixels)
+        self.path = path
+        self.pixel_format = pixel_format
+
+    def read(self, window: Window) -> np.ndarray:
+        """Return the pixels of a window, as `Predictor` takes them."""
+        bands = np.array(self.pixels[window.slices])
+        return np.ascontiguousarray(arrange(bands, self.pixel_format, name=self.path))
+
 
 @contextmanager
-def open_windows(source: str | os.PathLike[str] | np.ndarray) -> Iterator[WindowedImage]:
+def open_windows(
+    source: str | os.PathLike[str] | np.ndarray, pixel_format: PixelFormat = PLAIN
+) -> Iterator[WindowedImage]:
     """Open a picture for reading window by window.
 
     Args:
-        source: A local file; or (H, W, 3) uint8 in BGR order, such as a `numpy.memmap`.
+        source: A local file; or an array as `Predictor` takes it, such as a `numpy.memmap`.
+        pixel_format: Pixels that the model expects.
 
     Yields:
         The picture.
@@ -164,6 +211,14 @@ def open_windows(source: str | os.PathLike[str] | np.ndarray) -> Iterator[Window
         ValueError: If an array has another shape or type, or rasterio is needed for a large TIFF
             and not installed.
     """
+    if not pixel_format.is_plain:
+        if isinstance(source, np.ndarray):
+            check_shape(source, pixel_format)
+            yield DecodedImage(source)
+        else:
+            with _open_bands(os.fspath(source), pixel_format) as image:
+                yield image
+        return
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
             raise ValueError(
@@ -186,11 +241,34 @@ def open_windows(source: str | os.PathLike[str] | np.ndarray) -> Iterator[Window
                 ) from error
         else:
             _check_amount(path, layout)
-            with rasterio.Env(**OPTIONS), _opened(rasterio, path) as dataset:
+            with rasterio.Env(**RASTER_OPTIONS), _opened(rasterio, path) as dataset:
                 _check_blocks(path, dataset)
                 yield TiffImage(path, dataset, layout.bands, layout.palette)
             return
     yield DecodedImage(read_picture(path))
+
+
+@contextmanager
+def _open_bands(path: str, pixel_format: PixelFormat) -> Iterator[WindowedImage]:
+    """Open a file for a model of n channels or of more than 8 bits."""
+    mapped = map_array(path)
+    if mapped is not None:
+        yield BandsOfArray(path, mapped, pixel_format)
+        return
+    header = read_header(path)
+    if isinstance(header, TiffHeader) and header.has_windows:
+        limit = max(MAX_WINDOWED_PIXELS, max_pixels())
+        if header.width * header.height * header.bands > limit:
+            raise PictureError(
+                path,
+                f"is too large: it has {header.width} x {header.height} pixels of {header.bands} "
+                f"channels, the limit is {limit} values",
+            )
+        with open_raster(path) as dataset:
+            _check_blocks(path, dataset)
+            yield BandsOfTiff(path, dataset, pixel_format)
+        return
+    yield DecodedImage(read_pixels(path, pixel_format))
 
 
 def is_georeferenced(path: str | os.PathLike[str]) -> bool:

@@ -1,4 +1,6 @@
-"""Reading of pictures and label maps: the one place where files of images are decoded.
+"""Reading of pictures and label maps by the rule for models of gray or color of 8 bits.
+
+Other models read images by :mod:`point_rend.utils.bands`.
 
 The rule for every picture of a user:
 
@@ -21,6 +23,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +74,10 @@ SIGNATURES = (
     (rb"v/1\x01", "OpenEXR"),
     (rb"#\?RADIANCE", "Radiance HDR"),
     (
-        rb"\x89HDF|\x93NUMPY|PK\x03\x04|\x1f\x8b|BZh|7z\xbc\xaf|Rar!",
+        rb"\x89HDF|PK\x03\x04|\x1f\x8b|BZh|7z\xbc\xaf|Rar!",
         "an archive",
     ),
+    (rb"\x93NUMPY", "an array, which is read for models with INPUT.CHANNELS or INPUT.BITS"),
     (rb".{128}DICM", "DICOM"),
 )
 HEAD = 512  # bytes that are compared with them
@@ -143,6 +147,29 @@ def max_pixels() -> int:
     return int(text) if text else MAX_PIXELS
 
 
+def open_file(path: str | Path, *, what: str = "image") -> BufferedReader:
+    """Open the file of a picture.
+
+    Args:
+        path: A local file.
+        what: Its role for messages.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        PictureError: If it is not a local and regular file, or cannot be read.
+    """
+    if "://" in str(path):
+        raise PictureError(path, f"is a URL: the {what} has to be a local file, so download it")
+    try:
+        return open_regular_file(path, what=what)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no {what} {path}") from error
+    except OSError as error:
+        raise PictureError(path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+    except ValueError as error:  # not a regular file
+        raise PictureError(path, f"cannot be read: {str(error).rpartition(': ')[2]}") from error
+
+
 @contextmanager
 def open_picture(path: str | Path, *, what: str = "image") -> Iterator[Image.Image]:
     """Open a picture with Pillow; its errors, also those within the block, name the file.
@@ -159,22 +186,12 @@ def open_picture(path: str | Path, *, what: str = "image") -> Iterator[Image.Ima
         PictureError: If it is not a picture, not whole, too large or not a regular file, or cannot
             be read.
     """
-    if "://" in str(path):
-        raise PictureError(path, f"is a URL: the {what} has to be a local file, so download it")
     limit = max_pixels()
     if Image.MAX_IMAGE_PIXELS is not None and limit > MAX_PIXELS:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limit)
     if Path(path).suffix.lower() in RAW_SUFFIXES and os.path.isfile(path):
         raise PictureError(path, _of_format(RAW))
-    try:
-        file = open_regular_file(path, what=what)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no {what} {path}") from error
-    except OSError as error:
-        raise PictureError(path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
-    except ValueError as error:  # not a regular file
-        raise PictureError(path, f"cannot be read: {str(error).rpartition(': ')[2]}") from error
-    with file:
+    with open_file(path, what=what) as file:
         head = b""
         try:
             head = file.read(HEAD)
@@ -251,7 +268,7 @@ def label_values(image: Image.Image, path: str | Path) -> np.ndarray:
     load(image)
     if not indexed:
         raise PictureError(path, f"is of mode {image.mode}{_advice_on_labels(image)}")
-    values = np.asarray(_turned(image))
+    values = np.asarray(turned(image))
     if raw_mode:  # Pillow spreads fewer than 8 bits over the range up to 255
         values = values // {"L;2": 85, "L;4": 17}[raw_mode.group()]
     values = values.astype(values.dtype.newbyteorder("=") if values.dtype != bool else np.uint8)
@@ -282,7 +299,7 @@ def to_array(image: Image.Image, order: str = "BGR", *, name: str = "the image")
     if image.format != "MPO" and _has_more_frames(image):  # those of an MPO are previews
         _note("frames", "%s has several frames, of which the first is read", name)
     load(image)
-    image = _eight_bits(_turned(image), name)
+    image = _eight_bits(turned(image), name)
     if order not in ("BGR", "RGB", "YUV-BT.601"):
         pixels = np.array(_converted(image, order))
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
@@ -351,7 +368,8 @@ def _may_have_exif(image: Image.Image) -> bool:
         file.seek(position)
 
 
-def _turned(image: Image.Image) -> Image.Image:
+def turned(image: Image.Image) -> Image.Image:
+    """Return a decoded picture after EXIF's orientation."""
     orientation = exif_orientation(image)
     return image if orientation == 1 else image.transpose(TRANSPOSITIONS[orientation])
 
@@ -487,7 +505,7 @@ def _fault(head: bytes, error: Exception) -> str:
 
 
 def _of_format(name: str) -> str:
-    if name.startswith(("a pointer", "a web page", "an archive", "a video")):
+    if name.startswith(("a pointer", "a web page", "an archive", "an array", "a video")):
         return f"is not an image, but {name}"
     return f"is {name}, which is not supported: convert it to JPEG or PNG"
 

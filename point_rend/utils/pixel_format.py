@@ -63,6 +63,9 @@ class PixelFormat(NamedTuple):
         return (1 << self.bits) - 1
 
 
+PLAIN = PixelFormat()
+
+
 def channels_of(order: str) -> int:
     """Return the number of channels of an order of colors."""
     return Image.getmodebands(order) if order in Image.MODES else COLORS
@@ -118,21 +121,14 @@ def to_model(
         name: The file, for messages.
 
     Returns:
-        (H, W, C): uint8 where the integers have 8 bits, floating-point numbers from 0 to 255
-        otherwise.
+        (H, W, C), from 0 to 255: uint8 for gray or colors of 8 bits, otherwise float32.
 
     Raises:
         PictureError: If the values do not fit.
         ValueError: If the shape or the type does not.
     """
-    given = pixels
-    if pixels.ndim == 2 and pixel_format.num_channels == 1:
-        pixels = pixels[:, :, None]
-    fits = pixels.ndim == 3 and pixels.size and pixels.shape[2] in _numbers(pixel_format)
-    if not fits or (pixel_format.is_plain and pixels.dtype != np.uint8):
-        raise ValueError(
-            f"expected {_text(pixel_format)}, got shape {given.shape} of type {given.dtype}"
-        )
+    check_shape(pixels, pixel_format)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     gray = pixels.shape[2] == 1
     if pixel_format.is_plain:
         return pixels if gray else from_bgr(pixels, pixel_format.order)
@@ -142,6 +138,20 @@ def to_model(
     if pixel_format.order == "L":
         return (values @ np.array(LUMA, np.float32))[:, :, None]
     return values if pixel_format.order == "BGR" else values[:, :, ::-1]
+
+
+def check_shape(pixels: np.ndarray, pixel_format: PixelFormat) -> None:
+    """Refuse an array of another shape, or of another type, than `Predictor` takes.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    count = 1 if pixels.ndim == 2 else pixels.shape[-1] if pixels.ndim == 3 else 0
+    fits = pixels.size and count in _numbers(pixel_format)
+    if not fits or (pixel_format.is_plain and pixels.dtype != np.uint8):
+        raise ValueError(
+            f"expected {_text(pixel_format)}, got shape {pixels.shape} of type {pixels.dtype}"
+        )
 
 
 def to_view(
@@ -201,12 +211,11 @@ def _checked(values: np.ndarray, pixel_format: PixelFormat, name: str) -> np.nda
 
 
 def _scaled(values: np.ndarray, pixel_format: PixelFormat) -> np.ndarray:
-    """Bring checked values to the range from 0 to 255; integers of 8 bits are in it."""
-    if values.dtype == np.uint8:
-        return values
+    """Bring checked values to the range from 0 to 255."""
     scaled = values.astype(np.float32)
-    scaled *= 255  # exact for integers of 16 bits, so that the largest one becomes 255.0
-    if values.dtype.kind == "u":
+    if values.dtype != np.uint8:
+        scaled *= 255  # exact for integers of 16 bits, so that the largest one becomes 255.0
+    if values.dtype == np.uint16:
         scaled /= pixel_format.largest
     return scaled
 

@@ -261,7 +261,7 @@ HEADS = {
     "nikon.NEF": (b"anything", "raw file of a camera"),
     "paper.png": (b"%PDF-1.7", "PDF"),
     "plot.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
-    "array.png": (b"\x93NUMPY\x01\0", "an archive"),
+    "array.png": (b"\x93NUMPY\x01\0", "an array"),
     "scan.png": (bytes(128) + b"DICM" + bytes(99), "DICOM"),
     "noise.jpg": (b"\xff\xd8\xff" + bytes(range(256)), "is truncated or"),
 }

@@ -59,7 +59,7 @@ def test_16_bits_of_an_8_bit_model_keep_the_high_byte() -> None:
 def test_n_channels_keep_their_order_and_8_bits_their_values() -> None:
     pixel_format = PixelFormat(channels=4)
     np.testing.assert_array_equal(to_model(arrange(BYTES, pixel_format), pixel_format), BYTES)
-    assert to_model(BYTES, pixel_format).dtype == np.uint8
+    assert to_model(BYTES, pixel_format).dtype == np.float32
 
 
 def test_fractions_are_multiplied_by_255() -> None:

@@ -37,6 +37,7 @@ from point_rend.data.datasets.coco import (
 from point_rend.data.datasets.cocofied_lvis import read_lvis
 from point_rend.data.datasets.loading import load_records
 from point_rend.utils.json_files import shown
+from point_rend.utils.pixel_format import PLAIN, PixelFormat
 
 logger = logging.getLogger(__name__)
 SMALLEST_COMPARED = 4.0  # pixels of a mask
@@ -83,6 +84,7 @@ def check_datasets(
     masks: bool,
     keypoints: int = 0,
     skip_broken_images: bool = False,
+    pixel_format: PixelFormat = PLAIN,
 ) -> tuple[str, ...]:
     """Check all data sets of a run.
 
@@ -92,6 +94,7 @@ def check_datasets(
         masks: Whether the annotations need masks.
         keypoints: Number of keypoints that they need.
         skip_broken_images: Whether the training skips unusable images.
+        pixel_format: Pixels that the model expects.
 
     Returns:
         The training sets with annotations that have to be removed or repaired.
@@ -101,7 +104,9 @@ def check_datasets(
         ValueError: As `check_dataset`, or if there is nothing to train on.
     """
     for name in dict.fromkeys(test):
-        check_dataset(name, training=False, masks=masks, keypoints=keypoints)
+        check_dataset(
+            name, training=False, masks=masks, keypoints=keypoints, pixel_format=pixel_format
+        )
     found = {
         name: check_dataset(
             name,
@@ -109,6 +114,7 @@ def check_datasets(
             masks=masks,
             keypoints=keypoints,
             skip_broken_images=skip_broken_images,
+            pixel_format=pixel_format,
         )
         for name in dict.fromkeys(train)
     }
@@ -133,6 +139,7 @@ def check_dataset(
     masks: bool,
     keypoints: int = 0,
     skip_broken_images: bool = False,
+    pixel_format: PixelFormat = PLAIN,
 ) -> Usable:
     """Check the images and annotations of a registered data set before a run.
 
@@ -147,6 +154,7 @@ def check_dataset(
         masks: Whether the annotations need masks.
         keypoints: Number of keypoints that they need.
         skip_broken_images: Whether unusable images only cause a warning.
+        pixel_format: Pixels that the model expects.
 
     Returns:
         The numbers of usable, impossible and other annotations.
@@ -158,7 +166,7 @@ def check_dataset(
             annotation cannot be removed.
     """
     data = _load(name)
-    check_image_files(name, data.images, skip_broken=skip_broken_images)
+    check_image_files(name, data.images, skip_broken=skip_broken_images, pixel_format=pixel_format)
     where = describe(name)
     if training:
         _warn_of_repeated_images(where, data.images)

@@ -4,11 +4,13 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
 
 from point_rend.data.datasets.classes import describe
+from point_rend.utils.bands import image_size, read_pixels
 from point_rend.utils.pictures import (
     PictureError,
     is_deep,
@@ -19,6 +21,7 @@ from point_rend.utils.pictures import (
     stored_size,
     to_array,
 )
+from point_rend.utils.pixel_format import PLAIN, PixelFormat
 
 logger = logging.getLogger(__name__)
 MAX_LISTED = 5  # faults in a message; the others are counted
@@ -38,14 +41,21 @@ class ImageRecord(NamedTuple):
 
 
 def check_image_files(
-    name: str, images: Sequence[ImageRecord], *, skip_broken: bool = False
+    name: str,
+    images: Sequence[ImageRecord],
+    *,
+    skip_broken: bool = False,
+    pixel_format: PixelFormat = PLAIN,
 ) -> list[ImageRecord]:
     """Make sure that every image exists, is complete and has the size of its record.
+
+    Images of n channels or of more than 8 bits are read as a whole, to check their values.
 
     Args:
         name: Name of the data set, for messages.
         images: Its images.
         skip_broken: Whether the loader skips unusable images: a warning names them.
+        pixel_format: Pixels that the model expects.
 
     Returns:
         The usable images.
@@ -63,7 +73,8 @@ def check_image_files(
                 f"{describe(name)}: {len(missing)} of {len(images)} images do not exist"
                 + shortlist([f"image {image.image_id}, {image.file_name}" for image in missing])
             )
-        found = list(threads.map(_read_header, images))
+        examine = _read_header if pixel_format.is_plain else partial(_read_values, pixel_format)
+        found = list(threads.map(examine, images))
     faults = [fault for fault, _ in found]
     deep = [
         image.file_name for image, (_, is_16_bits) in zip(images, found, strict=True) if is_16_bits
@@ -99,6 +110,18 @@ def _read_header(record: ImageRecord) -> tuple[str | None, bool]:
         return f"cannot be read ({error})", False
 
 
+def _read_values(pixel_format: PixelFormat, record: ImageRecord) -> tuple[str | None, bool]:
+    """Read a file for a model of other pixels than 8-bit colors; return as `_read_header`."""
+    try:
+        height, width, _ = read_pixels(record.file_name, pixel_format).shape
+        stored = image_size(record.file_name, is_turned=False)
+    except PictureError as error:
+        return error.fault, False
+    except OSError as error:
+        return f"cannot be read ({error})", False
+    return _fault_of_size(record, (width, height), stored), False
+
+
 def _fault(record: ImageRecord, image: Image.Image, file: BinaryIO) -> str | None:
     """Check the header and the end of a file; decode the pixels only in case of doubt."""
     stored = stored_size(image)
@@ -110,8 +133,15 @@ def _fault(record: ImageRecord, image: Image.Image, file: BinaryIO) -> str | Non
         load(image)
     if record.width is None:
         return None
-    shown, expected = shown_size(image), (record.width, record.height)
-    if shown == expected:
+    return _fault_of_size(record, shown_size(image), stored)
+
+
+def _fault_of_size(
+    record: ImageRecord, shown: tuple[int, int], stored: tuple[int, int]
+) -> str | None:
+    """Compare width and height, as shown and as stored, with those of the record."""
+    expected = (record.width, record.height)
+    if record.width is None or shown == expected:
         return None
     fault = f"is {shown[0]} x {shown[1]} pixels, expected {expected[0]} x {expected[1]}"
     if shown != stored == expected:

@@ -18,14 +18,9 @@ from point_rend.data.checks.image_files import (
     shortlist,
 )
 from point_rend.data.datasets.loading import load_records
-from point_rend.utils.pictures import (
-    PictureError,
-    is_stray_file,
-    label_values,
-    open_picture,
-    shown_size,
-    stored_size,
-)
+from point_rend.utils.bands import image_size
+from point_rend.utils.pictures import PictureError, is_stray_file, label_values, open_picture
+from point_rend.utils.pixel_format import PLAIN, PixelFormat
 
 logger = logging.getLogger(__name__)
 MAX_VALUES = 8
@@ -42,6 +37,7 @@ def check_semantic_datasets(
     *,
     ignore_value: int,
     skip_broken_images: bool = False,
+    pixel_format: PixelFormat = PLAIN,
 ) -> None:
     """Read and check the images and label maps of all data sets of a run.
 
@@ -50,6 +46,7 @@ def check_semantic_datasets(
         test: Registered names of the sets that are evaluated.
         ignore_value: MODEL.SEM_SEG_HEAD.IGNORE_VALUE.
         skip_broken_images: Whether the training skips unusable images.
+        pixel_format: Pixels that the model expects.
 
     Raises:
         FileNotFoundError: As `count_labels`.
@@ -60,6 +57,7 @@ def check_semantic_datasets(
             name,
             ignore_value=ignore_value,
             skip_broken_images=skip_broken_images and name not in test,
+            pixel_format=pixel_format,
         )
         for name in dict.fromkeys([*train, *test])
     }
@@ -120,7 +118,13 @@ def _share(counts: np.ndarray, value: int) -> float:
     return float(counts[value] / max(1, counts.sum())) if 0 <= value < len(counts) else 0.0
 
 
-def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = False) -> np.ndarray:
+def count_labels(
+    name: str,
+    *,
+    ignore_value: int,
+    skip_broken_images: bool = False,
+    pixel_format: PixelFormat = PLAIN,
+) -> np.ndarray:
     """Check the images and label maps of a registered data set, and count their pixels.
 
     Args:
@@ -128,6 +132,7 @@ def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = Fal
         ignore_value: Value of ignored pixels.
         skip_broken_images: Whether unusable images only cause a warning; their label maps are not
             checked.
+        pixel_format: Pixels that the model expects.
 
     Returns:
         (K,) number of pixels of each class.
@@ -138,11 +143,18 @@ def count_labels(name: str, *, ignore_value: int, skip_broken_images: bool = Fal
             image or a label map is truncated, if their sizes differ, or if there are other values
             than the classes and `ignore_value`.
     """
-    values = _read_labels(name, ignore_value=ignore_value, skip_broken_images=skip_broken_images)
+    values = _read_labels(
+        name,
+        ignore_value=ignore_value,
+        skip_broken_images=skip_broken_images,
+        pixel_format=pixel_format,
+    )
     return values[: len(MetadataCatalog.get(name).stuff_classes)]
 
 
-def _read_labels(name: str, *, ignore_value: int, skip_broken_images: bool) -> np.ndarray:
+def _read_labels(
+    name: str, *, ignore_value: int, skip_broken_images: bool, pixel_format: PixelFormat
+) -> np.ndarray:
     """Check a data set as :func:`count_labels`; return the number of pixels of each value."""
     metadata = MetadataCatalog.get(name)
     ignored = metadata.get("ignore_label", ignore_value)
@@ -161,7 +173,9 @@ def _read_labels(name: str, *, ignore_value: int, skip_broken_images: bool) -> n
         ImageRecord(record["file_name"], position, None, None, [])
         for position, record in enumerate(records)
     ]
-    usable = check_image_files(name, images, skip_broken=skip_broken_images)
+    usable = check_image_files(
+        name, images, skip_broken=skip_broken_images, pixel_format=pixel_format
+    )
     records = [records[int(image.image_id)] for image in usable]
 
     labels = [record["sem_seg_file_name"] for record in records]
@@ -257,8 +271,8 @@ def _read_label(
             labels = label_values(opened, record["sem_seg_file_name"])
     except (OSError, PictureError) as error:
         return LabelMap(nothing, None, False, getattr(error, "fault", None) or str(error))
-    with open_picture(record["file_name"]) as image:
-        stored, expected = stored_size(image), shown_size(image)
+    stored = image_size(record["file_name"], is_turned=False)
+    expected = image_size(record["file_name"])
     size = labels.shape[::-1]
     if size != expected:
         fault = f"is {size[0]} x {size[1]} pixels, its image {expected[0]} x {expected[1]}"

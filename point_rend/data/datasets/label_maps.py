@@ -12,6 +12,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from point_rend.data.datasets.class_files import read_class_names
+from point_rend.utils.bands import ARRAY_SUFFIX
 from point_rend.utils.pictures import IMAGE_SUFFIXES, is_stray_file
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ def load_sem_seg_folders(image_root: str, label_root: str) -> list[dict[str, Any
     """List the images of a folder, each with its label map.
 
     Args:
-        image_root: Folder of the images, with its subfolders.
+        image_root: Folder of the images, with its subfolders; without pictures, its arrays (.npy)
+            are the images.
         label_root: Folder of the label maps; their existence is not checked.
 
     Returns:
@@ -75,9 +77,9 @@ def load_sem_seg_folders(image_root: str, label_root: str) -> list[dict[str, Any
     """
     root = Path(image_root)
     found: dict[Path, Path] = {}
-    for file in sorted(root.rglob("*")):
-        if file.suffix.lower() not in IMAGE_SUFFIXES or is_stray_file(file.relative_to(root)):
-            continue
+    files = [x for x in sorted(root.rglob("*")) if not is_stray_file(x.relative_to(root))]
+    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    for file in pictures or [file for file in files if file.suffix.lower() == ARRAY_SUFFIX]:
         stem = file.relative_to(root).with_suffix("")
         if stem in found:
             raise ValueError(f"{found[stem]} and {file} have the same name, but one label map")

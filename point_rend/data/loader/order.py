@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from point_rend.utils.pictures import open_picture, shown_size
+from point_rend.utils.bands import image_size
 
 Item = TypeVar("Item")
 
@@ -116,8 +116,7 @@ class IsLandscape:
 
 def _is_landscape(file_name: str) -> bool:
     try:
-        with open_picture(file_name) as image:
-            width, height = shown_size(image)
-            return width > height
+        width, height = image_size(file_name)
+        return width > height
     except (OSError, ValueError):
         return False  # the mapper reports the error
