@@ -58,6 +58,14 @@ BIG_TIFF = 43
 LONGEST_HEADER = 10_000  # bytes
 FULL_CHANNELS = 4  # of a picture with as many pixels as the limit
 TURNS = {2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (3, 1), 6: (3, 0), 7: (1, 1), 8: (1, 0)}
+# Of GDAL: no neighboring files (.aux.xml, .ovr, .msk, world files), no network, a small cache.
+RASTER_OPTIONS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",
+    "PROJ_NETWORK": "OFF",
+    "GDAL_CACHEMAX": 1 << 27,
+}
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS = 256, 257, 258
 TIFF_INTERPRETATION, TIFF_ORIENTATION, TIFF_BANDS = 262, 274, 277
 BLACK_IS_ZERO, RGB = 1, 2  # interpretations
@@ -276,11 +284,9 @@ def open_raster(path: str | Path, *, what: str = "image") -> Iterator[Any]:
         raise not_installed("rasterio, which reads this TIFF", "geotiff") from error
     warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture need not be a map
     open_file(path, what=what).close()
-    # The driver reads no file but this one, and writes none.
-    options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
     try:
         with (
-            rasterio.Env(**options),
+            rasterio.Env(**RASTER_OPTIONS),
             rasterio.open(os.path.abspath(path), driver="GTiff") as dataset,
         ):
             yield dataset
