@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import rasterio
@@ -17,7 +18,9 @@ from rasterio import Affine
 from point_rend.tiling import windows
 from point_rend.tiling.grid import Window
 from point_rend.tiling.windows import DecodedImage, TiffImage, is_georeferenced, open_windows
+from point_rend.utils.bands import read_pixels
 from point_rend.utils.pictures import LIMIT_VARIABLE, PictureError, read_picture
+from point_rend.utils.pixel_format import PixelFormat
 
 SIZE = (150, 171)
 # Options of GDAL: by name of the file.
@@ -230,3 +233,43 @@ def test_no_file_leads_to_another_file_or_the_network(tmp_path: Path) -> None:
             assert image.dataset.tags(ns="OVERVIEWS") == {}
             image.read(CORNERS[0])
     assert not asked
+
+
+# --- models of other pixels than 8-bit colors ---
+
+
+@pytest.mark.parametrize(
+    ("suffix", "count"), [(x, n) for x in ("tif", "npy") for n in (1, 3, 5)] + [("png", 3)]
+)
+def test_windows_of_deep_pictures_are_parts_of_the_whole(suffix, count, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (60, 90, count)).astype(np.uint16)
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "npy":
+        np.save(path, values)
+    elif suffix == "png":
+        cv2.imwrite(str(path), values[:, :, ::-1])
+    else:
+        options = {"height": 60, "width": 90, "count": count, "dtype": "uint16"}
+        options |= {"tiled": True, "blockxsize": 32, "blockysize": 16}
+        with rasterio.open(path, "w", "GTiff", transform=Affine(1, 0, 9, 0, -1, 9), **options) as f:
+            f.write(np.moveaxis(values, 2, 0))
+    order = "L" if count == 1 else "RGB"
+    channels = count if count == 5 else -1
+    pixel_format = PixelFormat(order, channels, bits=16)
+    whole = read_pixels(path, pixel_format)
+    assert whole.dtype == np.uint16
+    with open_windows(path, pixel_format) as image:
+        assert image.size == (60, 90)
+        for window in (Window(0, 0, 60, 90), Window(7, 31, 20, 40), Window(59, 89, 1, 1)):
+            np.testing.assert_array_equal(image.read(window), whole[window.slices])
+
+
+def test_a_window_with_values_beyond_the_range_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    values = np.zeros((8, 8, 4), np.uint16)
+    values[6, 6] = 4096
+    np.save(path, values)
+    with open_windows(path, PixelFormat(channels=4, bits=12)) as image:
+        image.read(Window(0, 0, 4, 4))
+        with pytest.raises(PictureError, match=r"x\.npy has values from 0 to 4096"):
+            image.read(Window(4, 4, 4, 4))
