@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tiling": {*EVALUATION, "evaluation"},
     "inference": INFERENCE,
     **dict.fromkeys(USES, PREDICTORS),
+    "integrations": {*PREDICTORS, "refinement"},
     "export": EXPORT,
     "experiments": EXPERIMENTS,
     "cli": {*EXPERIMENTS, "experiments"},

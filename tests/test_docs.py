@@ -33,9 +33,10 @@ from tests.synthetic import randomize
 from tests.test_architecture import MAY_IMPORT
 
 COCO = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
-# Those of exported files and of Spark are tested elsewhere.
+# Those of exported files, of Spark and of other detectors are tested elsewhere.
+ELSEWHERE = ("_onnx", "_predict", "_detections")
 EXAMPLES = sorted(
-    x for x in (REPOSITORY / "examples").glob("*.py") if not x.stem.endswith(("_onnx", "_predict"))
+    x for x in (REPOSITORY / "examples").glob("*.py") if not x.stem.endswith(ELSEWHERE)
 )
 PAGES = sorted(
     [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "tools/README.md"]

@@ -15,9 +15,9 @@ Fields, for N objects in an image of H × W pixels:
 | any other | `data` of the same name | |
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,8 +25,11 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from point_rend.data.datasets.class_names import summarize
+from point_rend.data.datasets.class_names import SHOWN, SHOWN_CHARACTERS, summarize
+from point_rend.inference.given_boxes import is_class_agnostic
 from point_rend.inference.images import ImageLike
+from point_rend.inference.predictor import Predictor
+from point_rend.refinement.class_map import ClassMap
 from point_rend.rendering.box_masks import BoxMasks, crops, rle_of_crop
 from point_rend.utils.errors import shorten
 from point_rend.utils.imports import not_installed
@@ -36,19 +39,9 @@ if TYPE_CHECKING:
 
 CLASS_NAME = "class_name"  # of supervision's `data`
 FIELDS = ("pred_boxes", "scores", "pred_classes", "pred_masks", "tracker_ids")
-SHOWN = 8  # classes in a message
 
-ClassMap = Mapping[Any, Any]  # names or ids of the detector's classes to those of the model
-
-
-class MasksForBoxes(Protocol):
-    """A model that renders masks for boxes, such as :class:`~point_rend.Predictor`."""
-
-    metadata: Any
-
-    def masks_for(self, image: Any, boxes: Any, classes: Any = None) -> Instances:
-        """Return the masks of N boxes (N, 4) of the classes (N,) as field `pred_masks`."""
-        ...
+# Names or ids of a detector's classes to names or indices of the model's.
+ClassMapping = Mapping[Any, str | int]
 
 
 def to_detections(
@@ -103,24 +96,24 @@ def to_detections(
 def to_instances(
     detections: "Detections",
     image_size: tuple[int, int] | None = None,
-    classes: Sequence[str] | None = None,
+    metadata: Metadata | None = None,
 ) -> Instances:
     """Convert detections of any detector.
 
     Args:
         detections: The detections.
         image_size: H and W; by default those of the masks.
-        classes: Class names of a model or a data set, such as `predictor.metadata.thing_classes`.
-            With them, `pred_classes` are indices into this list, found by the names in
-            `data["class_name"]`. Otherwise they are the detector's ids.
+        metadata: Classes of a model or a data set, such as `predictor.metadata`. With them,
+            `pred_classes` are their indices, found by the names in `data["class_name"]`. Otherwise
+            they are the detector's ids.
 
     Returns:
         Instances on the CPU with the fields that the detections have. `metadata`, which is about
         all of them together, has no place there.
 
     Raises:
-        ValueError: If the size is neither given nor known from masks, or is not theirs; if
-            `classes` lacks the name of a class, or the detections have no names.
+        ValueError: If the size is neither given nor known from masks, or is not theirs; or if
+            `metadata` lacks a class of the detections.
     """
     mask = None if detections.mask is None else np.asarray(detections.mask)
     of_masks = None if mask is None else tuple(mask.shape[1:])
@@ -136,8 +129,8 @@ def to_instances(
     if detections.confidence is not None:
         instances.scores = torch.as_tensor(np.array(detections.confidence))
     ids = detections.class_id
-    if classes is not None:
-        ids = _indices(detections, classes, None)
+    if metadata is not None:
+        ids = _indices(detections, metadata.thing_classes)
     if ids is not None:
         instances.pred_classes = torch.as_tensor(np.array(ids, dtype=np.int64))
     if mask is not None:
@@ -152,10 +145,10 @@ def to_instances(
 
 
 def refine(
-    predictor: MasksForBoxes,
+    predictor: Predictor,
     image: ImageLike,
     detections: "Detections",
-    class_map: ClassMap | None = None,
+    class_map: ClassMapping | None = None,
     *,
     compact: bool | None = None,
 ) -> "Detections":
@@ -165,12 +158,13 @@ def refine(
         detections = refine(predictor, image, detections)
 
     Args:
-        predictor: The model, such as :class:`~point_rend.Predictor`.
+        predictor: The model.
         image: As the predictor takes it: an array (H, W, 3) in BGR order, a PIL image or a path.
         detections: Boxes in pixels of the image.
         class_map: Names or ids of the detector's classes, and for each the name or index of the
-            model's class. By default the names in `data["class_name"]` are those of the model, in
-            any order. Detections without any class fit a model of one class.
+            model's class. Without an entry, the name in `data["class_name"]` counts, up to case,
+            spaces, hyphens and underscores. Detections without any class need a model of one class,
+            or one with the same mask for all (CLS_AGNOSTIC_MASK), which takes every class.
         compact: Whether the masks are `CompactMask`, as of :func:`to_detections`; by default as the
             masks of `detections` are, or else an array.
 
@@ -183,11 +177,10 @@ def refine(
     """
     _import_supervision()
     names = predictor.metadata.thing_classes
-    if detections.class_id is None and CLASS_NAME not in detections.data and len(names) == 1:
-        classes = np.zeros(len(detections), dtype=np.int64)
-    else:
-        classes = _indices(detections, names, class_map)
-    found = predictor.masks_for(image, detections.xyxy, classes)
+    without_classes = detections.class_id is None and CLASS_NAME not in detections.data
+    agnostic = is_class_agnostic(predictor.cfg) or (without_classes and len(names) == 1)
+    classes = _indices(detections, names, class_map, agnostic=agnostic)
+    found = predictor.unpasted().masks_for(image, detections.xyxy, classes)
     if compact is None:
         compact = detections.mask is not None and not isinstance(detections.mask, np.ndarray)
     mask = _masks(found.pred_masks, found.image_size, compact=compact)
@@ -247,7 +240,11 @@ def _masks(masks: Any, image_size: tuple[int, int], *, compact: bool) -> Any:
 
 
 def _indices(
-    detections: "Detections", names: Sequence[str], class_map: ClassMap | None
+    detections: "Detections",
+    names: Sequence[str],
+    class_map: ClassMapping | None = None,
+    *,
+    agnostic: bool = False,
 ) -> np.ndarray:
     """Find the class of each detection among the model's.
 
@@ -255,6 +252,7 @@ def _indices(
         detections: N detections.
         names: The model's classes.
         class_map: As of :func:`refine`.
+        agnostic: Whether any class of the model will do.
 
     Returns:
         (N,) int64.
@@ -262,53 +260,45 @@ def _indices(
     Raises:
         ValueError: If a class has no counterpart.
     """
-    own: list[list[Any]] = [[] for _ in range(len(detections))]  # its name and its id
-    for values in (detections.data.get(CLASS_NAME), detections.class_id):
-        for of_detection, value in zip(own, () if values is None else values, strict=False):
-            of_detection.append(value.item() if isinstance(value, np.generic) else value)
-    index = {name: k for k, name in enumerate(names)}
-    if class_map is None:
-        counterparts: dict[Any, Any] = dict(index)
-    else:
-        counterparts = {key: _model_class(value, index) for key, value in class_map.items()}
-    found, lacking = np.zeros(len(own), dtype=np.int64), {}
-    for row, keys in enumerate(own):
-        match = next((counterparts[key] for key in keys if key in counterparts), None)
-        if match is None:
-            lacking[keys[0] if keys else None] = True
+    mapped = {str(key): _model_class(value, names) for key, value in (class_map or {}).items()}
+    # The ids of a detector are known from a map alone: they need not be those of the model's data.
+    metadata = Metadata(thing_classes=list(names), thing_dataset_id_to_contiguous_id={})
+    known = ClassMap(metadata, mapped, agnostic=agnostic)
+    ids = detections.class_id
+    of_names = detections.data.get(CLASS_NAME)
+    found, lacking = np.zeros(len(detections), dtype=np.int64), {}
+    for i in range(len(detections)):
+        identity = -1 if ids is None else int(ids[i])
+        name = None if of_names is None else str(of_names[i])
+        index = known.find((identity, name))
+        if index is None:
+            lacking[identity if name is None else name] = True
         else:
-            found[row] = match
+            found[i] = index
     if lacking:
-        raise ValueError(_no_counterpart(list(lacking), names, class_map))
+        raise ValueError(_no_counterpart(list(lacking), names, given=class_map is not None))
     return found
 
 
-def _model_class(value: Any, index: Mapping[str, int]) -> int:
-    """Return the index of a class of the model, given as its name or index."""
+def _model_class(value: str | int, names: Sequence[str]) -> str:
+    """Return the name of a class of the model that is given by its name or index."""
     if isinstance(value, str):
-        if value in index:
-            return index[value]
-    elif isinstance(value, int | np.integer) and 0 <= value < len(index):
-        return int(value)
-    raise ValueError(f"class_map: the model has no class {value!r:.100}; it has {_list(index)}")
+        return value
+    if not 0 <= value < len(names):
+        raise ValueError(
+            f"class_map: expected an index from 0 to {len(names) - 1} of the model's classes or a "
+            f"name, got {value!r:.100}"
+        )
+    return names[value]
 
 
-def _no_counterpart(
-    lacking: Sequence[Any], names: Sequence[str], class_map: ClassMap | None
-) -> str:
-    model = f"the model has {summarize(list(names))}"
-    if class_map is not None:
-        return f"class_map lacks the detected classes {_list(lacking)}; {model}"
-    if lacking == [None]:
-        return f"the detections have no classes; {model}"
-    example = f"{{{lacking[0]!r:.100}: {names[0]!r:.100}}}"
-    return (
-        f"the detected classes {_list(lacking)} have no counterpart: {model}; pass a class_map, "
-        f"such as {example}"
-    )
-
-
-def _list(values: Iterable[Any]) -> str:
-    values = list(values)
-    shown = ", ".join(shorten(str(value), 60) for value in values[:SHOWN])
-    return shown + (", ..." if len(values) > SHOWN else "")
+def _no_counterpart(lacking: Sequence[Any], names: Sequence[str], *, given: bool) -> str:
+    model = f"the model's classes are {summarize(names)}"
+    if lacking == [-1]:
+        return f"the detections have no classes, and {model}"
+    shown = ", ".join(shorten(str(value), SHOWN_CHARACTERS) for value in lacking[:SHOWN])
+    shown += ", ..." if len(lacking) > SHOWN else ""
+    hint = f"pass a class_map, such as {{{lacking[0]!r:.100}: {names[0]!r:.100}}}"
+    if given:
+        hint = "expected them in class_map, too"
+    return f"the detected classes {shown} have no class in the model; {model}: {hint}"

@@ -15,6 +15,7 @@ from supervision.detection.compact_mask import CompactMask
 
 from point_rend.integrations.supervision import refine, to_detections, to_instances
 from point_rend.rendering.box_masks import BoxMasks
+from tests.synthetic import small_head_config
 
 SIZE = (40, 60)
 NAMES = ["cat", "dog", "large bird"]
@@ -47,6 +48,10 @@ class FilledBoxes:
     """Stands in for a model of :data:`NAMES`: a mask is its box without its lower row."""
 
     metadata = METADATA
+    cfg = small_head_config()
+
+    def unpasted(self) -> "FilledBoxes":
+        return self
 
     def masks_for(self, image: Any, boxes: Any, classes: Any = None) -> Instances:
         self.boxes, self.classes = boxes, classes
@@ -164,10 +169,15 @@ def test_classes_are_found_by_name_in_any_order() -> None:
         class_id=np.array([16, 15, 14]), data={"class_name": ["dog", "cat", "large bird"]}
     )
     assert to_instances(given, SIZE).pred_classes.tolist() == [16, 15, 14]
-    assert to_instances(given, SIZE, NAMES).pred_classes.tolist() == [1, 0, 2]
-    assert to_instances(given, SIZE, NAMES[::-1]).pred_classes.tolist() == [1, 2, 0]
-    with pytest.raises(ValueError, match="classes dog have no counterpart: the model has 2"):
-        to_instances(given, SIZE, ["cat", "large bird"])
+    for names, expected in (
+        (NAMES, [1, 0, 2]),
+        (NAMES[::-1], [1, 2, 0]),
+        (["Large-Bird", "DOG", "cat"], [1, 2, 0]),
+    ):
+        metadata = Metadata(thing_classes=names)
+        assert to_instances(given, SIZE, metadata).pred_classes.tolist() == expected
+    with pytest.raises(ValueError, match="detected classes dog have no class in the model"):
+        to_instances(given, SIZE, Metadata(thing_classes=["cat", "large bird"]))
 
 
 def test_the_size_of_the_image_is_needed_and_must_be_that_of_the_masks() -> None:
@@ -242,19 +252,19 @@ def test_a_class_map_has_names_or_ids_on_both_sides() -> None:
 
 def test_a_class_without_a_counterpart_is_refused_with_both_lists() -> None:
     given = detections(class_id=np.array([16, 0, 3]), data={"class_name": ["dog", "fish", "eel"]})
-    both = r"classes fish, eel have no counterpart: the model has 3 \(cat, dog, large bird\); pass "
-    with pytest.raises(ValueError, match=both + r"a class_map, such as {'fish': 'cat'}"):
-        refine(FilledBoxes(), IMAGE, given)
-    with pytest.raises(ValueError, match="class_map lacks the detected classes eel; the model has"):
-        refine(FilledBoxes(), IMAGE, given, {"fish": 0, "dog": 1})
-    with pytest.raises(ValueError, match="the model has no class 'bird'; it has cat, dog, large"):
-        refine(FilledBoxes(), IMAGE, given, {"fish": "bird"})
-    with pytest.raises(ValueError, match="the model has no class 3"):
-        refine(FilledBoxes(), IMAGE, given, {"fish": 3})
+    model = r"the model's classes are 3 \(cat, dog, large bird\)"
+    for message, class_map in (
+        (rf"classes fish, eel have .*; {model}: pass .* such as {{'fish': 'cat'}}", None),
+        (rf"classes eel have .*; {model}: expected them in class_map", {"fish": 0, "dog": 1}),
+        (rf"fish is mapped to 'bird', but {model}", {"fish": "bird"}),
+        ("expected an index from 0 to 2 .* got 3", {"fish": 3}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refine(FilledBoxes(), IMAGE, given, class_map)
     del given.data["class_name"]
     with pytest.raises(ValueError, match=r"classes 16, 0, 3 have no .* such as {16: 'cat'}"):
         refine(FilledBoxes(), IMAGE, given)
-    with pytest.raises(ValueError, match="the detections have no classes; the model has 3"):
+    with pytest.raises(ValueError, match=f"the detections have no classes, and {model}"):
         refine(FilledBoxes(), IMAGE, detections())
 
 
@@ -263,6 +273,20 @@ def test_boxes_without_classes_fit_a_model_of_one_class() -> None:
     model.metadata = Metadata(name="one", thing_classes=["thing"])
     assert refine(model, IMAGE, detections()).mask.any()
     assert model.classes.tolist() == [0, 0, 0]
+    named = detections(data={"class_name": ["anything"] * 3})
+    with pytest.raises(ValueError, match="anything have no class"):
+        refine(model, IMAGE, named)
+
+
+def test_any_class_fits_a_model_with_the_same_mask_for_all() -> None:
+    model = FilledBoxes()
+    model.cfg = small_head_config(
+        *("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True, "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", True)
+    )
+    refine(model, IMAGE, detections(class_id=np.array([90, 91, 92])))
+    refine(model, IMAGE, detections())
+    refine(model, IMAGE, detections(data={"class_name": ["dog", "anything", "else"]}))
+    assert model.classes.tolist() == [1, 0, 0]
 
 
 # --- the optional package -------------------------------------------------------------------------
