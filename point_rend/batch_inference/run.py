@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -55,6 +55,8 @@ from point_rend.utils.reading import open_regular_file
 SHARD_FILE = re.compile(rf"shard-\d{{6,}}\.({'|'.join(FORMATS)})|failed-\d{{6,}}\.txt")
 POLL_SECONDS = 1.0  # between two looks at the shards of other processes
 REFRESH_SECONDS = 2.0  # of the bar
+CPU = "cpu, {} threads"
+CPU_TEXT = re.compile(r"cpu, ([1-9]\d{0,3}) threads")
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # environment variable of torchrun
 NAMED = 10  # images that are named at the end
 
@@ -84,9 +86,10 @@ def run_shards(args: argparse.Namespace) -> Outcome:
     is_first = info is None or info.rank == 0
     for note in manifest.notes if is_first else ():
         print(note, file=sys.stderr)
-    run = describe_run(args, settings, manifest)
     # A process that torchrun has started anew continues.
     overwrite = args.overwrite and int(os.environ.get(RESTARTS) or 0) == 0
+    adopt_threads(None if overwrite else args.output, is_launched=info is not None)
+    run = describe_run(args, settings, manifest)
     inputs = [args.input[0], settings.cfg.MODEL.WEIGHTS, args.config_file or "", args.classes or ""]
     check_folder(args.output, run, overwrite=overwrite, inputs=inputs)
     finished = set() if overwrite else finished_shards(args.output, run)
@@ -97,7 +100,8 @@ def run_shards(args: argparse.Namespace) -> Outcome:
     with ExitStack() as stack:
         if len(finished) < run.shards:
             decoder = stack.enter_context(Decoder(args.workers))
-            predictor = build_predictor(args, settings)  # before anything is written
+            # Before anything is written.
+            predictor = build_predictor(args, settings, threads=torch.get_num_threads())
             claims = stack.enter_context(closing(Claims(args.output)))
             _prepare_together(args.output, run, claims, info, overwrite=overwrite)
             bar = stack.enter_context(tqdm(total=run.images, unit="image", disable=not is_first))
@@ -150,14 +154,36 @@ def build_rank_settings(settings: Settings, info: RankInfo | None) -> Settings:
 def describe_run(args: argparse.Namespace, settings: Settings, manifest: Manifest) -> Run:
     """Describe everything that decides the shards of a command line."""
     outputs = model_outputs(settings.cfg)
+    device = settings.cfg.MODEL.DEVICE.partition(":")[0]
+    if device == "cpu":
+        device = CPU.format(torch.get_num_threads())
+    decisive = decisive_settings(args, settings)
+    decisive |= {"device": device, "batch size": str(args.batch_size), "images": manifest.digest}
     return Run(
         images=len(manifest),
         shard_size=args.shard_size,
         shard_format=args.shards,
         outputs=sorted(outputs),
         categories=RecordFormat(settings.metadata).categories(outputs),
-        settings=decisive_settings(args, settings) | {"images": manifest.digest},
+        settings=decisive,
     )
+
+
+def adopt_threads(folder: Path | None, *, is_launched: bool) -> None:
+    """Compute with as many threads as all processes of a run, on which the last bits depend.
+
+    Args:
+        folder: Folder of the shards, whose first run has chosen the number; None for a new run.
+        is_launched: Whether the processes of a launcher are connected; the first one chooses.
+    """
+    threads = [torch.get_num_threads()]
+    if is_launched:
+        dist.broadcast_object_list(threads)
+    if folder is not None and Path(folder, RUN_NAME).is_file():
+        with suppress(ValueError):  # a damaged file, which `check_folder` refuses
+            chosen = CPU_TEXT.fullmatch(str(Run.read(folder).settings.get("device")))
+            threads = [int(chosen[1])] if chosen else threads
+    torch.set_num_threads(threads[0])
 
 
 def check_folder(

@@ -37,6 +37,7 @@ GROUPS = {
     "use a model": {
         "predict": "segment images, folders, a video or the camera",
         "refine": "render masks for the boxes of any detector or annotator",
+        "merge": "one COCO file of the shards of `predict --shards`",
         "visualize": "draw how masks are rendered: steps, points, uncertainty",
     },
     "deploy a model": {

@@ -44,6 +44,8 @@ from point_rend.utils import errors
 FORMATS = ("pictures", "coco", "masks", "labels")
 SHARD_FORMATS = ("parquet", "jsonl", "json")
 SHARD_SIZE = 500
+WORKERS = 1
+ONLY_FOR_SHARDS = ("--shard-size", "--workers", "--uri-column", "--image-root")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -109,17 +111,15 @@ def build_parser() -> argparse.ArgumentParser:
     many.add_argument(
         "--shard-size",
         type=int,
-        default=SHARD_SIZE,
         metavar="N",
-        help="images in a block (default %(default)s); a process that is killed loses its block",
+        help=f"images in a block (default {SHARD_SIZE}); a process that is killed loses its block",
     )
     many.add_argument(
         "--workers",
         type=int,
-        default=1,
         metavar="N",
         help="processes that decode images for each process that runs the model (default "
-        "%(default)s; 0: none)",
+        f"{WORKERS}; 0: none)",
     )
     many.add_argument(
         "--uri-column",
@@ -134,15 +134,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_no_shard_options(args: argparse.Namespace) -> None:
-    """Refuse options that need --shards.
+def complete_options(args: argparse.Namespace) -> None:
+    """Fill in the defaults that depend on --shards.
 
     Raises:
-        ValueError: If there are any.
+        ValueError: If options that need --shards are given without it.
     """
-    for flag in ("--uri-column", "--image-root"):
-        if getattr(args, flag.strip("-").replace("-", "_")) is not None:
-            raise ValueError(f"{flag} is for --shards")
+    if args.shards is None:
+        args.formats = args.formats or ["pictures"]
+        for flag in ONLY_FOR_SHARDS:
+            if getattr(args, flag.strip("-").replace("-", "_")) is not None:
+                raise ValueError(f"{flag} is for --shards")
+        return
+    args.shard_size = SHARD_SIZE if args.shard_size is None else args.shard_size
+    args.workers = WORKERS if args.workers is None else args.workers
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -160,12 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from point_rend.inference.run import run
 
     with errors.user_errors():
-        if args.shards is not None:
-            failures, exit_code = run_shards(args)
-        else:
-            check_no_shard_options(args)
-            args.formats = args.formats or ["pictures"]
-            failures, exit_code = run(args)
+        complete_options(args)
+        failures, exit_code = run(args) if args.shards is None else run_shards(args)
     for failure in failures:
         print(f"{parser.prog}: {errors.shortened(failure, errors.LONGEST_LINE)}", file=sys.stderr)
     if exit_code or failures:

@@ -126,30 +126,42 @@ class CocoFormat:
         ]
 
     def write(self, path: Path, of_images: Callable[[], Iterator[dict[str, Any]]]) -> None:
-        """Write the file of all images, one record at a time.
+        """Write the file of all images, as :func:`write_coco`."""
+        write_coco(path, self.categories, of_images)
 
-        Args:
-            path: The file.
-            of_images: Iterates over the results of :meth:`of_image`, each time from the start.
-        """
-        with atomic_file(path) as binary:
-            file = io.TextIOWrapper(binary, "utf-8")
-            file.write('{"images": [')
-            for number, image in enumerate(of_images(), start=1):
-                height, width = image["size"]
-                record = {"id": number, "file_name": image["file_name"]}
-                file.write(", " * (number > 1))
-                json.dump({**record, "height": height, "width": width}, file)
-            file.write(f'], "categories": {json.dumps(self.categories)}, "annotations": [')
-            last = 0
-            for number, image in enumerate(of_images(), start=1):
-                for annotation in image["annotations"]:
-                    last += 1
-                    file.write(", " * (last > 1))
-                    json.dump({"id": last, **annotation, "image_id": number}, file)
-            file.write("]}")
-            file.flush()
-            file.detach()
+
+def write_coco(
+    path: Path,
+    categories: Sequence[Mapping[str, Any]],
+    of_images: Callable[[], Iterator[dict[str, Any]]],
+) -> None:
+    """Write the results of many images as one COCO file, one record at a time.
+
+    Args:
+        path: The file.
+        categories: Ids and names of the classes.
+        of_images: Iterates over the results of :meth:`CocoFormat.of_image`, each time from the
+            start; one with an "id" keeps it as that of its image, the others are numbered.
+    """
+    with atomic_file(path) as binary:
+        file = io.TextIOWrapper(binary, "utf-8")
+        file.write('{"images": [')
+        for number, image in enumerate(of_images(), start=1):
+            height, width = image["size"]
+            record = {"id": image.get("id", number), "file_name": image["file_name"]}
+            file.write(", " * (number > 1))
+            json.dump({**record, "height": height, "width": width}, file)
+        file.write(f'], "categories": {json.dumps(categories)}, "annotations": [')
+        last = 0
+        for number, image in enumerate(of_images(), start=1):
+            for annotation in image["annotations"]:
+                last += 1
+                file.write(", " * (last > 1))
+                record = {"id": last, **annotation, "image_id": image.get("id", number)}
+                json.dump(record, file)
+        file.write("]}")
+        file.flush()
+        file.detach()
 
 
 def save_masks(folder: Path, output: Output, metadata: Metadata) -> list[Path]:

@@ -81,8 +81,13 @@ def run(args: argparse.Namespace) -> Outcome:
     return Outcome(failures, exit_code)
 
 
-def build_predictor(args: argparse.Namespace, settings: Settings) -> Predictor:
+def build_predictor(args: argparse.Namespace, settings: Settings, *, threads: int = 0) -> Predictor:
     """Load the model of a command line, whose masks stay unpasted.
+
+    Args:
+        args: The parsed command line.
+        settings: Config and classes.
+        threads: Of the runtime of an exported model; 0 leaves it to the runtime.
 
     Raises:
         FileNotFoundError, OSError, ValueError: As :class:`Predictor`.
@@ -93,6 +98,7 @@ def build_predictor(args: argparse.Namespace, settings: Settings) -> Predictor:
             settings.cfg,
             exported,
             backend=args.backend,
+            threads=threads,
             allow_unsafe=args.allow_unsafe_checkpoint,
         )
     return Predictor(
