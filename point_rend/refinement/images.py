@@ -1,6 +1,7 @@
 """The images of a file of boxes, found in a folder."""
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,6 +102,7 @@ def images_of(
         known = [{"id": name, "file_name": name} for name in folder.files()]
         where = f"--images {folder.root}"
         ids = images_of_list(file.records, {"images": known}, file.path, where)
+        _note_numbers(file, ids)
     records = {image["id"]: image for image in known}
     of_image: dict[Any, list[int]] = {}
     lost: dict[Any, list[int]] = {}
@@ -128,6 +130,18 @@ def images_of(
             f"{images[0].name}"
         )
     return images, ids
+
+
+def _note_numbers(file: BoxFile, ids: Sequence[Any]) -> None:
+    """Tell the user that numbers are taken as names of files, as they may be ids of a data set."""
+    for record, identity in zip(file.records, ids, strict=True):
+        if isinstance(record["image_id"], int) and identity and "file_name" not in record:
+            print(
+                f"{file.path}: image {record['image_id']} is the file {identity}, by its name; if "
+                "these are ids of a data set, pass its --annotations",
+                file=sys.stderr,
+            )
+            return
 
 
 def _size(record: Mapping[str, Any]) -> Size | None:
