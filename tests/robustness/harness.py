@@ -19,7 +19,7 @@ import torch
 from point_rend import cli
 from tests.engine.killing import SERVER
 
-PREPARED = ("train", "evaluate", "predict", "visualize", "report", "score", "compare")
+PREPARED = ("train", "evaluate", "predict", "refine", "visualize", "report", "score", "compare")
 for name in PREPARED:  # in the server, so that each fork has them
     importlib.import_module(f"point_rend.cli.{name}")
 
