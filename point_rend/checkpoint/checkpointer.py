@@ -35,6 +35,7 @@ from point_rend.checkpoint.shapes import (
     list_misfits,
     rename_misfits,
 )
+from point_rend.checkpoint.stem import fit_stem
 from point_rend.utils import progress
 from point_rend.utils.downloads import DownloadError, has_handler, is_url, safe_paths
 from point_rend.utils.files import LEFTOVERS, atomic_file, write_text
@@ -107,7 +108,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         allow_unsafe: Whether to load any pickle, which executes the code in the file.
         strict_shapes: Whether every shape in a file must be the model's. Otherwise layers whose
             shape depends on the class count may differ: they keep their initial values, as in
-            training with other classes, with a warning. Resuming is always strict.
+            training with other classes, with a warning; and the first convolution is fitted to
+            another number of channels (:func:`fit_stem`). Resuming is always strict.
         metadata: Fields to save with the model: those of Detectron2's metadata that describe its
             classes, and its config as YAML.
         check_classes: Called with the classes of a file before its parameters are loaded.
@@ -361,6 +363,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         if checkpoint.get("matching_heuristics", False):
             checkpoint["model"] = self._match_by_suffix(checkpoint)
             checkpoint["matching_heuristics"] = False
+        if not self.strict_shapes:
+            self._fit_stem(checkpoint["model"])
         model_state, in_model = checkpoint["model"], self.model.state_dict().keys()
         check_start(self.source, in_model, _without_wrapper(model_state))
         incompatible = super()._load_model(checkpoint)
@@ -392,6 +396,19 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         if self._resuming:
             check_complete(self.source, self.model, incompatible)
         return incompatible
+
+    def _fit_stem(self, state: dict[str, Any]) -> None:
+        """Fit the first convolution of a file to the channels of the model, with a message."""
+        for key, given, wanted in fit_stem(state, self.model.state_dict()):
+            how = "summed" if wanted == 1 else f"repeated, times {given}/{wanted}"
+            self.logger.info(
+                "%s: %s has weights for %d channels, the model for %d: they are %s",
+                self.source,
+                key,
+                given,
+                wanted,
+                how,
+            )
 
     def _match_by_suffix(self, checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Rename a checkpoint's parameters to those of the model with the same endings."""

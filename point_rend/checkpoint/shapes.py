@@ -16,6 +16,8 @@ _CLASS_DIMENSIONS = (
 
 LISTED = 20  # misfits in a message
 
+# The only layer that sees the channels of an image: of ResNet and RegNet, of ViT, Swin and MViT.
+FIRST_CONVOLUTION = re.compile(r"(^|\.)(stem\.conv1?|patch_embed\.proj)\.weight$")
 _INSTANCE_CLASSES = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK")
 _CLASS_KEYS = (
     (
@@ -26,6 +28,10 @@ _CLASS_KEYS = (
     (re.compile(r"sem_seg_head\."), ("MODEL.SEM_SEG_HEAD.NUM_CLASSES",)),
 )
 _CONFIG_KEYS = (  # the first pattern that fits a parameter
+    (
+        FIRST_CONVOLUTION,
+        ("INPUT.FORMAT", "INPUT.CHANNELS", "MODEL.RESNETS.DEPTH", "MODEL.RESNETS.NORM"),
+    ),
     (
         re.compile(r"(^|\.)(res\d|stem)\."),
         ("MODEL.RESNETS.DEPTH", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.NORM"),
