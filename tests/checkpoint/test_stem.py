@@ -31,9 +31,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 13])
 def test_equal_channels_give_what_equal_colors_gave(channels: int) -> None:
     torch.manual_seed(0)
-    colors = torch.rand(5, 1, 7, 7, dtype=torch.float64).repeat(
-        1, 3, 1, 1
-    )  # the same kernel for each color
+    colors = torch.rand(5, 1, 7, 7).double().expand(5, 3, 7, 7)  # the same kernel for each color
     weight = torch.rand(5, 3, 7, 7, dtype=torch.float64)
     weight = colors if channels in (2, 4, 13) else weight
     gray = torch.rand(1, 1, 16, 16).double()
