@@ -115,7 +115,6 @@ class Predictor:
                 "proposals: expected a model that generates them, such as with RPN"
             )
         self.cfg = cfg.clone()
-        self.pixel_format = pixel_format(cfg)
         self.metadata = metadata or build_metadata(
             cfg, read_metadata(cfg.MODEL.WEIGHTS, allow_unsafe=allow_unsafe)
         )
@@ -129,6 +128,7 @@ class Predictor:
     def _build_around_the_model(self) -> None:
         """Build the preparation of images and the completion of results."""
         cfg, paste_masks = self.cfg, self._paste_masks
+        self.pixel_format = pixel_format(cfg)
         self._forward = self.model
         if cfg.TEST.AUG.ENABLED:
             self._forward = build_test_time_augmentation(cfg, self.model, paste_masks=paste_masks)
@@ -498,7 +498,8 @@ class Predictor:
         """Return a predictor of the same model whose masks may be :class:`BoxMasks`."""
         if not self._paste_masks:
             return self
-        other = copy.copy(self)
+        other = object.__new__(type(self))  # a copy would have its model on the CPU, as a pickle
+        other.__dict__.update(self.__dict__)
         other._paste_masks = False
         other._build_around_the_model()
         return other

@@ -15,8 +15,8 @@ Fields, for N objects in an image of H × W pixels:
 | any other | `data` of the same name | |
 """
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,8 +108,8 @@ def to_instances(
             they are the detector's ids.
 
     Returns:
-        Instances on the CPU with the fields that the detections have. `metadata`, which is about
-        all of them together, has no place there.
+        Instances on the CPU with the fields that the detections have. What is about all of them
+        together has no place there: their `metadata`, and `data` of another length.
 
     Raises:
         ValueError: If the size is neither given nor known from masks, or is not theirs; or if
@@ -140,7 +140,8 @@ def to_instances(
     for name, value in detections.data.items():
         if name in FIELDS:
             raise ValueError(f"data[{name!r}]: this name is taken by a field of Detectron2")
-        instances.set(name, _data(value))
+        if isinstance(value, list | np.ndarray) and len(value) == len(detections):
+            instances.set(name, _data(value))
     return instances
 
 
@@ -184,9 +185,11 @@ def refine(
     if compact is None:
         compact = detections.mask is not None and not isinstance(detections.mask, np.ndarray)
     mask = _masks(found.pred_masks, found.image_size, compact=compact)
-    return replace(
-        detections, mask=mask, data=dict(detections.data), metadata=dict(detections.metadata)
-    )
+    # A copy is not checked: some detectors keep more in `data` than one value per object.
+    refined = copy.copy(detections)
+    refined.mask, refined.data = mask, dict(detections.data)
+    refined.metadata = dict(detections.metadata)
+    return refined
 
 
 def _import_supervision() -> Any:
@@ -269,7 +272,7 @@ def _indices(
     found, lacking = np.zeros(len(detections), dtype=np.int64), {}
     for i in range(len(detections)):
         identity = -1 if ids is None else int(ids[i])
-        name = None if of_names is None else str(of_names[i])
+        name = None if of_names is None or of_names[i] is None else str(of_names[i])
         index = known.find((identity, name))
         if index is None:
             lacking[identity if name is None else name] = True

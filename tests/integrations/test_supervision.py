@@ -215,6 +215,17 @@ def test_refined_detections_have_new_masks_and_all_else_as_it_was() -> None:
     assert given["age"] == [1, 2, 3]
 
 
+def test_what_detectors_keep_about_all_objects_together_does_no_harm() -> None:
+    """Some write the image into `data`, after the check of its length."""
+    given = detections(class_id=np.array([0, 1, 2]), data={"class_name": ["cat", "dog", None]})
+    given.data["source_image"], given.data["source_shape"] = IMAGE, SIZE
+    refined = refine(FilledBoxes(), IMAGE, given, {2: "dog"})
+    assert refined.mask.any()
+    assert refined.data["source_image"] is IMAGE
+    fields = to_instances(given, SIZE).get_fields()
+    assert fields.keys() == {"pred_boxes", "pred_classes", "class_name"}
+
+
 def test_refined_masks_are_compact_where_the_given_ones_are() -> None:
     given = detections(data={"class_name": ["cat"] * 3}, mask=np.ones((3, *SIZE), dtype=bool))
     array = refine(FilledBoxes(), IMAGE, given).mask
