@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from point_rend.batch_inference.manifest import Item
+from point_rend.utils.bands import read_pixels
 from point_rend.utils.downloads import download_into, is_url
-from point_rend.utils.files import atomic_file
-from point_rend.utils.pictures import PictureError, read_picture
+from point_rend.utils.files import NotSavedError, atomic_file
+from point_rend.utils.pictures import PictureError
+from point_rend.utils.pixel_format import PLAIN, PixelFormat
 from point_rend.utils.program import program
 from point_rend.utils.signals import SIGNALS, end_with_parent, signals_wait
 
@@ -36,23 +38,40 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-Decoded = np.ndarray | Unreadable  # (H, W, 3) uint8 in BGR order
+class _Fatal(NamedTuple):
+    """The reason why no image can be read, such as a missing package."""
+
+    reason: str
 
 
-def decode(uri: str) -> Decoded:
-    """Read an image from a local path or a URL."""
+Decoded = np.ndarray | Unreadable  # (H, W, C) as `Predictor` takes it
+
+
+def decode(uri: str, pixel_format: PixelFormat = PLAIN) -> Decoded:
+    """Read an image from a local path or a URL.
+
+    Args:
+        uri: The path or URL.
+        pixel_format: Pixels that the model expects.
+
+    Raises:
+        NotSavedError: If a download cannot be written.
+        ValueError: If no image can be read, such as without a package.
+    """
     try:
         if not is_url(uri):
-            return read_picture(uri)
+            return read_pixels(uri, pixel_format)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "image")
             with atomic_file(path) as file:
                 download_into(uri, file)
             try:
-                return read_picture(path)
+                return read_pixels(path, pixel_format)
             except PictureError as error:
                 return Unreadable(f"{uri} {error.fault}")
-    except (OSError, ValueError) as error:
+    except NotSavedError:
+        raise
+    except (OSError, PictureError) as error:
         return Unreadable(str(error))
 
 
@@ -63,14 +82,20 @@ class Decoder:
 
     Args:
         workers: Number of processes; 0 to read in this one.
+        pixel_format: Pixels that the model expects.
         hang_seconds: Time for one image after which its worker is replaced.
     """
 
-    def __init__(self, workers: int, *, hang_seconds: float = HANG_SECONDS) -> None:
+    def __init__(
+        self,
+        workers: int,
+        pixel_format: PixelFormat = PLAIN,
+        *,
+        hang_seconds: float = HANG_SECONDS,
+    ) -> None:
+        self.pixel_format = pixel_format
         self.hang_seconds = hang_seconds
-        self._workers: list[_Worker] = []
-        for _ in range(workers):
-            self._workers.append(_Worker())
+        self._workers = [_Worker(pixel_format) for _ in range(workers)]
 
     def __enter__(self) -> "Decoder":
         return self
@@ -80,10 +105,14 @@ class Decoder:
             worker.end()
 
     def images(self, items: Sequence[Item]) -> Iterator[Decoded]:
-        """Yield the images of some items in their order."""
+        """Yield the images of some items in their order.
+
+        Raises:
+            OSError, ValueError: As :func:`decode`.
+        """
         if not self._workers:
             for item in items:
-                yield decode(item.uri)
+                yield decode(item.uri, self.pixel_format)
             return
         number = len(self._workers)
         waiting: deque[Item] = deque()  # those that a worker has been given
@@ -130,11 +159,14 @@ class _Worker:
         given: What it has been given and not returned.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pixel_format: PixelFormat) -> None:
+        self.pixel_format = pixel_format
         self.given: deque[str] = deque()
         context = get_context("spawn")
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=_work, args=(other, os.getpid()), daemon=True)
+        self._process = context.Process(
+            target=_work, args=(other, os.getpid(), pixel_format), daemon=True
+        )
         with signals_wait():  # until it ignores those that are meant for this process
             self._process.start()
         other.close()
@@ -161,9 +193,12 @@ class _Worker:
 
         Raises:
             EOFError, OSError: If the worker has died in between.
+            ValueError: If no image can be read.
         """
         header: Any = self._connection.recv()
         decoded: Decoded
+        if isinstance(header, _Fatal):
+            raise ValueError(header.reason)
         if isinstance(header, Unreadable):
             decoded = header
         else:
@@ -184,7 +219,7 @@ class _Worker:
     def replaced(self, rest: Sequence[str]) -> "_Worker":
         """End this worker; return a new one that has been given the rest of its images."""
         self.end()
-        worker = _Worker()
+        worker = _Worker(self.pixel_format)
         for uri in rest:
             worker.give(uri)
         return worker
@@ -196,7 +231,7 @@ class _Worker:
         self._connection.close()
 
 
-def _work(to_parent: connection.Connection, parent: int) -> None:
+def _work(to_parent: connection.Connection, parent: int, pixel_format: PixelFormat) -> None:
     """Decode one image after another: the body of a worker."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
@@ -204,9 +239,16 @@ def _work(to_parent: connection.Connection, parent: int) -> None:
     end_with_parent(parent)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            decoded = decode(to_parent.recv())
-            if isinstance(decoded, Unreadable):
-                to_parent.send(decoded)
+            found = _decode_or_fail(to_parent.recv(), pixel_format)
+            if isinstance(found, np.ndarray):
+                to_parent.send((found.shape, found.dtype.str))
+                to_parent.send_bytes(np.ascontiguousarray(found).data.cast("B"))
             else:
-                to_parent.send((decoded.shape, decoded.dtype.str))
-                to_parent.send_bytes(np.ascontiguousarray(decoded).data.cast("B"))
+                to_parent.send(found)
+
+
+def _decode_or_fail(uri: str, pixel_format: PixelFormat) -> Decoded | _Fatal:
+    try:
+        return decode(uri, pixel_format)
+    except (OSError, ValueError) as error:
+        return _Fatal(str(error))

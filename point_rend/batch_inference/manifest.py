@@ -199,6 +199,7 @@ def read_manifest(
     column: str | None = None,
     root: str | Path | None = None,
     output: str | Path | None = None,
+    suffixes: Sequence[str] = IMAGE_SUFFIXES,
 ) -> Manifest:
     """Read the names of the images of a run.
 
@@ -209,6 +210,7 @@ def read_manifest(
         column: Column of a Parquet file with paths or URIs; by default `COLUMN`.
         root: Folder to which names in a file are relative; by default that of the file.
         output: Folder of the results, which is no part of a folder of images.
+        suffixes: Those of images in a folder.
 
     Raises:
         FileNotFoundError: If there is no such file, folder or image.
@@ -217,7 +219,7 @@ def read_manifest(
     """
     suffix = os.path.splitext(source)[1].lower()
     is_parquet = os.path.isfile(source) and suffix == ".parquet"
-    is_list = os.path.isfile(source) and suffix not in {*IMAGE_SUFFIXES, *OTHER_SUFFIXES}
+    is_list = os.path.isfile(source) and suffix not in {*suffixes, *OTHER_SUFFIXES}
     if column is not None and not is_parquet:
         raise ValueError(f"--uri-column {column}: expected a Parquet file, got {source}")
     if root is not None and not is_list:
@@ -226,7 +228,7 @@ def read_manifest(
         raise FileNotFoundError(f"--image-root: there is no folder {root}")
     folder = os.path.dirname(os.path.abspath(source)) if root is None else root
     if os.path.isdir(source):
-        return _of_folder(source, output)
+        return _of_folder(source, output, suffixes)
     if not os.path.lexists(source):
         return _of_pattern(source)
     check_regular_file(source, what="--input")
@@ -240,13 +242,13 @@ def read_manifest(
     return Manifest(source, [os.path.basename(source)], root=folder)
 
 
-def _of_folder(folder: str, output: str | Path | None) -> Manifest:
+def _of_folder(folder: str, output: str | Path | None, suffixes: Sequence[str]) -> Manifest:
     if output is not None and os.path.exists(output) and os.path.samefile(folder, output):
         raise ValueError(
             f"--output {output} is the folder of --input: the results would be among the images"
         )
     notes: list[str] = []
-    names = names_below(Path(folder), None if output is None else Path(output), notes)
+    names = names_below(Path(folder), None if output is None else Path(output), notes, suffixes)
     if not names:
         raise ValueError("; ".join([f"no image found at {folder}", *notes]))
     manifest = Manifest(folder, names, root=folder)

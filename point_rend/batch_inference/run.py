@@ -34,6 +34,7 @@ from point_rend.batch_inference.shards import (
     shard_path,
     write_shard,
 )
+from point_rend.config.defaults import pixel_format
 from point_rend.config.tasks import model_outputs
 from point_rend.engine.launch import RankInfo, join, leave, rank_from_launcher
 from point_rend.inference.outputs import Output
@@ -48,6 +49,7 @@ from point_rend.inference.run import (
 )
 from point_rend.inference.settings import Settings, read_settings
 from point_rend.tiling.tiled import TiledPredictor
+from point_rend.utils.bands import image_suffixes
 from point_rend.utils.errors import FAILED
 from point_rend.utils.files import LEFTOVERS, check_output, check_that_inputs_stay
 from point_rend.utils.reading import open_regular_file
@@ -80,7 +82,11 @@ def run_shards(args: argparse.Namespace) -> Outcome:
     settings = build_rank_settings(read_settings(args), info)
     check_tiling_options(args, settings)
     manifest = read_manifest(
-        args.input[0], column=args.uri_column, root=args.image_root, output=args.output
+        args.input[0],
+        column=args.uri_column,
+        root=args.image_root,
+        output=args.output,
+        suffixes=image_suffixes(pixel_format(settings.cfg)),
     )
     manifest.check_that_some_exist()
     is_first = info is None or info.rank == 0
@@ -99,7 +105,7 @@ def run_shards(args: argparse.Namespace) -> Outcome:
         print(f"{len(finished)} of {run.shards} shards are finished: {rest}", file=sys.stderr)
     with ExitStack() as stack:
         if len(finished) < run.shards:
-            decoder = stack.enter_context(Decoder(args.workers))
+            decoder = stack.enter_context(Decoder(args.workers, pixel_format(settings.cfg)))
             # Before anything is written.
             predictor = build_predictor(args, settings, threads=torch.get_num_threads())
             claims = stack.enter_context(closing(Claims(args.output)))
