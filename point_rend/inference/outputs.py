@@ -63,13 +63,17 @@ def segments_of(output: Output) -> list[Segment]:
             for x in segments
         ]
     if "sem_seg" in output or "labels" in output:
-        labels = labels_of(output)
-        return [Segment(Crop.of(labels == k), int(k)) for k in np.unique(labels)]
+        return segments_of_labels(labels_of(output))
     found = output["instances"].to("cpu")
     rows = zip(
         crops(found.pred_masks), found.pred_classes.tolist(), found.scores.tolist(), strict=True
     )
     return [Segment(mask, category, True, score) for mask, category, score in rows]
+
+
+def segments_of_labels(labels: np.ndarray) -> list[Segment]:
+    """List the segments of a label map (H, W), one for each class in it."""
+    return [Segment(Crop.of(labels == k), int(k)) for k in np.unique(labels)]
 
 
 def draw(image: np.ndarray, output: Output, metadata: Metadata, *, by_class: bool) -> np.ndarray:
@@ -85,12 +89,35 @@ def draw(image: np.ndarray, output: Output, metadata: Metadata, *, by_class: boo
         (H, W, 3) uint8.
     """
     segments = segments_of(output)
+    numbers = None if by_class else range(len(segments))
+    return draw_segments(image, segments, metadata, numbers)
+
+
+def draw_segments(
+    image: np.ndarray,
+    segments: Sequence[Segment],
+    metadata: Metadata,
+    numbers: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Paint segments over an image, with their names.
+
+    Args:
+        image: (H, W, 3) uint8.
+        segments: The segments.
+        metadata: The classes.
+        numbers: For each segment the number of its color, if it is an instance; by default it has
+            the color of its class.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
     masks = [segment.mask for segment in segments]
     colors, names = [], []
     for i, segment in enumerate(segments):
         kind = "thing" if segment.is_thing else "stuff"
         color = metadata.get(f"{kind}_colors")[segment.category][::-1]
-        colors.append(color_of(i) if segment.is_thing and not by_class else color)
+        by_number = segment.is_thing and numbers is not None
+        colors.append(color_of(numbers[i]) if by_number else color)
         name = metadata.get(f"{kind}_classes")[segment.category]
         name = legible(name, f"class {segment.category}")
         names.append(name if segment.score is None else f"{name} {segment.score:.0%}")

@@ -15,16 +15,27 @@ from point_rend.visualization.drawing import Color
 from point_rend.visualization.rendering_figures import Subject, Window
 
 
-@torch.no_grad()
 def find_instances(
     predictor: Predictor, image: np.ndarray, given: tuple[Window, int] | None = None
 ) -> list[Subject]:
-    """Render the masks of all instances, best first.
+    """Render the masks of all instances, best first; arguments as of :func:`detect`."""
+    return detect(predictor, image, given)[1]
+
+
+@torch.no_grad()
+def detect(
+    predictor: Predictor, image: np.ndarray, given: tuple[Window, int] | None = None
+) -> tuple[Instances, list[Subject]]:
+    """Detect instances and render their masks, best first.
 
     Args:
         predictor: With an instance model.
         image: An array as the predictor takes it.
         given: A box in pixels of the image and its class, instead of all detections.
+
+    Returns:
+        The detections in the frame of the model's input, with masks (N, 1, S, S) of probabilities,
+        and for each its rendering.
 
     Raises:
         ValueError: If the model has no point head for masks.
@@ -56,7 +67,7 @@ def find_instances(
             frame = (x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1])
             subjects[key] = Subject(view, rendering, region, frame, frame, ())
     # Boxes that need equally many steps are rendered together (SUBDIVISION_CELLS_PER_PIXEL).
-    return [subjects[key] for key in _keys(found.pred_boxes.tensor, found.pred_classes)]
+    return found, [subjects[key] for key in _keys(found.pred_boxes.tensor, found.pred_classes)]
 
 
 def _keys(boxes: Tensor, classes: Tensor) -> list[tuple[Window, int]]:

@@ -48,6 +48,7 @@ class Subject(NamedTuple):
         frame: Area of the grids of the rendering, in pixels of the image.
         window: Part of the image to show.
         colors: Colors of the classes, if the rendering has a channel for each class.
+        color: Color of the mask, if it has a single channel.
     """
 
     image: np.ndarray
@@ -56,6 +57,7 @@ class Subject(NamedTuple):
     frame: Window
     window: Window
     colors: Sequence[Color]
+    color: Color = MASK_COLOR
 
     def logits(self, grids: Tensor) -> np.ndarray:
         """Return this region (C, H, W) of grids (N, C, H, W)."""
@@ -92,7 +94,7 @@ class Subject(NamedTuple):
     def painted(self, view: View, labels: np.ndarray, *, outline: int) -> np.ndarray:
         """Paint labels (H, W) over a view of the image."""
         classes = np.unique(labels)
-        colors = [self.colors[k] for k in classes] if self.colors else [MASK_COLOR]
+        colors = [self.colors[k] for k in classes] if self.colors else [self.color]
         if not self.colors:
             classes = np.array([1])
         masks = labels[None] == classes[:, None, None]
@@ -160,21 +162,36 @@ def steps_figure(subject: Subject, size: int) -> Figure:
     """Show the mask after each step with the points of the step."""
     view = subject.view(size)
     panels = [Panel(view.of_image(subject.image), "input")]
-    for step, what in all_grids(subject.rendering):
-        logits = subject.logits(step.logits)
-        picture = subject.painted(view, subject.labels(view, logits, "nearest"), outline=1)
-        points, radius = np.zeros((0, 2)), 1.0
-        if what.endswith("points"):
-            points = view.of_points(step.coords[subject.region].cpu().numpy())
-            radius = _radius(view, logits.shape[-1])
-        panels.append(Panel(picture, f"{side_text(logits)}, {what}", points, radius))
+    panels += [step_panel(subject, view, *grid) for grid in all_grids(subject.rendering)]
     return in_rows(panels)
 
 
-def _radius(view: View, columns: int) -> float:
-    """Return the radius of a point on a grid with this number of columns."""
+def step_panel(subject: Subject, view: View, step: Step, what: str) -> Panel:
+    """Show the cells of a grid with the points that were predicted.
+
+    Args:
+        subject: The region.
+        view: Its view.
+        step, what: The grid with the description of its points, as of :func:`all_grids`.
+    """
+    logits = subject.logits(step.logits)
+    picture = subject.painted(view, subject.labels(view, logits, "nearest"), outline=1)
+    points, radius = step_points(subject, view, step, what)
+    return Panel(picture, f"{side_text(logits)}, {what}", points, radius)
+
+
+def step_points(subject: Subject, view: View, step: Step, what: str) -> tuple[np.ndarray, float]:
+    """Return the selected points of a step (P, 2) in pixels of a view, and their radius.
+
+    Args:
+        subject, view, step, what: As of :func:`step_panel`. There are no points if the step
+            predicts every cell.
+    """
+    if not what.endswith("points"):
+        return np.zeros((0, 2)), 1.0
     shown = (view.frame[2] - view.frame[0]) / (view.window[2] - view.window[0])
-    return float(np.clip(0.3 * view.size[1] * shown / columns, 1.2, 5))
+    radius = np.clip(0.3 * view.size[1] * shown / step.logits.shape[-1], 1.2, 5)
+    return view.of_points(step.coords[subject.region].cpu().numpy()), float(radius)
 
 
 def training_points_figure(
