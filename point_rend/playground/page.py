@@ -1,0 +1,274 @@
+"""The page in Gradio: controls, and the functions that they call."""
+
+import html
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from point_rend.playground.choice import Choice, Pair, Shown, show
+from point_rend.playground.scenes import Scenes
+from point_rend.utils.errors import shortened
+from point_rend.utils.imports import not_installed
+from point_rend.utils.pictures import PictureError
+
+logger = logging.getLogger(__name__)
+
+LOWEST_SCORE = 0.05  # of the threshold's slider
+MAX_WAITING = 32  # requests; further ones are refused
+KEPT_SECONDS = 3600  # for which uploads and results remain on the disk
+CLEAN_SECONDS = 300
+FORMAT = "webp"  # of the pictures
+NO_PICTURE = "Drop a photograph, paste one, or click an example."
+TITLE = "PointRend"
+
+STYLE = """
+.gradio-container { max-width: 1560px !important; margin: 0 auto !important; }
+#head { padding: 0; }
+#head h1 { margin: 0; font-size: 1.6rem; font-weight: 700; }
+#head p { margin: .15rem 0 0; opacity: .8; }
+#message, #caption { padding: 0 2px; }
+#caption { min-height: 1.5em; }
+#message .error { color: #b91c1c; font-weight: 600; }
+.dark #message .error { color: #fca5a5; }
+footer { display: none !important; }
+"""
+
+Call = Callable[..., Any]  # call(function, *arguments), in the thread that may run the model
+
+
+def import_gradio() -> Any:
+    """Import Gradio.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise not_installed("gradio", "page") from error
+    return gradio
+
+
+def build_page(
+    scenes: Scenes, examples: Sequence[Path], *, title: str, threshold: float, call: Call
+) -> Any:
+    """Build the page.
+
+    Args:
+        scenes: The pictures and the model.
+        examples: Files of pictures to click; the first one is shown at the beginning.
+        title: Name of the model.
+        threshold: Lowest score of an instance, at the beginning.
+        call: Runs a function in the thread that may run the model: `call(function, *arguments)`.
+
+    Returns:
+        Gradio's `Blocks`, not yet launched.
+    """
+    gr = import_gradio()
+    has_scores = "instances" in scenes.kinds
+    files = [str(path.resolve()) for path in examples]
+    gr.set_static_paths(files)
+    with gr.Blocks(
+        title=TITLE,
+        analytics_enabled=False,
+        delete_cache=(CLEAN_SECONDS, KEPT_SECONDS),
+        fill_width=True,
+    ) as page:
+        gr.HTML(
+            f"<h1>{TITLE}</h1><p>Image segmentation as rendering · {html.escape(title)}</p>",
+            elem_id="head",
+            padding=False,
+        )
+        with gr.Row():
+            with gr.Column(scale=2, min_width=260):
+                photo = gr.Image(
+                    files[0] if files else None,
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    label="Photograph",
+                    height=240,
+                    buttons=[],
+                    elem_id="photo",
+                )
+                message = gr.HTML(NO_PICTURE, elem_id="message", padding=False)
+                layer = gr.Radio(
+                    scenes.kinds,
+                    value=scenes.kinds[0],
+                    label="Show",
+                    visible=len(scenes.kinds) > 1,
+                    elem_id="layer",
+                )
+                score = gr.Slider(
+                    LOWEST_SCORE,
+                    1,
+                    max(threshold, LOWEST_SCORE),
+                    step=0.01,
+                    label="Lowest score",
+                    visible=has_scores,
+                    buttons=[],
+                    elem_id="score",
+                )
+                classes = gr.Dropdown(
+                    scenes.classes(),
+                    value=[],
+                    multiselect=True,
+                    label="Classes (all if none is chosen)",
+                    elem_id="classes",
+                )
+                if files:
+                    gr.Examples(files, photo, label="Examples", examples_per_page=12)
+            with gr.Column(scale=7, min_width=320):
+                with gr.Row():
+                    step = gr.Slider(
+                        1,
+                        2,
+                        1,
+                        step=1,
+                        label="Step of the rendering, on the left side of the pictures",
+                        buttons=[],
+                        scale=4,
+                        elem_id="step",
+                    )
+                    points = gr.Checkbox(
+                        True, label="Points of the step", scale=1, min_width=160, elem_id="points"
+                    )
+                caption = gr.HTML(elem_id="caption", padding=False)
+                with gr.Row():
+                    whole = gr.ImageSlider(
+                        label="Picture: step | rendered",
+                        format=FORMAT,
+                        interactive=False,
+                        max_height=560,
+                        min_width=300,
+                        buttons=["fullscreen"],
+                        elem_id="whole",
+                    )
+                    closeup = gr.ImageSlider(
+                        label="Close-up: step | rendered",
+                        format=FORMAT,
+                        interactive=False,
+                        max_height=560,
+                        min_width=300,
+                        buttons=["fullscreen"],
+                        elem_id="closeup",
+                    )
+                table = gr.Dataframe(
+                    headers=["#", "class", "score", "share of the picture"],
+                    datatype=["number", "str", "str", "str"],
+                    interactive=False,
+                    label="Click a row to enlarge it",
+                    max_height=300,
+                    buttons=[],
+                    elem_id="table",
+                )
+        key = gr.State(None)
+
+        controls = [photo, layer, step, score, classes, points, key]
+        results = [message, caption, whole, closeup, table, key]
+
+        def update(*values: Any) -> list[Any]:
+            return _update(gr, scenes, call, values, results)
+
+        def opened(*values: Any) -> list[Any]:
+            return _update(gr, scenes, call, (*values[:-1], None), results, step)
+
+        def selected(event: gr.SelectData, *values: Any) -> list[Any]:
+            chosen = int(event.row_value[0])
+            return _update(gr, scenes, call, (*values[:-1], chosen), results)
+
+        # Without preprocessing, Gradio opens no files.
+        shared: dict[str, Any] = {
+            "concurrency_id": "model",
+            "concurrency_limit": 1,
+            "preprocess": False,
+            "api_visibility": "private",
+        }
+        photo.change(opened, controls, [*results, step], show_progress_on=[whole], **shared)
+        page.load(opened, controls, [*results, step], show_progress_on=[whole], **shared)
+        table.select(selected, controls, results, show_progress="hidden", **shared)
+        changes = [x.change for x in (layer, step, score, classes, points)]
+        gr.on(
+            changes,
+            update,
+            controls,
+            results,
+            show_progress="hidden",
+            trigger_mode="always_last",
+            **shared,
+        )
+    page.queue(max_size=MAX_WAITING)
+    return page
+
+
+def _update(
+    gr: Any,
+    scenes: Scenes,
+    call: Call,
+    values: Sequence[Any],
+    results: Sequence[Any],
+    step_slider: Any = None,
+) -> list[Any]:
+    """Return new values of `results` for the values of the controls, and one of the slider."""
+    photo, layer, step, score, classes, points, key = values
+    empty = [gr.skip()] if step_slider is not None else []
+    if not photo:
+        return [NO_PICTURE, "", None, None, [], None, *empty]
+    choice = Choice(layer, int(step) - 1, float(score), classes or (), bool(points), key)
+    start = time.monotonic()
+    try:
+        shown = call(_segment_and_show, scenes, photo["path"], choice)
+    except PictureError as error:
+        return [_fault(f"This file {error.fault}."), "", None, None, [], None, *empty]
+    except Exception as error:
+        logger.exception("the page could not show a picture")
+        reason = shortened(" ".join(str(error).split()) or type(error).__name__)
+        return [_fault(f"The model failed: {reason}"), "", None, None, [], None, *empty]
+    seconds = time.monotonic() - start
+    values = [
+        _message(shown, seconds),
+        _caption(shown),
+        _rgb(shown.whole),
+        _rgb(shown.closeup),
+        [
+            [row.key, row.name, "" if row.score is None else f"{row.score:.0%}", f"{row.share:.1%}"]
+            for row in shown.rows
+        ],
+        None if shown.enlarged is None else shown.enlarged.key,
+    ]
+    if step_slider is not None:
+        count = len(shown.steps)
+        values.append(gr.Slider(maximum=max(count, 2), value=shown.step + 1))
+    return values
+
+
+def _segment_and_show(scenes: Scenes, path: str, choice: Choice) -> Shown:
+    return show(scenes.of(path), choice)
+
+
+def _message(shown: Shown, seconds: float) -> str:
+    count = len(shown.rows)
+    return f"{count} of {count + shown.hidden} segments shown · {seconds:.1f} s"
+
+
+def _caption(shown: Shown) -> str:
+    if not shown.steps:
+        return "The model finds nothing in this picture."
+    text = (
+        f"Left: step {shown.step + 1} of {len(shown.steps)}, <b>{shown.steps[shown.step]}</b>. "
+        "Right: rendered."
+    )
+    if shown.enlarged is not None:
+        score = "" if shown.enlarged.score is None else f" {shown.enlarged.score:.0%}"
+        text += f" Enlarged: <b>{html.escape(shown.enlarged.name)}{score}</b>."
+    return text
+
+
+def _fault(text: str) -> str:
+    return f'<span class="error">{html.escape(text)}</span>'
+
+
+def _rgb(pair: Pair | None) -> Any:
+    return None if pair is None else tuple(picture[:, :, ::-1] for picture in pair)
