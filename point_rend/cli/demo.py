@@ -8,6 +8,18 @@ and report.html: metrics, curves and single objects on one page.
 
 Existing results are kept: an interrupted training continues from its last checkpoint, and a
 finished one is only evaluated again. To start afresh, delete the folder.
+
+    pointrend demo --serve
+
+opens a page in the browser at which the trained model segments any picture: the coarse and the
+rendered masks, the points of each step, the score and the classes to show. If there is no trained
+model yet, the demo runs first. Other models are named as for `pointrend predict`:
+
+    pointrend demo --serve --config-file output/my_run/config.yaml \
+        --opts MODEL.WEIGHTS output/my_run/model_final.pth
+
+Only this machine can reach the page, unless --host names another of its addresses, such as 0.0.0.0.
+Ctrl-C ends it with exit code 130.
 """
 
 import argparse
@@ -16,25 +28,92 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from point_rend.experiments.demo import steps
+from point_rend.inference import options
+from point_rend.utils import errors
 
 CONFIG = "Demo/pointrend_shapes.yaml"
 COARSE = ("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", "False")
 IMAGE_SIDE = 192
 NUM_TRAIN, NUM_VAL = 600, 60
+PAGE_OPTIONS = (
+    *("host", "port", "examples", "config_file", "model", "backend", "confidence_threshold"),
+    *("classes", "ignore_class_names", "allow_unsafe_checkpoint", "opts"),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser."""
-    return steps.build_parser("Train a small PointRend on drawn shapes and compare masks.", "demo")
+    parser = steps.build_parser(
+        "Train a small PointRend on drawn shapes and compare masks; try it, or any model, on a "
+        "page in the browser.",
+        "demo",
+    )
+    page = parser.add_argument_group("page")
+    page.add_argument(
+        "--serve",
+        action="store_true",
+        help="serve a page to try the model, after the demo if it has not been trained yet",
+    )
+    page.add_argument(
+        "--host",
+        help="address of this machine to listen at; by default 127.0.0.1, which only this machine "
+        "can reach; 0.0.0.0 is all",
+    )
+    page.add_argument("--port", type=int, help="port (default 7860; 0 for any that is free)")
+    page.add_argument(
+        "--examples",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures to click; by default those of the demo for its model",
+    )
+    options.add_model_options(page, required=False, exported=True)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the demo.
+    """Run the demo, or serve the page.
 
     Raises:
-        SystemExit: With code 2 if --output cannot be written, else with that of a failed step.
+        SystemExit: With code 2 if --output cannot be written or the page cannot be served, else
+            with that of a failed step.
     """
-    output, quick = steps.read_arguments(build_parser(), argv)
+    parser = build_parser()
+    args = steps.read_arguments(parser, argv)
+    named = args.config_file is not None or args.model is not None
+    unused = [name for name in PAGE_OPTIONS if getattr(args, name) != parser.get_default(name)]
+    if not args.serve and unused:
+        parser.error(f"--{unused[0].replace('_', '-')} needs --serve")
+    if not named and (args.opts or args.classes):
+        parser.error("--opts and --classes need --config-file or --model")
+    if args.serve:
+        from point_rend.playground import serving
+
+        with errors.user_errors():
+            serving.check(args)
+    weights = args.output / "pointrend" / "model_final.pth"
+    if not args.serve or not (named or weights.is_file()):
+        steps.check_folder(parser, args.output)
+        run(args.output, quick=args.quick)
+    if not args.serve:
+        return
+    if not named:
+        args.config_file = str(weights.with_name("config.yaml"))
+        args.opts = ["MODEL.WEIGHTS", str(weights), *steps.device_options()]
+        args.examples = args.examples or args.output / "shapes" / "val"
+    with errors.user_errors():
+        serving.serve(args)
+
+
+def run(output: Path, *, quick: bool) -> None:
+    """Run the steps of the demo.
+
+    Args:
+        output: Folder of the results.
+        quick: Whether a few images and iterations suffice.
+
+    Raises:
+        SystemExit: If a step fails, with its code.
+    """
     num_train, num_val, opts = (8, 4, steps.QUICK) if quick else (NUM_TRAIN, NUM_VAL, ())
     start = time.monotonic()
     device = steps.device_options()

@@ -15,6 +15,7 @@ finished one is only evaluated again. To start afresh, delete the folder.
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from point_rend.experiments.demo import steps
 
@@ -37,8 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With code 2 if --output cannot be written, else with that of a failed step.
     """
-    output, quick = steps.read_arguments(build_parser(), argv)
-    num_train, num_val, opts = (8, 2, steps.QUICK) if quick else (NUM_TRAIN, NUM_VAL, ())
+    parser = build_parser()
+    args = steps.read_arguments(parser, argv)
+    output: Path = args.output
+    steps.check_folder(parser, output)
+    num_train, num_val, opts = (8, 2, steps.QUICK) if args.quick else (NUM_TRAIN, NUM_VAL, ())
     start = time.monotonic()
     device = steps.device_options()
     opts = (*opts, *device)

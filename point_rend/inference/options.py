@@ -18,7 +18,25 @@ def build_parser(
         threshold: Default of --confidence-threshold; without one there is no such option.
     """
     parser = argparse.ArgumentParser(prog=program(), description=description)
-    models = parser.add_mutually_exclusive_group(required=True)
+    add_model_options(parser, exported=exported, threshold=threshold)
+    return parser
+
+
+def add_model_options(
+    parser: argparse._ActionsContainer,
+    *,
+    required: bool = True,
+    exported: bool = False,
+    threshold: float | None = 0.5,
+) -> None:
+    """Add the options that name a model.
+
+    Args:
+        parser: A parser, or a group of its options.
+        required: Whether the user has to name one.
+        exported, threshold: As of :func:`build_parser`.
+    """
+    models = parser.add_mutually_exclusive_group(required=required)
     models.add_argument(
         "--config-file",
         type=config_file_option,
@@ -63,4 +81,3 @@ def build_parser(
         metavar="KEY VALUE",
         help="config keys that override the file, such as MODEL.WEIGHTS; these come last",
     )
-    return parser

@@ -116,8 +116,9 @@ def draw_segments(
     for i, segment in enumerate(segments):
         kind = "thing" if segment.is_thing else "stuff"
         color = metadata.get(f"{kind}_colors")[segment.category][::-1]
-        by_number = segment.is_thing and numbers is not None
-        colors.append(color_of(numbers[i]) if by_number else color)
+        if segment.is_thing and numbers is not None:
+            color = color_of(numbers[i])
+        colors.append(color)
         name = metadata.get(f"{kind}_classes")[segment.category]
         name = legible(name, f"class {segment.category}")
         names.append(name if segment.score is None else f"{name} {segment.score:.0%}")

@@ -67,6 +67,8 @@ def build_page(
         Gradio's `Blocks`, not yet launched.
     """
     gr = import_gradio()
+    from gradio import SelectData  # Gradio finds it by its type
+
     has_scores = "instances" in scenes.kinds
     files = [str(path.resolve()) for path in examples]
     gr.set_static_paths(files)
@@ -170,14 +172,16 @@ def build_page(
         results = [message, caption, whole, closeup, table, key]
 
         def update(*values: Any) -> list[Any]:
-            return _update(gr, scenes, call, values, results)
+            return _results(scenes, call, values)[0]
 
         def opened(*values: Any) -> list[Any]:
-            return _update(gr, scenes, call, (*values[:-1], None), results, step)
+            found, shown = _results(scenes, call, (*values[:-1], None))
+            if shown is None:
+                return [*found, gr.skip()]
+            return [*found, gr.Slider(maximum=max(2, len(shown.steps)), value=shown.step + 1)]
 
-        def selected(event: gr.SelectData, *values: Any) -> list[Any]:
-            chosen = int(event.row_value[0])
-            return _update(gr, scenes, call, (*values[:-1], chosen), results)
+        def selected(event: SelectData, *values: Any) -> list[Any]:
+            return _results(scenes, call, (*values[:-1], int(event.row_value[0])))[0]
 
         # Without preprocessing, Gradio opens no files.
         shared: dict[str, Any] = {
@@ -203,45 +207,38 @@ def build_page(
     return page
 
 
-def _update(
-    gr: Any,
-    scenes: Scenes,
-    call: Call,
-    values: Sequence[Any],
-    results: Sequence[Any],
-    step_slider: Any = None,
-) -> list[Any]:
-    """Return new values of `results` for the values of the controls, and one of the slider."""
-    photo, layer, step, score, classes, points, key = values
-    empty = [gr.skip()] if step_slider is not None else []
+def _results(scenes: Scenes, call: Call, controls: Sequence[Any]) -> tuple[list[Any], Shown | None]:
+    """Return the message, caption, pictures, table and key for the values of the controls."""
+    photo, layer, step, score, classes, points, key = controls
     if not photo:
-        return [NO_PICTURE, "", None, None, [], None, *empty]
+        return _nothing(NO_PICTURE), None
     choice = Choice(layer, int(step) - 1, float(score), classes or (), bool(points), key)
     start = time.monotonic()
     try:
         shown = call(_segment_and_show, scenes, photo["path"], choice)
     except PictureError as error:
-        return [_fault(f"This file {error.fault}."), "", None, None, [], None, *empty]
+        return _nothing(_fault(f"This file {error.fault}.")), None
     except Exception as error:
         logger.exception("the page could not show a picture")
         reason = shortened(" ".join(str(error).split()) or type(error).__name__)
-        return [_fault(f"The model failed: {reason}"), "", None, None, [], None, *empty]
-    seconds = time.monotonic() - start
-    values = [
-        _message(shown, seconds),
+        return _nothing(_fault(f"This picture cannot be segmented: {reason}")), None
+    table = [
+        [row.key, row.name, "" if row.score is None else f"{row.score:.0%}", f"{row.share:.1%}"]
+        for row in shown.rows
+    ]
+    found = [
+        _message(shown, time.monotonic() - start),
         _caption(shown),
         _rgb(shown.whole),
         _rgb(shown.closeup),
-        [
-            [row.key, row.name, "" if row.score is None else f"{row.score:.0%}", f"{row.share:.1%}"]
-            for row in shown.rows
-        ],
+        table,
         None if shown.enlarged is None else shown.enlarged.key,
     ]
-    if step_slider is not None:
-        count = len(shown.steps)
-        values.append(gr.Slider(maximum=max(count, 2), value=shown.step + 1))
-    return values
+    return found, shown
+
+
+def _nothing(message: str) -> list[Any]:
+    return [message, "", None, None, [], None]
 
 
 def _segment_and_show(scenes: Scenes, path: str, choice: Choice) -> Shown:

@@ -224,6 +224,7 @@ class LabelLayer:
 
     def rows(self, threshold: float = 0, classes: Sequence[str] = ()) -> list[Row]:
         """List the segments, the largest first; arguments as of :class:`Layer`."""
+        del threshold  # labels have no scores
         names, labels = self._metadata.stuff_classes, self._labels(LAST)
         indices, counts = np.unique(labels, return_counts=True)
         rows = [
@@ -325,16 +326,13 @@ def rendered_layers(predictor: Predictor) -> list[str]:
         ValueError: If it renders none.
     """
     model: Any = predictor.model
-    heads = {
+    heads: dict[str, Any] = {
         "instances": getattr(getattr(model, "roi_heads", None), "mask_head", None),
         "sem_seg": getattr(model, "sem_seg_head", None),
     }
-    found, reason = (
-        [],
-        ValueError(
-            f"MODEL.META_ARCHITECTURE {predictor.cfg.MODEL.META_ARCHITECTURE} has no head that renders"
-        ),
-    )
+    found = []
+    name = predictor.cfg.MODEL.META_ARCHITECTURE
+    reason = ValueError(f"MODEL.META_ARCHITECTURE {name} has no head that renders")
     for output in sorted(model_outputs(predictor.cfg) & heads.keys()):
         if heads[output] is None:
             continue

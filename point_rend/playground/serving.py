@@ -1,5 +1,7 @@
 """A server for the page, on this machine alone unless asked otherwise."""
 
+import argparse
+import logging
 import os
 import socket
 import tempfile
@@ -8,12 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from point_rend.inference.inputs import names_below
 from point_rend.inference.predictor import Predictor
+from point_rend.inference.settings import read_settings
 from point_rend.playground.main_thread import MainThread
-from point_rend.playground.page import STYLE, build_page, import_gradio
+from point_rend.playground.page import LOWEST_SCORE, STYLE, build_page, import_gradio
 from point_rend.playground.scenes import Scenes
+from point_rend.runtime.files import exported_file
+from point_rend.utils.errors import print_result
 
 HOST, PORT = "127.0.0.1", 7860
+MAX_EXAMPLES = 9
 MAX_UPLOAD = 50 * 1024 * 1024  # bytes
 LOCAL = "127.0.0.1,localhost"
 # Functions of Gradio that fetch addresses in place of files.
@@ -21,6 +28,71 @@ FETCHING = (
     ("processing_utils", "async_ssrf_protected_download"),
     ("routes", "secure_url_stream_response"),
 )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Make sure that the page could be served, before anything is trained.
+
+    Args:
+        args: The parsed command line of `pointrend demo`.
+
+    Raises:
+        ValueError: If Gradio is missing, the port is taken, or an option does not fit.
+    """
+    import_gradio()
+    free_port(*_place(args))
+    if not LOWEST_SCORE <= args.confidence_threshold <= 1:
+        raise ValueError(
+            f"--confidence-threshold: expected a number from {LOWEST_SCORE:g} to 1, got "
+            f"{args.confidence_threshold:g}"
+        )
+    if exported_file(args.model) is not None:
+        raise ValueError(
+            f"--model {args.model} is an exported file, which keeps no steps to show: expected a "
+            "folder of Predictor.save_pretrained, or --config-file"
+        )
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Serve the page until a signal ends it.
+
+    Args:
+        args: The parsed command line of `pointrend demo`, after :func:`check`.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: After an error that the user can correct.
+    """
+    lowest = argparse.Namespace(**{**vars(args), "confidence_threshold": LOWEST_SCORE})
+    settings = read_settings(lowest)
+    predictor = Predictor(
+        settings.cfg, metadata=settings.metadata, allow_unsafe=args.allow_unsafe_checkpoint
+    )
+    main_thread = MainThread()
+    host, port = _place(args)
+    with served(
+        predictor,
+        main_thread,
+        examples=_examples(args.examples),
+        title=settings.cfg.MODEL.WEIGHTS,
+        threshold=args.confidence_threshold,
+        host=host,
+        port=port,
+    ) as address:
+        reach = "only this machine" if host in (HOST, "localhost") else "whoever reaches that port"
+        print_result(f"{address} can be used by {reach}; Ctrl-C ends it")
+        main_thread.work()
+
+
+def _place(args: argparse.Namespace) -> tuple[str, int]:
+    return args.host or HOST, PORT if args.port is None else args.port
+
+
+def _examples(folder: Path | None) -> list[Path]:
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        raise ValueError(f"--examples {folder}: expected a folder of pictures")
+    return [folder / name for name in names_below(folder, None, [])[:MAX_EXAMPLES]]
 
 
 def free_port(host: str, port: int) -> int:
@@ -86,7 +158,7 @@ def only_local(folder: Path) -> Iterator[None]:
         os.environ.update(former)
 
 
-async def _refuse(url: str, *_: Any, **__: Any) -> Any:
+async def _refuse(*_: Any, **__: Any) -> Any:
     from fastapi import HTTPException
 
     raise HTTPException(403, "Addresses are not fetched: upload a file.")
@@ -148,5 +220,6 @@ def served(
         try:
             yield address
         finally:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             page.server.force_exit = True  # without waiting for the pages that are open
             page.close(verbose=False)

@@ -46,12 +46,12 @@ def add_results_argument(
 
 
 def add_exported_options(
-    parser: argparse.ArgumentParser, models: argparse._ActionsContainer
+    parser: argparse._ActionsContainer, models: argparse._ActionsContainer
 ) -> None:
     """Add `--model` and `--backend`, for models that have their config inside.
 
     Args:
-        parser: The parser of a command.
+        parser: The parser of a command, or a group of its options.
         models: The parser, or a group of it, that gets `--model`.
     """
     models.add_argument(

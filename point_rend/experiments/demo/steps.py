@@ -40,23 +40,25 @@ def build_parser(description: str, folder: str) -> argparse.ArgumentParser:
 
 def read_arguments(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
-) -> tuple[Path, bool]:
-    """Read the command line of a demo.
+) -> argparse.Namespace:
+    """Read the command line of a demo; `output` is then the folder of the results."""
+    args = parser.parse_args(argv)
+    args.output = args.output or Path(
+        "output", f"{args.folder}-quick" if args.quick else args.folder
+    )
+    return args
 
-    Returns:
-        The folder of the results and whether the run is a quick one.
+
+def check_folder(parser: argparse.ArgumentParser, output: Path) -> None:
+    """Make sure that the results can be written.
 
     Raises:
-        SystemExit: With code 2 if --output cannot be written.
+        SystemExit: With code 2 if they cannot.
     """
-    args = parser.parse_args(argv)
-    default = Path("output", f"{args.folder}-quick" if args.quick else args.folder)
-    output = args.output or default
     try:
         check_output(output, folder=True)
     except ValueError as error:
         parser.error(str(error))
-    return output, args.quick
 
 
 def device_options() -> tuple[str, ...]:
