@@ -26,7 +26,9 @@ from point_rend.inference.predictor import Predictor
 from point_rend.inference.rendered_subjects import detect, find_region
 from point_rend.rendering.box_masks import BoxMasks
 from point_rend.rendering.recording import Step, recorded_renderings
-from point_rend.utils.pictures import PictureError, open_picture, to_array
+from point_rend.utils.bands import read_pixels
+from point_rend.utils.pictures import PictureError, open_picture, shown_size
+from point_rend.utils.pixel_format import PixelFormat, to_view
 from point_rend.visualization.drawing import color_of, draw_points, places_of_difference
 from point_rend.visualization.rendering_figures import (
     Subject,
@@ -97,7 +99,7 @@ class InstanceLayer:
     Args:
         predictor: With an instance or a panoptic model, whose score threshold is the lowest of
             the page.
-        image: The picture.
+        image: The picture as the predictor takes it.
 
     Raises:
         ValueError: If the model has no point head for masks.
@@ -106,7 +108,7 @@ class InstanceLayer:
     def __init__(self, predictor: Predictor, image: np.ndarray) -> None:
         found, subjects = detect(predictor, image)
         self._metadata = predictor.metadata
-        self._image = whole_picture(image)
+        self._image = whole_picture(to_view(image, predictor.pixel_format))
         height, width = self._image.shape[:2]
         window = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
         self._subjects = [x._replace(color=color_of(i)) for i, x in enumerate(subjects)]
@@ -202,7 +204,7 @@ class LabelLayer:
 
     Args:
         predictor: With a semantic or a panoptic model.
-        image: The picture.
+        image: The picture as the predictor takes it.
 
     Raises:
         ValueError: If the model has no point head for labels.
@@ -212,7 +214,7 @@ class LabelLayer:
         self._metadata = predictor.metadata
         colors = [color[::-1] for color in self._metadata.stuff_colors]
         self._subject = find_region(predictor, image, None, colors)
-        self._image = whole_picture(image)
+        self._image = whole_picture(self._subject.image)
         self._view = self._subject.view(WHOLE_SIDE)
         self._grids = all_grids(self._subject.rendering)
         self._by_step: dict[int, np.ndarray] = {}
@@ -297,12 +299,11 @@ class Scenes:
             The layers by name.
 
         Raises:
-            FileNotFoundError, PictureError: As of `utils.pictures.read_picture`; or if it has more
-                than `MAX_PIXELS`.
+            FileNotFoundError, PictureError, ValueError: As of :func:`read_bounded`.
         """
         key = str(path)
         if key not in self._kept:
-            image = read_bounded(path)
+            image = read_bounded(path, self.predictor.pixel_format)
             build = dict(LAYERS.values())
             layers = {kind: build[kind](self.predictor, image) for kind in self.kinds}
             self._kept[key] = layers
@@ -346,16 +347,29 @@ def rendered_layers(predictor: Predictor) -> list[str]:
     return found
 
 
-def read_bounded(path: str | Path) -> np.ndarray:
-    """Read a picture of at most `MAX_PIXELS`; errors as of :meth:`Scenes.of`."""
-    with open_picture(path) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise PictureError(
-                path,
-                f"is too large: it has {picture.width} × {picture.height} pixels, and this page "
-                f"takes up to {MAX_PIXELS // 1_000_000} million",
-            )
-        return to_array(picture, name=str(path))
+def read_bounded(path: str | Path, pixel_format: PixelFormat) -> np.ndarray:
+    """Read a picture of at most `MAX_PIXELS`, or one of n channels.
+
+    Args:
+        path, pixel_format: As of :func:`~point_rend.utils.bands.read_pixels`.
+
+    Returns:
+        An array as `Predictor` takes it.
+
+    Raises:
+        FileNotFoundError, PictureError, ValueError: As of `read_pixels`; or if it has too many
+            pixels.
+    """
+    if pixel_format.is_plain:
+        with open_picture(path) as picture:
+            width, height = shown_size(picture)
+            if width * height > MAX_PIXELS:
+                raise PictureError(
+                    path,
+                    f"is too large: it has {width} × {height} pixels, and this page takes up to "
+                    f"{MAX_PIXELS // 1_000_000} million",
+                )
+    return read_pixels(path, pixel_format)
 
 
 def whole_picture(image: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ def serve(args: argparse.Namespace) -> None:
         predictor,
         main_thread,
         examples=_examples(args.examples),
-        title=settings.cfg.MODEL.WEIGHTS,
+        title="/".join(Path(settings.cfg.MODEL.WEIGHTS).parts[-2:]),
         threshold=args.confidence_threshold,
         host=host,
         port=port,
