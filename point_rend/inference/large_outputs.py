@@ -18,7 +18,8 @@ from detectron2.structures import Boxes, Instances
 
 from point_rend.rendering.mask_runs import MaskRuns, RunMasks, union_of
 from point_rend.tiling.grid import Window
-from point_rend.tiling.windows import OPTIONS, WindowedImage
+from point_rend.tiling.windows import WindowedImage
+from point_rend.utils.bands import RASTER_OPTIONS
 from point_rend.utils.files import atomic_file, atomic_path
 from point_rend.utils.imports import not_installed
 from point_rend.utils.png import GrayPngWriter
@@ -183,7 +184,7 @@ def _geotiff_writer(
             checksum = zlib.crc32(rows[:ready].tobytes(), checksum)
             top += ready
 
-    with atomic_path(path) as unfinished, rasterio.Env(**OPTIONS):
+    with atomic_path(path) as unfinished, rasterio.Env(**RASTER_OPTIONS):
         try:
             with rasterio.open(
                 *(unfinished.absolute(), "w", "GTiff", width, height, 1, *place, dtype.name),
