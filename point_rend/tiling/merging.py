@@ -1,6 +1,6 @@
 """Instances of an image from the instances in its tiles.
 
-Neighboring tiles see the band that they share twice. This gives all evidence:
+Neighboring tiles see the band that they share twice. This is the evidence for four rules:
 
 1. Two detections of one class in two tiles are parts of one object if their masks agree in the
    band: if the pixels that both have there are more than half of those that either has. Of masks
@@ -9,10 +9,13 @@ Neighboring tiles see the band that they share twice. This gives all evidence:
    a detection in the same tile are not joined.
 2. An object of several parts is the part of a tile that sees it whole, bit for bit, the best one if
    there are more. If no tile does, it is the union of the parts, with the highest of their scores.
-3. Of objects of one class that come from different tiles, the worse is dropped if the IoU of the
-   masks exceeds the threshold of the model's own suppression, and also if it ends at the edge of a
-   tile and lies mostly in the other. Objects that no tile cuts are better than others, then those
-   of higher scores. Detections without a pixel are dropped.
+3. An object that is still cut, since it ends at the edge of a tile within the image, is dropped if
+   another tile sees all of its pixels, away from its own edges, and found no part of it there: the
+   model has seen a fragment, which often looks like another class.
+4. Of objects of one class that come from different tiles, the worse is dropped if the IoU of the
+   masks exceeds the threshold of the model's own suppression, and also if it is cut and lies mostly
+   in the other. Objects that are not cut are better than others, then those of higher scores.
+   Detections without a pixel are dropped.
 
 Masks are vertical runs of pixels (:class:`MaskRuns`); no step looks at the pixels of a whole image
 or tile.
@@ -63,7 +66,7 @@ class Merged(NamedTuple):
 
     Attributes:
         tiles: Numbers of the tiles that see it.
-        is_cut: Whether the mask ends at the edge of a tile within the image.
+        is_cut: Whether the mask ends at the edge of a tile within the image that sees a part.
         category, score, box, mask, extent: As of :class:`Part`.
     """
 
@@ -90,7 +93,7 @@ class InstanceMerger:
         self._parts: list[Part] = []
         self._areas: list[int] = []  # of the masks, by part
         self._numbers: list[int] = []  # of the tiles, by part
-        self._count = 0  # of tiles
+        self._windows: list[Window] = []  # of all tiles
         self._tiles: list[tuple[Window, range]] = []  # the latest, with the indices of their parts
         self._links: list[tuple[float, int, int]] = []  # agreement of two parts
         self._device = torch.device("cpu")
@@ -112,8 +115,8 @@ class InstanceMerger:
         self._parts += _parts_of(tile, found.to("cpu"))
         self._areas += [part.mask.area for part in self._parts[first:]]
         indices = range(first, len(self._parts))
-        self._numbers += [self._count] * len(indices)
-        self._count += 1
+        self._numbers += [len(self._windows)] * len(indices)
+        self._windows.append(tile)
         self._tiles = [row for row in self._tiles if row[0].bottom > tile.top]
         for earlier, others in self._tiles:
             band = tile.intersection(earlier)
@@ -124,6 +127,8 @@ class InstanceMerger:
     def merged(self) -> Instances:
         """Return the instances of the image, best first; the masks are :class:`RunMasks`."""
         objects = [self._object(group) for group in self._groups()]
+        fields = np.array([self._field(tile) for tile in self._windows]).reshape(-1, 4)
+        objects = [x for x in objects if not self._is_fragment(x, fields)]
         kept = suppress(objects, self.nms_threshold)
         kept.sort(key=lambda x: -x.score)
         boxes = torch.stack([x.box for x in kept]) if kept else torch.zeros(0, 4)
@@ -203,20 +208,43 @@ class InstanceMerger:
             for x in parts
         )
 
+    def _is_fragment(self, found: Merged, fields: np.ndarray) -> bool:
+        """Return whether an object is cut where another tile would have seen it whole.
+
+        Args:
+            found: The object.
+            fields: (T, 4), the windows in which tiles cut nothing, as :class:`Box`.
+        """
+        if not found.is_cut:
+            return False
+        extent = np.array(found.extent)
+        sees = (fields[:, :2] <= extent[:2]) & (fields[:, 2:] >= extent[2:])
+        return not found.tiles.issuperset(np.flatnonzero(sees.all(axis=1)))
+
     def _is_cut(self, part: Part, whole: Box) -> bool:
         """Return whether an object ends where a tile within the image does that sees a part."""
-        tile, extent, (height, width) = part.tile, part.extent, self.image_size
-        rows, columns = tile.height // EDGE, tile.width // EDGE
+        tile, extent, field = part.tile, part.extent, self._field(part.tile)
         return (
-            (tile.top > 0 and extent.top <= tile.top + rows and whole.top >= tile.top)
-            or (tile.left > 0 and extent.left <= tile.left + columns and whole.left >= tile.left)
-            or (height > tile.bottom <= extent.bottom + rows and whole.bottom <= tile.bottom)
-            or (width > tile.right <= extent.right + columns and whole.right <= tile.right)
+            (extent.top < field.top and whole.top >= tile.top)
+            or (extent.left < field.left and whole.left >= tile.left)
+            or (extent.bottom > field.bottom and whole.bottom <= tile.bottom)
+            or (extent.right > field.right and whole.right <= tile.right)
+        )
+
+    def _field(self, tile: Window) -> Box:
+        """Return the part of a tile in which it cuts nothing: all but its edges in the image."""
+        rows, columns = 1 + tile.height // EDGE, 1 + tile.width // EDGE
+        height, width = self.image_size
+        return Box(
+            tile.top + rows if tile.top > 0 else 0,
+            tile.left + columns if tile.left > 0 else 0,
+            tile.bottom - rows if tile.bottom < height else height,
+            tile.right - columns if tile.right < width else width,
         )
 
 
 def suppress(objects: Sequence[Merged], nms_threshold: float) -> list[Merged]:
-    """Drop objects that others of their class show better, as step 3 at the top describes.
+    """Drop objects that others of their class show better, as rule 4 at the top describes.
 
     Args:
         objects: The objects of an image.
