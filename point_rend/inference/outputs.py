@@ -23,7 +23,7 @@ from point_rend.rendering.uncertainty import label_map
 from point_rend.utils.files import atomic_file, atomic_path
 from point_rend.utils.pixel_format import PLAIN, PixelFormat, to_view
 from point_rend.visualization.drawing import color_of, overlay_masks, write_names
-from point_rend.visualization.fonts import legible
+from point_rend.visualization.fonts import font_book, legible
 from point_rend.visualization.layout import save_picture
 
 CODECS = {".avi": "MJPG"}  # of OpenCV, by suffix; mp4v for all others
@@ -326,6 +326,8 @@ class Results:
         self.by_class = by_class
         self.pixel_format = pixel_format
         self.coco = CocoFormat(metadata)
+        if window is not None or "pictures" in formats:
+            font_book()  # a wrong POINT_REND_FONT is an error before the first image
 
     def start(self, frames: Sequence[Frame]) -> None:
         """Announce the images that :meth:`add` gets next."""

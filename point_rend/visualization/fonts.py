@@ -249,13 +249,7 @@ def families(text: str) -> list[str]:
 
     Matplotlib takes each character from the first that has it; it is told of their files.
     """
-    from matplotlib import font_manager, ft2font
-
-    files = dict.fromkeys(font for _, font in font_book().split(text))
-    for file in files:
-        if file != _dejavu():
-            font_manager.fontManager.addfont(file)
-    return list(dict.fromkeys(ft2font.FT2Font(file).family_name for file in files))
+    return list(dict.fromkeys(_family(font) for _, font in font_book().split(text)))
 
 
 def clusters(text: str) -> list[str]:
@@ -301,6 +295,16 @@ def _dejavu() -> str:
     import matplotlib  # slow to import, and only its font is needed
 
     return f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+
+
+@functools.cache
+def _family(file: str) -> str:
+    """Tell Matplotlib of a font; return its family."""
+    from matplotlib import font_manager, ft2font
+
+    if file != _dejavu():
+        font_manager.fontManager.addfont(file)
+    return ft2font.FT2Font(file).family_name
 
 
 @functools.cache
@@ -355,7 +359,9 @@ def _legible(book: FontBook, text: str, instead: str | None) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else _without_middle(clusters(text), LONGEST)
+    if len(text) <= LONGEST:
+        return text
+    return _without_middle(clusters(text), LONGEST)[: 4 * LONGEST]  # however many accents
 
 
 def _without_middle(parts: Sequence[str], kept: int) -> str:

@@ -18,7 +18,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
-from point_rend.inference.outputs import draw
+from point_rend.inference.outputs import Results, draw
 from point_rend.visualization import fonts
 from point_rend.visualization.drawing import write_names
 from point_rend.visualization.fonts import VARIABLE, clusters, families, legible, line_of
@@ -182,6 +182,14 @@ def test_a_font_of_the_user_that_cannot_be_used_is_named(
         line_of("汽", 20)
 
 
+def test_predictions_that_draw_no_pictures_need_no_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = Metadata(name="m", thing_classes=["a"], thing_dataset_id_to_contiguous_id={1: 0})
+    monkeypatch.setenv(VARIABLE, "/no/such.ttf")
+    Results(metadata, ["coco", "masks"])
+    with pytest.raises(ValueError, match=f"{VARIABLE}: there is no file or folder '/no/such.ttf'"):
+        Results(metadata, ["coco", "pictures"])
+
+
 def test_files_that_are_no_fonts_are_passed_over(folder: Path) -> None:
     font = plant(folder / "Z.ttf", CJK)
     (folder / "A.ttf").write_bytes(b"no font")
@@ -267,7 +275,7 @@ def test_one_line_of_bounded_width_whatever_the_name(folder: Path) -> None:
     plant(folder / "Planted.ttf", CJK)
     assert legible(" a\tb\r\nc\x07 ") == "a b c"
     assert legible("e\u0301") == "é"
-    for text in ("x" * 500, "x" * 100_000, "汽" * 400, "wide name " * 30, "a" + "\u0301" * 5000):
+    for text in ("x" * 500, "x" * 100_000, "汽" * 400, "wide name " * 30, "a" + "\u0301" * 9**5):
         line = line_of(f"{text} 95%", 20, 200)
         assert line.width <= 200
         black = np.zeros((60, 200, 3), dtype=np.uint8)
