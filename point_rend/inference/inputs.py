@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
+from point_rend.inference.large_outputs import read_view, view_step
 from point_rend.inference.progress import Source
 from point_rend.tiling.grid import Window
 from point_rend.tiling.windows import WindowedImage, open_windows
@@ -30,6 +32,7 @@ class Frame(NamedTuple):
     result: str  # with the suffix of a picture; see `result_names`
     image: np.ndarray | WindowedImage  # as `Predictor` takes it; open for this frame only
     source: Source = Source.of(None)
+    georeference: Mapping[str, Any] = MappingProxyType({})  # for the label map
 
     @property
     def size(self) -> tuple[int, int]:
@@ -39,11 +42,11 @@ class Frame(NamedTuple):
             return height, width
         return self.image.size
 
-    def pixels(self) -> np.ndarray:
-        """Return all pixels, as `Predictor` takes them."""
+    def view(self) -> np.ndarray:
+        """Return the image, reduced by :func:`read_view` if it is read in windows."""
         if isinstance(self.image, np.ndarray):
             return self.image
-        return self.image.read(Window(0, 0, *self.size))
+        return read_view(self.image, view_step(self.size))
 
 
 class Found(NamedTuple):
@@ -232,17 +235,19 @@ def read_images(
         source = Source.of(file)
         with ExitStack() as stack:
             image: np.ndarray | WindowedImage
+            georeference: Mapping[str, Any] = {}
             try:
                 if tile is None:
                     image = read_pixels(file, pixel_format)
                 else:
                     image = stack.enter_context(open_windows(file, pixel_format))
+                    georeference = image.georeference
                     if max(image.size) <= tile:
                         image = image.read(Window(0, 0, *image.size))
             except (OSError, ValueError) as error:
                 failures.append(str(error))
                 continue
-            yield Frame(name, results[name], image, source)
+            yield Frame(name, results[name], image, source, georeference)
 
 
 def read_video(capture: cv2.VideoCapture, file: str, failures: list[str]) -> Iterator[Frame]:

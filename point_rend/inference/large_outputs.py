@@ -19,9 +19,10 @@ from detectron2.structures import Boxes, Instances
 from point_rend.rendering.mask_runs import MaskRuns, RunMasks, union_of
 from point_rend.tiling.grid import Window
 from point_rend.tiling.windows import WindowedImage
-from point_rend.utils.bands import RASTER_OPTIONS
+from point_rend.utils.bands import RASTER_OPTIONS, open_raster
 from point_rend.utils.files import atomic_file, atomic_path
 from point_rend.utils.imports import not_installed
+from point_rend.utils.pictures import PictureError
 from point_rend.utils.png import GrayPngWriter
 
 VIEW = 4096  # pixels of the longer side of a view, at most
@@ -61,6 +62,21 @@ def read_view(image: WindowedImage, step: int) -> np.ndarray:
             means = pixels.reshape(h, step, w, step, channels).mean((1, 3), dtype=np.float32)
             part[:] = means if first.dtype.kind == "f" else np.rint(means)
     return view
+
+
+def mask_bands(mask: MaskRuns, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Yield the rows (h, W) of a mask from top to bottom, 255 where it is set.
+
+    Args:
+        mask: The mask.
+        size: Height and width of its image.
+    """
+    height, width = size
+    for top in range(0, height, BLOCK):
+        band = np.zeros((min(BLOCK, height - top), width), np.uint8)
+        crop = mask.clipped(top, 0, BLOCK, width).moved(-top, 0).crop()
+        band[crop.window] = crop.mask * np.uint8(255)
+        yield band
 
 
 def instances_in_view(found: Instances, step: int) -> Instances:
@@ -166,7 +182,6 @@ def _geotiff_writer(
         raise not_installed("rasterio, which writes GeoTIFF", "geotiff") from error
     warnings.simplefilter("ignore", NotGeoreferencedWarning)
     height, width = size
-    place = (georeference.get("crs"), georeference.get("transform"))
     blocks = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "deflate"}
     waiting: list[np.ndarray] = []  # rows that do not fill blocks yet
     top = checksum = 0
@@ -187,24 +202,39 @@ def _geotiff_writer(
     with atomic_path(path) as unfinished, rasterio.Env(**RASTER_OPTIONS):
         try:
             with rasterio.open(
-                *(unfinished.absolute(), "w", "GTiff", width, height, 1, *place, dtype.name),
+                unfinished.absolute(),
+                "w",
+                driver="GTiff",
+                height=height,
+                width=width,
+                count=1,
+                dtype=dtype.name,
                 BIGTIFF="IF_SAFER",
                 **blocks,
+                **georeference,
             ) as file:
                 yield write
             if top != height:
                 raise ValueError(f"expected {height} rows of the label map, got {top}")
-            # GDAL ignores errors of the last writes, such as of a full disk.
-            with rasterio.open(unfinished.absolute(), driver="GTiff") as file:
-                read = 0
-                for row in range(0, height, BLOCK):
-                    rows = file.read(1, window=((row, min(row + BLOCK, height)), (0, width)))
-                    read = zlib.crc32(rows.tobytes(), read)
-            if read != checksum:
-                raise OSError(f"{path} could not be saved: is the disk full?")
         except RasterioError as error:
-            reason = " ".join(str(error.__cause__ or error).split())
-            raise OSError(f"{path} could not be saved ({reason}): is the disk full?") from error
+            raise _not_saved(path, error) from error
+        # GDAL ignores errors of the last writes, such as of a full disk.
+        read = 0
+        try:
+            with open_raster(unfinished) as saved:
+                for row in range(0, height, BLOCK):
+                    window = ((row, min(row + BLOCK, height)), (0, width))
+                    read = zlib.crc32(saved.read(1, window=window).tobytes(), read)
+        except PictureError as error:
+            raise _not_saved(path, error) from error
+        if read != checksum:
+            raise _not_saved(path, "other values than were written")
+
+
+def _not_saved(path: Path, reason: Exception | str) -> OSError:
+    cause = reason.__cause__ if isinstance(reason, Exception) else None
+    text = " ".join(str(cause or reason).split())
+    return OSError(f"{path} could not be saved ({text}): is the disk full?")
 
 
 def _sampled(mask: MaskRuns, step: int) -> MaskRuns:

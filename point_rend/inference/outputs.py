@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,13 +13,22 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from detectron2.data.catalog import Metadata
 from pycocotools import mask as mask_util
 
 from point_rend.evaluation.postprocessing import coco_records
 from point_rend.inference.inputs import Frame, stem_of
+from point_rend.inference.large_outputs import (
+    LabelView,
+    instances_in_view,
+    mask_bands,
+    view_step,
+    write_label_map,
+)
 from point_rend.inference.progress import Progress
 from point_rend.rendering.box_masks import Crop, crops
+from point_rend.rendering.mask_runs import RunMasks
 from point_rend.rendering.uncertainty import label_map
 from point_rend.utils.files import atomic_file, atomic_path
 from point_rend.utils.pixel_format import PLAIN, PixelFormat, to_view
@@ -204,12 +214,15 @@ def save_masks(folder: Path, output: Output, metadata: Metadata) -> list[Path]:
         (folder / earlier).unlink()
     found = output["instances"].to("cpu")
     files = []
-    rows = zip(found.pred_masks, found.pred_classes.tolist(), strict=True)
-    for number, (mask, category) in enumerate(rows):
+    for number, category in enumerate(found.pred_classes.tolist()):
         name = metadata.get("thing_classes")[category]
         plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
         files.append(folder / f"{number:03d}_{plain[:100]}.png")
-        save_picture(files[-1], mask.numpy().astype(np.uint8) * 255)
+        if isinstance(found.pred_masks, RunMasks):
+            bands = mask_bands(found.pred_masks.masks[number], found.image_size)
+            write_label_map(files[-1], bands, found.image_size)
+        else:
+            save_picture(files[-1], found.pred_masks[number].numpy().astype(np.uint8) * 255)
     return files
 
 
@@ -336,28 +349,55 @@ class Results:
 
     def add(self, frame: Frame, output: Output) -> bool:
         """Write or show the result for one image; return whether to continue."""
+        is_map = bool(frame.georeference)
+        paths: dict[str, Path] = {}
+        if self.progress is not None:
+            paths = paths_of(frame.result, self.progress.folder, self.formats, is_map=is_map)
+        shown = output
+        if not isinstance(frame.image, np.ndarray):
+            shown = self._reduced(frame, output, paths.get("labels"))
+        elif "labels" in paths:
+            labels = labels_of(output)
+            if is_map:
+                write_label_map(paths["labels"], [labels], labels.shape, frame.georeference)
+            else:
+                save_picture(paths["labels"], labels)
         picture = None
         if self.window is not None or "pictures" in self.formats:
-            view = to_view(frame.pixels(), self.pixel_format)
-            picture = draw(view, output, self.metadata, by_class=self.by_class)
+            view = to_view(frame.view(), self.pixel_format)
+            picture = draw(view, shown, self.metadata, by_class=self.by_class)
         if self.picture is not None and picture is not None:
             save_picture(self.picture, picture)
         if self.video is not None and picture is not None:
             self.video.add(picture)
         if self.progress is not None:
-            files = []
-            paths = paths_of(frame.result, self.progress.folder, self.formats)
+            files = [paths["labels"]] if "labels" in paths else []
             if "masks" in paths:
                 files += save_masks(paths["masks"], output, self.metadata)
-            if "labels" in paths:
-                save_picture(paths["labels"], labels_of(output))
-                files.append(paths["labels"])
             if picture is not None and "pictures" in paths and not (self.video or self.picture):
                 save_picture(paths["pictures"], picture)
                 files.append(paths["pictures"])
             data = self.coco.of_image(frame, output) if "coco" in self.formats else None
             self.progress.finish(frame.name, frame.result, frame.source, files, data)
         return self.window is None or picture is None or self.window.show(picture)
+
+    def _reduced(self, frame: Frame, output: Output, labels: Path | None) -> Output:
+        """Return the result for the view of an image that is read in windows.
+
+        Args:
+            frame: The image.
+            output: Its result; labels are computed only now.
+            labels: File that gets all labels.
+        """
+        size, step = frame.size, view_step(frame.size)
+        if "instances" in output:
+            return {"instances": instances_in_view(output["instances"], step)}
+        view = LabelView(size, step)
+        bands = view.collect(output["label_bands"])
+        if labels is not None:
+            write_label_map(labels, bands, size, frame.georeference)
+        deque(bands, maxlen=0)
+        return {"labels": torch.from_numpy(view.labels)}
 
     def finish(self) -> None:
         """Complete the video, and write the file of all images together, if there were any."""
@@ -367,18 +407,21 @@ class Results:
             self.coco.write(self.progress.folder / COCO_NAME, self.progress.data)
 
 
-def paths_of(result: str, folder: Path, formats: Sequence[str]) -> dict[str, Path]:
+def paths_of(
+    result: str, folder: Path, formats: Sequence[str], *, is_map: bool = False
+) -> dict[str, Path]:
     """Return the picture, the folder of masks and the label map of an image, by format.
 
     Args:
         result: Result name of the image.
         folder: Folder of the results.
         formats: Of :class:`Results`.
+        is_map: Whether the label map gets the georeference of the image.
     """
     stem = stem_of(result)
     paths = {
         "pictures": folder / result,
         "masks": folder / "masks" / stem,
-        "labels": folder / "labels" / f"{stem}.png",
+        "labels": folder / "labels" / f"{stem}{'.tif' if is_map else '.png'}",
     }
     return {name: path for name, path in paths.items() if name in formats}

@@ -6,11 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
@@ -36,6 +37,7 @@ from point_rend.runtime.exported_model import build_exported_model
 from point_rend.runtime.files import exported_file
 from point_rend.tiling.grid import DEFAULT_OVERLAP, check_tiling
 from point_rend.tiling.tiled import TiledPredictor, check_tiled_model
+from point_rend.tiling.windows import is_georeferenced
 from point_rend.utils.errors import INTERRUPTED
 from point_rend.utils.files import check_that_inputs_stay
 from point_rend.utils.pictures import IMAGE_SUFFIXES, PictureError
@@ -218,7 +220,8 @@ def _open_images(
     outputs: dict[Path, str | None] = {} if picture is None else {picture: None}
     if progress is not None:
         for name in files:
-            paths = paths_of(names[name], progress.folder, others)
+            is_map = args.tile is not None and is_georeferenced(files[name])
+            paths = paths_of(names[name], progress.folder, others, is_map=is_map)
             outputs |= dict.fromkeys(paths.values(), names[name])
         if "pictures" in others:
             _check_that_formats_stay_apart(names.values(), others)
@@ -378,15 +381,16 @@ def _segment(
         try:
             for batch in frames:
                 try:
-                    outputs = predict_batch(predictor, tiled, [frame.image for frame in batch])
+                    with _memory_is_named(predictor):
+                        images = [frame.image for frame in batch]
+                        outputs = _outputs(predictor, tiled, images)
+                        job.results.start(batch)
+                        for frame, output in zip(batch, outputs, strict=True):
+                            if not job.results.add(frame, output):
+                                return 0
+                            bar.update()
                 except PictureError as error:  # of an image that is read tile by tile
                     failures.append(str(error))
-                    continue
-                job.results.start(batch)
-                for frame, output in zip(batch, outputs, strict=True):
-                    if not job.results.add(frame, output):
-                        return 0
-                    bar.update()
         except KeyboardInterrupt:
             return INTERRUPTED
         except SystemExit as stop:  # as `signals_end_the_command` raises it
@@ -403,10 +407,26 @@ def predict_batch(
         PictureError: If an image that is read tile by tile is broken.
         ValueError: If the device runs out of memory.
     """
-    try:
+    with _memory_is_named(predictor):
         if tiled is not None:
             return tiled.many(images)
         return predictor(images, batch_size=len(images))
+
+
+def _outputs(
+    predictor: Predictor, tiled: TiledPredictor | None, images: list[Any]
+) -> Sequence[Output]:
+    """Segment images as :func:`predict_batch`; the labels of an open one come when taken."""
+    if tiled is None or isinstance(images[0], np.ndarray):
+        return predict_batch(predictor, tiled, images)
+    return [tiled.lazily(image) for image in images]
+
+
+@contextmanager
+def _memory_is_named(predictor: Predictor) -> Iterator[None]:
+    """Turn an error of the device into one that names the settings."""
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"MODEL.DEVICE {predictor.cfg.MODEL.DEVICE} ran out of memory: lower --batch-size or "

@@ -161,6 +161,18 @@ class TiledPredictor:
         finish_small()
         return [outputs[i] for i in range(len(images))]
 
+    def lazily(self, image: WindowedImage) -> Output:
+        """Segment an image of several tiles; labels are computed when they are taken.
+
+        Args:
+            image: Of :func:`point_rend.tiling.windows.open_windows`.
+
+        Returns:
+            As of :meth:`__call__`, or for a semantic model `{"label_bands": bands}`, an iterator
+            as of :meth:`label_bands`.
+        """
+        return {"label_bands": self.label_bands(image)} if self._is_semantic else self(image)
+
     def label_bands(self, image: WindowedImage) -> Iterator[np.ndarray]:
         """Label an image with a semantic model, from top to bottom.
 
@@ -180,10 +192,10 @@ class TiledPredictor:
             pixels = [image.read(tile) for tile in batch]
             outputs = self._of_tiles(pixels, batch_size=len(batch))
             for tile, output in zip(batch, outputs, strict=True):
-                yield tile, output
                 number += 1
                 if self.on_tile is not None:
                     self.on_tile(number, grid.num_tiles)
+                yield tile, output
 
 
 def check_tiled_model(cfg: CfgNode) -> None:

@@ -11,10 +11,9 @@ sees neither their neighbors nor the network.
 
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +22,6 @@ from PIL import ExifTags, Image, TiffImagePlugin
 
 from point_rend.tiling.grid import Window
 from point_rend.utils.bands import (
-    RASTER_OPTIONS,
     TiffHeader,
     map_array,
     open_raster,
@@ -31,15 +29,8 @@ from point_rend.utils.bands import (
     read_pixels,
 )
 from point_rend.utils.imports import not_installed
-from point_rend.utils.pictures import (
-    HEAD,
-    PictureError,
-    is_raw,
-    max_pixels,
-    read_picture,
-    to_array,
-)
-from point_rend.utils.pixel_format import PLAIN, PixelFormat, arrange, check_shape
+from point_rend.utils.pictures import HEAD, PictureError, is_raw, max_pixels, to_array
+from point_rend.utils.pixel_format import EIGHT_BITS, PLAIN, PixelFormat, arrange, check_shape
 from point_rend.utils.reading import open_regular_file
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -48,7 +39,6 @@ MAX_WINDOWED_PIXELS = 1 << 36  # the environment variable of pictures raises it,
 MAX_RATIO = 1 << 16  # of the bytes of the pixels to those of the file
 MAX_BLOCK = 1 << 28  # bytes of a tile or strip, which is decoded as a whole
 
-GEOREFERENCE = (33550, 33922, 34264)  # pixel scale, tie points, transformation; tags of a TIFF
 YCBCR = 6  # photometric interpretation; in a JPEG, GDAL smooths the colors, and Pillow does not
 # Raw modes of Pillow, without the order of the bytes, whose bands are read as they are stored, and
 # the number of them that is read.
@@ -85,12 +75,14 @@ class DecodedImage:
 
     Args:
         pixels: (H, W, 3) uint8 in BGR order.
+        georeference: As of :class:`WindowedImage`.
     """
 
-    georeference: Mapping[str, Any] = MappingProxyType({})
-
-    def __init__(self, pixels: np.ndarray) -> None:
+    def __init__(
+        self, pixels: np.ndarray, georeference: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self.pixels = pixels
+        self.georeference = georeference
 
     @property
     def size(self) -> tuple[int, int]:
@@ -111,27 +103,27 @@ class TiffImage:
         dataset: It, opened by rasterio.
         bands: Number of its bands that are read, from the first.
         palette: (256, 3) uint8 in RGB order, if the band has indices of it.
+        georeference: As of :class:`WindowedImage`.
     """
 
     def __init__(
-        self, path: str, dataset: Any, bands: int, palette: np.ndarray | None = None
+        self,
+        path: str,
+        dataset: Any,
+        bands: int,
+        palette: np.ndarray | None = None,
+        georeference: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.path = path
         self.dataset = dataset
         self.bands = list(range(1, bands + 1))
         self.palette = palette
+        self.georeference = georeference
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.dataset.height, self.dataset.width
-
-    @property
-    def georeference(self) -> Mapping[str, Any]:
-        """Coordinate reference system and transformation, for `rasterio.open`."""
-        if self.dataset.transform.is_identity:
-            return {}
-        return {"crs": self.dataset.crs, "transform": self.dataset.transform}
 
     def read(self, window: Window) -> np.ndarray:
         """Return the pixels of a window, as :class:`WindowedImage`."""
@@ -159,10 +151,17 @@ class BandsOfTiff(TiffImage):
         path: The file, for messages.
         dataset: It, opened by rasterio.
         pixel_format: Pixels that the model expects.
+        georeference: As of :class:`WindowedImage`.
     """
 
-    def __init__(self, path: str, dataset: Any, pixel_format: PixelFormat) -> None:
-        super().__init__(path, dataset, dataset.count)
+    def __init__(
+        self,
+        path: str,
+        dataset: Any,
+        pixel_format: PixelFormat,
+        georeference: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(path, dataset, dataset.count, georeference=georeference)
         self.pixel_format = pixel_format
 
     def read(self, window: Window) -> np.ndarray:
@@ -211,164 +210,125 @@ def open_windows(
         ValueError: If an array has another shape or type, or rasterio is needed for a large TIFF
             and not installed.
     """
-    if not pixel_format.is_plain:
-        if isinstance(source, np.ndarray):
-            check_shape(source, pixel_format)
-            yield DecodedImage(source)
-        else:
-            with _open_bands(os.fspath(source), pixel_format) as image:
-                yield image
-        return
     if isinstance(source, np.ndarray):
-        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
-            raise ValueError(
-                "expected an array (H, W, 3) of type uint8 in BGR order, got shape "
-                f"{source.shape} of type {source.dtype}"
-            )
+        check_shape(source, pixel_format)
         yield DecodedImage(source)
         return
     path = os.fspath(source)
-    layout = _layout(path)
-    if layout is not None and layout.bands and (layout.is_exact or layout.pixels > max_pixels()):
-        try:
-            import rasterio
-        except ImportError as error:
-            if layout.pixels > max_pixels():
-                raise PictureError(
-                    path,
-                    f"has {layout.pixels} pixels, more than the limit of {max_pixels()} for a "
-                    f"picture that is decoded at once: {not_installed('rasterio', 'geotiff')}",
-                ) from error
-        else:
-            _check_amount(path, layout)
-            with rasterio.Env(**RASTER_OPTIONS), _opened(rasterio, path) as dataset:
-                _check_blocks(path, dataset)
-                yield TiffImage(path, dataset, layout.bands, layout.palette)
-            return
-    yield DecodedImage(read_picture(path))
-
-
-@contextmanager
-def _open_bands(path: str, pixel_format: PixelFormat) -> Iterator[WindowedImage]:
-    """Open a file for a model of n channels or of more than 8 bits."""
-    mapped = map_array(path)
+    mapped = None if pixel_format.is_plain else map_array(path)
     if mapped is not None:
         yield BandsOfArray(path, mapped, pixel_format)
         return
     header = read_header(path)
-    if isinstance(header, TiffHeader) and header.has_windows:
-        limit = max(MAX_WINDOWED_PIXELS, max_pixels())
-        if header.width * header.height * header.bands > limit:
-            raise PictureError(
-                path,
-                f"is too large: it has {header.width} x {header.height} pixels of {header.bands} "
-                f"channels, the limit is {limit} values",
-            )
-        with open_raster(path) as dataset:
-            _check_blocks(path, dataset)
-            yield BandsOfTiff(path, dataset, pixel_format)
+    if not isinstance(header, TiffHeader):
+        yield DecodedImage(read_pixels(path, pixel_format))
         return
-    yield DecodedImage(read_pixels(path, pixel_format))
+    with ExitStack() as stack:
+        yield _open_tiff(path, header, pixel_format, stack)
 
 
 def is_georeferenced(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is a TIFF with a place on a map."""
-    layout = _layout(os.fspath(path))
-    return layout is not None and layout.is_georeferenced
+    """Return whether a file is a TIFF with a place on a map, and rasterio can read this place."""
+    try:
+        header = read_header(os.fspath(path))
+    except (OSError, ValueError):
+        return False
+    return isinstance(header, TiffHeader) and header.is_georeferenced and _has_rasterio()
+
+
+def _open_tiff(
+    path: str, header: TiffHeader, pixel_format: PixelFormat, stack: ExitStack
+) -> WindowedImage:
+    layout = _layout(path) if pixel_format.is_plain else None
+    has_windows = header.has_windows
+    if pixel_format.is_plain:
+        is_large = header.width * header.height > max_pixels()
+        has_windows = layout is not None and (layout.is_exact or is_large)
+        if has_windows and is_large and not _has_rasterio():
+            raise PictureError(
+                path,
+                f"has {header.width} x {header.height} pixels, more than the limit of "
+                f"{max_pixels()} for a picture that is decoded at once: "
+                f"{not_installed('rasterio', 'geotiff')}",
+            )
+    dataset, place = None, dict[str, Any]()
+    if _has_rasterio() and (has_windows or header.is_georeferenced):
+        _check_amount(path, header)
+        dataset = stack.enter_context(open_raster(path))
+        if header.is_georeferenced:
+            points, system = dataset.gcps
+            place = {"crs": system, "gcps": points}
+            if not points:
+                place = {"crs": dataset.crs, "transform": dataset.transform}
+    if dataset is None or not has_windows:
+        return DecodedImage(read_pixels(path, pixel_format), place)
+    _check_blocks(path, dataset)
+    if layout is None:
+        return BandsOfTiff(path, dataset, pixel_format, place)
+    return TiffImage(path, dataset, layout.bands, layout.palette, place)
+
+
+def _has_rasterio() -> bool:
+    return find_spec("rasterio") is not None
 
 
 class _Layout(NamedTuple):
-    """The first picture of a TIFF, by its tags.
+    """Bands of a TIFF from which the colors are computed as Pillow computes them.
 
     Attributes:
-        pixels: Number of pixels.
-        bytes: Bytes of its pixels.
-        file_bytes: Bytes of the file.
-        bands: Number of bands to read; 0 if only Pillow can convert them.
+        bands: Number of bands to read, from the first.
         is_exact: Whether GDAL decodes the same values as Pillow.
         palette: As of :class:`TiffImage`.
-        is_georeferenced: See :func:`is_georeferenced`.
     """
 
-    pixels: int
-    bytes: int
-    file_bytes: int
     bands: int
     is_exact: bool
     palette: np.ndarray | None
-    is_georeferenced: bool
 
 
 def _layout(path: str) -> _Layout | None:
-    """Read the tags of a TIFF; return None for another file, which `read_picture` judges."""
-    if not path.lower().endswith(TIFF_SUFFIXES) or not os.path.isfile(path):
+    """Read the layout of a TIFF; return None where it takes Pillow to convert the bands."""
+    if not path.lower().endswith(TIFF_SUFFIXES):
         return None
     try:
         with open_regular_file(path, what="image") as file:
             head = file.read(HEAD)
             file.seek(0)
             image = TiffImagePlugin.TiffImageFile(file)  # Image.open refuses large ones
-            return None if is_raw(image, head) else _of_tags(image, os.path.getsize(path))
-    except Exception:  # almost any, by the fault of the file
+            return None if is_raw(image, head) else _of_tags(image)
+    except Exception:  # almost any, by the fault of the file, which `read_pixels` describes
         return None
 
 
-def _of_tags(image: TiffImagePlugin.TiffImageFile, file_bytes: int) -> _Layout:
+def _of_tags(image: TiffImagePlugin.TiffImageFile) -> _Layout | None:
     tags: Any = image.tag_v2
     arguments: Any = image.tile[0].args
-    width, height = image.size
-    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
     raw_mode = re.sub(r"(?<=;16)[BLN]$", "", str(arguments[0]))
-    if raw_mode == "R" and max(bits) == 8:  # band after band, uncompressed
-        raw_mode = image.mode
-    is_upright = tags.get(ExifTags.Base.Orientation, 1) == 1
+    if raw_mode == "R" and max(tags[TiffImagePlugin.BITSPERSAMPLE]) == EIGHT_BITS:
+        raw_mode = image.mode  # band after band, uncompressed
     is_ycbcr = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == YCBCR
-    bands = LAYOUTS.get(raw_mode, 0) if is_upright else 0
-    if is_ycbcr and image.info.get("compression") != "jpeg":
-        bands = 0
+    is_ours = not is_ycbcr or image.info.get("compression") == "jpeg"
+    if raw_mode not in LAYOUTS or not is_ours or tags.get(ExifTags.Base.Orientation, 1) != 1:
+        return None
     palette = None
     if raw_mode == "P":
         palette = np.array(tags[TiffImagePlugin.COLORMAP]).reshape(3, -1).T // 256
         palette = palette.astype(np.uint8)
-        bands = bands if len(palette) == 256 else 0
-    samples = max(len(bits), tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
-    return _Layout(
-        pixels=width * height,
-        bytes=width * height * samples * -(-max(bits) // 8),
-        file_bytes=file_bytes,
-        bands=bands,
-        is_exact=not is_ycbcr,
-        palette=palette,
-        is_georeferenced=any(tag in tags for tag in GEOREFERENCE),
-    )
+        if len(palette) != 1 << EIGHT_BITS:
+            return None
+    return _Layout(LAYOUTS[raw_mode], not is_ycbcr, palette)
 
 
-def _check_amount(path: str, layout: _Layout) -> None:
+def _check_amount(path: str, header: TiffHeader) -> None:
     """Refuse a file that declares more pixels than anybody has, or than it can hold."""
+    size = f"{header.width} x {header.height} pixels"
     limit = max(MAX_WINDOWED_PIXELS, max_pixels())
-    if layout.pixels > limit:
-        raise PictureError(
-            path, f"is too large: it has {layout.pixels} pixels, the limit is {limit}"
-        )
-    if layout.bytes > MAX_RATIO * layout.file_bytes:
-        raise PictureError(
-            path,
-            f"is broken: it declares {layout.pixels} pixels, but has {layout.file_bytes} bytes",
-        )
-
-
-@contextmanager
-def _opened(rasterio: Any, path: str) -> Iterator[Any]:
-    """Open a TIFF that exists as a regular file."""
-    try:
-        with warnings.catch_warnings():  # about a picture without a georeference
-            warnings.simplefilter("ignore")
-            # An absolute path of a file is never a URL, or one of GDAL's own names.
-            dataset = rasterio.open(Path(path).absolute(), driver="GTiff")
-    except Exception as error:
-        raise PictureError(path, f"is truncated or broken ({_reason(error)})") from error
-    with dataset:
-        yield dataset
+    if header.width * header.height > limit:
+        raise PictureError(path, f"is too large: it has {size}, the limit is {limit}")
+    num_bytes = header.width * header.height * header.bands * -(-header.bits // EIGHT_BITS)
+    found = os.path.getsize(path)
+    if num_bytes > MAX_RATIO * found:
+        raise PictureError(path, f"is broken: it declares {size}, but has {found} bytes")
 
 
 def _check_blocks(path: str, dataset: Any) -> None:

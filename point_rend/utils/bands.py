@@ -68,6 +68,7 @@ RASTER_OPTIONS = {
 }
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS = 256, 257, 258
 TIFF_INTERPRETATION, TIFF_ORIENTATION, TIFF_BANDS = 262, 274, 277
+TIFF_PLACES = (33550, 33922, 34264)  # pixel scale, tie points, transformation
 BLACK_IS_ZERO, RGB = 1, 2  # interpretations
 
 
@@ -88,6 +89,7 @@ class TiffHeader(NamedTuple):
     bits: int
     orientation: int
     interpretation: int
+    is_georeferenced: bool = False  # and not turned
 
     @property
     def is_of_pillow(self) -> bool:
@@ -328,13 +330,15 @@ def _tiff_header(file: BufferedReader) -> TiffHeader | None:
         file.seek(tags.next)
         tags.load(file)
         bits = tags.get(TIFF_BITS, 1)
+        orientation = int(tags.get(TIFF_ORIENTATION, 1))
         return TiffHeader(
             int(tags[TIFF_WIDTH]),
             int(tags[TIFF_HEIGHT]),
             int(tags.get(TIFF_BANDS, 1)),
             max(bits) if isinstance(bits, tuple) else int(bits),
-            int(tags.get(TIFF_ORIENTATION, 1)),
+            orientation,
             int(tags.get(TIFF_INTERPRETATION, BLACK_IS_ZERO)),
+            orientation == 1 and any(tag in tags for tag in TIFF_PLACES),
         )
     except MemoryError:
         raise

@@ -22,7 +22,7 @@ from point_rend.inference.large_outputs import (
 from point_rend.rendering.box_masks import Crop
 from point_rend.rendering.mask_runs import MaskRuns, RunMasks
 from point_rend.tiling.windows import DecodedImage
-from point_rend.utils.pictures import read_label_map
+from point_rend.utils.pictures import PictureError, read_label_map
 
 
 def random_labels(size: tuple[int, int], dtype: type = np.uint8) -> np.ndarray:
@@ -63,6 +63,17 @@ def test_a_label_map_without_all_rows_is_not_written(
     bands = in_bands(random_labels((600, 500)), 100)
     with pytest.raises((ValueError, OSError)):
         write_label_map(tmp_path / name, bands, size)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["labels.png", "labels.tif"])
+def test_an_error_of_the_image_is_not_one_of_the_label_map(name: str, tmp_path: Path) -> None:
+    def bands() -> Iterator[np.ndarray]:
+        yield from in_bands(random_labels((600, 500)), 100)
+        raise PictureError("image.tif", "is truncated")
+
+    with pytest.raises(PictureError, match=r"image\.tif is truncated"):
+        write_label_map(tmp_path / name, bands(), (900, 500))
     assert not list(tmp_path.iterdir())
 
 
