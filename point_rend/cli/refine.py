@@ -30,7 +30,7 @@ UNMAPPED = ("error", "keep")
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     parser = options.build_parser(
-        "Render masks for the boxes of any detector.", exported=True, threshold=None
+        "Render masks for the boxes of any detector.", folders=True, threshold=None
     )
     parser.add_argument(
         "--boxes",

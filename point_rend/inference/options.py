@@ -3,18 +3,24 @@
 import argparse
 
 from point_rend.config.files import config_file_option
-from point_rend.utils.arguments import add_exported_options
+from point_rend.utils.arguments import add_exported_options, add_folder_option
 from point_rend.utils.program import program
 
 
 def build_parser(
-    description: str, *, exported: bool = False, threshold: float | None = 0.5
+    description: str,
+    *,
+    exported: bool = False,
+    folders: bool = False,
+    threshold: float | None = 0.5,
 ) -> argparse.ArgumentParser:
     """Build a parser with the options that name a model.
 
     Args:
         description: Of the command.
-        exported: Whether the command also runs files of `pointrend export`.
+        exported: Whether the command also runs folders of `save_pretrained` and files of `pointrend
+            export`.
+        folders: Whether it runs such folders, but no such files.
         threshold: Default of --confidence-threshold; without one there is no such option.
     """
     parser = argparse.ArgumentParser(prog=program(), description=description)
@@ -47,6 +53,8 @@ def add_model_options(
         add_exported_options(parser, models)
     else:
         parser.set_defaults(model=None, backend=None)
+        if folders:
+            add_folder_option(models)
     if threshold is None:
         parser.set_defaults(confidence_threshold=None)
     else:

@@ -68,6 +68,16 @@ def add_exported_options(
     )
 
 
+def add_folder_option(models: argparse._ActionsContainer) -> None:
+    """Add `--model` for folders and repositories that have a model with its config."""
+    models.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="a folder of Predictor.save_pretrained, or a repository user/model of the Hugging "
+        "Face Hub, which have their config inside, in place of --config-file and MODEL.WEIGHTS",
+    )
+
+
 def add_data_set_options(parser: argparse.ArgumentParser) -> None:
     """Add `--register-coco` and `--register-sem-seg`."""
     parser.add_argument(
