@@ -1,5 +1,6 @@
 """Masks for given boxes: against the model's own, Detectron2's inference, and one box at a time."""
 
+import itertools
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import SemanticSegmentor
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from torch import nn
 
 from point_rend import Predictor, load_config
 from point_rend.inference import given_boxes
+from point_rend.meta_arch import PointRendPanopticFPN
 from point_rend.rendering.box_masks import BoxMasks
-from tests.cli.test_predict import PANOPTIC, SEMANTIC, THREE_CLASSES, TINY_SEMANTIC
+from tests.cli.test_predict import THREE_CLASSES
 from tests.tiny_datasets import BASELINE, HEIGHT, POINTREND, TINY_MODEL, WIDTH, scene
 
 IMPLICIT = POINTREND.replace("pointrend_rcnn", "implicit_pointrend")
+TWICE = ("INPUT.MIN_SIZE_TEST", "128")  # the size of the image
 AGNOSTIC = [
     *("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True"),
     *("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", "True"),
@@ -43,10 +48,14 @@ def random_boxes(number: int) -> np.ndarray:
     return np.hstack([corners, corners + rng.uniform(4, 10, (number, 2))])
 
 
-@pytest.mark.parametrize("config", [POINTREND, IMPLICIT, BASELINE])
-@pytest.mark.parametrize("side", ["64", "128"])
-def test_the_models_own_boxes_have_its_own_masks_to_the_bit(config: str, side: str) -> None:
-    predictor = build(config, "INPUT.MIN_SIZE_TEST", side)
+@pytest.mark.parametrize(
+    ("config", "opts"),
+    [(POINTREND, ()), (POINTREND, TWICE), (IMPLICIT, ()), (BASELINE, ())],
+)
+def test_the_models_own_boxes_have_its_own_masks_to_the_bit(
+    config: str, opts: tuple[str, ...]
+) -> None:
+    predictor = build(config, *opts)
     own = predictor(image())["instances"]
     given = predictor.masks_for(image(), own.pred_boxes, own.pred_classes, own.scores)
     assert len(given) == len(own) > 0
@@ -161,13 +170,24 @@ def test_every_form_of_boxes_classes_and_images_is_the_same(tmp_path: Path) -> N
         assert torch.equal(predictor.masks_for(picture, given, classes).pred_masks, expected)
 
 
-@pytest.mark.parametrize("config", [POINTREND, IMPLICIT, BASELINE])
-def test_a_class_agnostic_model_needs_no_classes_and_takes_any(config: str) -> None:
-    predictor, boxes = build(config, *AGNOSTIC), random_boxes(3)
+def test_a_class_agnostic_model_needs_no_classes_and_takes_any() -> None:
+    predictor, boxes = build(POINTREND, *AGNOSTIC), random_boxes(3)
     masks = predictor.masks_for(image(), boxes).pred_masks
     found = predictor.masks_for(image(), boxes, [2, 79, 1])
     assert torch.equal(found.pred_masks, masks)
     assert found.pred_classes.tolist() == [2, 79, 1]
+
+
+@pytest.mark.parametrize(
+    ("config", "needed"), [(POINTREND, (0, 1)), (IMPLICIT, (1,)), (BASELINE, (0,))]
+)
+def test_a_model_is_class_agnostic_if_all_its_mask_heads_are(
+    config: str, needed: tuple[int, ...]
+) -> None:
+    for flags in itertools.product((False, True), repeat=2):
+        words = [x for pair in zip(AGNOSTIC[::2], map(str, flags), strict=True) for x in pair]
+        cfg = load_config(config, [*TINY_MODEL, *words])
+        assert given_boxes.is_class_agnostic(cfg) == all(flags[k] for k in needed)
 
 
 def test_a_model_of_one_class_needs_no_classes() -> None:
@@ -219,23 +239,19 @@ def test_what_does_not_fit_is_named(boxes: Any, classes: Any, scores: Any, messa
 
 
 @pytest.mark.parametrize(
-    ("config", "opts", "message"),
+    ("kind", "opts", "message"),
     [
-        (
-            PANOPTIC,
-            TINY_SEMANTIC,
-            "META_ARCHITECTURE is PointRendPanopticFPN: .* an instance model",
-        ),
-        (
-            SEMANTIC,
-            TINY_SEMANTIC,
-            "META_ARCHITECTURE is PointRendSemanticSegmentor: .* an instance",
-        ),
-        (POINTREND, ["TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED is True: "),
-        (POINTREND, ["MODEL.MASK_ON", "False"], "MODEL.MASK_ON is False: "),
+        (PointRendPanopticFPN, (), "META_ARCHITECTURE is GeneralizedRCNN: .* an instance model"),
+        (SemanticSegmentor, (), "META_ARCHITECTURE is GeneralizedRCNN: .* need an instance model"),
+        (None, ("TEST.AUG.ENABLED", "True"), "TEST.AUG.ENABLED is True: "),
+        (None, ("MODEL.MASK_ON", "False"), "MODEL.MASK_ON is False: "),
     ],
 )
-def test_other_models_are_one_error(config: str, opts: list[str], message: str) -> None:
-    predictor = build(config, *opts)
+def test_other_models_are_one_error(
+    kind: type[nn.Module] | None, opts: tuple[str, ...], message: str
+) -> None:
+    model = build().model if kind is None else kind.__new__(kind)
+    if kind is not None:
+        nn.Module.__init__(model)
     with pytest.raises(ValueError, match=message):
-        predictor.masks_for(image(), [[0, 0, 9, 9]], [0])
+        given_boxes.check_given_boxes(load_config(POINTREND, [*TINY_MODEL, *opts]), model)

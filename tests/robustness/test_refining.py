@@ -75,8 +75,6 @@ def stays_as_it_is(folder: Path) -> None:
 
 BOXES: list[tuple[str, Any, str]] = [
     ("empty", "", "boxes.json is truncated or not JSON"),
-    ("UTF-16", json.dumps(results()).encode("utf-16"), "boxes.json is not in UTF-8"),
-    ("deep", "[" * 100_000, "boxes.json is nested too deeply"),
     ("many lists", "[" + "[]," * 20_000_000 + "[]]", "would take .* GiB of memory"),
     ("number", "5", "boxes.json: expected a list of results, .*; got int"),
     ("object", {"boxes": []}, r"boxes.json: expected .*; got an object with \['boxes'\]"),
@@ -85,9 +83,7 @@ BOXES: list[tuple[str, Any, str]] = [
     ("list of numbers", [1], "result 0 is not an object: 1: expected a list of results"),
     ("an image's boxes", [{"xyxy": [1, 2, 3, 4]}], "result 0 has the image_id None: expected a li"),
     ("image as list", changed(image_id=[1]), r"result 1 has the image_id \[1\]: expected"),
-    ("image true", changed(image_id=True), "result 1 has the image_id True: expected"),
     ("class as text", changed(category_id="1"), "result 1 has the category_id '1': expected"),
-    ("class of 9000 digits", json.dumps(changed()).replace("1, ", "9" * 9000 + ", "), "too many d"),
     ("class unknown", changed(category_id=9), r"1 categories have no .* category 9 \(1\); the mod"),
     (
         "images unknown",
@@ -95,14 +91,8 @@ BOXES: list[tuple[str, Any, str]] = [
         "none of its 1 images is in --i",
     ),
     ("shares", [x | {"bbox": [0.1, 0.1, 0.5, 0.5]} for x in results()], "no box is larger than a"),
-    (
-        "annotation null",
-        truth() | {"annotations": [None]},
-        "annotation at position 0 needs a valid",
-    ),
     ("lost image", annotated(image_id=9), "annotation 2 refers to image 9, which the file does n"),
     ("lost class", annotated(category_id=9), "annotation 2 refers to category 9, which the file"),
-    ("id twice", annotated(id=1), "annotation id 1 is given twice"),
     ("crowd as text", annotated(iscrowd="no"), "annotation 2 of image 2: iscrowd must be 0 or 1"),
     (
         "huge image",
@@ -112,10 +102,6 @@ BOXES: list[tuple[str, Any, str]] = [
 ]
 FLAGS = [
     Row("no folder", on(results(), "--images", "nowhere"), "--images: there is no folder nowhere"),
-    Row(
-        "a file as folder", on(results(), "--images", "1.png"), "--images: there is no folder 1.pn"
-    ),
-    Row("no boxes", on(results(), "--boxes", "no.json"), "--boxes does not exist: 'no.json'"),
     Row(
         "a pipe",
         on(results(), "--boxes", "pipe", make=lambda folder: os.mkfifo(folder / "pipe")),
@@ -130,18 +116,6 @@ FLAGS = [
             results(), "--annotations", "t.json", make=file("t.json", truth() | {"annotations": []})
         ),
         "t.json has no annotations: expected ground truth",
-    ),
-    Row(
-        "truth of another size",
-        on(
-            truth(),
-            "--annotations",
-            "t.json",
-            make=file(
-                "t.json", truth() | {"images": [x | {"width": 64} for x in truth()["images"]]}
-            ),
-        ),
-        r"the image '1.png' is of .* \(24, 32\), in the annotations of \(24, 64\)",
     ),
     Row("no results count", on(results(), "--max-dets", "0"), "--max-dets"),
     Row(
