@@ -24,7 +24,7 @@ def build_parser(
         threshold: Default of --confidence-threshold; without one there is no such option.
     """
     parser = argparse.ArgumentParser(prog=program(), description=description)
-    add_model_options(parser, exported=exported, threshold=threshold)
+    add_model_options(parser, exported=exported, folders=folders, threshold=threshold)
     return parser
 
 
@@ -33,6 +33,7 @@ def add_model_options(
     *,
     required: bool = True,
     exported: bool = False,
+    folders: bool = False,
     threshold: float | None = 0.5,
 ) -> None:
     """Add the options that name a model.
@@ -40,7 +41,7 @@ def add_model_options(
     Args:
         parser: A parser, or a group of its options.
         required: Whether the user has to name one.
-        exported, threshold: As of :func:`build_parser`.
+        exported, folders, threshold: As of :func:`build_parser`.
     """
     models = parser.add_mutually_exclusive_group(required=required)
     models.add_argument(
