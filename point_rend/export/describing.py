@@ -8,13 +8,18 @@ from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 
 from point_rend.checkpoint.sealed_file import without_query
+from point_rend.config.defaults import pixel_format
 from point_rend.config.dumping import dump_config
 from point_rend.export.graph import Graph
-from point_rend.runtime.description import INSTANCES, MASK_HEAD, SEM_SEG, Description
+from point_rend.runtime.description import (
+    IMAGE_FORMATS,
+    INSTANCES,
+    MASK_HEAD,
+    SEM_SEG,
+    Description,
+)
 from point_rend.utils.downloads import local_path
 from point_rend.utils.reading import open_regular_file
-
-FORMATS = ("BGR", "RGB")
 
 
 def check_exportable(cfg: CfgNode) -> None:
@@ -27,10 +32,10 @@ def check_exportable(cfg: CfgNode) -> None:
         raise ValueError(
             "TEST.AUG.ENABLED is True, but test-time augmentation has no graph: expected False"
         )
-    if cfg.INPUT.FORMAT not in FORMATS:
+    if cfg.INPUT.FORMAT not in IMAGE_FORMATS:
         raise ValueError(
             f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, which has no exported form: expected "
-            f"{' or '.join(FORMATS)}"
+            f"{' or '.join(IMAGE_FORMATS)}"
         )
 
 
@@ -62,6 +67,8 @@ def describe(graph: Graph, cfg: CfgNode, metadata: Metadata, version: str) -> De
         version=version,
         **_classes(metadata, "stuff" if graph.task == SEM_SEG else "thing"),
         image_format=cfg.INPUT.FORMAT,
+        channels=pixel_format(cfg).num_channels,
+        bits=pixel_format(cfg).bits,
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
         divisor=1 if graph.task == MASK_HEAD else graph_limits.divisor,

@@ -1,6 +1,6 @@
 """Graphs over tensors, which PyTorch's exporters accept, and the part common to whole models.
 
-Shapes: B images of H × W pixels.
+Shapes: B images of C channels, H × W pixels.
 """
 
 from typing import Any, ClassVar
@@ -43,7 +43,7 @@ class Graph(nn.Module):
 class ImageGraph(Graph):
     """A model as a graph from padded images.
 
-    The arguments are ``images`` (B, 3, H, W), float32 from 0 to 255 in the model's order of
+    The arguments are ``images`` (B, C, H, W), float32 from 0 to 255 in the model's order of
     channels, padded at the bottom and on the right to multiples of :attr:`divisor`, and ``sizes``
     (B, 2), int64, the height and width of each image without padding.
 
@@ -88,7 +88,8 @@ class ImageGraph(Graph):
         generator = torch.Generator().manual_seed(0)
         sides = zip((128, 192), self.units, strict=True)
         height, width = (-(-side // unit) * unit for side, unit in sides)
-        images = torch.rand(2, 3, height, width, generator=generator) * 255
+        channels = len(self.pixel_mean)
+        images = torch.rand(2, channels, height, width, generator=generator) * 255
         sizes = torch.tensor([[height - 3, width], [height, width - 5]])
         return images.to(self.pixel_mean.device), sizes.to(self.pixel_mean.device)
 

@@ -43,7 +43,7 @@ def quantize(
         output: The file to write.
         precision: "float16" or "int8".
         batches: With int8, the inputs of the graph for each of some typical images: images
-            (B, 3, H, W), float32, and sizes (B, 2), int64. Each is used once.
+            (B, C, H, W), float32, and sizes (B, 2), int64. Each is used once.
 
     Raises:
         ValueError: If the file has no such part, is quantized already, or there is no batch.

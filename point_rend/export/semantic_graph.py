@@ -98,7 +98,7 @@ class SemanticGraph(ImageGraph):
             self.units = rows, columns
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images (B, 3, H, W) and sizes (B, 2) to logits and labels."""
+        """Map images (B, C, H, W) and sizes (B, 2) to logits and labels."""
         features = self.features(images, sizes)
         if not isinstance(self.head, PointRendSemSegHead):
             logits, _ = self.head(features)

@@ -11,15 +11,18 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from point_rend.utils.json_files import parse_json, shown
+from point_rend.utils.pixel_format import DEPTHS, EIGHT_BITS, MOST_BANDS
 
 KEY = "point_rend"
 FORMAT = 1  # counts the versions of the graphs' inputs and outputs
 
 INSTANCES, SEM_SEG, MASK_HEAD = "instances", "sem_seg", "mask_head"
 TASKS = (INSTANCES, SEM_SEG, MASK_HEAD)
+IMAGE_FORMATS = ("BGR", "RGB", "L")
 
 MOST = 1 << 20  # of any number in a description
 _BOUNDS = {"divisor": (1, 1 << 10), "max_side": (1, MOST), "max_batch": (1, MOST)}
+_BOUNDS |= {"channels": (1, MOST_BANDS), "bits": (min(DEPTHS), max(DEPTHS))}
 _BOUNDS |= dict.fromkeys(("score_threshold", "nms_threshold"), (0, 1))
 _ITEMS: dict[str, Callable[[Any], bool]] = {
     "classes": lambda name: isinstance(name, str),
@@ -38,7 +41,10 @@ class Description:
         classes: Names of the classes, in the order of the indices; none if they are unknown.
         class_ids: Ids of the classes in their data set, such as COCO's; none if they are unknown.
         class_colors: Their colors, RGB from 0 to 255; none if they are unknown.
-        image_format: Order of the channels, "BGR" or "RGB"; values are 0 to 255.
+        image_format: Order of the colors, "BGR" or "RGB", or "L" for gray, as INPUT.FORMAT; values
+            are 0 to 255. It has no meaning for another number of channels than its own.
+        channels: Number of channels.
+        bits: Bits of the integers in the files of images, as INPUT.BITS; the largest one is 255.
         min_size, max_size: Sides to which images are resized, as INPUT.MIN_SIZE_TEST and
             INPUT.MAX_SIZE_TEST; no resizing if `min_size` is 0.
         divisor: Height and width of a batch are multiples of this number.
@@ -70,6 +76,8 @@ class Description:
     class_ids: tuple[int, ...] = ()
     class_colors: tuple[tuple[int, int, int], ...] = ()
     precision: str = "float32"
+    channels: int = 3
+    bits: int = EIGHT_BITS
     weights_sha256: str = ""
     config: str = ""
     format: int = FORMAT
@@ -127,7 +135,7 @@ class Description:
                 sound = sound and least <= value <= most
             if not sound:
                 raise TypeError(f"its {field.name} is {shown(value)}")
-        if self.image_format not in ("BGR", "RGB"):
+        if self.image_format not in IMAGE_FORMATS:
             raise TypeError(f"its image_format is {shown(self.image_format)}")
 
 

@@ -59,7 +59,7 @@ class ExportedModel(nn.Module):
         """Segment images.
 
         Args:
-            batched_inputs: For each image, "image", (3, h, w), resized and in the order of colors
+            batched_inputs: For each image, "image", (C, h, w), resized and in the order of colors
                 of the config, and optionally the "height" and "width" of the results.
 
         Returns:
@@ -164,14 +164,14 @@ class ExportedModel(nn.Module):
 
 
 def padded_batch(images: Sequence[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
-    """Collect images (3, h, w) in a batch of a graph.
+    """Collect images (C, h, w) in a batch of a graph.
 
     Args:
         images: Resized images in the order of colors of the config.
         divisor: Height and width of the batch are multiples of this number.
 
     Returns:
-        Images (B, 3, H, W), float32, with zeros as padding, and their sizes (B, 2), int64.
+        Images (B, C, H, W), float32, with zeros as padding, and their sizes (B, 2), int64.
     """
     padded = ImageList.from_tensors([x.float() for x in images], divisor)
     return padded.tensor, torch.tensor(padded.image_sizes, dtype=torch.int64).reshape(-1, 2)

@@ -6,7 +6,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from point_rend.config.defaults import value_of
+from point_rend.config.defaults import pixel_format, value_of
 from point_rend.config.loading import ARGUMENT, parse_config
 from point_rend.config.schema import ALWAYS, check_rules
 from point_rend.config.tasks import model_outputs
@@ -14,7 +14,10 @@ from point_rend.runtime.description import INSTANCES, MASK_HEAD, Description
 
 THRESHOLD, DETECTIONS = "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "TEST.DETECTIONS_PER_IMAGE"
 # Computed by the graph, besides all of MODEL.
-FIXED = ("INPUT.FORMAT", "TEST.AUG.ENABLED", "TEST.MIXED_PRECISION", "TEST.PRECISE_BN.ENABLED")
+FIXED = (
+    *("INPUT.FORMAT", "INPUT.CHANNELS", "INPUT.BITS"),
+    *("TEST.AUG.ENABLED", "TEST.MIXED_PRECISION", "TEST.PRECISE_BN.ENABLED"),
+)
 
 
 def build_run_config(
@@ -73,6 +76,8 @@ def _check_stored(stored: CfgNode, description: Description, path: str) -> None:
     pairs = (
         ("outputs", ", ".join(sorted(model_outputs(stored))), description.task),
         ("INPUT.FORMAT", stored.INPUT.FORMAT, description.image_format),
+        ("INPUT.CHANNELS", pixel_format(stored).num_channels, description.channels),
+        ("INPUT.BITS", pixel_format(stored).bits, description.bits),
         ("TEST.AUG.ENABLED", stored.TEST.AUG.ENABLED, False),
     )
     for name, value, of_graph in pairs:

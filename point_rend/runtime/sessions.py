@@ -97,7 +97,7 @@ class Session:
         """Run the graph.
 
         Args:
-            inputs: Of a whole model images (B, 3, H, W) of type float32 and sizes (B, 2) int64;
+            inputs: Of a whole model images (B, C, H, W) of type float32 and sizes (B, 2) int64;
                 of a mask head its feature maps, boxes, classes and image numbers.
 
         Returns:
