@@ -5,13 +5,13 @@ once more, and only this image has an error.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 import tempfile
-import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,8 @@ from point_rend.utils.signals import SIGNALS, end_with_parent, signals_wait
 
 AHEAD = 2  # images that a worker has decoded or is about to decode
 HANG_SECONDS = 120.0  # for one image, its download included
+START_SECONDS = 120.0  # for a worker to start
+ENDING_SECONDS = 20.0  # for a worker that dies, whose memory may have to be written
 TRIES = 2  # of an image whose decoding ends the process
 
 
@@ -84,6 +86,7 @@ class Decoder:
         workers: Number of processes; 0 to read in this one.
         pixel_format: Pixels that the model expects.
         hang_seconds: Time for one image after which its worker is replaced.
+        read: As :func:`decode`; a function at the top level of a module.
     """
 
     def __init__(
@@ -92,10 +95,11 @@ class Decoder:
         pixel_format: PixelFormat = PLAIN,
         *,
         hang_seconds: float = HANG_SECONDS,
+        read: Callable[..., Decoded] = decode,
     ) -> None:
-        self.pixel_format = pixel_format
+        self.read = functools.partial(read, pixel_format=pixel_format)
         self.hang_seconds = hang_seconds
-        self._workers = [_Worker(pixel_format) for _ in range(workers)]
+        self._workers = [_Worker(self.read) for _ in range(workers)]
 
     def __enter__(self) -> "Decoder":
         return self
@@ -112,7 +116,7 @@ class Decoder:
         """
         if not self._workers:
             for item in items:
-                yield decode(item.uri, self.pixel_format)
+                yield self.read(item.uri)
             return
         number = len(self._workers)
         waiting: deque[Item] = deque()  # those that a worker has been given
@@ -159,14 +163,13 @@ class _Worker:
         given: What it has been given and not returned.
     """
 
-    def __init__(self, pixel_format: PixelFormat) -> None:
-        self.pixel_format = pixel_format
+    def __init__(self, read: Callable[[str], Decoded]) -> None:
+        self.read = read
         self.given: deque[str] = deque()
+        self._has_started = False
         context = get_context("spawn")
         self._connection, other = context.Pipe()
-        self._process = context.Process(
-            target=_work, args=(other, os.getpid(), pixel_format), daemon=True
-        )
+        self._process = context.Process(target=_work, args=(other, os.getpid(), read), daemon=True)
         with signals_wait():  # until it ignores those that are meant for this process
             self._process.start()
         other.close()
@@ -179,14 +182,21 @@ class _Worker:
 
     def fault_within(self, seconds: float) -> str:
         """Wait for an image; return what happened in its place, if anything."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            found = connection.wait([self._connection, self._process.sentinel], timeout=1.0)
-            if self._connection in found:
-                return ""
-            if found:
-                return self.death()
-        return f"its decoding took more than {seconds:g} seconds"
+        if not self._has_started:
+            fault = self._silence(START_SECONDS, "its decoder did not start within")
+            if fault:
+                return fault
+            with contextlib.suppress(EOFError, OSError):
+                self._connection.recv()
+            self._has_started = True
+        return self._silence(seconds, "its decoding took more than")
+
+    def _silence(self, seconds: float, what: str) -> str:
+        """Wait for a message; return the reason if none comes."""
+        found = connection.wait([self._connection, self._process.sentinel], timeout=seconds)
+        if self._connection in found:
+            return ""
+        return self.death() if found else f"{what} {seconds:g} seconds"
 
     def take(self) -> Decoded:
         """Receive an image.
@@ -210,7 +220,7 @@ class _Worker:
 
     def death(self) -> str:
         """Describe the end of the process."""
-        self._process.join(1.0)
+        self._process.join(ENDING_SECONDS)
         code = self._process.exitcode
         if code is not None and code < 0:
             return f"its decoding ended the process by {signal.Signals(-code).name}"
@@ -219,7 +229,7 @@ class _Worker:
     def replaced(self, rest: Sequence[str]) -> "_Worker":
         """End this worker; return a new one that has been given the rest of its images."""
         self.end()
-        worker = _Worker(self.pixel_format)
+        worker = _Worker(self.read)
         for uri in rest:
             worker.give(uri)
         return worker
@@ -231,15 +241,16 @@ class _Worker:
         self._connection.close()
 
 
-def _work(to_parent: connection.Connection, parent: int, pixel_format: PixelFormat) -> None:
+def _work(to_parent: connection.Connection, parent: int, read: Callable[[str], Decoded]) -> None:
     """Decode one image after another: the body of a worker."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     end_with_parent(parent)
     with contextlib.suppress(EOFError, OSError):
+        to_parent.send(None)  # it has started
         while True:
-            found = _decode_or_fail(to_parent.recv(), pixel_format)
+            found = _read_or_fail(to_parent.recv(), read)
             if isinstance(found, np.ndarray):
                 to_parent.send((found.shape, found.dtype.str))
                 to_parent.send_bytes(np.ascontiguousarray(found).data.cast("B"))
@@ -247,8 +258,8 @@ def _work(to_parent: connection.Connection, parent: int, pixel_format: PixelForm
                 to_parent.send(found)
 
 
-def _decode_or_fail(uri: str, pixel_format: PixelFormat) -> Decoded | _Fatal:
+def _read_or_fail(uri: str, read: Callable[[str], Decoded]) -> Decoded | _Fatal:
     try:
-        return decode(uri, pixel_format)
+        return read(uri)
     except (OSError, ValueError) as error:
         return _Fatal(str(error))

@@ -111,7 +111,8 @@ def run_shards(args: argparse.Namespace) -> Outcome:
             claims = stack.enter_context(closing(Claims(args.output)))
             _prepare_together(args.output, run, claims, info, overwrite=overwrite)
             bar = stack.enter_context(tqdm(total=run.images, unit="image", disable=not is_first))
-            process = _Process(args, run, manifest, decoder, predictor, bar)
+            record_format = RecordFormat(settings.metadata)
+            process = _Process(args, run, manifest, decoder, predictor, record_format, bar)
             process.work(claims, 0 if info is None else info.rank, info.world_size if info else 1)
         elif info is not None:
             leave()
@@ -368,6 +369,7 @@ class _Process:
         manifest: Its images.
         decoder: Reads them.
         predictor: The model.
+        record_format: Of the results.
         bar: Shows the images that all processes have finished.
     """
 
@@ -378,6 +380,7 @@ class _Process:
         manifest: Manifest,
         decoder: Decoder,
         predictor: Predictor,
+        record_format: RecordFormat,
         bar: tqdm,
     ) -> None:
         self.args = args
@@ -387,7 +390,7 @@ class _Process:
         self.decoder = decoder
         self.predictor = predictor
         self.tiled = build_tiled(args, predictor)
-        self.record_format = RecordFormat(predictor.metadata)
+        self.record_format = record_format
         self.bar = bar
         self._finished = 0  # images in shards, of all processes
         self._own = 0  # images of the present block

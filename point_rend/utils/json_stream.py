@@ -117,7 +117,9 @@ class _Text:
             try:
                 value, end = _DECODER.raw_decode(self._buffer, self._position)
                 # A number may go on in the next block.
-                if end < len(self._buffer) or self._is_whole:
+                is_number = type(value) in (int, float)
+                may_go_on = end == len(self._buffer) or (is_number and self._buffer[end] in ".eE")
+                if not may_go_on or self._is_whole:
                     self._position = end
                     return value
             except json.JSONDecodeError as e:
