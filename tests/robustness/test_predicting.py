@@ -5,20 +5,38 @@ import resource
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode
 
 from point_rend.inference import run as run_module
 from point_rend.inference.progress import RECORD
 from tests.cli.test_predict import Planted, write_pictures, write_video
 from tests.robustness.harness import Row, run_row, table
+from tests.tiling.test_windows import VRT, sparse_tiff
 from tests.tiny_datasets import POINTREND, TINY_MODEL
 
 
 def plant() -> None:
     """Replace the model by planted predictions."""
     run_module.Predictor = Planted  # type: ignore[misc, assignment]
+
+
+class PlantedInTiles(Planted):
+    """Finds the bright pixels of each tile."""
+
+    def __init__(self, cfg: CfgNode, **_: Any) -> None:
+        super().__init__()
+        self.cfg = cfg
+
+    def unpasted(self) -> "PlantedInTiles":
+        return self
+
+
+def plant_in_tiles() -> None:
+    run_module.Predictor = PlantedInTiles  # type: ignore[misc, assignment]
 
 
 def full_disk() -> None:
@@ -99,7 +117,17 @@ def many(folder: Path) -> None:
         cv2.imwrite(str(folder / "in" / f"{number}_{'x' * 100}.png"), image)
 
 
+def pointer(folder: Path) -> None:
+    (folder / "map.tif").write_text(VRT.format("in/1.png"))
+
+
+def sparse(side: int, block: int) -> Callable[[Path], object]:
+    """Make a TIFF that declares many pixels and has none."""
+    return lambda folder: sparse_tiff(folder / "map.tif", side, block)
+
+
 OUT = ("--output", "out")
+TILES = ("--input", "map.tif", *OUT, "--tile", "64")
 IN = ("--input", "in", *OUT)
 ROWS = [
     Row("no such input", on("--input", "absent", *OUT), "no image found at absent"),
@@ -222,6 +250,27 @@ ROWS = [
         first=full_disk,
     ),
     Row("SIGTERM", on(*IN), "0/1", exit_code=143, first=terminate),
+    Row(
+        "a map of more pixels than anybody has",
+        on(*TILES, make=sparse(300_000, 8192)),
+        r"map\.tif is too large: it has 300000 x 300000 pixels",
+        exit_code=1,
+        first=plant_in_tiles,
+    ),
+    Row(
+        "a map of a billion pixels in 2 kB",
+        on(*TILES, make=sparse(200_000, 16_384)),
+        r"map\.tif is broken: it declares 200000 x 200000 pixels",
+        exit_code=1,
+        first=plant_in_tiles,
+    ),
+    Row(
+        "a map that is a text of another file's name",
+        on(*TILES, make=pointer),
+        r"map\.tif is not an image, but a text",
+        exit_code=1,
+        first=plant_in_tiles,
+    ),
     Row("a batch of no image", on(*IN, "--batch-size", "0"), "--batch-size: expected 1 or more"),
     Row("a batch of text", on(*IN, "--batch-size", "many"), "--batch-size: invalid int value"),
     Row("a threshold above 1", on(*IN, "--confidence-threshold", "2"), "from 0 to 1"),
