@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import Tensor, nn
 
 from point_rend.config.tasks import SEM_SEG, model_outputs
+from point_rend.data.augmentation import ResizeEachChannel
 from point_rend.evaluation.postprocessing import UnpastedROIMasks
 
 ROWS = 64  # number of rows that are turned into probabilities at once
@@ -83,8 +84,8 @@ class MultiScaleSegmentor(nn.Module):
         """Segment images.
 
         Args:
-            batched_inputs: For each image, "image", (C, h, w) uint8, and optionally the output
-                "height" and "width".
+            batched_inputs: For each image, "image", (C, h, w) uint8 or float32, and optionally the
+                output "height" and "width".
 
         Returns:
             For each image, "sem_seg", (K, H, W) float32 probabilities instead of logits.
@@ -112,7 +113,8 @@ class MultiScaleSegmentor(nn.Module):
         for side in self.min_sizes:
             sides = ResizeShortestEdge.get_output_shape(height, width, side, self.max_size)
             new_height, new_width = (max(length, 1) for length in sides)
-            resized = ResizeTransform(height, width, new_height, new_width).apply_image(pixels)
+            resize = ResizeEachChannel(height, width, new_height, new_width)
+            resized = resize.apply_image(pixels)
             scaled = torch.from_numpy(resized.transpose(2, 0, 1).copy())
             yield scaled, False
             if self.flip:

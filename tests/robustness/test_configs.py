@@ -124,6 +124,34 @@ VALUES = [
             "PIXEL_STD must be a list of one or more, each",
         ),
         (("MODEL.PIXEL_MEAN", "[1.0, 1.0]"), "MODEL.PIXEL_MEAN must be a list of 3 values"),
+        (("INPUT.BITS", "9"), "INPUT.BITS must be one of (8, 10, 12, 14, 16), got 9"),
+        (("INPUT.BITS", "True"), "INPUT.BITS"),
+        (("INPUT.CHANNELS", "0"), "INPUT.CHANNELS must be from 1 to 1024, or -1 for those of"),
+        (("INPUT.CHANNELS", "-3"), "INPUT.CHANNELS must be from 1 to 1024"),
+        (("INPUT.CHANNELS", "1000000000"), "INPUT.CHANNELS must be from 1 to 1024"),
+        (
+            ("INPUT.CHANNELS", "4"),
+            "MODEL.PIXEL_MEAN must be a list of 4 values for INPUT.CHANNELS 4",
+        ),
+        (
+            ("INPUT.CHANNELS", "1", "MODEL.PIXEL_MEAN", "[1.0]", "MODEL.PIXEL_STD", "[1.0]"),
+            "INPUT.CHANNELS is 1, but INPUT.FORMAT is BGR: expected L",
+        ),
+        (
+            ("INPUT.BITS", "16", "INPUT.FORMAT", "YUV-BT.601"),
+            "INPUT.BITS is 16, but INPUT.FORMAT is YUV-BT.601: expected BGR, RGB, L",
+        ),
+        (
+            ("INPUT.BITS", "16", "INPUT.COLOR_AUG_SSD", "True"),
+            "INPUT.COLOR_AUG_SSD is True, which needs colors of 8 bits",
+        ),
+        (
+            (
+                *("INPUT.CHANNELS", "2", "VIS_PERIOD", "10"),
+                *("MODEL.PIXEL_MEAN", "[1.0, 1.0]", "MODEL.PIXEL_STD", "[1.0, 1.0]"),
+            ),
+            "VIS_PERIOD is 10, which needs gray or colors",
+        ),
         (("MODEL.RPN.IOU_LABELS", "[0, 1]"), "MODEL.RPN.IOU_LABELS must be a list of 3 values"),
         (("MODEL.RPN.IN_FEATURES", "['p9']"), "MODEL.RPN.IN_FEATURES must be features of"),
         (("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]"), "one list for all levels or 3 lists"),
