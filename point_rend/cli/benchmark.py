@@ -29,6 +29,11 @@ into memory is measured as well, for training steps of both sides.
 `pointrend benchmark end-to-end --threads 1` divides the CPU seconds of a whole model among its
 stages, with two columns for ours: as it is built, and as `Predictor` and `evaluate` prepare it.
 With `--files onnxruntime openvino` it also exports the model and measures the file.
+
+`pointrend benchmark tiles` segments an image of 10,000 × 10,000 pixels in tiles. Objects lie across
+their borders and corners; with a predictor that sees each tile exactly, the table shows how many
+come out as one, and how well. With `--checkpoint output/demo/pointrend/model_final.pth`, a model of
+the built-in data segments a smaller image, in tiles and as a whole.
 """
 
 import argparse
@@ -54,6 +59,7 @@ CASES = {
     "train": "labels of masks, a training step of the ROI heads, and one of the R50-FPN model",
 }
 END_TO_END = "end-to-end"
+TILES = "tiles"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,9 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="cases: "
         + "; ".join(f"{name}: {text}" for name, text in CASES.items())
         + f"; {END_TO_END}, on its own: CPU seconds of the R50-FPN model by stage, from the image "
-        "to RLEs, for the stock project, for our model and for the one that Predictor prepares",
+        "to RLEs, for the stock project, for our model and for the one that Predictor prepares; "
+        f"{TILES}, on its own: objects planted across the tiles of a huge image",
     )
-    parser.add_argument("cases", nargs="+", choices=[*CASES, "all", END_TO_END], help="see below")
+    parser.add_argument(
+        "cases", nargs="+", choices=[*CASES, "all", END_TO_END, TILES], help="see below"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default cpu)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")
     parser.add_argument(
@@ -93,6 +102,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="exported files that end-to-end also measures: in float32 by two runtimes, and with "
         "backbone and box head in lower precision, by onnxruntime",
     )
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="model of the built-in data that tiles also measures"
+    )
     parser.add_argument("--output", type=Path, help="folder for the table, JSON and a plot")
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="config of our side only"
@@ -107,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> "list[Record]":
         argv: The arguments; those of the process by default.
 
     Returns:
-        The measurements; none for end-to-end, whose table is printed.
+        The measurements; none for end-to-end and tiles, whose tables are printed.
 
     Raises:
         SystemExit: With code 2 after an error that the user can correct.
@@ -131,18 +143,27 @@ def main(argv: Sequence[str] | None = None) -> "list[Record]":
 
     from point_rend.experiments.benchmark.end_to_end import check_end_to_end, run_end_to_end
     from point_rend.experiments.benchmark.run import make_cases, run_cases
+    from point_rend.experiments.benchmark.tiles import check_tiles, run_tiles
 
     if args.threads:
         torch.set_num_threads(args.threads)
     with user_errors():
-        is_end_to_end = END_TO_END in args.cases
-        cases = [] if is_end_to_end else make_cases(names, settings)
+        is_end_to_end, is_tiles = END_TO_END in args.cases, TILES in args.cases
+        cases = [] if is_end_to_end or is_tiles else make_cases(names, settings)
         if is_end_to_end:
             check_end_to_end(names, settings)
         elif args.files:
             raise ValueError("--files is for end-to-end")
+        if is_tiles:
+            check_tiles(names)
+        elif args.checkpoint:
+            raise ValueError("--checkpoint is for tiles")
         if args.output:
             check_output(args.output, folder=True)
+    if is_tiles:
+        with user_errors():
+            run_tiles(settings, args.checkpoint, args.output, stem)
+        return []
     if is_end_to_end:
         run_end_to_end(settings, args.output, stem)
         return []

@@ -24,6 +24,11 @@ class Sizes:
         training_images: Images per training batch.
         objects: Objects per training image.
         proposals: Proposals per training image, from which the ROI heads sample.
+        tiled_image: Image that is segmented in tiles.
+        whole_image: Image that is segmented in tiles and as a whole.
+        model_image: The same for a trained model.
+        tile: Side of a tile.
+        overlap: Share of a tile that it has in common with the next one.
         pyramid_channels: Channels of each feature level, where no backbone computes it.
     """
 
@@ -34,6 +39,11 @@ class Sizes:
     training_images: int = 2
     objects: int = 20
     proposals: int = 1000
+    tiled_image: tuple[int, int] = (10_000, 10_000)
+    whole_image: tuple[int, int] = (2000, 2000)
+    model_image: tuple[int, int] = (1200, 1200)
+    tile: int = 1024
+    overlap: float = 0.2
     pyramid_channels: int = 256
 
 
