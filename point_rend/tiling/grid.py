@@ -1,8 +1,10 @@
 """Grid of overlapping tiles that covers an image.
 
 All tiles of an image have one size, that of the image where it is smaller than a tile. They are
-spread evenly, so that neighbors share at least the wanted part of a tile, up to a pixel the same
-everywhere, and the last one ends where the image ends.
+spread evenly, so that neighbors share at least the wanted part of a tile, and the last one ends
+where the image ends. All others start at multiples of `STRIDE` pixels if they are far enough apart:
+a network that sees tiles at their own scale then has the same grid of features in all of them as in
+the whole image.
 """
 
 import math
@@ -12,6 +14,7 @@ from typing import NamedTuple
 SMALLEST_TILE = 16  # pixels
 LARGEST_OVERLAP = 0.9  # share of a tile; each pixel is then seen about a hundred times
 DEFAULT_OVERLAP = 0.2
+STRIDE = 32  # pixels, of the coarsest features of usual backbones
 
 
 class Window(NamedTuple):
@@ -125,6 +128,7 @@ def tiles_of(image_size: tuple[int, int], tile: int, overlap: float = DEFAULT_OV
 
 def _starts(length: int, tile: int, step: int) -> tuple[int, ...]:
     """Place tiles along a side so that they start at most `step` pixels apart."""
+    unit = STRIDE if step >= 4 * STRIDE else 1
     last = max(0, length - tile)
-    gaps = -(-last // step)
-    return (*(last * i // gaps for i in range(gaps)), last)
+    gaps = -(-last // (step // unit * unit))
+    return (*(unit * -(-last * i // (gaps * unit)) for i in range(gaps)), last)

@@ -35,6 +35,22 @@ def test_neighbors_share_the_wanted_part_and_gaps_differ_by_a_pixel_at_most(imag
         assert not gaps.size or gaps.max() - gaps.min() <= 1
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.2, 0.5, 0.9])
+def test_large_tiles_start_on_a_grid_of_features_but_for_the_last(overlap):
+    """And still share the wanted part, evenly."""
+    for side in (1025, 1311, 2000, 4099, 10_000, 10_240):
+        for tile in (300, 512, 1024):
+            grid = tiles_of((side, 1), tile, overlap)
+            gaps = np.diff(grid.tops)
+            assert grid.tops[0] == 0
+            assert grid.tops[-1] == side - tile
+            assert (tile - gaps >= overlap * tile).all()
+            assert (gaps > 0).all()
+            if tile * (1 - overlap) >= 129:
+                assert not any(top % 32 for top in grid.tops[:-1])
+                assert gaps.max() - gaps.min() < 64
+
+
 @pytest.mark.parametrize("image_size", SIZES)
 def test_no_tile_is_superfluous(image_size):
     # With one tile less along a side, some neighbors would share less than wanted.

@@ -41,7 +41,7 @@ class Sizes:
     proposals: int = 1000
     tiled_image: tuple[int, int] = (10_000, 10_000)
     whole_image: tuple[int, int] = (2000, 2000)
-    model_image: tuple[int, int] = (1200, 1200)
+    model_image: tuple[int, int] = (1152, 1152)
     tile: int = 1024
     overlap: float = 0.2
     pyramid_channels: int = 256

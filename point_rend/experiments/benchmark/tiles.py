@@ -57,7 +57,7 @@ HEADERS = (
     "found once",
     "smallest IoU",
     "mean IoU",
-    "IoU with the whole image's",
+    "found in the whole image, too",
     "seconds",
     "peak MiB",
 )
@@ -116,13 +116,15 @@ def run_tiles(
     Raises:
         FileNotFoundError, ValueError: If the checkpoint cannot be run, or rasterio is missing.
     """
-    sizes = settings.sizes
+    sizes, model = settings.sizes, None
+    if checkpoint is not None:
+        model = Predictor.from_checkpoint(checkpoint, settings.opts, device=settings.device)
     results = [
         _numbered(sizes.tiled_image, settings, compare=False),
         _numbered(sizes.whole_image, settings, compare=True),
     ]
-    if checkpoint is not None:
-        results.append(_textured(sizes.model_image, settings, checkpoint))
+    if model is not None:
+        results.append(_textured(sizes.model_image, settings, model))
     machine = describe_machine(settings.device)
     notes = (
         f"{machine['cpu']}, {machine['threads']} thread(s), torch {machine['torch']}; tiles of "
@@ -175,7 +177,10 @@ def format_results(results: Sequence[TiledResult]) -> str:
     """Lay out results as a Markdown table."""
     rows = [HEADERS, ("---",) * len(HEADERS)]
     for x in results:
-        whole = "–" if x.whole_ious is None else f"{np.mean(x.whole_ious):.4f}"
+        whole, again = "–", [iou for iou in x.whole_ious or () if iou > SAME]
+        if x.whole_ious:
+            of_these = f", IoU {min(again):.4f}, median {np.median(again):.4f}" if again else ""
+            whole = f"{len(again)} of {len(x.whole_ious)}{of_these}"
         rows.append(
             (
                 x.name,
@@ -184,8 +189,8 @@ def format_results(results: Sequence[TiledResult]) -> str:
                 str(x.in_none),
                 str(x.results),
                 str(x.found_once),
-                f"{min(x.ious):.4f}",
-                f"{np.mean(x.ious):.4f}",
+                f"{min(x.ious, default=0):.4f}",
+                f"{np.mean(x.ious or 0):.4f}",
                 whole,
                 f"{x.seconds:.1f}",
                 "–" if x.peak_bytes is None else f"{x.peak_bytes / 2**20:.0f}",
@@ -217,9 +222,8 @@ def _numbered(size: tuple[int, int], settings: Settings, *, compare: bool) -> Ti
         return _measured(name, lambda: tiled(path)["instances"], placed, grid, whole, settings)
 
 
-def _textured(size: tuple[int, int], settings: Settings, checkpoint: str) -> TiledResult:
+def _textured(size: tuple[int, int], settings: Settings, predictor: Predictor) -> TiledResult:
     """Segment a textured image with a model, in tiles and as a whole."""
-    predictor = Predictor.from_checkpoint(checkpoint, settings.opts, device=settings.device)
     side = predictor.cfg.INPUT.MIN_SIZE_TEST
     tile = MODEL_TILE * side
     rng = np.random.default_rng(settings.seed)
@@ -240,11 +244,11 @@ def _textured(size: tuple[int, int], settings: Settings, checkpoint: str) -> Til
         rpn.PRE_NMS_TOPK_TEST = round(rpn.PRE_NMS_TOPK_TEST * share)
         rpn.POST_NMS_TOPK_TEST = round(rpn.POST_NMS_TOPK_TEST * share)
         cfg.freeze()
-        return Predictor(cfg, metadata=predictor.metadata).unpasted()
+        return Predictor(cfg, metadata=predictor.metadata, paste_masks=False)
 
     whole = at_scale(max(size), size[0] * size[1] / tile**2)(image)["instances"]
     tiled = TiledPredictor(at_scale(tile, 1), tile, settings.sizes.overlap)
-    name = f"{size[0]}×{size[1]}, {Path(checkpoint).name}, tiles of {tile}"
+    name = f"{size[0]}×{size[1]}, {Path(predictor.cfg.MODEL.WEIGHTS).name}, tiles of {tile}"
     return _measured(name, lambda: tiled(image)["instances"], placed, grid, whole, settings)
 
 
