@@ -7,9 +7,7 @@ image has the colors and textures of the built-in data.
 Shapes: H and W height and width of an image, h and w those of a part.
 """
 
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +16,16 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 from point_rend.data.shapes.outlines import CLASSES, SHAPES, Shape, circle
 from point_rend.data.shapes.scene import texture
 from point_rend.rendering.box_masks import Crop
 from point_rend.rendering.mask_runs import MaskRuns, RunMasks
 from point_rend.tiling.grid import TileGrid, tiles_of
-from point_rend.utils.imports import not_installed
+from point_rend.utils.files import atomic_file
 
-BLOCK = 256  # pixels of a side of a block of the file, and of the background's texture
+BLOCK = 256  # pixels of a side of a block of the background's texture
 CELL = 16  # pixels; objects keep to different cells of this side, but for halves of one shape
 SCORES = (0.5, 1.0)
 
@@ -156,22 +155,10 @@ def paint_textures(
 
 
 def write_tiff(path: Path, image: np.ndarray) -> None:
-    """Write a picture as a TIFF that can be read block by block.
-
-    Raises:
-        ValueError: If rasterio is not installed.
-    """
-    try:
-        import rasterio
-    except ImportError as error:
-        raise not_installed("rasterio", "geotiff") from error
-    height, width, bands = image.shape
-    layout = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "deflate"}
-    profile = {"height": height, "width": width, "count": bands, "dtype": "uint8", **layout}
-    with _without_a_place(rasterio), rasterio.open(path, "w", driver="GTiff", **profile) as file:
-        for top in range(0, height, BLOCK):
-            rows = np.moveaxis(image[top : top + BLOCK, :, ::-1], 2, 0)
-            file.write(rows, window=((top, top + rows.shape[1]), (0, width)))
+    """Write a picture as a TIFF, which rasterio reads strip by strip."""
+    with atomic_file(path) as file:
+        pixels = Image.fromarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+        pixels.save(file, "TIFF", compression="tiff_adobe_deflate")
 
 
 class NumberPredictor:
@@ -239,11 +226,3 @@ def _tight(crop: Crop) -> Crop:
 
 def _bytes(values: np.ndarray) -> np.ndarray:
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
-
-
-@contextmanager
-def _without_a_place(rasterio: Any) -> Iterator[None]:
-    """Silence the warning that a picture has no place on a map."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        yield

@@ -114,7 +114,7 @@ def run_tiles(
         stem: Name of the files, without suffix.
 
     Raises:
-        FileNotFoundError, ValueError: If the checkpoint cannot be run, or rasterio is missing.
+        FileNotFoundError, ValueError: If the checkpoint cannot be run.
     """
     sizes, model = settings.sizes, None
     if checkpoint is not None:
