@@ -22,11 +22,12 @@ def segment(predictor, batches):
     for batch in batches:
         rows = []
         for uri in batch["uri"]:
+            instances, error = None, None
             try:
-                found = coco_records(predictor(uri)["instances"].to("cpu"), uri)
-                rows.append((uri, json.dumps(found), None))
-            except (OSError, ValueError) as error:
-                rows.append((uri, None, str(error)))
+                instances = json.dumps(coco_records(predictor(uri)["instances"].to("cpu"), uri))
+            except (OSError, ValueError) as reason:
+                error = str(reason)
+            rows.append((uri, instances, error))
         yield pd.DataFrame(rows, columns=["uri", "instances", "error"])
 
 

@@ -79,6 +79,8 @@ EXECUTING = {
     "lvis/lvis.py: urlretrieve": NOT_CALLED,
     "cityscapesscripts/evaluation/evalPixelLevelSemanticLabeling.py: platform.system": "a constant",
     "point_rend/__init__.py: importlib.import_module": OWN_NAMES,
+    "point_rend/batch_inference/ray_actors.py: pickle.loads": OWN_PROCESSES,
+    "point_rend/batch_inference/ray_cluster.py: subprocess.run": "Python, with code of its own",
     "point_rend/checkpoint/__init__.py: importlib.import_module": OWN_NAMES,
     "point_rend/checkpoint/formats.py: pickle.load": "only with allow_unsafe=True",
     "point_rend/checkpoint/sealed_file.py: torch.load": "weights_only, after check_torch_file",

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from point_rend.batch_inference.manifest import Item
+from point_rend.batch_inference.items import Item
 from point_rend.utils.bands import read_pixels
 from point_rend.utils.downloads import download_into, is_url
 from point_rend.utils.files import NotSavedError, atomic_file

@@ -11,11 +11,12 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from point_rend.batch_inference.items import Item
 from point_rend.inference.inputs import names_below
 from point_rend.utils.downloads import check_url, is_url
 from point_rend.utils.errors import shorten
@@ -33,21 +34,6 @@ WEB = ("http", "https")
 ROWS = 256  # of a Parquet file that are read at a time: its texts may be long
 TRIED = 100  # entries of which one must exist
 SHOWN = 3  # entries that a message names
-
-
-class Item(NamedTuple):
-    """An image of a manifest.
-
-    Attributes:
-        id: Its number, from 1 in the order of the manifest, or its id in a COCO file.
-        name: Unique name: relative to the folder of the images where it lies below it, else its
-            absolute path or URL.
-        uri: Absolute path, or URL of http or https.
-    """
-
-    id: int
-    name: str
-    uri: str
 
 
 class Manifest(Sequence[Item]):

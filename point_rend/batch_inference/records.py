@@ -7,7 +7,7 @@ import numpy as np
 from detectron2.data.catalog import Metadata
 from pycocotools import mask as mask_util
 
-from point_rend.batch_inference.manifest import Item
+from point_rend.batch_inference.items import Item
 from point_rend.inference.outputs import CocoFormat, Output, labels_of
 from point_rend.utils.errors import LONGEST_LINE, shortened
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from tqdm import tqdm
 
 from point_rend.batch_inference.claims import Claims
 from point_rend.batch_inference.decoding import Decoded, Decoder, Unreadable
-from point_rend.batch_inference.manifest import Item, Manifest, read_manifest
+from point_rend.batch_inference.items import Item
+from point_rend.batch_inference.manifest import Manifest, read_manifest
 from point_rend.batch_inference.records import Record, RecordFormat, failure
 from point_rend.batch_inference.shards import (
     FORMATS,
@@ -59,15 +61,43 @@ POLL_SECONDS = 1.0  # between two looks at the shards of other processes
 REFRESH_SECONDS = 2.0  # of the bar
 CPU = "cpu, {} threads"
 CPU_TEXT = re.compile(r"cpu, ([1-9]\d{0,3}) threads")
+# Writes the shards that are missing and returns when all exist. It is given the claims of this
+# process, a bar for the images that are finished, the number of this process, and that of all.
+Work = Callable[[Claims, tqdm, int, int], None]
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # environment variable of torchrun
 NAMED = 10  # images that are named at the end
 
 
-def run_shards(args: argparse.Namespace) -> Outcome:
+class Engine(Protocol):
+    """A way to segment the images of a run."""
+
+    def __call__(
+        self,
+        args: argparse.Namespace,
+        settings: Settings,
+        run: Run,
+        manifest: Manifest,
+        stack: ExitStack,
+    ) -> Work:
+        """Load the model and open what the work needs until the end of `stack`."""
+
+
+def build_process_work(
+    args: argparse.Namespace, settings: Settings, run: Run, manifest: Manifest, stack: ExitStack
+) -> Work:
+    """Prepare to segment images in this process, and to decode them in others: an `Engine`."""
+    decoder = stack.enter_context(Decoder(args.workers, pixel_format(settings.cfg)))
+    predictor = build_predictor(args, settings, threads=torch.get_num_threads())
+    record_format = RecordFormat(settings.metadata)
+    return _Process(args, run, manifest, decoder, predictor, record_format).work
+
+
+def run_shards(args: argparse.Namespace, engine: Engine = build_process_work) -> Outcome:
     """Segment the images of a manifest and write the shards that are missing.
 
     Args:
         args: The parsed command line of `pointrend predict`.
+        engine: Segments the images.
 
     Returns:
         The end of the run of all processes.
@@ -105,15 +135,11 @@ def run_shards(args: argparse.Namespace) -> Outcome:
         print(f"{len(finished)} of {run.shards} shards are finished: {rest}", file=sys.stderr)
     with ExitStack() as stack:
         if len(finished) < run.shards:
-            decoder = stack.enter_context(Decoder(args.workers, pixel_format(settings.cfg)))
-            # Before anything is written.
-            predictor = build_predictor(args, settings, threads=torch.get_num_threads())
+            work = engine(args, settings, run, manifest, stack)  # before anything is written
             claims = stack.enter_context(closing(Claims(args.output)))
             _prepare_together(args.output, run, claims, info, overwrite=overwrite)
             bar = stack.enter_context(tqdm(total=run.images, unit="image", disable=not is_first))
-            record_format = RecordFormat(settings.metadata)
-            process = _Process(args, run, manifest, decoder, predictor, record_format, bar)
-            process.work(claims, 0 if info is None else info.rank, info.world_size if info else 1)
+            work(claims, bar, 0 if info is None else info.rank, info.world_size if info else 1)
         elif info is not None:
             leave()
     failed = failed_images(args.output, run)
@@ -289,7 +315,8 @@ def records_of(
         predictor: The model.
         record_format: Of the results.
         tiled: Segments images in tiles, if given.
-        batch_size: Largest number of images that the model sees at a time.
+        batch_size: Largest number of images that the model sees at a time. The first batch begins
+            with the first image, so that whole batches of a block have the same records alone.
         advance: Is called after each batch.
 
     Returns:
@@ -312,7 +339,7 @@ def records_of(
             records[position] = failure(item, decoded.reason)
         else:
             batch.append((position, decoded))
-        if len(batch) == batch_size:
+        if (position + 1) % batch_size == 0:  # whether or not all could be read
             segment()
     segment()
     return records
@@ -370,7 +397,6 @@ class _Process:
         decoder: Reads them.
         predictor: The model.
         record_format: Of the results.
-        bar: Shows the images that all processes have finished.
     """
 
     def __init__(
@@ -381,7 +407,6 @@ class _Process:
         decoder: Decoder,
         predictor: Predictor,
         record_format: RecordFormat,
-        bar: tqdm,
     ) -> None:
         self.args = args
         self.folder: Path = args.output
@@ -391,13 +416,13 @@ class _Process:
         self.predictor = predictor
         self.tiled = build_tiled(args, predictor)
         self.record_format = record_format
-        self.bar = bar
         self._finished = 0  # images in shards, of all processes
         self._own = 0  # images of the present block
         self._seen = 0.0
 
-    def work(self, claims: Claims, rank: int, world_size: int) -> None:
-        """Write shards until all exist, of this process or of others."""
+    def work(self, claims: Claims, bar: tqdm, rank: int, world_size: int) -> None:
+        """Write shards until all exist, of this process or of others: a `Work`."""
+        self.bar = bar
         numbers: list[int] = list(range(self.run.shards))
         while numbers:
             if not claims.are_exclusive:  # each begins with a share of its own

@@ -26,7 +26,8 @@ With --shards, any number of processes share out the images of a folder, a patte
     pointrend merge output/shards --output instances.json
 
 Each claims one block of images after another, and writes its records into one file. The same
-command, with any number of processes, continues with the blocks that are missing.
+command, with any number of processes, continues with the blocks that are missing. `--engine ray`
+does the same on a Ray cluster, or on all CPUs or GPUs of this machine.
 
 Files that cannot be read are named at the end; the exit code is then 1. It is 2 after an error that
 stops everything, such as no input at all; 130 after Ctrl-C and 143 after SIGTERM, which leave
@@ -45,6 +46,7 @@ FORMATS = ("pictures", "coco", "masks", "labels")
 SHARD_FORMATS = ("parquet", "jsonl", "json")
 SHARD_SIZE = 500
 WORKERS = 1
+ENGINES = ("processes", "ray")
 ONLY_FOR_SHARDS = ("--shard-size", "--workers", "--uri-column", "--image-root")
 
 
@@ -131,15 +133,35 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder to which names in a list of images are relative (default: that of the list)",
     )
+    many.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="processes (default): this one, or those of torchrun or srun; ray: a pipeline of Ray "
+        "Data with the model on each GPU or CPU of a cluster, or of this machine; it writes "
+        "shards, by default parquet",
+    )
+    many.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="running Ray cluster that this machine belongs to, or auto (default: RAY_ADDRESS, or "
+        "else a Ray of this machine that ends with the command)",
+    )
     return parser
 
 
 def complete_options(args: argparse.Namespace) -> None:
-    """Fill in the defaults that depend on --shards.
+    """Fill in the defaults that depend on --shards and --engine.
 
     Raises:
-        ValueError: If options that need --shards are given without it.
+        ValueError: If options that need one of them are given without it.
     """
+    if args.engine == "ray":
+        args.shards = args.shards or SHARD_FORMATS[0]
+        if args.workers is not None:
+            raise ValueError("--workers is not for --engine ray, which starts its own")
+    elif args.ray_address is not None:
+        raise ValueError("--ray-address is for --engine ray")
     if args.shards is None:
         args.formats = args.formats or ["pictures"]
         for flag in ONLY_FOR_SHARDS:
@@ -166,7 +188,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with errors.user_errors():
         complete_options(args)
-        failures, exit_code = run(args) if args.shards is None else run_shards(args)
+        if args.engine == "ray":
+            from point_rend.batch_inference.ray_pipeline import run_on_ray
+
+            failures, exit_code = run_on_ray(args)
+        else:
+            failures, exit_code = run(args) if args.shards is None else run_shards(args)
     for failure in failures:
         print(f"{parser.prog}: {errors.shortened(failure, errors.LONGEST_LINE)}", file=sys.stderr)
     if exit_code or failures:
