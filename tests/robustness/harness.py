@@ -19,7 +19,17 @@ import torch
 from point_rend import cli
 from tests.engine.killing import SERVER
 
-PREPARED = ("train", "evaluate", "predict", "refine", "visualize", "report", "score", "compare")
+PREPARED = (
+    "train",
+    "evaluate",
+    "predict",
+    "merge",
+    "refine",
+    "visualize",
+    "report",
+    "score",
+    "compare",
+)
 for name in PREPARED:  # in the server, so that each fork has them
     importlib.import_module(f"point_rend.cli.{name}")
 
