@@ -27,6 +27,7 @@ OPTIONS = (
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's key for a reference
 TAB, ENTER, SPACE, LEFT, RIGHT, DOWN = "\ue004", "\ue007", " ", "\ue012", "\ue014", "\ue015"
 SECONDS = 60
+LOGS = {"browser": "ALL", "performance": "ALL"}
 
 
 class Browser:
@@ -50,7 +51,7 @@ class Browser:
             assert port, "chromedriver has not started"
             self._url = f"http://127.0.0.1:{port[1]}/session"
             chrome = {"binary": chromium, "args": [*OPTIONS, f"--user-data-dir={profile}"]}
-            wishes = {"goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL"}}
+            wishes = {"goog:chromeOptions": chrome, "goog:loggingPrefs": LOGS}
             session = self._ask("POST", "", {"capabilities": {"alwaysMatch": wishes}})
         except BaseException:
             self._stop()
@@ -66,10 +67,11 @@ class Browser:
         finally:
             self._stop()
 
-    def open(self, page: Path) -> None:
-        """Load a local page, and clear the console."""
+    def open(self, page: Path | str) -> None:
+        """Load a local page, or an address, and clear the console."""
         self.log()
-        self._ask("POST", "/url", {"url": page.resolve().as_uri()})
+        address = page if isinstance(page, str) else page.resolve().as_uri()
+        self._ask("POST", "/url", {"url": address})
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run a script in the page; return its result."""
@@ -83,6 +85,10 @@ class Browser:
         """Press and release keys one after the other, at the current focus."""
         strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self._ask("POST", "/actions", {"actions": [{"type": "key", "id": "k", "actions": strokes}]})
+
+    def choose_file(self, element: dict[str, str], file: Path) -> None:
+        """Choose a file in an input for files."""
+        self._ask("POST", f"/element/{element[ELEMENT]}/value", {"text": str(file)})
 
     def drag(self, element: dict[str, str], start: int, end: int) -> None:
         """Press the mouse on an element, move it sideways and let go; pixels from its middle."""
@@ -107,6 +113,13 @@ class Browser:
     def log(self) -> list[str]:
         """Return the messages of the console since the last call."""
         return [entry["message"] for entry in self._ask("POST", "/se/log", {"type": "browser"})]
+
+    def requests(self) -> list[str]:
+        """Return the addresses that pages have asked for since the last call."""
+        entries = self._ask("POST", "/se/log", {"type": "performance"})
+        events = [json.loads(entry["message"])["message"] for entry in entries]
+        sent = [x for x in events if x["method"] == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in sent]
 
     def screenshot(self) -> bytes:
         """Return the window as a PNG file."""

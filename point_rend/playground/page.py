@@ -3,7 +3,7 @@
 import html
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ NO_PICTURE = "Drop a photograph, paste one, or click an example."
 TITLE = "PointRend"
 
 STYLE = """
-.gradio-container { max-width: 1560px !important; margin: 0 auto !important; }
+.gradio-container {
+  width: 100% !important; min-width: 0 !important; max-width: 1560px !important;
+  margin: 0 auto !important;
+}
 #head { padding: 0; }
 #head h1 { margin: 0; font-size: 1.6rem; font-weight: 700; }
 #head p { margin: .15rem 0 0; opacity: .8; }
@@ -35,6 +38,8 @@ STYLE = """
 footer { display: none !important; }
 """
 
+Kept = tuple[list[int], int | None]  # keys of the rows, and of the enlarged one
+NOTHING_KEPT: Kept = ([], None)
 Call = Callable[..., Any]  # call(function, *arguments), in the thread that may run the model
 
 
@@ -84,7 +89,7 @@ def build_page(
             padding=False,
         )
         with gr.Row():
-            with gr.Column(scale=2, min_width=260):
+            with gr.Column(scale=2, min_width=240):
                 photo = gr.Image(
                     files[0] if files else None,
                     type="filepath",
@@ -121,15 +126,15 @@ def build_page(
                     elem_id="classes",
                 )
                 if files:
-                    gr.Examples(files, photo, label="Examples", examples_per_page=12)
-            with gr.Column(scale=7, min_width=320):
+                    gr.Examples(files, photo, label="Examples")
+            with gr.Column(scale=7, min_width=280):
                 with gr.Row():
                     step = gr.Slider(
                         1,
                         2,
                         1,
                         step=1,
-                        label="Step of the rendering, on the left side of the pictures",
+                        label="Step of the rendering, on the left",
                         buttons=[],
                         scale=4,
                         elem_id="step",
@@ -166,22 +171,27 @@ def build_page(
                     buttons=[],
                     elem_id="table",
                 )
-        key = gr.State(None)
+        kept = gr.State(NOTHING_KEPT)
 
-        controls = [photo, layer, step, score, classes, points, key]
-        results = [message, caption, whole, closeup, table, key]
+        controls = [kept, photo, layer, step, score, classes, points]
+        results = [message, caption, whole, closeup, table, kept]
 
         def update(*values: Any) -> list[Any]:
-            return _results(scenes, call, values)[0]
+            return _results(scenes, call, *values)[0]
 
-        def opened(*values: Any) -> list[Any]:
-            found, shown = _results(scenes, call, (*values[:-1], None))
+        def opened(_: Any, photo: Any, *values: Any) -> list[Any]:
+            if not photo:  # after a fault, too, whose message remains
+                return [gr.skip(), *_nothing("")[1:], gr.skip(), gr.skip()]
+            found, shown = _results(scenes, call, NOTHING_KEPT, photo, *values)
             if shown is None:
-                return [*found, gr.skip()]
-            return [*found, gr.Slider(maximum=max(2, len(shown.steps)), value=shown.step + 1)]
+                return [*found, gr.skip(), None]
+            slider = gr.Slider(maximum=max(2, len(shown.steps)), value=shown.step + 1)
+            return [*found, slider, gr.skip()]
 
-        def selected(event: SelectData, *values: Any) -> list[Any]:
-            return _results(scenes, call, (*values[:-1], int(event.row_value[0])))[0]
+        def selected(event: SelectData, kept: Kept, *values: Any) -> list[Any]:
+            keys, _ = kept
+            chosen = keys[int(event.row_value[0]) - 1]
+            return _results(scenes, call, (keys, chosen), *values)[0]
 
         # Without preprocessing, Gradio opens no files.
         shared: dict[str, Any] = {
@@ -190,8 +200,10 @@ def build_page(
             "preprocess": False,
             "api_visibility": "private",
         }
-        photo.change(opened, controls, [*results, step], show_progress_on=[whole], **shared)
-        page.load(opened, controls, [*results, step], show_progress_on=[whole], **shared)
+        everything = [*results, step, photo]
+        photo.change(opened, controls, everything, show_progress_on=[whole], **shared)
+        photo.clear(lambda: NO_PICTURE, None, message, queue=False, api_visibility="private")
+        page.load(opened, controls, everything, show_progress_on=[whole], **shared)
         table.select(selected, controls, results, show_progress="hidden", **shared)
         changes = [x.change for x in (layer, step, score, classes, points)]
         gr.on(
@@ -207,12 +219,21 @@ def build_page(
     return page
 
 
-def _results(scenes: Scenes, call: Call, controls: Sequence[Any]) -> tuple[list[Any], Shown | None]:
-    """Return the message, caption, pictures, table and key for the values of the controls."""
-    photo, layer, step, score, classes, points, key = controls
+def _results(
+    scenes: Scenes,
+    call: Call,
+    kept: Kept,
+    photo: Mapping[str, Any] | None,
+    layer: str,
+    step: float,
+    score: float,
+    classes: Sequence[str],
+    points: bool,
+) -> tuple[list[Any], Shown | None]:
+    """Return the message, caption, pictures, table and kept keys for the values of the controls."""
     if not photo:
         return _nothing(NO_PICTURE), None
-    choice = Choice(layer, int(step) - 1, float(score), classes or (), bool(points), key)
+    choice = Choice(layer, int(step) - 1, float(score), classes or (), bool(points), kept[1])
     start = time.monotonic()
     try:
         shown = call(_segment_and_show, scenes, photo["path"], choice)
@@ -223,8 +244,8 @@ def _results(scenes: Scenes, call: Call, controls: Sequence[Any]) -> tuple[list[
         reason = shortened(" ".join(str(error).split()) or type(error).__name__)
         return _nothing(_fault(f"This picture cannot be segmented: {reason}")), None
     table = [
-        [row.key, row.name, "" if row.score is None else f"{row.score:.0%}", f"{row.share:.1%}"]
-        for row in shown.rows
+        [i, row.name, "" if row.score is None else f"{row.score:.0%}", f"{row.share:.1%}"]
+        for i, row in enumerate(shown.rows, start=1)
     ]
     found = [
         _message(shown, time.monotonic() - start),
@@ -232,13 +253,13 @@ def _results(scenes: Scenes, call: Call, controls: Sequence[Any]) -> tuple[list[
         _rgb(shown.whole),
         _rgb(shown.closeup),
         table,
-        None if shown.enlarged is None else shown.enlarged.key,
+        ([row.key for row in shown.rows], None if shown.enlarged is None else shown.enlarged.key),
     ]
     return found, shown
 
 
 def _nothing(message: str) -> list[Any]:
-    return [message, "", None, None, [], None]
+    return [message, "", None, None, [], NOTHING_KEPT]
 
 
 def _segment_and_show(scenes: Scenes, path: str, choice: Choice) -> Shown:
