@@ -7,6 +7,8 @@ Each row of the table is an image that is segmented in tiles:
 2. A smaller numbered image, which the same predictor also sees as a whole.
 3. With a checkpoint: a textured image, which its model sees in tiles and as a whole, at the same
    scale.
+
+A second table is that of :mod:`point_rend.experiments.benchmark.labeled_tiles`.
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
 from point_rend.experiments.benchmark.instance_cases import POINTREND, instance_config
+from point_rend.experiments.benchmark.labeled_tiles import format_labeled, label_images
 from point_rend.experiments.benchmark.memory import peak_memory
 from point_rend.experiments.benchmark.planted_image import (
     NumberPredictor,
@@ -105,7 +108,7 @@ def check_tiles(names: Sequence[str]) -> None:
 def run_tiles(
     settings: Settings, checkpoint: str | None, folder: Path | None, stem: str
 ) -> list[TiledResult]:
-    """Measure the images at the top, print the table, and save it.
+    """Measure the images at the top, print the tables, and save them.
 
     Args:
         settings: The settings.
@@ -131,13 +134,15 @@ def run_tiles(
         f"{sizes.tile} pixels, overlap {sizes.overlap:g}; an object is found by an instance of its "
         f"class with IoU > {SAME:g}"
     )
-    text = f"{notes}\n\n{format_results(results)}"
+    labeled = label_images(settings)
+    text = f"{notes}\n\n{format_results(results)}\n\n{format_labeled(labeled)}"
     print(f"\n{text}")
     if folder:
         content = {
             "machine": machine,
             "settings": dataclasses.asdict(settings),
             "images": [dataclasses.asdict(result) for result in results],
+            "label maps": [dataclasses.asdict(result) for result in labeled],
         }
         write_text(folder / f"{stem}.md", text + "\n")
         write_text(folder / f"{stem}.json", json.dumps(content, indent=2) + "\n")

@@ -123,6 +123,10 @@ def test_every_planted_object_comes_out_once_and_exact(
     assert format_results([large, small]) in (tmp_path / "tiles.md").read_text()
     content = json.loads((tmp_path / "tiles.json").read_text())
     assert [x["objects"] for x in content["images"]] == [large.objects, small.objects]
+    height, width = SMALL.sizes.tiled_image
+    labeled = [(x["size"], x["wrong"]) for x in content["label maps"]]
+    assert labeled == [([height, width], 0), ([2 * height, width], 0)]
+    assert f"| {height}×{width} | 19 | " in table
 
 
 def test_a_checkpoint_adds_an_image_of_its_model(tmp_path: Path) -> None:
