@@ -114,7 +114,9 @@ def _read_values(pixel_format: PixelFormat, record: ImageRecord) -> tuple[str | 
     """Read a file for a model of other pixels than 8-bit colors; return as `_read_header`."""
     try:
         height, width, _ = read_pixels(record.file_name, pixel_format).shape
-        stored = image_size(record.file_name, is_turned=False)
+        stored = (width, height)
+        if (record.width, record.height) not in ((None, None), stored):
+            stored = image_size(record.file_name, is_turned=False)
     except PictureError as error:
         return error.fault, False
     except OSError as error:

@@ -271,12 +271,11 @@ def _read_label(
             labels = label_values(opened, record["sem_seg_file_name"])
     except (OSError, PictureError) as error:
         return LabelMap(nothing, None, False, getattr(error, "fault", None) or str(error))
-    stored = image_size(record["file_name"], is_turned=False)
     expected = image_size(record["file_name"])
     size = labels.shape[::-1]
     if size != expected:
         fault = f"is {size[0]} x {size[1]} pixels, its image {expected[0]} x {expected[1]}"
-        if size == stored:
+        if size == image_size(record["file_name"], is_turned=False):
             fault += (
                 " after its EXIF orientation turns it; remove the orientation (exiftool "
                 "-Orientation= FILE)"
