@@ -43,6 +43,7 @@ WHOLE_SIDE = 960  # longer side of a view of the whole picture, in pixels
 CLOSEUP_SIDE = 600
 CLOSEUP_SHARE = 5  # longer side of a picture over that of a close-up of its label map
 LAST = -1  # the step after which a layer is complete
+FIRST_COLOR = 1  # of the palette, whose color 0 is that of points
 MAX_PIXELS = 50_000_000
 MAX_SCENES = 4  # that are kept; each holds features of its picture
 
@@ -111,7 +112,9 @@ class InstanceLayer:
         self._image = whole_picture(to_view(image, predictor.pixel_format))
         height, width = self._image.shape[:2]
         window = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
-        self._subjects = [x._replace(color=color_of(i)) for i, x in enumerate(subjects)]
+        self._subjects = [
+            x._replace(color=color_of(FIRST_COLOR + i)) for i, x in enumerate(subjects)
+        ]
         self._views = [View(x.frame, window, (height, width)) for x in subjects]
         self._masks = found.pred_masks[:, 0]
         boxes = Instances(
@@ -150,7 +153,8 @@ class InstanceLayer:
         """Draw the whole picture; arguments as of :class:`Layer`."""
         segments = self._segments(step)
         chosen = [segments[key] for key in keys]
-        picture = draw_segments(self._image, chosen, self._metadata, keys)
+        colors = [FIRST_COLOR + key for key in keys]
+        picture = draw_segments(self._image, chosen, self._metadata, colors)
         for key in keys if points else ():
             subject, view = self._subjects[key], self._views[key]
             coords, radius = step_points(subject, view, *self._grid(key, step))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from point_rend.inference.outputs import draw
+from point_rend.inference.outputs import draw, draw_segments, segments_of
 from point_rend.inference.predictor import Predictor
 from point_rend.playground import scenes
 from point_rend.playground.choice import Choice, show
@@ -41,6 +41,13 @@ def shown_scene() -> np.ndarray:
     return cv2.resize(scene(0)[0], SIZE[::-1], interpolation=cv2.INTER_CUBIC)
 
 
+def drawn(predictor: Predictor, output: dict) -> np.ndarray:
+    """Draw instances as `predict` does, but from the second color on."""
+    segments = segments_of(output)
+    colors = range(1, len(segments) + 1)
+    return draw_segments(shown_scene(), segments, predictor.metadata, colors)
+
+
 @pytest.mark.parametrize(
     ("kind", "opts"),
     [("standard", ()), ("implicit", ()), ("standard", CELLS), ("standard", AGNOSTIC)],
@@ -49,7 +56,7 @@ def test_rendered_instances_are_drawn_as_predict_draws_them(kind: str, opts: tup
     predictor = predictor_of(kind, *opts)
     layer = InstanceLayer(predictor, scene(0)[0])
     output = predictor(scene(0)[0], output_size=SIZE)
-    expected = draw(shown_scene(), output, predictor.metadata, by_class=False)
+    expected = drawn(predictor, output)
     rows = layer.rows()
     assert len(rows) == len(output["instances"]) > 1
     np.testing.assert_array_equal(layer.whole(LAST, [row.key for row in rows]), expected)
@@ -86,8 +93,7 @@ def test_the_first_step_shows_the_masks_of_a_model_without_point_head() -> None:
     assert layer.steps[-1] == "224×224, 784 points"
     coarse = predictor_of("standard", "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", "False")
     coarse.model.load_state_dict(predictor.model.state_dict(), strict=False)
-    output = coarse(scene(0)[0], output_size=SIZE)
-    expected = draw(shown_scene(), output, predictor.metadata, by_class=False)
+    expected = drawn(predictor, coarse(scene(0)[0], output_size=SIZE))
     keys = [row.key for row in layer.rows()]
     np.testing.assert_array_equal(layer.whole(0, keys), expected)
     assert (layer.whole(LAST, keys) != expected).any()
