@@ -11,6 +11,7 @@ import pytest
 from point_rend.cli import demo, demo_semantic
 from point_rend.data.shapes.coco import Split, generate
 from point_rend.experiments.demo import instances, steps
+from point_rend.playground import serving
 from tests.tiny_datasets import REPOSITORY
 
 
@@ -116,3 +117,59 @@ def test_the_quick_demo_runs_from_nothing_to_pictures_in_the_current_folder(
     names = sorted(path.name for path in (output / "pictures").iterdir())
     assert names == ["closeups.png", *(f"image_00000{i}.png" for i in range(1, 5)), "images.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
+    """What `pointrend demo` does, in order, with the page and the steps pretended."""
+    found: list[tuple[str, object]] = []
+    monkeypatch.setattr(serving, "check", lambda args: found.append(("check", args.port)))
+    monkeypatch.setattr(serving, "serve", lambda args: found.append(("serve", args)))
+    monkeypatch.setattr(demo, "run", lambda output, quick: found.append(("run", (output, quick))))
+    return found
+
+
+def test_the_page_serves_the_model_of_the_demo_which_runs_first_if_there_is_none(
+    tmp_path: Path, calls: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo.main(["--serve", "--quick", "--port", "0"])
+    output = Path("output", "demo-quick")
+    assert [name for name, _ in calls] == ["check", "run", "serve"]
+    assert calls[1][1] == (output, True)
+    args = calls[2][1]
+    assert args.config_file == str(output / "pointrend" / "config.yaml")
+    assert args.opts[:2] == ["MODEL.WEIGHTS", str(output / "pointrend" / "model_final.pth")]
+    assert args.examples == output / "shapes" / "val"
+    calls.clear()
+    (output / "pointrend").mkdir(parents=True)
+    (output / "pointrend" / "model_final.pth").touch()
+    demo.main(["--serve", "--quick", "--examples", "mine"])
+    assert [name for name, _ in calls] == ["check", "serve"]
+    assert calls[1][1].examples == Path("mine")
+
+
+def test_the_page_serves_any_model_without_the_demo(calls: list) -> None:
+    demo.main(["--serve", "--model", "folder"])
+    demo.main(["--serve", "--config-file", demo.CONFIG, "--opts", "MODEL.WEIGHTS", "mine.pth"])
+    assert [name for name, _ in calls] == ["check", "serve"] * 2
+    assert calls[1][1].examples is None
+    assert calls[3][1].opts == ["MODEL.WEIGHTS", "mine.pth"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port", "1"], "--port needs --serve"),
+        (["--model", "folder"], "--model needs --serve"),
+        (["--serve", "--opts", "A", "1"], "--opts and --classes need --config-file or --model"),
+    ],
+)
+def test_options_of_the_page_that_do_not_fit_are_named(
+    options: list[str], message: str, calls: list, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        demo.main(options)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert calls == []
