@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         row["ratio"] = row["rate"] / rows["1"]["rate"] if "1" in rows else float("nan")
         rows[part] = row
         merged[part] = args.output / f"{part}.json"
-        merge(output, merged[part], overwrite=True)
+        merge([output], merged[part], overwrite=True)
         first = merged[parts[0]]
         row["equal"] = filecmp.cmp(first, merged[part], shallow=False)
         verdict = "equal" if row["equal"] else f"DIFFERS from {first}"
