@@ -1,6 +1,7 @@
 """Segmentation of files, videos and the camera, as `pointrend predict` runs it."""
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -377,7 +378,7 @@ def _segment(
     """Segment all frames; return the exit code if a signal has ended the run, else 0."""
     with tqdm(total=job.total, unit="image") as bar:
         if tiled is not None:
-            tiled.on_tile = lambda number, total: bar.set_postfix_str(f"tile {number} of {total}")
+            tiled.on_tile = functools.partial(_show_tile, bar)
         try:
             for batch in frames:
                 try:
@@ -396,6 +397,11 @@ def _segment(
         except SystemExit as stop:  # as `signals_end_the_command` raises it
             return int(stop.code or 0)
     return 0
+
+
+def _show_tile(bar: tqdm, number: int, total: int) -> None:
+    bar.set_postfix_str(f"tile {number} of {total}", refresh=False)
+    bar.update(0)  # shown at most ten times a second
 
 
 def predict_batch(

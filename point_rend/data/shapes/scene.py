@@ -72,11 +72,12 @@ def _color(
     return bgr[0, 0].astype(np.float32)
 
 
-def _background_color(rng: np.random.Generator) -> np.ndarray:
+def background_color(rng: np.random.Generator) -> np.ndarray:
+    """Return a pale color, (3,) float32 BGR."""
     return _color(rng, (10, 70), (60, 215))
 
 
-def _object_color(rng: np.random.Generator, others: Sequence[np.ndarray]) -> np.ndarray:
+def object_color(rng: np.random.Generator, others: Sequence[np.ndarray]) -> np.ndarray:
     """Return a vivid color that differs clearly from a few others."""
     while True:
         color = _color(rng, (150, 255), (120, 255))
@@ -223,7 +224,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     Returns:
         The image with the visible object of each subpixel.
     """
-    colors = [_background_color(rng)]
+    colors = [background_color(rng)]
     image = texture(rng, size, colors[0])
     owners = np.full((size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING), -1, dtype=np.int8)
     classes: list[int] = []
@@ -234,7 +235,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
         if placed is None:
             continue
         stamp, full_area = placed
-        colors.append(_object_color(rng, [colors[0], *colors[-2:]]))
+        colors.append(object_color(rng, [colors[0], *colors[-2:]]))
         patch = image[stamp.block]
         cover = coverage(stamp.subpixels)[..., None]
         patch += (texture(rng, (patch.shape[0], patch.shape[1]), colors[-1]) - patch) * cover

@@ -19,7 +19,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from point_rend.data.shapes.outlines import CLASSES, SHAPES, Shape, circle
-from point_rend.data.shapes.scene import texture
+from point_rend.data.shapes.scene import background_color, object_color, texture
 from point_rend.rendering.box_masks import Crop
 from point_rend.rendering.mask_runs import MaskRuns, RunMasks
 from point_rend.tiling.grid import TileGrid, tiles_of
@@ -142,15 +142,12 @@ def paint_textures(
 ) -> np.ndarray:
     """Paint a textured image, (H, W, 3) uint8 in BGR order."""
     image = np.zeros((*size, 3), dtype=np.uint8)
-    background = rng.uniform(60, 160, 3).astype(np.float32)
+    background = background_color(rng)
     for window in tiles_of(size, BLOCK, 0.0).windows():
         image[window.slices] = _bytes(texture(rng, (window.height, window.width), background))
     for x in placed:
-        part = image[x.mask.window]
-        color = (background + 128 + rng.uniform(-60, 60, 3)) % 256
-        color[rng.integers(3)] = 240
-        painted = _bytes(texture(rng, x.mask.mask.shape, color.astype(np.float32)))
-        part[x.mask.mask] = painted[x.mask.mask]
+        painted = _bytes(texture(rng, x.mask.mask.shape, object_color(rng, [background])))
+        image[x.mask.window][x.mask.mask] = painted[x.mask.mask]
     return image
 
 
