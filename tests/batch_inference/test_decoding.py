@@ -1,5 +1,6 @@
 """Decoding in worker processes: every image in its order, whatever happens to a worker."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from point_rend.batch_inference.manifest import Manifest, read_manifest
 from tests.batch_inference.readers import crash_on_two, hang_on_two, lack_a_package
 from tests.batch_inference.running import pictures
 from tests.cli.test_predict import picture
+from tests.http_server import Server, send
 
 
 @pytest.fixture
@@ -67,6 +69,26 @@ def test_what_keeps_every_image_from_being_read_is_an_error(
     reason = "rasterio is not installed"
     with Decoder(workers, read=lack_a_package) as decoder, pytest.raises(ValueError, match=reason):
         list(decoder.images(manifest))
+
+
+def test_images_of_a_server_are_read_and_their_faults_have_no_temporary_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    content = (pictures(tmp_path, 1) / "0.png").read_bytes()
+    with contextlib.closing(Server()) as server:
+        url = server.url
+        server.answers["/0.png"] = lambda handler: send(handler, content)
+        server.answers["/broken.png"] = lambda handler: send(handler, content[:100])
+        server.answers["/absent.png"] = lambda handler: handler.send_error(404)
+        assert np.array_equal(decode(f"{url}/0.png"), picture(0))
+        found = decode(f"{url}/broken.png")
+        assert isinstance(found, Unreadable)
+        assert found.reason.startswith(f"{url}/broken.png is truncated or broken")
+        missing = decode(f"{url}/absent.png")
+        assert isinstance(missing, Unreadable)
+        assert "absent.png cannot be downloaded: 404" in missing.reason
+    assert not (tmp_path / "cache").exists()
 
 
 def test_broken_pictures_missing_files_and_bombs_are_unreadable(
