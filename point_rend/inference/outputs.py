@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -31,6 +32,7 @@ from point_rend.rendering.box_masks import Crop, crops
 from point_rend.rendering.mask_runs import RunMasks
 from point_rend.rendering.uncertainty import label_map
 from point_rend.utils.files import atomic_file, atomic_path
+from point_rend.utils.pictures import LARGE
 from point_rend.utils.pixel_format import PLAIN, PixelFormat, to_view
 from point_rend.visualization.drawing import color_of, overlay_masks, write_names
 from point_rend.visualization.fonts import font_book, legible
@@ -214,11 +216,12 @@ def save_masks(folder: Path, output: Output, metadata: Metadata) -> list[Path]:
         (folder / earlier).unlink()
     found = output["instances"].to("cpu")
     files = []
+    is_large = math.prod(found.image_size) > LARGE
     for number, category in enumerate(found.pred_classes.tolist()):
         name = metadata.get("thing_classes")[category]
         plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
         files.append(folder / f"{number:03d}_{plain[:100]}.png")
-        if isinstance(found.pred_masks, RunMasks):
+        if is_large and isinstance(found.pred_masks, RunMasks):
             bands = mask_bands(found.pred_masks.masks[number], found.image_size)
             write_label_map(files[-1], bands, found.image_size)
         else:

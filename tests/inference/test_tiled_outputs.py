@@ -13,7 +13,7 @@ import rasterio
 from rasterio import Affine
 
 from point_rend.cli import run_command
-from point_rend.inference import large_outputs
+from point_rend.inference import large_outputs, outputs
 from point_rend.inference import run as run_module
 from point_rend.rendering.mask_runs import RunMasks
 from point_rend.utils.pictures import read_label_map
@@ -93,6 +93,7 @@ def test_results_of_a_huge_image_are_those_of_a_small_one_but_for_the_picture(
     end = ["--tile", "64", "--opts", *TINY_MODEL, "MODEL.WEIGHTS", "x.pkl"]
     for view, out in ((1000, "full"), (50, "reduced")):
         monkeypatch.setattr(large_outputs, "VIEW", view)
+        monkeypatch.setattr(outputs, "LARGE", view**2)
         run_command("predict", [*words, "--output", str(tmp_path / out), *end])
     full, reduced = tmp_path / "full", tmp_path / "reduced"
     found = json.loads((reduced / "instances.json").read_text())
@@ -129,5 +130,6 @@ def test_no_result_of_a_huge_image_is_read_as_a_whole(
     words += ["--input", str(tmp_path / "map.tif"), "--formats", "pictures", "coco", "masks"]
     words += ["--output", str(tmp_path / "out"), "--tile", "64"]
     monkeypatch.setattr(large_outputs, "VIEW", 50)
+    monkeypatch.setattr(outputs, "LARGE", 100)
     run_command("predict", [*words, "--opts", *TINY_MODEL, "MODEL.WEIGHTS", "x.pkl"])
     assert len(list((tmp_path / "out" / "masks" / "map").iterdir())) == 2
