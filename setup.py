@@ -35,7 +35,7 @@ geotiff = ["rasterio>=1.4"]
 parquet = ["pyarrow>=17"]
 ray = ["ray[data]>=2.44", *parquet]
 supervision = ["supervision>=0.26"]
-page = ["gradio>=5.20"]
+page = ["gradio>=6.31"]
 serving = ["fastapi>=0.115", "onnxruntime>=1.20", "uvicorn>=0.32"]
 
 setup(
