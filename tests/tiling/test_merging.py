@@ -104,7 +104,7 @@ def test_an_object_in_one_tile_alone_is_untouched_bit_for_bit():
         pred_classes=torch.tensor([2]),
         pred_masks=torch.from_numpy(mask)[None],
     )
-    for top, left in [(0, 0), (43, 45), (86, 136)]:
+    for top, left in zip(GRID.tops, GRID.lefts, strict=False):
         merger = InstanceMerger(SIZE, 0.5)
         for other in GRID.windows():
             is_there = (other.top, other.left) == (top, left)
