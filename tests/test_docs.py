@@ -21,6 +21,7 @@ from point_rend import (
     get_config_file,
     load_config,
 )
+from point_rend.cli import module_of
 from point_rend.evaluation import boundary_iou as boundaries
 from point_rend.evaluation import cityscapes_ap as cityscapes_scores
 from point_rend.evaluation.boundary_iou import inner_band
@@ -78,6 +79,15 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page):
 def test_the_readme_leads_to_every_page():
     linked = {link.partition("#")[0] for link in LINK.findall(text_of(REPOSITORY / "README.md"))}
     assert {name(page) for page in PAGES} - {"README.md"} <= linked
+
+
+@pytest.mark.parametrize("command", ["predict", "refine", "merge", "visualize"])
+def test_every_option_of_predicting_is_explained(command: str):
+    page = (REPOSITORY / "docs" / "PREDICTING.md").read_text(encoding="utf-8")
+    actions = module_of(command).build_parser()._actions
+    options = {option for action in actions for option in action.option_strings}
+    missing = {x for x in options if x.startswith("--") and not re.search(rf"{x}(?![\w-])", page)}
+    assert missing <= {"--help"}
 
 
 def test_the_table_of_layers_is_the_one_that_is_enforced():
