@@ -212,7 +212,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             samples = watch(command, output)
         row = {"seconds": time.monotonic() - began, "slope": slope(samples)}
-        row["rate"] = float("nan") if part == "killed" else throughput(output)
+        row["rate"] = throughput(output)
+        if part == "killed":  # its time has the starts, its memory that of the last start
+            row["rate"] = row["slope"] = float("nan")
         row["ratio"] = row["rate"] / rows["1"]["rate"] if "1" in rows else float("nan")
         rows[part] = row
         merged[part] = args.output / f"{part}.json"
