@@ -18,13 +18,15 @@ from point_rend.utils.pictures import PictureError
 from tests.cli.test_visualize import predictor_of
 from tests.tiny_datasets import HEIGHT, WIDTH, process_state_restored, scene
 
-SIZE = (scenes.WHOLE_SIDE * HEIGHT // WIDTH, scenes.WHOLE_SIDE)
+SIZE = (4 * HEIGHT, 4 * WIDTH)  # of a whole picture, for the sake of speed
 CELLS = ("MODEL.POINT_HEAD.SUBDIVISION_CELLS_PER_PIXEL", "2.0", "INPUT.MIN_SIZE_TEST", "128")
 AGNOSTIC = ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True")
 
 
 @pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
+def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(scenes, "WHOLE_SIDE", SIZE[1])
+    monkeypatch.setattr(scenes, "CLOSEUP_SIDE", 240)
     torch.manual_seed(0)
     with process_state_restored():
         yield
