@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from point_rend.data.checks.masks import compressed_rle
 from point_rend.evaluation.coco_ap import CocoAP
 from point_rend.evaluation.coco_results import is_number, mask_metrics
 from point_rend.evaluation.limits import Limit, warn_of_limit
+from point_rend.evaluation.matching import match_objects
 from point_rend.evaluation.pairing import (
     CLASSES,
     IMAGES,
@@ -26,7 +28,8 @@ class MaskScores:
     """Mask AP and boundary AP of the records of a file of boxes.
 
     Records of images or categories that the ground truth does not have are left out, and so are
-    crowds. Annotations without scores have the score 1.
+    crowds. Annotations of which none has a score are put into the best order: each has the IoU
+    with its object as its score. Otherwise those without a score have the score 1.
 
     Args:
         file: The file of boxes.
@@ -51,6 +54,7 @@ class MaskScores:
         self._file, self._truth, self._limit = file, truth, limit
         self._evaluation = CocoAP(truth, max_dets=limit.number)
         of_image, of_category = self._ids(categories)
+        self._has_scores = any("score" in record for record in file.records)
         self._slots: list[tuple[int, Record]] = []
         for index, (record, image, category) in enumerate(
             zip(file.records, images, categories, strict=True)
@@ -111,4 +115,22 @@ class MaskScores:
             ValueError: If a mask cannot be read.
         """
         warn_of_limit(self._truth, results, self._limit, str(self._file.path))
-        return mask_metrics(list(results), self._evaluation)
+        ordered = list(results) if self._has_scores else self._in_best_order(results)
+        return mask_metrics(ordered, self._evaluation)
+
+    def _in_best_order(self, results: Sequence[Record]) -> list[Record]:
+        """Score results by the mask IoU with the objects that they match; by 0 without one."""
+        sizes = {image["id"]: (image["height"], image["width"]) for image in self._truth["images"]}
+
+        def compressed(records: Sequence[Record]) -> list[Record]:
+            return [
+                {**x, "segmentation": compressed_rle(x["segmentation"], *sizes[x["image_id"]])}
+                for x in records
+            ]
+
+        objects = compressed([x for x in self._truth["annotations"] if not is_crowd(x)])
+        scored: list[Record] = [{**result, "score": 0.0} for result in results]
+        for match in match_objects(objects, compressed(results)):
+            if match is not None:
+                scored[match.result]["score"] = match.iou
+        return scored
