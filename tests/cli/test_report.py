@@ -240,7 +240,7 @@ def test_a_single_result_is_compared_with_the_ground_truth(planted: Planted):
 
 
 def test_without_photographs_the_page_has_plain_gray(planted: Planted, monkeypatch):
-    monkeypatch.setattr(photographs, "read_picture", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr(photographs, "read_view", lambda *_: pytest.fail("an image was read"))
     parsed = Parsed(planted.page("--without-photographs"))
     assert len(parsed.with_class("card")) == len(OBJECTS)
 

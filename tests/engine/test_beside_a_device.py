@@ -34,6 +34,7 @@ def test_processes_start_although_torch_has_a_thread_for_the_device(test: str) -
 
 def test_tests_fork_only_where_the_fork_computes_nothing() -> None:
     forking = {
+        "tests/batch_inference/test_run.py",
         "tests/engine/test_beside_a_device.py",
         "tests/engine/test_signals.py",
         "tests/test_architecture.py",

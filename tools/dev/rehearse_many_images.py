@@ -26,8 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from point_rend.batch_inference.merge import merge
-from point_rend.batch_inference.shards import RUN_NAME, Run, finished_shards, shard_path
+from point_rend.cli import merge
 from point_rend.data.shapes.coco import generate
 from point_rend.utils.errors import FAILED, user_errors
 from point_rend.utils.files import check_output, write_text
@@ -110,6 +109,8 @@ def memory_of(pids: Sequence[int]) -> float:
 
 def finished_images(folder: Path) -> int:
     """Return the number of images in the shards of a folder."""
+    from point_rend.batch_inference.shards import RUN_NAME, Run, finished_shards
+
     if not (folder / RUN_NAME).is_file():
         return 0
     run = Run.read(folder)
@@ -180,6 +181,8 @@ def end_group(group: int) -> None:
 
 def throughput(output: Path) -> float:
     """Return the images per second between the start of the work and the last shard."""
+    from point_rend.batch_inference.shards import RUN_NAME, Run, shard_path
+
     run = Run.read(output)
     paths = [shard_path(output, number, run.shard_format) for number in range(run.shards)]
     end = max(path.stat().st_mtime for path in paths)
@@ -218,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         row["ratio"] = row["rate"] / rows["1"]["rate"] if "1" in rows else float("nan")
         rows[part] = row
         merged[part] = args.output / f"{part}.json"
-        merge([output], merged[part], overwrite=True)
+        merge.main([str(output), "--output", str(merged[part]), "--overwrite"])
         first = merged[parts[0]]
         row["equal"] = filecmp.cmp(first, merged[part], shallow=False)
         verdict = "equal" if row["equal"] else f"DIFFERS from {first}"
