@@ -29,12 +29,12 @@ def encode(mask):
 def segment(session, picture):
     """Return name, score, box (x0, y0, x1, y1) and mask of each object, or the mask of a class."""
     model = json.loads(session.get_modelmeta().custom_metadata_map["point_rend"])
+    (model.get("channels", 3), model.get("bits", 8)) == (3, 8) or sys.exit("not an 8-bit RGB model")
     picture, names = ImageOps.exif_transpose(picture), model["classes"] or range(1 << 20)
     picture = picture.point(lambda x: x / 256, "L") if picture.mode[0] == "I" else picture
     width, height = size = np.array(picture.size)
-    if model["min_size"]:
-        size = size * (model["min_size"] / size.min())
-        size = size * min(1, model["max_size"] / size.max())
+    size = size * (model["min_size"] / size.min() if model["min_size"] else 1)
+    size = size * min(1, (model["max_size"] if model["min_size"] else size.max()) / size.max())
     columns, rows = size = np.maximum(size + 0.5, 1).astype(np.int64)
     pixels = np.asarray(picture.convert("RGB").resize(size.tolist(), 2), np.float32)  # bilinear
     pixels = (pixels[..., ::-1] if model["image_format"] == "BGR" else pixels).transpose(2, 0, 1)

@@ -37,6 +37,7 @@ def build_app() -> FastAPI:
     app, one_at_a_time = FastAPI(title="PointRend"), threading.Lock()
     path = os.environ["POINT_REND_MODEL"]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    segment(session, Image.new("RGB", (64, 64)))  # ends here for a model of other images
 
     def answer(body: bytes) -> list[dict]:
         with one_at_a_time:

@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 from point_rend.tiling.grid import Window
 from point_rend.utils.bands import (
     TiffHeader,
+    check_bands,
     map_array,
     open_raster,
     read_header,
@@ -256,16 +257,28 @@ def _open_tiff(
         _check_amount(path, header)
         dataset = stack.enter_context(open_raster(path))
         if header.is_georeferenced:
-            points, system = dataset.gcps
-            place = {"crs": system, "gcps": points}
-            if not points:
-                place = {"crs": dataset.crs, "transform": dataset.transform}
+            place = _place(path, dataset)
     if dataset is None or not has_windows:
         return DecodedImage(read_pixels(path, pixel_format), place)
     _check_blocks(path, dataset)
     if layout is None:
         return BandsOfTiff(path, dataset, pixel_format, place)
     return TiffImage(path, dataset, layout.bands, layout.palette, place)
+
+
+def _place(path: str, dataset: Any) -> dict[str, Any]:
+    """Return the georeference of a file that has one, as of :class:`WindowedImage`."""
+    from rasterio.crs import CRS
+
+    try:
+        points, system = dataset.gcps
+        if points:
+            place = {"crs": system or CRS(), "gcps": points}
+        else:
+            place = {"crs": dataset.crs, "transform": dataset.transform}
+        return place | ({"rpcs": dataset.rpcs} if dataset.rpcs else {})
+    except Exception as error:  # almost any, by the fault of the file
+        raise PictureError(path, f"has a broken georeference ({_reason(error)})") from error
 
 
 def _has_rasterio() -> bool:
@@ -321,6 +334,7 @@ def _of_tags(image: TiffImagePlugin.TiffImageFile) -> _Layout | None:
 
 def _check_amount(path: str, header: TiffHeader) -> None:
     """Refuse a file that declares more pixels than anybody has, or than it can hold."""
+    check_bands(path, header.bands)
     size = f"{header.width} x {header.height} pixels"
     limit = max(MAX_WINDOWED_PIXELS, max_pixels())
     if header.width * header.height > limit:

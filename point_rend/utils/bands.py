@@ -58,18 +58,23 @@ BIG_TIFF = 43
 LONGEST_HEADER = 10_000  # bytes
 FULL_CHANNELS = 4  # of a picture with as many pixels as the limit
 TURNS = {2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (3, 1), 6: (3, 0), 7: (1, 1), 8: (1, 0)}
-# Of GDAL: no neighboring files (.aux.xml, .ovr, .msk, world files), no network, a small cache.
+# Of GDAL: no neighboring files (.aux.xml, .ovr, .msk, world files), no network, a small cache, and
+# every error of reading, whatever is in the environment.
 RASTER_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",
     "PROJ_NETWORK": "OFF",
     "GDAL_CACHEMAX": 1 << 27,
+    "GTIFF_IGNORE_READ_ERRORS": "NO",
+    "GTIFF_DIRECT_IO": "NO",
+    "GTIFF_VIRTUAL_MEM_IO": "NO",
 }
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS = 256, 257, 258
 TIFF_INTERPRETATION, TIFF_ORIENTATION, TIFF_BANDS = 262, 274, 277
-TIFF_PLACES = (33550, 33922, 34264)  # pixel scale, tie points, transformation
+TIFF_PLACES = (33550, 33922, 34264, 50844)  # pixel scale, tie points, transformation, RPCs
 BLACK_IS_ZERO, RGB = 1, 2  # interpretations
+PILLOW_BITS = 32  # of a channel, at most
 
 
 class ArrayHeader(NamedTuple):
@@ -93,8 +98,10 @@ class TiffHeader(NamedTuple):
 
     @property
     def is_of_pillow(self) -> bool:
-        """Whether Pillow reads all of it: one channel, or colors of 8 bits."""
-        return self.bands == 1 or (self.bands == COLORS and self.bits <= EIGHT_BITS)
+        """Whether Pillow reads all of it: one channel of up to 32 bits, or colors of 8 bits."""
+        if self.bands == 1:
+            return self.bits <= PILLOW_BITS
+        return self.bands == COLORS and self.bits <= EIGHT_BITS
 
     @property
     def has_windows(self) -> bool:
@@ -364,7 +371,7 @@ def _array_header(file: BufferedReader, path: str | Path) -> ArrayHeader:
     if dtype.kind not in "uif":
         kind = "Python objects" if dtype.hasobject else f"values of type {dtype}"
         raise PictureError(path, f"holds {kind}: expected an array of numbers")
-    if len(shape) not in (2, 3) or not all(side > 0 for side in shape):
+    if len(shape) not in (2, 3) or not all(type(side) is int and side > 0 for side in shape):
         raise PictureError(path, f"has shape {shape}: expected (H, W) or (H, W, channels)")
     return header
 
@@ -414,10 +421,19 @@ def _check_length(file: BufferedReader, header: ArrayHeader, path: str | Path) -
         )
 
 
-def _check_extent(path: str | Path, width: int, height: int, bands: int = 1) -> None:
-    """Refuse an image whose header announces too many values, before they are read."""
+def check_bands(path: str | Path, bands: int) -> None:
+    """Refuse an image whose header announces too many channels.
+
+    Raises:
+        PictureError: If it does.
+    """
     if bands > MOST_BANDS:
         raise PictureError(path, f"has {bands} channels, expected {MOST_BANDS} at most")
+
+
+def _check_extent(path: str | Path, width: int, height: int, bands: int = 1) -> None:
+    """Refuse an image whose header announces too many values, before they are read."""
+    check_bands(path, bands)
     limit = max_pixels()
     if width * height * max(bands, FULL_CHANNELS) > limit * FULL_CHANNELS:
         raise PictureError(

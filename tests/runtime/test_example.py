@@ -14,7 +14,7 @@ import torch
 from detectron2.data.transforms import AugInput, AugmentationList
 from PIL import Image
 
-from examples import run_onnx
+from examples import run_onnx, serve_onnx
 from point_rend import Predictor, load_config
 from point_rend.data.augmentation import build_augmentations
 from point_rend.runtime.description import KEY, Description
@@ -130,6 +130,17 @@ def test_it_prepares_pictures_as_the_models_do(tmp_path, min_size, max_size, ord
         padded = np.zeros((*images.shape[2:], 3), np.float32)
         padded[:height, :width] = augmented.image
         np.testing.assert_array_equal(images[0].transpose(1, 2, 0), padded)
+
+
+@pytest.mark.parametrize("fields", [{"channels": 4}, {"bits": 12}, {"channels": 1}])
+def test_models_of_other_images_end_it_with_a_line(fields, tmp_path, monkeypatch):
+    model = redescribed(tmp_path / "model.onnx", planted(), description(**fields))
+    session = onnxruntime.InferenceSession(model)
+    with pytest.raises(SystemExit, match="not an 8-bit RGB model"):
+        run_onnx.segment(session, Image.new("RGB", (9, 9)))
+    monkeypatch.setenv("POINT_REND_MODEL", str(model))
+    with pytest.raises(SystemExit, match="not an 8-bit RGB model"):
+        serve_onnx.build_app()
 
 
 def test_it_takes_the_upper_half_of_16_bits_and_numbers_classes_without_names(tmp_path):

@@ -1,6 +1,7 @@
 """Windows have the pixels that the whole picture has, whatever a file holds or pretends to hold."""
 
 import socket
+import struct
 import sys
 import threading
 import warnings
@@ -14,7 +15,11 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio import Affine
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.rpc import RPC
 
+from point_rend.inference.large_outputs import write_label_map
 from point_rend.tiling import windows
 from point_rend.tiling.grid import Window
 from point_rend.tiling.windows import DecodedImage, TiffImage, is_georeferenced, open_windows
@@ -131,6 +136,48 @@ def test_a_place_on_the_map_is_known(tmp_path: Path) -> None:
     with open_windows(path) as image:
         assert image.georeference == {}
     assert not is_georeferenced(path)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", None])
+def test_control_points_and_rational_coefficients_are_a_place_on_the_map(
+    crs: str | None, tmp_path: Path
+) -> None:
+    points = [GroundControlPoint(*x) for x in ((0, 0, 10, 50), (0, 9, 11, 50), (9, 0, 10, 49))]
+    numbers = dict.fromkeys(("height", "lat", "line", "long", "samp"), 1.0)
+    ends = {f"{name}_{end}": 1.0 for name in numbers for end in ("off", "scale")}
+    polynomials = {
+        f"{side}_{part}_coeff": [1.0] * 20 for side in ("line", "samp") for part in ("num", "den")
+    }
+    system = CRS.from_user_input(crs) if crs else CRS()
+    places: list[dict[str, Any]] = [{"gcps": points, "crs": system}]
+    places.append({"rpcs": RPC(**ends, **polynomials, err_bias=1.0, err_rand=1.0)})
+    for number, place in enumerate(places):
+        path = write_tiff(tmp_path / f"{number}.tif", count=3, **place)
+        assert is_georeferenced(path)
+        with open_windows(path) as image:
+            write_label_map(
+                tmp_path / "map.tif",
+                [np.zeros(image.size, np.uint8)],
+                image.size,
+                image.georeference,
+            )
+        with rasterio.open(path) as one, rasterio.open(tmp_path / "map.tif") as other:
+            assert one.gcps[1] == other.gcps[1]
+            assert [(x.row, x.col, x.x, x.y) for x in one.gcps[0]] == [
+                (x.row, x.col, x.x, x.y) for x in other.gcps[0]
+            ]
+            assert one.rpcs == other.rpcs
+
+
+def test_more_channels_than_any_model_has_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "picture.tif", count=1)
+    content = path.read_bytes()
+    header = struct.pack("<HHI", 277, 3, 1)  # the number of channels
+    assert content.count(header) == 1
+    start = content.index(header) + len(header)
+    path.write_bytes(content[:start] + struct.pack("<H", 60_000) + content[start + 2 :])
+    with pytest.raises(PictureError, match="has 60000 channels, expected 1024 at most"):
+        open_windows(path, PixelFormat("RGB", 4, 16)).__enter__()
 
 
 def test_windows_of_a_tiff_beyond_the_limit_are_read(

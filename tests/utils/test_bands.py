@@ -81,6 +81,13 @@ def test_variants_of_tiff_give_the_same_values(options: dict[str, Any], tmp_path
     )
 
 
+def test_fractions_of_64_bits_are_read(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((HEIGHT, WIDTH, 1))
+    path = saved_tiff(tmp_path / "x.tif", values)
+    np.testing.assert_array_equal(read_bands(path), values)
+    assert image_size(path) == (WIDTH, HEIGHT)
+
+
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_a_png_of_16_bits_keeps_all_of_them(count: int, tmp_path: Path) -> None:
     values = random_bands(count)
@@ -217,6 +224,7 @@ HOSTILE = {
     "deep": (npy(described("(2, 2, 1000000000)")), "has 1000000000 channels, expected 1024"),
     "negative": (npy(described("(-2, 2, 4)")), "has shape (-2, 2, 4)"),
     "empty": (npy(described("(0, 2, 4)")), "has shape (0, 2, 4)"),
+    "truth": (npy(described("(True, True, 4)"), b"\0" * 8), "has shape (True, True, 4)"),
     "one axis": (npy(described("(4,)")), "has shape (4,)"),
     "truncated": (npy(described("(2, 2, 4)"), b"\0" * 31), "take 31 bytes, expected 32"),
     "too long": (npy(described("(2, 2, 4)"), b"\0" * 33), "take 33 bytes, expected 32"),
@@ -240,7 +248,9 @@ def test_hostile_arrays_are_refused_by_name(case: str, tmp_path: Path) -> None:
         read_view(path)
 
 
-def test_a_truncated_tiff_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["GTIFF_IGNORE_READ_ERRORS", "GTIFF_DIRECT_IO"])
+def test_a_truncated_tiff_is_refused_by_name(option, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv(option, "YES")
     path = saved_tiff(tmp_path / "x.tif", random_bands(5))
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(PictureError, match=r"x\.tif is truncated or broken"):
