@@ -46,7 +46,7 @@ from point_rend.refinement.scoring import MaskScores
 from point_rend.runtime.files import exported_file
 from point_rend.utils.arguments import MAX_DETS_FLAG
 from point_rend.utils.errors import print_result
-from point_rend.utils.files import check_output
+from point_rend.utils.files import check_output, check_that_inputs_stay
 from point_rend.utils.json_files import shown
 from point_rend.utils.signals import write_line
 
@@ -140,6 +140,9 @@ def refine(args: argparse.Namespace) -> Report:
             "--config-file with MODEL.WEIGHTS, or a folder of save_pretrained"
         )
     settings = read_settings(args)
+    if os.path.exists(args.output):
+        inputs = [settings.cfg.MODEL.WEIGHTS, *folder.files().values()]
+        check_that_inputs_stay(inputs, [args.output])
     images, ids = images_of(file, truth, folder)
     known = file.data_set or truth or {"categories": []}
     categories = categories_of(file.records, known["categories"])

@@ -82,11 +82,13 @@ def user_errors() -> Iterator[None]:
 
 
 def print_result(text: str) -> None:
-    """Print a result of a command.
+    """Print a result of a command; what standard output cannot encode is written with escapes.
 
     Raises:
         OSError: If standard output cannot be written: its reader has ended, or its disk is full.
     """
+    encoding = sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, flush=True)
     except OSError as error:

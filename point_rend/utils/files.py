@@ -205,7 +205,9 @@ def check_output(
             reason = f"{nearest} is not a folder"
         elif path.is_dir() and not folder:
             reason = "it is a folder, expected a file"
-        elif path.exists() and not path.is_file() and not folder:
+        elif not folder and (
+            (path.exists() and not path.is_file()) or nearest.resolve() == Path(os.devnull).parent
+        ):
             reason = "it is a device or a pipe, expected a file"
         else:
             check_writable(nearest)

@@ -13,6 +13,7 @@ import functools
 import itertools
 import logging
 import os
+import stat
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,10 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "POINT_REND_FONT"
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
+MAX_BYTES = 512 << 20  # of a font file; the largest ones, with all of CJK, have about 120 MB
+MAX_FILES = 100_000  # in a folder of the user's
 LONGEST = 300  # characters of a text that are drawn
+MAX_LOOKED_AT = 16 * LONGEST  # characters that are laid out, of which most may not be drawn
 ELLIPSIS = "…"
 JOINERS = "\u200d\u200c"  # they join letters or keep them apart
 VARIATIONS = range(0xFE00, 0xFE10)  # forms of the character before
@@ -127,7 +131,8 @@ def font_book() -> FontBook:
     """Return the fonts of this machine.
 
     Raises:
-        ValueError: If POINT_REND_FONT names a file that does not exist or is no font.
+        ValueError: If POINT_REND_FONT names a file that does not exist or is no font, or a folder
+            of far too many files.
     """
     return _font_book(os.environ.get(VARIABLE, ""), tuple(font_folders()))
 
@@ -269,6 +274,11 @@ def clusters(text: str) -> list[str]:
 def _font_book(of_user: str, folders: Sequence[str]) -> FontBook:
     first: list[str] = []
     for name in filter(None, of_user.split(os.pathsep)):
+        if os.path.isdir(name) and next(itertools.islice(_all_in(name), MAX_FILES, None), None):
+            raise ValueError(
+                f"{VARIABLE}: {name!r:.200} has more than {MAX_FILES} files: expected a folder of "
+                "fonts"
+            )
         files = _files_in(name) if os.path.isdir(name) else [name]
         if not os.path.exists(name):
             raise ValueError(f"{VARIABLE}: there is no file or folder {name!r:.200}")
@@ -278,12 +288,16 @@ def _font_book(of_user: str, folders: Sequence[str]) -> FontBook:
     return FontBook([*first, _dejavu(), *itertools.chain(*map(_files_in, folders))])
 
 
+def _all_in(folder: str) -> Iterator[str]:
+    """Yield all files in a folder and those within."""
+    return (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+
+
 def _files_in(folder: str) -> list[str]:
     """List the font files in a folder and those within, plain styles first."""
-    paths = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
     plain_name = {
         path: "".join(filter(str.isalnum, Path(path).stem.lower()))
-        for path in sorted(paths)
+        for path in sorted(_all_in(folder))
         if path.lower().endswith(SUFFIXES)
     }
     files = [file for file, name in plain_name.items() if not any(x in name for x in UNFIT)]
@@ -313,6 +327,10 @@ def _coverage(file: str) -> np.ndarray:
     from matplotlib.ft2font import FT2Font
 
     try:
+        status = os.stat(file)
+        # A pipe or a device would be read for ever, as would the rest of a file of terabytes.
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+            return np.empty(0, dtype=np.uint32)
         font = FT2Font(file)
         codes = font.get_charmap().keys() if font.scalable else ()
     except (OSError, RuntimeError, ValueError):
@@ -337,6 +355,8 @@ def _as_is(text: str) -> str | None:
 
 
 def _legible(book: FontBook, text: str, instead: str | None) -> str:
+    if len(text) > MAX_LOOKED_AT:  # before any work on each of its characters
+        text = f"{text[: MAX_LOOKED_AT // 2]}{ELLIPSIS}{text[-MAX_LOOKED_AT // 2 :]}"
     text = _shortened(unicodedata.normalize("NFC", " ".join(text.split())))
     drawn, replaced = "", False
     for character in text:

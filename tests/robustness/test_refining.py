@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from point_rend.refinement import run as run_module
 from tests.robustness.harness import Row, run_row, table
 from tests.robustness.test_results_files import prepare, results, truth, write
@@ -67,6 +69,10 @@ def nothing_written(folder: Path) -> None:
 
 def mine_is_kept(folder: Path) -> None:
     assert (folder / "out.json").read_text() == "mine"
+
+
+def is_a_picture(folder: Path) -> None:
+    assert cv2.imread(str(folder / "1.png")) is not None
 
 
 def stays_as_it_is(folder: Path) -> None:
@@ -139,6 +145,17 @@ FLAGS = [
         "output is the input",
         on(results(), "--output", "boxes.json", "--overwrite"),
         "boxes.json is the input .*boxes.json, which would be overwritten",
+    ),
+    Row(
+        "output is an image",
+        on(results(), "--output", "1.png", "--overwrite"),
+        "--output: 1.png is the input .*1.png, which would be overwritten",
+        then=is_a_picture,
+    ),
+    Row(
+        "output is the checkpoint",
+        on(results(), "--output", "planted.pkl", "--overwrite", make=file("planted.pkl", "mine")),
+        "--output: planted.pkl is the input planted.pkl, which would be overwritten",
     ),
     Row(
         "a full disk",

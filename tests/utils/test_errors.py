@@ -1,5 +1,6 @@
 """User errors and exit codes."""
 
+import io
 import os
 import signal
 import subprocess
@@ -48,6 +49,19 @@ def test_a_bug_keeps_its_traceback():
 )
 def test_the_nearest_known_name_is_suggested(name: str, nearest: str):
     assert errors.did_you_mean(name, ["MODEL.MASK_ON", "INPUT.FORMAT"]) == nearest
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "printed"),
+    [("utf-8", "é \udcff", "é \\udcff"), ("ascii", "é 汽", "\\xe9 \\u6c7d")],
+)
+def test_a_result_that_cannot_be_encoded_is_printed_with_escapes(
+    encoding: str, text: str, printed: str, monkeypatch: pytest.MonkeyPatch
+):
+    output = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", output)
+    errors.print_result(text)
+    assert output.buffer.getvalue().decode(encoding) == f"{printed}\n"
 
 
 def test_a_result_whose_reader_has_ended_ends_in_one_line():

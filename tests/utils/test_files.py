@@ -133,6 +133,12 @@ def test_a_file_system_that_cannot_flush_folders_is_no_error(
     assert (tmp_path / "x").read_text() == "text"
 
 
+@pytest.mark.parametrize("output", ["/dev/stdout", "/dev/null", "/dev/new"])
+def test_nothing_in_the_folder_of_devices_is_replaced(output: str):
+    with pytest.raises(ValueError, match="it is a device or a pipe, expected a file"):
+        check_output(output)
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_writable_output_passes_and_nothing_is_created(tmp_path: Path, folder: bool):
     (tmp_path / "there").mkdir()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -180,6 +181,47 @@ def test_a_font_of_the_user_that_cannot_be_used_is_named(
     monkeypatch.setenv(VARIABLE, str(broken))
     with pytest.raises(ValueError, match=r"broken\.ttf' is no outline font"):
         line_of("汽", 20)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "terabytes"])
+def test_a_font_without_end_is_named_and_not_read(
+    kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.ttf"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.touch()
+        os.truncate(file, 1 << 40)
+    monkeypatch.setenv(VARIABLE, str(file))
+    with pytest.raises(ValueError, match=r"a\.ttf' is no outline font"):
+        legible("é")
+    monkeypatch.delenv(VARIABLE)
+    folder.mkdir()
+    os.symlink(file, folder / "a.ttf")
+    assert legible("汽") == "U+6C7D"
+
+
+def test_a_folder_of_far_too_many_files_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "many").mkdir(exist_ok=True)
+        (tmp_path / "many" / name).touch()
+    monkeypatch.setattr(fonts, "MAX_FILES", 2)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "many"))
+    with pytest.raises(ValueError, match="many' has more than 2 files: expected a folder of fonts"):
+        legible("é")
+
+
+@pytest.mark.parametrize("name", ["x" * 10**7, "\u0301" * 10**7, " " * 10**7, "é" * 10**7])
+def test_a_name_of_megabytes_takes_no_time(name: str) -> None:
+    start = time.process_time()
+    assert len(legible(name)) <= 4 * fonts.LONGEST
+    assert line_of(name, 18, 200).width <= 200
+    assert time.process_time() - start < 2
 
 
 def test_predictions_that_draw_no_pictures_need_no_font(monkeypatch: pytest.MonkeyPatch) -> None:
