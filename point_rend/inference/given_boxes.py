@@ -72,7 +72,7 @@ def as_boxes(boxes: Any) -> Tensor:
     """
     boxes = getattr(boxes, "tensor", boxes)
     if isinstance(boxes, Tensor):
-        boxes = boxes.detach().cpu().numpy()
+        boxes = boxes.detach().cpu().double().numpy()  # NumPy has no bfloat16
     try:
         array = np.asarray(boxes, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -138,7 +138,7 @@ def as_scores(scores: Any, number: int) -> Tensor:
         ValueError: If they are not N numbers.
     """
     if isinstance(scores, Tensor):
-        scores = scores.detach().cpu().numpy()
+        scores = scores.detach().cpu().float().numpy()
     try:
         array = np.asarray(scores, dtype=np.float32)
     except (TypeError, ValueError) as error:

@@ -16,6 +16,7 @@ from torch import nn
 
 from point_rend import Predictor, load_config
 from point_rend.inference import given_boxes
+from point_rend.inference.given_boxes import as_boxes, as_scores
 from point_rend.meta_arch import PointRendPanopticFPN
 from point_rend.rendering.box_masks import BoxMasks
 from tests.cli.test_predict import THREE_CLASSES
@@ -255,3 +256,10 @@ def test_other_models_are_one_error(
         nn.Module.__init__(model)
     with pytest.raises(ValueError, match=message):
         given_boxes.check_given_boxes(load_config(POINTREND, [*TINY_MODEL, *opts]), model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int32])
+def test_boxes_and_scores_of_every_type_of_tensors_are_taken(dtype: torch.dtype) -> None:
+    boxes = torch.tensor([[1, 2, 3, 4]])
+    torch.testing.assert_close(as_boxes(boxes.to(dtype)), boxes.double(), rtol=0, atol=0)
+    torch.testing.assert_close(as_scores(torch.ones(2, dtype=dtype), 2), torch.ones(2))
