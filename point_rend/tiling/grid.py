@@ -9,6 +9,7 @@ the whole image.
 
 import math
 from collections.abc import Iterator
+from numbers import Real
 from typing import NamedTuple
 
 SMALLEST_TILE = 16  # pixels
@@ -96,7 +97,8 @@ def check_tiling(tile: int, overlap: float, names: tuple[str, str] = ("tile", "o
         raise ValueError(
             f"{names[0]}: expected a whole number of {SMALLEST_TILE} or more, got {tile!r}"
         )
-    if not 0 <= overlap <= LARGEST_OVERLAP:  # NaN, too
+    is_number = isinstance(overlap, Real) and not isinstance(overlap, bool)
+    if not is_number or not 0 <= overlap <= LARGEST_OVERLAP:  # NaN, too
         raise ValueError(
             f"{names[1]}: expected a number from 0 to {LARGEST_OVERLAP}, got {overlap!r}"
         )

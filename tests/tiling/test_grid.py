@@ -88,6 +88,8 @@ def test_windows_intersect_in_the_pixels_that_both_contain():
         (64, -0.1, "overlap: expected a number from 0 to 0.9, got -0.1"),
         (64, 1.0, "overlap: .*got 1.0"),
         (64, float("nan"), "overlap: .*got nan"),
+        (64, "0.2", "overlap: .*got '0.2'"),
+        (64, None, "overlap: .*got None"),
     ],
 )
 def test_sizes_out_of_range_are_named(tile, overlap, named):
