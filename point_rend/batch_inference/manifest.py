@@ -31,7 +31,7 @@ LONGEST_ENTRY = 4096  # bytes, as a path of Linux
 MAX_BYTES = 8 << 30  # of all entries together
 MAX_ID = 2**63 - 1
 WEB = ("http", "https")
-ROWS = 256  # of a Parquet file that are read at a time: its texts may be long
+ROWS = 4096  # of a Parquet file that are read at a time
 TRIED = 100  # entries of which one must exist
 SHOWN = 3  # entries that a message names
 
@@ -291,24 +291,37 @@ def _coco_entries(source: str, ids: "array[int]") -> Iterator[str]:
 def _parquet_entries(source: str, column: str) -> Iterator[str]:
     try:
         import pyarrow
-        from pyarrow import parquet, types
+        from pyarrow import compute, parquet, types
     except ImportError as error:
         raise not_installed("pyarrow", "parquet") from error
     number = 0
     try:
-        with parquet.ParquetFile(source) as file:
-            schema = file.schema_arrow
-            if column not in schema.names:
-                raise ValueError(
-                    f"{source} has no column {shown(column)}: it has "
-                    f"{shorten(', '.join(schema.names), 300) or 'none'}; --uri-column names it"
-                )
-            kind = schema.field(column).type
-            value = kind.value_type if types.is_dictionary(kind) else kind
-            if not (types.is_string(value) or types.is_large_string(value)):
-                raise ValueError(f"{source}: column {shown(column)} is {value}, expected text")
+        described = parquet.read_metadata(source).schema
+        schema = described.to_arrow_schema()
+        if column not in schema.names:
+            raise ValueError(
+                f"{source} has no column {shown(column)}: it has "
+                f"{shorten(', '.join(schema.names), 300) or 'none'}; --uri-column names it"
+            )
+        # The path of a field in a structure may look the same.
+        if schema.names.count(column) + [x.path for x in described].count(column) > 2:
+            raise ValueError(f"{source} has two columns {shown(column)}: expected one")
+        kind = schema.field(column).type
+        value = kind.value_type if types.is_dictionary(kind) else kind
+        is_text = (types.is_string, types.is_large_string, types.is_string_view)
+        if not any(is_kind(value) for is_kind in is_text):
+            raise ValueError(f"{source}: column {shown(column)} is {value}, expected text")
+        # A text that is there often is in memory once, so that a small file cannot fill it.
+        with parquet.ParquetFile(source, read_dictionary=[column]) as file:
             for batch in file.iter_batches(batch_size=ROWS, columns=[column]):
-                for entry in batch.column(0).to_pylist():
+                entries = batch.column(0)
+                lengths = compute.binary_length(entries.dictionary)
+                if (compute.max(lengths).as_py() or 0) > LONGEST_ENTRY * 4:
+                    raise ValueError(
+                        f"{source}: column {shown(column)} has a text of "
+                        f"{compute.max(lengths)} bytes, expected paths or URIs"
+                    )
+                for entry in entries.dictionary_decode().to_pylist():
                     number += 1
                     if entry is None:
                         raise ValueError(f"{source}: row {number} of {shown(column)} is null")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from point_rend.batch_inference.records import INSTANCES, Record
 from point_rend.batch_inference.shards import (
     FORMATS,
+    RUN_NAME,
     Run,
     finished_shards,
     read_shard,
@@ -73,7 +74,11 @@ def merge(
             exists.
     """
     run, paths = _find(sources)
-    check_output(output, inputs=paths.values())
+    folders = {path.parent for path in paths.values()}
+    check_output(output, inputs=[*paths.values(), *(x / RUN_NAME for x in folders)])
+    for folder in folders if SHARD_NAME.fullmatch(Path(output).name) else ():
+        if folder.resolve() == Path(output).parent.resolve():
+            raise ValueError(f"--output: {output} is the name of a shard: choose another one")
     if os.path.lexists(output) and not overwrite:
         raise ValueError(f"--output: {output} exists: choose another name, or pass --overwrite")
     if form == RESULTS and INSTANCES not in run.outputs:

@@ -236,6 +236,8 @@ def check_folder(
     """
     check_output(folder, folder=True)
     check_that_inputs_stay(inputs, [Path(folder, RUN_NAME), *_shard_files(folder)])
+    for path in filter(Path.is_dir, (Path(folder, RUN_NAME), *_shard_files(folder))):
+        raise ValueError(f"--output: {path} is a folder, expected a file: choose another folder")
     if overwrite:
         return
     advice = "choose another folder, or pass --overwrite to start again"
@@ -253,7 +255,7 @@ def check_folder(
     if different:
         raise ValueError(
             f"--output {folder} holds the shards of another run (different: "
-            f"{', '.join(different)}): {advice}"
+            f"{', '.join(dict.fromkeys(different))}): {advice}"
         )
 
 
@@ -445,7 +447,7 @@ class _Process:
         self._show(at_once=True)
 
     def _is_finished(self, number: int) -> bool:
-        return shard_path(self.folder, number, self.run.shard_format).exists()
+        return shard_path(self.folder, number, self.run.shard_format).is_file()
 
     def _write(self, number: int) -> None:
         block = self.run.block(number)

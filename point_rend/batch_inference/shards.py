@@ -25,6 +25,8 @@ RUN_FORMAT = "pointrend predict --shards 1"
 MAX_SHARD_BYTES = 4 << 30
 LONGEST_LINE = 1 << 30  # bytes of a record
 MAX_SHARDS = 10**8
+MAX_ID = 2**63 - 1
+MAX_SIDE = 2**31  # pixels
 
 # Fields of a record in a shard, with their types.
 FIELDS: dict[str, tuple[type, ...]] = {
@@ -192,6 +194,10 @@ def _fault(record: Any) -> str:
         if type(record.get(name)) not in types or name not in record:
             return f"has {name} = {shown(record.get(name))}"
     size = [record["height"], record["width"]]
+    if abs(record["image_id"]) > MAX_ID:
+        return f"has image_id = {shown(record['image_id'])}"
+    if record["error"] is None and not all(x and 0 < x < MAX_SIDE for x in size):
+        return f"has results, but the size {shown(size)}"
     masks = []
     for found in (*(record["annotations"] or ()), *(record["segments"] or ())):
         mask = found.get("segmentation") if isinstance(found, dict) else None
@@ -315,6 +321,7 @@ def finished_shards(folder: str | Path, run: Run) -> set[int]:
             digits = entry.name.removeprefix("shard-").removesuffix(ending)
             if digits.isdecimal() and len(digits) < 10:
                 number = int(digits)
-                if number < run.shards and entry.name == shard_path("", number, ending[1:]).name:
+                is_its_name = entry.name == shard_path("", number, ending[1:]).name
+                if number < run.shards and is_its_name and entry.is_file():
                     found.add(number)
     return found

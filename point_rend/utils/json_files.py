@@ -19,7 +19,7 @@ ALWAYS_AFFORDABLE = 1 << 30
 MAX_GROWTH = 10  # memory of the lists and objects of a larger file, in sizes of the file
 SHOWN = 80  # characters of a value in a message
 
-_BOM = b"\xef\xbb\xbf"
+BOM = "\ufeff"
 
 
 def read_json(path: str | Path, *, what: str, max_bytes: int = MAX_BYTES) -> Any:
@@ -48,8 +48,8 @@ def parse_json(data: bytes, where: str) -> Any:
         ValueError: If it is truncated, not JSON or not in UTF-8, if an object has a key twice, or
             if it is nested too deeply or made to exhaust the memory.
     """
-    if data.startswith(_BOM):
-        raise ValueError(f"{where} begins with a byte order mark: save it as UTF-8 without one")
+    if data.startswith(BOM.encode()):
+        raise ValueError(with_bom(where))
     needed = LIST_BYTES * data.count(b"[") + OBJECT_BYTES * data.count(b"{")
     if needed > max(ALWAYS_AFFORDABLE, MAX_GROWTH * len(data)):
         raise ValueError(
@@ -75,6 +75,11 @@ def parse_json(data: bytes, where: str) -> Any:
         raise ValueError(f"{where} is truncated or not JSON: {error}") from None
     except ValueError as error:  # an integer beyond sys.get_int_max_str_digits()
         raise ValueError(f"{where} has a number with too many digits: {error}") from None
+
+
+def with_bom(where: str) -> str:
+    """Describe the fault of a file with a byte order mark."""
+    return f"{where} begins with a byte order mark: save it as UTF-8 without one"
 
 
 class _RepeatedKeyError(Exception):

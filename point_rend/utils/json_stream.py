@@ -8,7 +8,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from point_rend.utils.json_files import shown
+from point_rend.utils.json_files import BOM, shown, with_bom
 from point_rend.utils.reading import open_regular_file
 
 BLOCK = 1 << 20  # bytes
@@ -32,6 +32,8 @@ def iterate_list(path: str | Path, key: str, *, what: str) -> Iterator[Any]:
     """
     with open_regular_file(path, what=what) as file:
         text = _Text(file, f"{what} {path}")
+        if text.peek() == BOM:
+            raise ValueError(with_bom(text.where))
         if text.peek() != "{":
             raise ValueError(f"{text.where}: expected an object with the list {key!r}")
         found = False

@@ -86,6 +86,44 @@ def test_another_column_of_parquet_is_named(images: Path) -> None:
         read_manifest(table, column="number")
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+@pytest.mark.parametrize("is_dictionary", [False, True])
+def test_every_type_of_text_in_parquet_is_read(images: Path, kind, is_dictionary: bool) -> None:
+    if is_dictionary and kind != pa.string_view():
+        kind = pa.dictionary(pa.int32(), kind)
+    pq.write_table(pa.table({"uri": pa.array(NAMES).cast(kind)}), images / "table.parquet")
+    assert [item.name for item in read_manifest(str(images / "table.parquet"))] == NAMES
+
+
+def test_columns_of_parquet_with_one_name_are_refused(images: Path) -> None:
+    texts = pa.array(NAMES)
+    nested = pa.array([{"b": name} for name in NAMES])
+    for column, names, columns in (
+        ("uri", ["uri", "uri"], [texts, texts]),
+        ("a.b", ["a", "a.b"], [nested, texts]),
+    ):
+        pq.write_table(pa.Table.from_arrays(columns, names), images / "table.parquet")
+        with pytest.raises(ValueError, match=f"has two columns '{column}'"):
+            read_manifest(str(images / "table.parquet"), column=column)
+
+
+def test_a_long_text_that_parquet_repeats_is_refused_in_bounded_memory(images: Path) -> None:
+    text = pa.array(["A" * (4 << 20)])
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), text)
+    pq.write_table(pa.table({"uri": repeated}), images / "table.parquet", compression="zstd")
+    before = pa.total_allocated_bytes()
+    with pytest.raises(ValueError, match="has a text of 4194304 bytes, expected paths or URIs"):
+        read_manifest(str(images / "table.parquet"))
+    assert pa.default_memory_pool().max_memory() - before < 512 << 20
+
+
+def test_a_byte_order_mark_of_json_is_named(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, NAMES)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with pytest.raises(ValueError, match="begins with a byte order mark"):
+        read_manifest(str(path))
+
+
 def test_urls_keep_their_form_and_other_storage_is_refused(tmp_path: Path) -> None:
     url = "https://example.com/images/a.jpg?size=2"
     manifest = read_manifest(str(write_list(tmp_path, [url])))

@@ -155,3 +155,8 @@ def test_a_shard_is_no_output(tmp_path: Path) -> None:
     shard = tmp_path / "shards" / "shard-000000.json"
     with pytest.raises(ValueError, match="which would be overwritten"):
         merge([tmp_path / "shards"], shard, overwrite=True)
+    with pytest.raises(ValueError, match="which would be overwritten"):
+        merge([tmp_path / "shards"], tmp_path / "shards" / "shards.json", overwrite=True)
+    shard.unlink()
+    with pytest.raises(ValueError, match="is the name of a shard"):
+        merge([tmp_path / "shards"], shard, partial=True)

@@ -147,6 +147,9 @@ def test_a_changed_byte_of_parquet_is_found(tmp_path: Path) -> None:
         ({"image_id": "5"}, "record 1 has image_id = '5'"),
         ({"height": 7}, r"has a mask of size \[6, 5\] in an image of size \[7, 5\]"),
         ({"annotations": [1]}, "has the mask None"),
+        ({"image_id": 2**63}, "has image_id = 9223372036854775808"),
+        ({"annotations": [], "width": None}, r"has results, but the size \[6, None\]"),
+        ({"annotations": [], "height": -6}, "has results, but the size"),
         (
             {"annotations": [{"category_id": 1, "segmentation": {"size": [6, 5], "counts": "~"}}]},
             "has a mask",
@@ -167,6 +170,8 @@ def test_other_files_are_no_shards_of_a_run(tmp_path: Path) -> None:
     for name in ("shard-000003.jsonl", "shard-1.jsonl", "shard-000001.json", ".shard-000001.jsonl"):
         (tmp_path / name).touch()
     assert finished_shards(tmp_path, run) == set()
+    shard_path(tmp_path, 0, "jsonl").mkdir()
+    shard_path(tmp_path, 1, "jsonl").symlink_to(tmp_path / "gone")
     shard_path(tmp_path, 2, "jsonl").touch()
     assert finished_shards(tmp_path, run) == {2}
     with pytest.raises(ValueError, match="expected a shard, a file"):
