@@ -6,6 +6,7 @@ The rank is the number of a process within the run, the local rank its number on
 import hashlib
 import os
 import re
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping, MutableSequence
@@ -26,8 +27,9 @@ from point_rend.engine.spawned import enter
 from point_rend.engine.supervision import supervise
 from point_rend.utils import progress
 from point_rend.utils.errors import say_once, user_errors
-from point_rend.utils.signals import signals_wait
+from point_rend.utils.signals import end_with_parent, signals_wait
 
+FROM_ENVIRONMENT = "env://"  # URL of the rendezvous of torchrun and the like
 STORE_TIMEOUT = timedelta(seconds=5)  # of the memory that all processes share
 SAME_ERROR_SECONDS = 1.0  # within which all processes of a run meet it
 MAX_DIGITS = 9  # of numbers in the environment
@@ -82,7 +84,9 @@ def rank_from_launcher(environ: Mapping[str, str], *, requested: int = 1) -> Ran
             )
         rank, world_size, local_rank = (_number(environ, name) for name in names[:3])
         _number(environ, "MASTER_PORT")
-        return _checked(RankInfo(rank, world_size, local_rank, "env://"), "RANK", "WORLD_SIZE")
+        return _checked(
+            RankInfo(rank, world_size, local_rank, FROM_ENVIRONMENT), "RANK", "WORLD_SIZE"
+        )
     # srun alone sets this one; a batch script that starts one process itself has the others too.
     if requested == 1 and _number(environ, "SLURM_STEP_NUM_TASKS", default=1) > 1:
         job = _number(environ, "SLURM_JOB_ID", default=0)
@@ -136,6 +140,8 @@ def _first_host(nodes: str) -> str:
 def join(info: RankInfo, device: str) -> None:
     """Join the other processes of the run; returns once all have joined.
 
+    A process of torchrun gets SIGTERM from here on if torchrun ends.
+
     Args:
         info: Rank of this process.
         device: ``MODEL.DEVICE``; GPUs communicate over NCCL, anything else over gloo.
@@ -144,6 +150,9 @@ def join(info: RankInfo, device: str) -> None:
         ValueError: If the processes cannot meet, or are not numbered machine by machine, with
             equally many on each.
     """
+    # A torchrun that is killed leaves its processes.
+    if info.url == FROM_ENVIRONMENT and "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(os.getppid(), signal.SIGTERM)
     on_gpu = device.startswith("cuda")
     if on_gpu:
         # A launcher may make a single GPU visible to each process.
@@ -196,7 +205,7 @@ def _is_new(message: str) -> bool:
 
 def rendezvous_of(info: RankInfo) -> str:
     """Return the address at which processes meet."""
-    if info.url != "env://":
+    if info.url != FROM_ENVIRONMENT:
         return info.url
     return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT)"
 

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +35,6 @@ from point_rend.runtime.run_config import class_fields
 from point_rend.utils.errors import user_errors
 from point_rend.utils.locks import keep_folder_locked, unlock_folders
 from point_rend.utils.logs import only_errors
-from point_rend.utils.signals import end_with_parent
 
 
 def start(args: argparse.Namespace) -> None:
@@ -77,8 +75,6 @@ def _start(args: argparse.Namespace) -> None:
         else:
             cfg = read_config(args)
             check_machine(cfg, 1, launched=True)
-            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun leaves its processes behind
-                end_with_parent(os.getppid(), signal.SIGTERM)
             join(rank_info, cfg.MODEL.DEVICE)
     if rank_info is not None:
         run(*set_up_together(args))

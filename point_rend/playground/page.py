@@ -2,6 +2,7 @@
 
 import html
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -73,9 +74,11 @@ def build_page(
     """
     gr = import_gradio()
     from gradio import SelectData  # Gradio finds it by its type
+    from gradio.utils import get_upload_folder
 
     has_scores = "instances" in scenes.kinds
     files = [str(path.resolve()) for path in examples]
+    uploads = get_upload_folder()
     gr.set_static_paths(files)
     with gr.Blocks(
         title=TITLE,
@@ -176,13 +179,19 @@ def build_page(
         controls = [kept, photo, layer, step, score, classes, points]
         results = [message, caption, whole, closeup, table, kept]
 
+        def results_for(kept: Kept, photo: Any, *values: Any) -> tuple[list[Any], Shown | None]:
+            # Gradio checks the paths of some forms of requests alone.
+            if photo and not _is_readable(photo, uploads, files):
+                return _nothing(_fault("This file is no upload and no example.")), None
+            return _results(scenes, call, kept, photo, *values)
+
         def update(*values: Any) -> list[Any]:
-            return _results(scenes, call, *values)[0]
+            return results_for(*values)[0]
 
         def opened(_: Any, photo: Any, *values: Any) -> list[Any]:
             if not photo:  # after a fault, too, whose message remains
                 return [gr.skip(), *_nothing("")[1:], gr.skip(), gr.skip()]
-            found, shown = _results(scenes, call, NOTHING_KEPT, photo, *values)
+            found, shown = results_for(NOTHING_KEPT, photo, *values)
             if shown is None:
                 return [*found, gr.skip(), None]
             slider = gr.Slider(maximum=max(2, len(shown.steps)), value=shown.step + 1)
@@ -191,7 +200,7 @@ def build_page(
         def selected(event: SelectData, kept: Kept, *values: Any) -> list[Any]:
             keys, _ = kept
             chosen = keys[int(event.row_value[0]) - 1]
-            return _results(scenes, call, (keys, chosen), *values)[0]
+            return results_for((keys, chosen), *values)[0]
 
         # Without preprocessing, Gradio opens no files.
         shared: dict[str, Any] = {
@@ -217,6 +226,15 @@ def build_page(
         )
     page.queue(max_size=MAX_WAITING)
     return page
+
+
+def _is_readable(photo: Any, folder: str, files: Sequence[str]) -> bool:
+    """Return whether a file that a request names lies in a folder or is one of some files."""
+    name = photo.get("path") if isinstance(photo, Mapping) else None
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    path = os.path.realpath(name)
+    return path in files or path.startswith(os.path.join(os.path.realpath(folder), ""))
 
 
 def _results(

@@ -15,6 +15,7 @@ import torch
 
 from point_rend.batch_inference.claims import Claims
 from point_rend.batch_inference.shards import read_shard
+from point_rend.engine import launch
 from point_rend.inference import run as run_module
 from tests.batch_inference.running import (
     Planted,
@@ -211,6 +212,27 @@ def test_sigterm_ends_a_run_with_its_decoders_and_leaves_whole_shards(tmp_path: 
     assert "stopped by SIGTERM" in (tmp_path / "log.txt").read_text()
     assert not [x for x in children if Path(f"/proc/{x}").exists()]
     assert all(len(list(read_shard(x))) == 3 for x in output.glob("shard-*"))
+
+
+def test_a_process_ends_with_its_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[tuple[int, int]] = []
+    monkeypatch.setattr(launch, "end_with_parent", lambda *x: ends.append(x))
+    monkeypatch.setattr(launch.dist, "init_process_group", _stop)
+    for url, of_torchrun in (("env://", True), ("env://", False), ("tcp://a:1", True)):
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        if of_torchrun:
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+        with pytest.raises(_StopError):
+            launch.join(launch.RankInfo(0, 2, 0, url), "cpu")
+    assert ends == [(os.getppid(), signal.SIGTERM)]
+
+
+class _StopError(Exception):
+    pass
+
+
+def _stop(*_: object, **__: object) -> None:
+    raise _StopError
 
 
 def test_the_decoders_of_a_killed_run_end_too(tmp_path: Path) -> None:

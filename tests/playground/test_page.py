@@ -52,13 +52,15 @@ class Served(NamedTuple):
             with error:
                 return error.code, error.read().decode()
 
-    def open_picture(self, path: str, session: str) -> dict[str, Any]:
-        """Choose a picture as the page does; return the last event."""
+    def open_picture(
+        self, path: str, session: str, *, photo: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Choose a picture as the page does, or with another request; return the last event."""
         config = json.loads(self.ask("config")[1])
         (function,) = (
             x["id"] for x in config["dependencies"] if "load" in [kind for _, kind in x["targets"]]
         )
-        photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        photo = photo or {"path": path, "meta": {"_type": "gradio.FileData"}}
         data = [None, photo, "instances", 1, 0.05, [], True]
         body = {"data": data, "fn_index": function, "session_hash": session}
         status, _ = self.ask("gradio_api/queue/join", body)
@@ -130,6 +132,9 @@ def test_only_uploads_and_examples_can_be_read(served: Served, tmp_path: Path) -
     assert served.ask(f"gradio_api/file={served.examples / '0.png'}")[0] == 200
     refused = served.open_picture(str(secret), "secret")
     assert not refused["success"]
+    for number, photo in enumerate(({"path": str(secret)}, {"path": str(secret), "meta": {}})):
+        end = served.open_picture("", f"secret{number}", photo=photo)
+        assert not end["success"] or "no upload and no example" in end["output"]["data"][0]
     assert served.open_picture(str(served.examples / "0.png"), "example")["success"]
 
 
