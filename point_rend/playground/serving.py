@@ -158,6 +158,19 @@ def only_local(folder: Path) -> Iterator[None]:
         os.environ.update(former)
 
 
+def _checks_of_names(host: str) -> list[Any]:
+    """Let a page of this machine answer by its own names alone.
+
+    Otherwise a site could give its name the address of this machine, and read the page.
+    """
+    if host not in LOCAL.split(","):
+        return []
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL.split(","))]
+
+
 async def _refuse(*_: Any, **__: Any) -> Any:
     from fastapi import HTTPException
 
@@ -216,6 +229,7 @@ def served(
             mcp_server=False,
             theme=theme,
             css=STYLE,
+            app_kwargs={"middleware": _checks_of_names(host)},
         )
         try:
             yield address

@@ -17,6 +17,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,6 +155,15 @@ def test_nothing_but_the_page_is_offered(served: Served) -> None:
     config = json.loads(served.ask("config")[1])
     assert config["analytics_enabled"] is False
     assert served.line.endswith(" can be used by only this machine; Ctrl-C ends it\n")
+
+
+def test_the_page_does_not_answer_to_the_name_of_another_site(served: Served) -> None:
+    place = served.address.removeprefix("http://").rstrip("/")
+    for name, status in ((place, 200), ("localhost:80", 200), ("example.org", 400)):
+        connection = HTTPConnection(place, timeout=60)
+        connection.request("GET", "/config", headers={"Host": name})
+        assert connection.getresponse().status == status
+        connection.close()
 
 
 def test_users_at_the_same_time_wait_for_each_other(served: Served) -> None:
