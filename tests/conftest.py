@@ -19,6 +19,11 @@ torch.ones((), requires_grad=True).backward()
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests with a Ray last: its threads stay in the process, and others fork."""
+    items.sort(key=lambda item: item.path.name == "test_ray.py")
+
+
 def pytest_runtest_setup() -> None:
     """Seed every test and its fixtures, whatever ran before in the same process."""
     seed_all_rng(0)

@@ -89,13 +89,13 @@ def ray_cluster(address: str | None = None) -> Iterator[Any]:
         if address:
             _check_address(address)
             stack.callback(ray.shutdown)
-            with _own_handlers():
+            with own_handlers():
                 ray.init(address, **options)
             check_workers(ray)
         else:
             folder = stack.enter_context(_folder())
             stack.callback(_end, ray, set(_descendants()))
-            with _own_handlers():
+            with own_handlers():
                 ray.init(
                     "local",
                     include_dashboard=False,
@@ -202,7 +202,7 @@ def _quiet(ray: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_handlers() -> Iterator[None]:
+def own_handlers() -> Iterator[None]:
     """Keep the handlers of signals, which Ray replaces."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -46,7 +46,8 @@ def ray_processes() -> set[psutil.Process]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A Ray of two nodes with a CPU each; this process is connected to the first."""
-    with pytest.MonkeyPatch.context() as patch:
+    # A handler of Ray for SIGTERM would keep forks of later tests from ending.
+    with ray_cluster.own_handlers(), pytest.MonkeyPatch.context() as patch:
         for name, value in (ray_cluster.QUIET | ray_cluster.LOCAL).items():
             patch.setenv(name, value)
         ray = ray_cluster.import_ray()
