@@ -147,23 +147,17 @@ def build_page(
                     )
                 caption = gr.HTML(elem_id="caption", padding=False)
                 with gr.Row():
-                    whole = gr.ImageSlider(
-                        label="Picture: step | rendered",
-                        format=FORMAT,
-                        interactive=False,
-                        max_height=560,
-                        min_width=300,
-                        buttons=["fullscreen"],
-                        elem_id="whole",
-                    )
-                    closeup = gr.ImageSlider(
-                        label="Close-up: step | rendered",
-                        format=FORMAT,
-                        interactive=False,
-                        max_height=560,
-                        min_width=300,
-                        buttons=["fullscreen"],
-                        elem_id="closeup",
+                    whole, closeup = (
+                        gr.ImageSlider(
+                            label=f"{label}: step | rendered",
+                            format=FORMAT,
+                            interactive=False,
+                            max_height=560,
+                            min_width=300,
+                            buttons=["fullscreen"],
+                            elem_id=name,
+                        )
+                        for name, label in (("whole", "Picture"), ("closeup", "Close-up"))
                     )
                 table = gr.Dataframe(
                     headers=["#", "class", "score", "share of the picture"],

@@ -4,7 +4,6 @@ Every file is refused by a ValueError of one short line, or each of its boxes is
 fault of one short line, and the file is written as it was read.
 """
 
-import copy
 import json
 import math
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from point_rend.refinement.box_file import boxes_of, is_crowd, read_box_file, wr
 from point_rend.refinement.class_map import ClassMap, categories_of, refuse_unmapped
 from point_rend.refinement.images import ImageFolder, images_of
 from point_rend.refinement.scoring import MaskScores
-from tests.robustness.fuzzing.test_coco_json import CHANGES, GOOD, HEIGHT, WIDTH
+from tests.robustness.fuzzing.test_coco_json import CHANGES, GOOD, HEIGHT, WIDTH, changed
 
 METADATA = Metadata(name="a", thing_classes=["a"], thing_dataset_id_to_contiguous_id={1: 0})
 FOLDERS: list[Path] = []
@@ -36,19 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     FOLDERS.append(path)
     yield path
     FOLDERS.pop()
-
-
-def changed(changes: list[tuple[list[Any], Any]]) -> Any:
-    content: Any = copy.deepcopy(GOOD)
-    for path, value in changes:
-        place = content
-        try:
-            for key in path[:-1]:
-                place = place[key]
-            place[path[-1]] = value
-        except (LookupError, TypeError):  # changed before
-            continue
-    return content
 
 
 def follow(content: Any) -> None:

@@ -82,6 +82,20 @@ def read(content: bytes) -> dict[str, Any] | None:
     return accepted(lambda: read_coco(str(FILES[-1])))
 
 
+def changed(changes: list[tuple[list[Any], Any]]) -> Any:
+    """Return the good content with some of its places changed."""
+    content: Any = copy.deepcopy(GOOD)
+    for path, value in changes:
+        place = content
+        try:
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = value
+        except (LookupError, TypeError):  # changed before
+            continue
+    return content
+
+
 def accepted(step: Callable[[], Any]) -> Any:
     """Return the result of a step; None after an error of one short line that names the file."""
     try:
@@ -162,15 +176,7 @@ def test_any_bytes(content: bytes) -> None:
 @example([(["images", 1, "id"], "b"), (["annotations", 2, "image_id"], "b")])
 @given(CHANGES)
 def test_any_change_of_a_good_file(changes: list[tuple[list[Any], Any]]) -> None:
-    content: Any = copy.deepcopy(GOOD)
-    for path, value in changes:
-        place = content
-        try:
-            for key in path[:-1]:
-                place = place[key]
-            place[path[-1]] = value
-        except (LookupError, TypeError):  # changed before
-            continue
+    content = changed(changes)
     found = read(json.dumps(content).encode())
     if found is not None:
         score(found)
