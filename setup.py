@@ -36,6 +36,10 @@ parquet = ["pyarrow>=17"]
 ray = ["ray[data]>=2.44", *parquet]
 supervision = ["supervision>=0.26"]
 page = ["gradio>=6.31"]
+# For trainings: backbones, and services that keep the metrics of runs.
+timm = ["timm>=1.0.9"]
+wandb = ["wandb>=0.19"]
+mlflow = ["mlflow-skinny>=2.14"]
 serving = ["fastapi>=0.115", "onnxruntime>=1.20", "uvicorn>=0.32"]
 
 setup(
@@ -85,6 +89,9 @@ setup(
         "ray": ray,
         "supervision": supervision,
         "page": page,
+        "timm": timm,
+        "wandb": wandb,
+        "mlflow": mlflow,
         "dev": [
             *cityscapes,
             *completion,
@@ -98,6 +105,9 @@ setup(
             *ray,
             *supervision,
             *page,
+            *timm,
+            *wandb,
+            *mlflow,
             "codespell>=2.4",
             "hypothesis>=6.130",
             "ipykernel>=6.29",

@@ -28,7 +28,7 @@ INFERENCE = {*ENGINE, "engine", "tiling"}
 PREDICTORS = {*INFERENCE, "inference"}
 EXPORT = {*PREDICTORS, *HEAD_PARTS, *HEADS}
 USES = {"integrations", "refinement", "batch_inference", "playground"}
-EXPERIMENTS = {*EXPORT, *USES, "export", "registration"}
+EXPERIMENTS = {*EXPORT, *USES, "export", "registration", "inspection"}
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
     "config": {"utils"},
@@ -43,11 +43,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coarse_mask_head": LOW,
     **dict.fromkeys(HEADS, HEAD_PARTS),
     "registration": {*HEADS, "config"},
+    "backbones": LOW,
     "data": DATA,
     "evaluation": EVALUATION,
     "acceleration": {"rendering"},
     "runtime": RUNTIME,
     "engine": ENGINE,
+    "inspection": RUNTIME,
     "tiling": {*EVALUATION, "evaluation"},
     "inference": INFERENCE,
     **dict.fromkeys(USES, PREDICTORS),

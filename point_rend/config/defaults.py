@@ -89,6 +89,30 @@ OWN_DEFAULTS: dict[str, Any] = {
     "TEST.MAX_DETS_PER_IMAGE": OF_DATASET,
     # Whether an evaluation computes in SOLVER.AMP.DTYPE; coordinates and sampling stay in float32.
     "TEST.MIXED_PRECISION": False,
+    # Whether each evaluation also computes the losses on the test sets, at points that are the same
+    # each time, so that the curves compare.
+    "TEST.VALIDATION_LOSS": False,
+    # Metric of the best checkpoint, model_best.pth, by its name in metrics.json, such as segm/AP,
+    # boundary/AP or validation/total_loss, of which a smaller value is better; "" keeps none.
+    "TEST.BEST_METRIC": "",
+    # Evaluations without a better TEST.BEST_METRIC after which the training ends; 0: never.
+    "SOLVER.PATIENCE": 0,
+    # Batches whose gradients make one update; SOLVER.IMS_PER_BATCH counts the images of one batch,
+    # SOLVER.MAX_ITER the updates.
+    "SOLVER.ACCUMULATION_STEPS": 1,
+    # Whether a moving average of the weights is kept, evaluated and saved as well.
+    "MODEL_EMA.ENABLED": False,
+    # Share of the average that one update keeps, 0 to below 1.
+    "MODEL_EMA.DECAY": 0.999,
+    # Whether the run is also recorded by Weights & Biases, by MLflow. Their own environment
+    # variables say where and how (WANDB_MODE=offline, MLFLOW_TRACKING_URI).
+    "LOGGING.WANDB": False,
+    "LOGGING.MLFLOW": False,
+    # Project (of MLflow: experiment) and name of the run; "" takes the name of OUTPUT_DIR.
+    "LOGGING.PROJECT": "point_rend",
+    "LOGGING.NAME": "",
+    # Validation images whose predictions are recorded as pictures after each evaluation.
+    "LOGGING.PICTURES": 4,
     # Type of the computations with SOLVER.AMP.ENABLED and TEST.MIXED_PRECISION: float16 (training
     # scales the loss) or bfloat16.
     "SOLVER.AMP.DTYPE": "float16",

@@ -215,6 +215,17 @@ TRAINING = {
         "WeightedCategoryTrainingSampler",
     ),
     "TEST.EVAL_PERIOD": COUNT,
+    "TEST.VALIDATION_LOSS": FLAG,
+    "TEST.BEST_METRIC": Rule("a metric, such as segm/AP, or empty", lambda x: isinstance(x, str)),
+    "SOLVER.PATIENCE": COUNT,
+    "SOLVER.ACCUMULATION_STEPS": whole(1, LARGEST_BATCH),
+    "MODEL_EMA.ENABLED": FLAG,
+    "MODEL_EMA.DECAY": Rule("from 0 to below 1", lambda x: SHARE.fits(x) and x < 1),
+    "LOGGING.WANDB": FLAG,
+    "LOGGING.MLFLOW": FLAG,
+    "LOGGING.PROJECT": TEXT,
+    "LOGGING.NAME": Rule("a name, or empty", lambda x: isinstance(x, str)),
+    "LOGGING.PICTURES": COUNT,
 }
 ROI_HEADS = {
     "MODEL.ROI_HEADS.NAME": registered(ROI_HEADS_REGISTRY),

@@ -1,5 +1,3 @@
-import functools
-import operator
 import os
 import shutil
 import threading
@@ -42,6 +40,17 @@ OWN_KEYS = {
     "TEST.BOUNDARY_METRICS": False,
     "TEST.MAX_DETS_PER_IMAGE": -1,
     "TEST.MIXED_PRECISION": False,
+    "TEST.VALIDATION_LOSS": False,
+    "TEST.BEST_METRIC": "",
+    "SOLVER.PATIENCE": 0,
+    "SOLVER.ACCUMULATION_STEPS": 1,
+    "MODEL_EMA.ENABLED": False,
+    "MODEL_EMA.DECAY": 0.999,
+    "LOGGING.WANDB": False,
+    "LOGGING.MLFLOW": False,
+    "LOGGING.PROJECT": "point_rend",
+    "LOGGING.NAME": "",
+    "LOGGING.PICTURES": 4,
 }
 COCO_1X = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 
@@ -50,7 +59,10 @@ def set_in(cfg: CfgNode, settings: dict[str, str]) -> None:
     """Set keys, whether they are there or not."""
     for key, value in settings.items():
         *sections, name = key.split(".")
-        functools.reduce(operator.getitem, sections, cfg)[name] = value
+        node = cfg
+        for section in sections:
+            node = node.setdefault(section, CfgNode())
+        node[name] = value
 
 
 def our_cfg() -> CfgNode:

@@ -1,0 +1,1 @@
+"""Backbones beyond Detectron2's ResNets, by the names that a config gives."""

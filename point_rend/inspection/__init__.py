@@ -1,0 +1,1 @@
+"""Reports of data sets: sizes, classes, faults, and settings that fit them."""
