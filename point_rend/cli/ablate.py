@@ -1,4 +1,4 @@
-"""`pointrend ablate`: the paper's ablations (Tables 3 and 4) on any data set.
+"""`pointrend ablate`: the paper's ablations (Tables 3 and 4), and several configs, on any data set.
 
     pointrend ablate subdivision --output output/subdivision -- \
         --config-file output/demo/pointrend/config.yaml \
@@ -15,6 +15,14 @@ evaluates a model with more or fewer points and steps, without any training.
 
 trains a model with every choice of the training points and every seed.
 
+    pointrend ablate recipes --output output/recipes --seeds 1,2,3 \
+        --recipes Demo/pointrend_shapes.yaml,Demo/mask_rcnn_shapes.yaml -- \
+        --register-coco shapes_train output/demo/shapes/annotations/instances_train.json \
+        output/demo/shapes/train --register-coco shapes_val \
+        output/demo/shapes/annotations/instances_val.json output/demo/shapes/val
+
+trains the models of several configs with every seed.
+
 The options after `--` are those of `pointrend train`; the settings of the ablation override them.
 The metrics of each run are kept in a file, and trainings keep their checkpoints, so that an
 interrupted command continues when it is run again; it refuses to do so after a change of the
@@ -26,6 +34,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from point_rend.experiments.ablation.settings import (
     POINT_SIDES,
@@ -36,6 +45,9 @@ from point_rend.experiments.ablation.settings import (
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output, write_text
 from point_rend.utils.program import program
+
+if TYPE_CHECKING:
+    from point_rend.experiments.ablation.trainings import Results
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,9 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
         default=list(SAMPLING_SETTINGS),
         help=f"some of {_listed(SAMPLING_SETTINGS)} (default all)",
     )
-    sampling.add_argument(
-        "--seeds", type=_numbers, default=SEEDS, help=f"(default {_listed(SEEDS)})"
+    recipes = commands.add_parser("recipes", parents=[shared], help="the models of several configs")
+    recipes.add_argument(
+        "--recipes", type=_words, required=True, help="config files, separated by commas"
     )
+    for command in (sampling, recipes):
+        command.add_argument(
+            "--seeds", type=_numbers, default=SEEDS, help=f"(default {_listed(SEEDS)})"
+        )
     return parser
 
 
@@ -101,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("expected -- and then options of `pointrend train`")
     with user_errors():
         check_output(args.output, folder=True)
-        run = _subdivision if args.command == "subdivision" else _sampling
-        table = run(args, options, args.output / f"{args.command}.png")
+        run = {"subdivision": _subdivision, "sampling": _sampling, "recipes": _recipes}
+        table = run[args.command](args, options, args.output / f"{args.command}.png")
         print(f"\n{table}")
         write_text(args.output / f"{args.command}.md", f"{table}\n")
 
@@ -120,13 +137,33 @@ def _subdivision(args: argparse.Namespace, options: list[str], plot: Path) -> st
 
 def _sampling(args: argparse.Namespace, options: list[str], plot: Path) -> str:
     """Run the ablation of Table 4, save its plot and return its table."""
-    from point_rend.experiments.ablation import results, sampling
+    from point_rend.experiments.ablation.sampling import sampling_ablation
 
-    measured = sampling.sampling_ablation(options, args.output, args.settings, args.seeds)
-    metrics = results.shown_metrics(args.metric, next(iter(measured.values())))
-    table = sampling.format_sampling(measured, args.settings, metrics)
-    sampling.plot_sampling(measured, args.settings, metrics, plot)
-    return table
+    measured = sampling_ablation(options, args.output, args.settings, args.seeds)
+    titles = {setting: SAMPLING_SETTINGS[setting].title for setting in args.settings}
+    return _trainings(measured, titles, args.metric, plot, "training points")
+
+
+def _recipes(args: argparse.Namespace, options: list[str], plot: Path) -> str:
+    """Train the models of several configs, save the plot and return the table."""
+    from point_rend.experiments.ablation.recipes import recipe_ablation, with_averaged_weights
+
+    measured = with_averaged_weights(
+        recipe_ablation(options, args.output, args.recipes, args.seeds)
+    )
+    titles = {run.setting: run.setting for run in measured}
+    return _trainings(measured, titles, args.metric, plot, "config")
+
+
+def _trainings(
+    measured: "Results", titles: dict[str, str], requested: list[str], plot: Path, heading: str
+) -> str:
+    """Save the plot of trainings and return their table."""
+    from point_rend.experiments.ablation import results, trainings
+
+    metrics = results.shown_metrics(requested, next(iter(measured.values())))
+    trainings.plot_trainings(measured, list(titles), metrics, plot)
+    return trainings.format_trainings(measured, titles, metrics, heading=heading)
 
 
 def _words(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The ablation of Table 4: planted metrics, resumed commands, one tiny training."""
+"""Ablations that train: planted metrics, resumed commands, one tiny training."""
 
 import json
 import math
@@ -14,14 +14,15 @@ import yaml
 
 from point_rend.cli import ablate
 from point_rend.engine.arguments import build_parser
-from point_rend.experiments.ablation import sampling
-from point_rend.experiments.ablation.sampling import (
+from point_rend.experiments.ablation import trainings as module
+from point_rend.experiments.ablation.recipes import with_averaged_weights
+from point_rend.experiments.ablation.settings import SAMPLING_SETTINGS, SamplingSetting
+from point_rend.experiments.ablation.trainings import (
     TrainingRun,
     final_metrics,
-    format_sampling,
-    plot_sampling,
+    format_trainings,
+    plot_trainings,
 )
-from point_rend.experiments.ablation.settings import SAMPLING_SETTINGS, SamplingSetting
 from tests.experiments.ablation.tiny import refusal, semantic_options, training_options
 from tests.tiny_datasets import POINTREND
 
@@ -35,21 +36,32 @@ METRICS = {
 }
 
 
+def table_of(results: dict[TrainingRun, dict[str, float]], metrics: list[str]) -> str:
+    titles = {run.setting: SAMPLING_SETTINGS[run.setting].title for run in results}
+    return format_trainings(results, titles, metrics, heading="training points")
+
+
 @pytest.fixture
 def options(tmp_path: Path) -> list[str]:
     return training_options(tmp_path)
 
 
 class PlantedTrainings:
-    """Replaces `sampling.train`: records the trainings and writes planted metrics.
+    """Replaces `trainings.train`: records the trainings and writes planted metrics.
 
     Args:
         metric: Name of the metric; its value is the seed plus a tenth of k.
         failing: Trainings, by number from 1, that end without metrics.
+        others: Further metrics, the same in all trainings.
     """
 
-    def __init__(self, metric: str = "segm/AP", failing: Sequence[int] = ()) -> None:
-        self.metric, self.failing = metric, failing
+    def __init__(
+        self,
+        metric: str = "segm/AP",
+        failing: Sequence[int] = (),
+        others: dict[str, float] | None = None,
+    ) -> None:
+        self.metric, self.failing, self.others = metric, failing, others or {}
         self.folders: list[str] = []
 
     def __call__(self, options: Sequence[str]) -> None:
@@ -60,10 +72,11 @@ class PlantedTrainings:
         self.folders.append(folder.name)
         if len(self.folders) in self.failing:
             raise SystemExit(143)
-        value = int(values["SEED"]) + int(values["MODEL.POINT_HEAD.OVERSAMPLE_RATIO"]) / 10
+        k = int(values.get("MODEL.POINT_HEAD.OVERSAMPLE_RATIO", 0))
+        value = int(values["SEED"]) + k / 10
         lines = [
             {"iteration": 0, "total_loss": 1.0},
-            {"iteration": int(values["SOLVER.MAX_ITER"]), self.metric: value},
+            {"iteration": int(values["SOLVER.MAX_ITER"]), self.metric: value, **self.others},
         ]
         (folder / "metrics.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
@@ -72,7 +85,7 @@ class PlantedTrainings:
 def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PlantedTrainings]:
     def plant(**arguments: Any) -> PlantedTrainings:
         trainings = PlantedTrainings(**arguments)
-        monkeypatch.setattr(sampling, "train", trainings)
+        monkeypatch.setattr(module, "train", trainings)
         return trainings
 
     return plant
@@ -96,7 +109,7 @@ def test_the_options_of_a_setting_set_all_three_keys():
 
 
 def test_the_table_has_mean_and_sample_deviation_over_the_seeds():
-    table = format_sampling(METRICS, ["uniform", "mild"], ["segm/AP", "boundary/AP"]).splitlines()
+    table = table_of(METRICS, ["segm/AP", "boundary/AP"]).splitlines()
     assert table[:2] == [
         "| training points | segm/AP | boundary/AP | seeds |",
         "|---|---:|---:|---:|",
@@ -111,7 +124,7 @@ def test_the_table_has_mean_and_sample_deviation_over_the_seeds():
 
 
 def test_one_seed_has_no_deviation():
-    table = format_sampling({TrainingRun("mild", 1): {"segm/AP": 2.0}}, ["mild"], ["segm/AP"])
+    table = table_of({TrainingRun("mild", 1): {"segm/AP": 2.0}}, ["segm/AP"])
     assert table.splitlines()[-1].endswith("| 2.00 | 1 |")
 
 
@@ -238,9 +251,9 @@ def test_a_training_without_an_evaluation_at_its_end_has_no_metrics(tmp_path: Pa
 
 def test_a_metric_without_objects_is_nan_and_leaves_the_plot_empty(tmp_path: Path):
     results = {TrainingRun("mild", seed): {"segm/APl": math.nan} for seed in (1, 2)}
-    table = format_sampling(results, ["mild"], ["segm/APl"])
+    table = table_of(results, ["segm/APl"])
     assert "| nan ± nan | 2 |" in table
-    plot_sampling(results, ["mild"], ["segm/APl"], tmp_path / "plot.png")
+    plot_trainings(results, ["mild"], ["segm/APl"], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0
 
 
@@ -270,9 +283,9 @@ def test_a_training_that_ends_early_ends_the_command_with_its_exit_code(
     code: int,
     can_continue: bool,
 ):
-    monkeypatch.setattr(sampling, "TRAIN", (sys.executable, "-c", "\n".join(lines)))
+    monkeypatch.setattr(module, "TRAIN", (sys.executable, "-c", "\n".join(lines)))
     with pytest.raises(SystemExit) as ended:
-        sampling.train([])
+        module.train([])
     assert ended.value.code == code
     assert ("same command again to continue" in capsys.readouterr().err) == can_continue
 
@@ -287,3 +300,37 @@ def test_a_tiny_model_is_trained_and_measured(tmp_path: Path, options: list[str]
     assert trained["MODEL"]["POINT_HEAD"]["TRAIN_ON_REGULAR_GRID"] is True
     assert trained["SEED"] == 3
     assert f"| regular grid | {kept['segm/AP']:.2f} | 1 |" in (output / "sampling.md").read_text()
+
+
+def test_recipes_are_trained_with_every_seed_and_averaged_weights_have_a_line(
+    tmp_path: Path, options: list[str], planted: Callable[..., PlantedTrainings]
+):
+    trainings, output = planted(others={"ema/segm/AP": 7.5}), tmp_path / "output"
+    (other := tmp_path / "other.yaml").write_text(yaml.safe_dump({"_BASE_": POINTREND}))
+    argv = ["recipes", "--output", str(output), "--recipes", f"{POINTREND},{other}"]
+    shared = options[options.index("--register-coco") :]
+    ablate.main([*argv, "--seeds", "1,2", "--", *shared])
+    name = Path(POINTREND).stem
+    assert trainings.folders == [f"{x}_seed{seed}" for seed in (1, 2) for x in (name, "other")]
+    assert (output / "recipes.md").read_text().splitlines() == [
+        "| config | segm/AP | seeds |",
+        "|---|---:|---:|",
+        f"| {name} | 1.50 ± {statistics.stdev([1, 2]):.2f} | 2 |",
+        f"| {name}, averaged | 7.50 ± 0.00 | 2 |",
+        f"| other | 1.50 ± {statistics.stdev([1, 2]):.2f} | 2 |",
+        "| other, averaged | 7.50 ± 0.00 | 2 |",
+    ]
+
+
+def test_metrics_of_averaged_weights_belong_to_a_run_of_their_own():
+    run = TrainingRun("a", 1)
+    shown = with_averaged_weights({run: {"segm/AP": 1.0, "ema/segm/AP": 2.0}})
+    assert shown == {run: {"segm/AP": 1.0}, TrainingRun("a, averaged", 1): {"segm/AP": 2.0}}
+
+
+def test_recipes_of_one_name_are_refused(
+    tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+):
+    argv = ["recipes", "--output", str(tmp_path / "output"), "--recipes", "a/x.yaml,b/x.yaml"]
+    message = refusal([*argv, "--", *options[2:]], capsys)
+    assert "--recipes has two files of the name x: expected names that differ" in message
