@@ -39,7 +39,7 @@ page = ["gradio>=6.31"]
 # For trainings: backbones, and services that keep the metrics of runs.
 timm = ["timm>=1.0.9"]
 wandb = ["wandb>=0.19"]
-mlflow = ["mlflow-skinny>=2.14"]
+mlflow = ["mlflow-skinny>=2.14", "alembic>=1.13", "sqlalchemy>=2"]  # and its default store
 serving = ["fastapi>=0.115", "onnxruntime>=1.20", "uvicorn>=0.32"]
 
 setup(

@@ -8,8 +8,9 @@ from detectron2.data.catalog import Metadata
 from pycocotools import mask as mask_util
 
 from point_rend.batch_inference.items import Item
-from point_rend.inference.outputs import CocoFormat, Output, labels_of
+from point_rend.inference.outputs import CocoFormat
 from point_rend.utils.errors import LONGEST_LINE, shortened
+from point_rend.visualization.predictions import Output, labels_of
 
 Record = dict[str, Any]
 INSTANCES, SEM_SEG = "instances", "sem_seg"

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from point_rend.config.tasks import model_outputs
 from point_rend.evaluation.postprocessing import postprocess
-from point_rend.inference.outputs import Segment, draw_segments, segments_of_labels
 from point_rend.inference.predictor import Predictor
 from point_rend.inference.rendered_subjects import detect, find_region
 from point_rend.rendering.box_masks import BoxMasks
@@ -30,6 +29,7 @@ from point_rend.utils.bands import read_pixels
 from point_rend.utils.pictures import PictureError, open_picture, shown_size
 from point_rend.utils.pixel_format import PixelFormat, to_view
 from point_rend.visualization.drawing import color_of, draw_points, places_of_difference
+from point_rend.visualization.predictions import Segment, draw_segments, segments_of_labels
 from point_rend.visualization.rendering_figures import (
     Subject,
     all_grids,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from point_rend.inference.outputs import draw, draw_segments, segments_of
 from point_rend.inference.predictor import Predictor
 from point_rend.playground import scenes
 from point_rend.playground.choice import Choice, show
 from point_rend.playground.scenes import LAST, InstanceLayer, LabelLayer, Scenes
 from point_rend.utils.pictures import PictureError
+from point_rend.visualization.predictions import draw, draw_segments, segments_of
 from tests.cli.test_visualize import predictor_of
 from tests.tiny_datasets import HEIGHT, WIDTH, process_state_restored, scene
 

@@ -19,11 +19,12 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
-from point_rend.inference.outputs import Results, draw
+from point_rend.inference.outputs import Results
 from point_rend.visualization import fonts
 from point_rend.visualization.drawing import write_names
 from point_rend.visualization.fonts import VARIABLE, clusters, families, legible, line_of
 from point_rend.visualization.layout import Panel, save_figure, side_by_side
+from point_rend.visualization.predictions import draw
 
 DEJAVU = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
 DEJAVU_CODES = set(FT2Font(DEJAVU).get_charmap())
