@@ -39,7 +39,6 @@ from point_rend.batch_inference.shards import (
 from point_rend.config.defaults import pixel_format
 from point_rend.config.tasks import model_outputs
 from point_rend.engine.launch import RankInfo, join, leave, rank_from_launcher
-from point_rend.inference.outputs import Output
 from point_rend.inference.predictor import Predictor
 from point_rend.inference.run import (
     Outcome,
@@ -55,6 +54,7 @@ from point_rend.utils.bands import image_suffixes
 from point_rend.utils.errors import FAILED
 from point_rend.utils.files import LEFTOVERS, check_output, check_that_inputs_stay
 from point_rend.utils.reading import open_regular_file
+from point_rend.visualization.predictions import Output
 
 SHARD_FILE = re.compile(rf"shard-\d{{6,}}\.({'|'.join(FORMATS)})|failed-\d{{6,}}\.txt")
 POLL_SECONDS = 1.0  # between two looks at the shards of other processes

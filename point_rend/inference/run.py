@@ -30,7 +30,7 @@ from point_rend.inference.inputs import (
     read_video,
     result_names,
 )
-from point_rend.inference.outputs import COCO_NAME, Output, Results, VideoFile, Window, paths_of
+from point_rend.inference.outputs import COCO_NAME, Results, VideoFile, Window, paths_of
 from point_rend.inference.predictor import Predictor
 from point_rend.inference.progress import Progress, Source
 from point_rend.inference.settings import Settings, read_settings
@@ -43,6 +43,7 @@ from point_rend.utils.errors import INTERRUPTED
 from point_rend.utils.files import check_that_inputs_stay
 from point_rend.utils.pictures import IMAGE_SUFFIXES, PictureError
 from point_rend.utils.reading import check_regular_file
+from point_rend.visualization.predictions import Output
 
 
 class Outcome(NamedTuple):
