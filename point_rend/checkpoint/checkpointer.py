@@ -45,16 +45,21 @@ logger = logging.getLogger(__name__)
 
 TAG = "last_checkpoint"  # name of the file that holds the name of the last checkpoint
 MAX_TAG_BYTES = 4096
+FINAL = "model_final"  # name of the checkpoint of the last iteration
+AVERAGED = f"{FINAL}_ema"  # of the averaged weights of the last iteration
+BEST = "model_best"  # of the weights of the best evaluation
 TRAINING_NAMES = re.compile(r"model_(\d+|final)\.pth")  # by which trainings save checkpoints
+WEIGHTS_NAMES = re.compile(rf"({AVERAGED}|{BEST})\.pth")  # and weights, which cannot be resumed
 
 
 def saved_by_training(folder: str | Path) -> list[str]:
-    """List the files in a folder that have the names of a training's checkpoints.
+    """List the files in a folder that have the names of a training's checkpoints and weights.
 
     Raises:
         OSError: If the folder cannot be read.
     """
-    return sorted(filter(TRAINING_NAMES.fullmatch, os.listdir(folder)))
+    names = os.listdir(folder)
+    return sorted(x for x in names if TRAINING_NAMES.fullmatch(x) or WEIGHTS_NAMES.fullmatch(x))
 
 
 class ClassCheck(Protocol):
@@ -80,7 +85,9 @@ def holds_checkpoint(folder: str | Path) -> bool:
     Either ``last_checkpoint`` exists, or a file has the name of a training's checkpoint.
     """
     tag = os.path.join(folder, TAG)
-    return os.path.isdir(folder) and (os.path.lexists(tag) or bool(saved_by_training(folder)))
+    return os.path.isdir(folder) and (
+        os.path.lexists(tag) or any(map(TRAINING_NAMES.fullmatch, os.listdir(folder)))
+    )
 
 
 class SafeDetectionCheckpointer(DetectionCheckpointer):
@@ -277,7 +284,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
 
     def _newest_first(self) -> list[str]:
         """List the checkpoints in ``save_dir``, that of the most iterations first."""
-        paths = [str(path) for path in Path(self.save_dir).glob("*.pth")]
+        found = Path(self.save_dir).glob("*.pth")
+        paths = [str(path) for path in found if not WEIGHTS_NAMES.fullmatch(path.name)]
         files = [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
         return sorted(files, key=lambda path: (self._iteration(path), path), reverse=True)
 
@@ -436,20 +444,40 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk or "://" in self.save_dir:
             return super().save(name, **kwargs)  # nothing to save, or other storage
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        self.tag_last_checkpoint(self._write(name, states, kwargs))
+
+    @progress.during(progress.SAVING)
+    def save_weights(self, name: str, **kwargs: Any) -> None:
+        """Save the model as ``name``.pth, without the state of a training.
+
+        The file starts a training, or is evaluated or used, but is never the last checkpoint.
+
+        Args:
+            name: Name of the file without its suffix.
+            kwargs: Further contents.
+
+        Raises:
+            NotSavedError: If it cannot be written, such as to a full disk; with advice.
+            ValueError: If ``name`` leads out of ``save_dir``.
+        """
+        if self.save_dir and self.save_to_disk:
+            self._write(name, {}, kwargs)
+
+    def _write(self, name: str, states: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+        """Write the model, states, the metadata and other contents; return the file's name."""
         filename = f"{name}.pth"
         if os.path.basename(filename) != filename:
             raise ValueError(f"the name of a checkpoint must not hold a folder, got {name!r}")
         path = os.path.join(self.save_dir, filename)
         self.logger.info("Saving checkpoint to %s", path)
-        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
-        if self.metadata:
-            states[METADATA] = self.metadata
+        metadata = {METADATA: self.metadata} if self.metadata else {}
         for leftover in Path(self.save_dir).glob(LEFTOVERS):
             with contextlib.suppress(OSError):  # such as of a folder
                 leftover.unlink()
         with atomic_file(path) as file:
-            save_sealed({"model": self.model.state_dict(), **states, **kwargs}, file)
-        self.tag_last_checkpoint(filename)
+            save_sealed({"model": self.model.state_dict(), **states, **metadata, **others}, file)
+        return filename
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note which file in ``save_dir`` is the last checkpoint.

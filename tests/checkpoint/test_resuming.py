@@ -9,7 +9,11 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
-from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+from point_rend.checkpoint.checkpointer import (
+    SafeDetectionCheckpointer,
+    holds_checkpoint,
+    saved_by_training,
+)
 from point_rend.checkpoint.sealed_file import DamagedError
 from tests.checkpoint.nets import assert_same_state, log_of, net, save_net
 
@@ -245,6 +249,17 @@ def test_weights_without_the_state_of_a_training_are_not_resumed(tmp_path: Path)
     (tmp_path / "last_checkpoint").write_text("weights.pth")
     with pytest.raises(DamagedError, match=r"weights.pth holds no trainer"):
         resumed(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model_final_ema.pth", "model_best.pth"])
+def test_weights_of_a_training_belong_to_it_but_are_not_resumed(tmp_path: Path, name: str):
+    save_net(tmp_path / name)
+    assert saved_by_training(tmp_path) == [name]
+    assert not holds_checkpoint(tmp_path)
+    save_run(tmp_path, iterations=2)
+    (tmp_path / "last_checkpoint").unlink()
+    trainer, _ = resumed(tmp_path)
+    assert trainer.iteration == 1
 
 
 def test_a_tag_that_can_be_followed_is_followed_to_an_older_checkpoint(tmp_path: Path):

@@ -18,6 +18,7 @@ from iopath.common.file_io import PathManager
 from torch import nn
 
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.checkpoint.sealed_file import DamagedError
 from point_rend.utils.files import NotSavedError
 from tests.checkpoint.nets import assert_same_state, contents, net, read
@@ -172,14 +173,32 @@ def test_a_missing_end_is_noticed_however_short_it_is(tmp_path: Path):
             read(str(path))
 
 
+def test_weights_are_saved_alone_with_their_metadata_and_are_not_the_last_checkpoint(
+    tmp_path: Path,
+):
+    metadata = {"thing_classes": ["cat"], "config": "VERSION: 2"}
+    state = {"head": torch.nn.Linear(2, 2)}
+    checkpointer = SafeDetectionCheckpointer(net(), str(tmp_path), metadata=metadata, **state)
+    checkpointer.save_weights("model_best")
+    assert set(contents(tmp_path)) == {"model_best.pth"}
+    saved = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert saved.keys() == {"model", "metadata"}
+    assert_same_state(saved["model"], net().state_dict())
+    assert read_metadata(str(tmp_path / "model_best.pth")) == {"thing_classes": ["cat"]}
+
+
 @pytest.mark.parametrize("name", ["../m", "sub/m", "/tmp/m"])
 def test_a_checkpoint_is_saved_in_its_folder_only(tmp_path: Path, name: str):
-    with pytest.raises(ValueError, match="must not hold a folder"):
-        SafeDetectionCheckpointer(net(), str(tmp_path)).save(name)
+    checkpointer = SafeDetectionCheckpointer(net(), str(tmp_path))
+    for save in (checkpointer.save, checkpointer.save_weights):
+        with pytest.raises(ValueError, match="must not hold a folder"):
+            save(name)
 
 
 def test_a_process_that_does_not_save_writes_nothing(tmp_path: Path):
-    SafeDetectionCheckpointer(net(), str(tmp_path), save_to_disk=False).save("m")
+    checkpointer = SafeDetectionCheckpointer(net(), str(tmp_path), save_to_disk=False)
+    checkpointer.save("m")
+    checkpointer.save_weights("m")
     assert contents(tmp_path) == {}
 
 
