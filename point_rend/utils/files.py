@@ -180,14 +180,16 @@ def check_writable(folder: str | Path) -> None:
 def check_output(
     path: str | Path,
     *,
+    flag: str = "--output",
     folder: bool = False,
     inputs: Iterable[str | Path] = (),
     may_replace: Callable[[Path], bool] | None = None,
 ) -> None:
-    """Make sure, before a long computation, that its --output can be written; create nothing.
+    """Make sure, before a long computation, that its output can be written; create nothing.
 
     Args:
         path: A file, whose folder need not exist, or a folder.
+        flag: Option that names it, for messages.
         folder: Whether it is a folder.
         inputs: Files that may not be overwritten.
         may_replace: Whether a file with content may be overwritten; by default any may.
@@ -195,7 +197,7 @@ def check_output(
     Raises:
         ValueError: If it cannot be written, or if this would overwrite such a file.
     """
-    check_that_inputs_stay(inputs, [path])
+    check_that_inputs_stay(inputs, [path], flag=flag)
     path = Path(path)
     nearest = path if folder else path.parent  # folder that exists
     try:
@@ -213,21 +215,24 @@ def check_output(
             check_writable(nearest)
             if may_replace and path.is_file() and path.stat().st_size and not may_replace(path):
                 raise ValueError(
-                    f"--output: {path} exists, and this command has not written it: choose another "
+                    f"{flag}: {path} exists, and this command has not written it: choose another "
                     "name, or remove it"
                 )
             return
     except OSError as error:
         reason = f"in {nearest}: {error.strerror}"
-    raise ValueError(f"--output {path} cannot be written: {reason}")
+    raise ValueError(f"{flag} {path} cannot be written: {reason}")
 
 
-def check_that_inputs_stay(inputs: Iterable[str | Path], outputs: Iterable[str | Path]) -> None:
+def check_that_inputs_stay(
+    inputs: Iterable[str | Path], outputs: Iterable[str | Path], *, flag: str = "--output"
+) -> None:
     """Refuse to overwrite an input, under whatever name or link.
 
     Args:
         inputs: Files; those that do not exist are ignored.
         outputs: Files; most do not exist yet.
+        flag: Option that names them, for messages.
 
     Raises:
         ValueError: If an output is an input, too.
@@ -236,7 +241,7 @@ def check_that_inputs_stay(inputs: Iterable[str | Path], outputs: Iterable[str |
     for output in outputs:
         file = known.get(_identity(output)) if os.path.exists(output) else None
         if file is not None:
-            raise ValueError(f"--output: {output} is the input {file}, which would be overwritten")
+            raise ValueError(f"{flag}: {output} is the input {file}, which would be overwritten")
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

@@ -165,14 +165,14 @@ def check_dataset(
             leaves the folder of the images, if the annotation file is invalid, or if a broken
             annotation cannot be removed.
     """
-    data = _load(name)
+    data = load_data_set(name)
     check_image_files(name, data.images, skip_broken=skip_broken_images, pixel_format=pixel_format)
     where = describe(name)
     if training:
         _warn_of_repeated_images(where, data.images)
     if keypoints:
         _check_keypoints(name, data, keypoints)
-    found = _examine(data, masks=masks)
+    found = examine(data, masks=masks)
     json_file = MetadataCatalog.get(name).get("json_file")
     if json_file and not training and _evaluator_type(name) == "coco_panoptic_seg":
         check_ground_truth(json_file, read_coco(json_file), masks=masks)
@@ -231,7 +231,7 @@ def check_ground_truth(
         raise ValueError(
             f"{json_file} has no annotations: expected ground truth to compare the results with"
         )
-    found = _examine(_of_content(content), masks=masks)
+    found = examine(_of_content(content), masks=masks)
     if found.fatal:
         raise ValueError(
             f"{json_file}: {len(found.fatal)} annotations cannot be compared with results"
@@ -343,8 +343,17 @@ def _box_faults(annotation: Annotation, size: Size | None) -> list[Fault]:
     return []
 
 
-class _Findings(NamedTuple):
-    """Everything that was found in a data set, in words."""
+class Findings(NamedTuple):
+    """Everything that was found in a data set, in words.
+
+    Attributes:
+        usable: Numbers of annotations.
+        total: Number of all annotations.
+        impossible: Annotations that are impossible, wholly or in part.
+        fatal: Those among them that cannot be read.
+        warnings: Doubtful properties of the whole set.
+        other_format: The reason why the boxes seem to be in another format, if they do.
+    """
 
     usable: Usable
     total: int
@@ -354,8 +363,16 @@ class _Findings(NamedTuple):
     other_format: str | None
 
 
-def _examine(data: DataSet, *, masks: bool) -> _Findings:
-    """Check all annotations; repair the fields of those from a file, in place."""
+def examine(
+    data: DataSet, *, masks: bool, observe: Callable[[int, Cleaned], None] | None = None
+) -> Findings:
+    """Check all annotations; repair the fields of those from a file, in place.
+
+    Args:
+        data: The data set.
+        masks: Whether the annotations need masks.
+        observe: Receives the number of each annotation, counted over all images, and its result.
+    """
     owners = [image for image in data.images for _ in image.annotations]
     annotations = [annotation for image in data.images for annotation in image.annotations]
     sizes = [_size(image) for image in owners]
@@ -378,6 +395,8 @@ def _examine(data: DataSet, *, masks: bool) -> _Findings:
         if not masks and _is_dropped(annotations[number].get("segmentation")):
             fault = Fault("no polygon of 6 or more numbers: its box is not loaded", fatal=False)
             cleaned = Cleaned(None, [*cleaned.faults, fault], cleaned.mask)
+        if observe is not None:
+            observe(number, cleaned)
         if cleaned.annotation is not None and not is_crowd:
             usable += 1
         if cleaned.faults:
@@ -448,7 +467,7 @@ def _examine(data: DataSet, *, masks: bool) -> _Findings:
                 + shortlist(differing)
             )
     repaired = replaced["iscrowd"].total()
-    return _Findings(
+    return Findings(
         Usable(usable, len(impossible), repaired, crowds),
         len(annotations),
         impossible,
@@ -602,8 +621,8 @@ def _check_keypoints(name: str, data: DataSet, number: int) -> None:
         )
 
 
-def _load(name: str) -> DataSet:
-    """Return a data set with all its annotations, also those that loading drops.
+def load_data_set(name: str) -> DataSet:
+    """Return a registered data set with all its annotations, also those that loading drops.
 
     Raises:
         ValueError: As `read_coco`, or if a file name leaves the folder of the images.

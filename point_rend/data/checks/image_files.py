@@ -73,8 +73,7 @@ def check_image_files(
                 f"{describe(name)}: {len(missing)} of {len(images)} images do not exist"
                 + shortlist([f"image {image.image_id}, {image.file_name}" for image in missing])
             )
-        examine = _read_header if pixel_format.is_plain else partial(_read_values, pixel_format)
-        found = list(threads.map(examine, images))
+        found = list(threads.map(partial(examine_file, pixel_format=pixel_format), images))
     faults = [fault for fault, _ in found]
     deep = [
         image.file_name for image, (_, is_16_bits) in zip(images, found, strict=True) if is_16_bits
@@ -95,6 +94,16 @@ def check_image_files(
             raise ValueError(message + shortlist(broken))
         logger.warning("%s and are skipped%s", message, shortlist(broken))
     return [image for image, fault in zip(images, faults, strict=True) if not fault]
+
+
+def examine_file(record: ImageRecord, *, pixel_format: PixelFormat) -> tuple[str | None, bool]:
+    """Check a file; return its fault, and whether it is a picture of 16 bits a channel.
+
+    Args:
+        record: The image.
+        pixel_format: Pixels that the model expects.
+    """
+    return _read_header(record) if pixel_format.is_plain else _read_values(pixel_format, record)
 
 
 def _read_header(record: ImageRecord) -> tuple[str | None, bool]:

@@ -163,7 +163,7 @@ def _read_labels(
             f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}, but ignored pixels have the value "
             f"{ignored} in {name}"
         )
-    records = _load(name)
+    records = load_label_records(name)
     if not metadata.get("stuff_classes"):
         raise ValueError(
             f"{name} has no class names: expected stuff_classes in its metadata, set by "
@@ -196,7 +196,7 @@ def _read_labels(
         sampled = range(0, len(records), max(1, len(records) // SAMPLES))
         found = list(
             threads.map(
-                lambda k: _read_label(
+                lambda k: read_label(
                     records[k], num_classes, ignore_value, looks_at_boundaries=k in sampled
                 ),
                 range(len(records)),
@@ -261,9 +261,17 @@ def _doubts(name: str, files: Sequence[str], labels: Sequence[LabelMap]) -> list
     return found
 
 
-def _read_label(
+def read_label(
     record: dict[str, Any], num_classes: int, ignore_value: int, *, looks_at_boundaries: bool
 ) -> LabelMap:
+    """Read and check the label map of a record.
+
+    Args:
+        record: With the files of an image and of its label map.
+        num_classes: Number of classes.
+        ignore_value: Value of ignored pixels.
+        looks_at_boundaries: Whether to measure :func:`blended_share`.
+    """
     nothing = np.zeros(NUM_VALUES, np.int64)
     try:
         with open_picture(record["sem_seg_file_name"], what="label map") as opened:
@@ -329,7 +337,7 @@ def blended_share(labels: np.ndarray) -> float:
     return float((between & (lengths[1:-1] <= LONGEST_BLEND)).sum() / len(values))
 
 
-def _load(name: str) -> list[dict[str, Any]]:
+def load_label_records(name: str) -> list[dict[str, Any]]:
     """Load a data set with label maps, and make sure that each belongs to its image."""
     records = load_records(name)
     for record in records:
