@@ -23,8 +23,7 @@ def long_description() -> str:
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
-# Detectron2 reads the polygons with shapely.
-cityscapes = ["cityscapesscripts>=2.2", "shapely>=2"]
+cityscapes = ["cityscapesscripts>=2.2"]
 completion = ["argcomplete>=3"]
 lvis = ["lvis>=0.5.3"]
 onnx = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
@@ -75,6 +74,7 @@ setup(
         "iopath>=0.1.9",
         "pycocotools>=2.0.7",
         "pyyaml>=6",
+        "shapely>=2",  # cuts the polygons of cropped images
     ],
     extras_require={
         "cityscapes": cityscapes,

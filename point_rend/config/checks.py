@@ -24,6 +24,7 @@ from point_rend.utils.pixel_format import COLORS, DEEP_ORDERS, EIGHT_BITS
 
 COCO_KEYPOINTS = 17
 LARGEST_SIDE = 16_384  # pixels of the short side of an image
+LARGEST_LABEL = 255  # of a label map
 LARGEST_MASK = 8192  # cells of the side of a mask, or pixels of an image, to which points are added
 MOST_CANDIDATES = 10_000_000  # points drawn for a box or an image
 
@@ -70,6 +71,8 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
         _check_color_pictures(cfg)
         _check_sides(cfg, "TRAIN")
         _check_crop(cfg)
+        if cfg.INPUT.LSJ.ENABLED:
+            _check_large_scale_jitter(cfg)
         _check_solver(cfg)
     if cfg.MODEL.MASK_ON and meta_architecture(cfg).has_roi_heads:
         _check_mask_head(cfg)
@@ -402,6 +405,29 @@ def _check_crop(cfg: CfgNode) -> None:
         raise ValueError(
             "INPUT.CROP.TYPE is absolute_range: INPUT.CROP.SIZE must be the smallest and the "
             f"largest side, got {crop.SIZE}"
+        )
+
+
+def _check_large_scale_jitter(cfg: CfgNode) -> None:
+    jitter, ignored = cfg.INPUT.LSJ, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    if cfg.INPUT.CROP.ENABLED:
+        raise ValueError(
+            "INPUT.LSJ.ENABLED and INPUT.CROP.ENABLED are both True: set one of them to False"
+        )
+    if jitter.MIN_SCALE > jitter.MAX_SCALE:
+        raise ValueError(
+            f"INPUT.LSJ.MIN_SCALE must be at most INPUT.LSJ.MAX_SCALE, which is "
+            f"{jitter.MAX_SCALE}, got {jitter.MIN_SCALE}"
+        )
+    if max(jitter.SIZE) * max(jitter.MAX_SCALE, 1) > LARGEST_SIDE:
+        raise ValueError(
+            f"INPUT.LSJ.SIZE times INPUT.LSJ.MAX_SCALE must be {LARGEST_SIDE} pixels or less, got "
+            f"{list(jitter.SIZE)} times {jitter.MAX_SCALE}"
+        )
+    if meta_architecture(cfg).has_semantic_head and not 0 <= ignored <= LARGEST_LABEL:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE must be from 0 to {LARGEST_LABEL} for "
+            f"INPUT.LSJ.ENABLED, which pads label maps with it, got {ignored}"
         )
 
 

@@ -70,6 +70,14 @@ OWN_DEFAULTS: dict[str, Any] = {
     # Bits of an integer in an image: 8, 10, 12, 14 or 16. The largest one, 2^BITS - 1, becomes 255,
     # so that MODEL.PIXEL_MEAN and PIXEL_STD are on the scale from 0 to 255 for any number of bits.
     "INPUT.BITS": EIGHT_BITS,
+    # Large-scale jitter of training images: they are resized to fit into a random multiple of SIZE,
+    # then cut or padded to SIZE. It replaces MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and CROP.
+    "INPUT.LSJ.ENABLED": False,
+    # Smallest and largest multiple.
+    "INPUT.LSJ.MIN_SCALE": 0.1,
+    "INPUT.LSJ.MAX_SCALE": 2.0,
+    # Height and width of the result in pixels.
+    "INPUT.LSJ.SIZE": [1024, 1024],
     # Whether the training points are a fixed regular grid instead (Table 4, "regular grid").
     "MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID": False,
     # Boxes whose masks are rendered at a time, which bounds the memory; 0 takes all of an image,

@@ -206,6 +206,7 @@ TRAINING = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
     "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
     "INPUT.CROP.ENABLED": FLAG,
+    "INPUT.LSJ.ENABLED": FLAG,
     "DATALOADER.ON_CORRUPT_IMAGE": one_of("stop", "skip"),
     "DATALOADER.SAMPLER_TRAIN": one_of(
         "TrainingSampler",
@@ -429,6 +430,11 @@ CROPS = {
     "relative": list_of(number(0, 1, above=True), 2),
     "relative_range": list_of(number(0, 1, above=True), 2),
 }
+LARGE_SCALE_JITTER = {
+    "INPUT.LSJ.MIN_SCALE": number(0, 1000, above=True),
+    "INPUT.LSJ.MAX_SCALE": number(0, 1000, above=True),
+    "INPUT.LSJ.SIZE": list_of(POSITIVE_COUNT, 2),
+}
 CLIPPING = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
@@ -524,6 +530,8 @@ def rules_in_use(cfg: CfgNode, *, training: bool) -> dict[str, Rule]:
         if cfg.INPUT.CROP.ENABLED:
             rules["INPUT.CROP.TYPE"] = one_of(*CROPS)
             rules["INPUT.CROP.SINGLE_CATEGORY_MAX_AREA"] = NOT_NEGATIVE
+        if cfg.INPUT.LSJ.ENABLED:
+            rules |= LARGE_SCALE_JITTER
         if solver.CLIP_GRADIENTS.ENABLED:
             rules |= CLIPPING
         if "RepeatFactor" in str(cfg.DATALOADER.SAMPLER_TRAIN):

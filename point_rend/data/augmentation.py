@@ -6,14 +6,17 @@ from detectron2.config import CfgNode
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.transforms import (
     Augmentation,
+    FixedSizeCrop,
     RandomCrop,
     RandomCrop_CategoryAreaConstraint,
+    ResizeScale,
     ResizeTransform,
 )
 from fvcore.transforms.transform import Transform
 from PIL import Image
 
 from point_rend.color_augmentation import ColorAugSSD
+from point_rend.config.defaults import with_defaults
 from point_rend.config.tasks import SEM_SEG, model_outputs
 
 
@@ -22,7 +25,8 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
 
     Semantic models are trained on resized, cropped, color-augmented, flipped images, in this order;
     a crop with one category on more than INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is redrawn, at most
-    ten times. Other models crop first, as in Detectron2.
+    ten times. Other models crop first, as in Detectron2. With INPUT.LSJ.ENABLED, all of them are
+    trained on images that are resized, color-augmented, cut or padded to one size, and flipped.
 
     Args:
         cfg: The config.
@@ -32,6 +36,7 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
         The augmentations in order. Empty for testing a semantic model with TEST.AUG, which resizes
         the images itself.
     """
+    cfg = with_defaults(cfg)
     semantic = model_outputs(cfg) == SEM_SEG
     if not is_train and semantic and cfg.TEST.AUG.ENABLED:
         return []
@@ -40,7 +45,12 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
     if not is_train:
         return [resize]
     color = [ColorAugSSD(cfg.INPUT.FORMAT)] if cfg.INPUT.COLOR_AUG_SSD else []
-    crop = cfg.INPUT.CROP
+    crop, jitter = cfg.INPUT.CROP, cfg.INPUT.LSJ
+    if jitter.ENABLED:
+        scale = ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, *jitter.SIZE)
+        ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        fit = FixedSizeCrop(tuple(jitter.SIZE), seg_pad_value=ignored)
+        return [ResizeToPixels(scale), *color, fit, *flip]
     if not crop.ENABLED:
         return [resize, *color, *flip]
     if not semantic:

@@ -8,10 +8,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
-from detectron2.data.transforms import AugInput, TransformList
+from detectron2.data.transforms import AugInput, PadTransform, TransformList
 from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
 
-from point_rend.config.defaults import pixel_format
+from point_rend.config.defaults import pixel_format, with_defaults
 from point_rend.data.augmentation import as_input, build_augmentations
 from point_rend.ground_truth.shared_masks import SharedMasks
 from point_rend.utils.bands import read_input
@@ -46,8 +46,10 @@ class NamingDatasetMapper(DatasetMapper):
             cfg.defrost()
             cfg.MODEL.KEYPOINT_ON = False
         arguments = super().from_config(cfg, is_train)
+        jitter = is_train and with_defaults(cfg).INPUT.LSJ.ENABLED
         return arguments | {
             "augmentations": build_augmentations(cfg, is_train=is_train),
+            "recompute_boxes": arguments["recompute_boxes"] or (jitter and cfg.MODEL.MASK_ON),
             "pixel_format": pixel_format(cfg),
         }
 
@@ -103,6 +105,7 @@ class NamingDatasetMapper(DatasetMapper):
         self, dataset_dict: dict[str, Any], transforms: TransformList, image_shape: tuple[int, int]
     ) -> None:
         objects = [x for x in dataset_dict.pop("annotations") if not x.get("iscrowd", 0)]
+        transforms = _padding_background(transforms)
         for annotation in objects:
             if not self.use_instance_mask:
                 annotation.pop("segmentation", None)
@@ -136,6 +139,17 @@ class NamingDatasetMapper(DatasetMapper):
         # A copy: flipping leaves negative strides, and resizing read-only pixels.
         pixels = np.array(segmentation, dtype=bool, order="C")
         return SharedMasks.of(BitMasks(pixels[None]), image_shape)
+
+
+def _padding_background(transforms: TransformList) -> TransformList:
+    """Return transforms of masks: Detectron2's pad them as label maps, with the ignored label."""
+    for_masks = []
+    for transform in transforms.transforms:
+        if isinstance(transform, PadTransform):
+            transform = copy.copy(transform)
+            transform.seg_pad_value = 0
+        for_masks.append(transform)
+    return TransformList(for_masks)
 
 
 def _read_labels(file_name: str, image_shape: tuple[int, int]) -> np.ndarray:

@@ -2,18 +2,21 @@ import math
 import os
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from detectron2 import model_zoo
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.data.detection_utils import annotations_to_instances
+from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 
 from point_rend import add_pointrend_config, get_config_file, load_config
 from point_rend.config.checks import check_config
+from point_rend.solver import build_lr_scheduler
 from tests.runs import without_finite_gradient
 from tests.tiny_datasets import REPOSITORY
 
@@ -60,6 +63,43 @@ LVIS = COCO | {
     "SOLVER.STEPS": (120000, 160000),
     "SOLVER.MAX_ITER": 180000,
     "TEST.DETECTIONS_PER_IMAGE": 300,
+}
+
+# Detectron2's new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py and the files that it imports.
+LSJ = COCO | {
+    "INPUT.LSJ.ENABLED": True,
+    "INPUT.LSJ.MIN_SCALE": 0.1,
+    "INPUT.LSJ.MAX_SCALE": 2.0,
+    "INPUT.LSJ.SIZE": [1024, 1024],
+    "INPUT.CROP.ENABLED": False,
+    "INPUT.RANDOM_FLIP": "horizontal",
+    "SOLVER.AMP.ENABLED": True,
+    "SOLVER.IMS_PER_BATCH": 64,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+    "SOLVER.BASE_LR": 0.1,
+    "SOLVER.GAMMA": 0.1,
+    "SOLVER.MOMENTUM": 0.9,
+    "SOLVER.WEIGHT_DECAY": 4e-5,
+    "SOLVER.WEIGHT_DECAY_NORM": 0.0,
+    "SOLVER.WARMUP_FACTOR": 0.067,
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.NORM": "SyncBN",
+    "MODEL.FPN.NORM": "SyncBN",
+    "MODEL.RPN.CONV_DIMS": [-1, -1],
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 256,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 1024,
+    "MODEL.ROI_BOX_HEAD.NORM": "naiveSyncBN_N",
+    "MODEL.WEIGHTS": "",
+}
+LSJ_SCHEDULES = {  # 64 images an iteration, 118000 an epoch
+    epochs: {"SOLVER.MAX_ITER": length, "SOLVER.STEPS": steps, "SOLVER.WARMUP_ITERS": warmup}
+    for epochs, length, steps, warmup in (
+        (100, 184375, (163889, 177546), 500),
+        (200, 368750, (327778, 355092), 1000),
+        (400, 737500, (655556, 710184), 2000),
+    )
 }
 
 RESNET = {
@@ -143,6 +183,10 @@ PUBLISHED = {
     "pointrend_rcnn_R_50_FPN_1x_lvis_v1.yaml": R50 | POINTREND | LVIS,
     "pointrend_rcnn_R_50_FPN_3x_coco.yaml": R50 | POINTREND | COCO_3X,
     "pointrend_rcnn_X_101_32x8d_FPN_3x_coco.yaml": X101 | POINTREND | COCO_3X,
+} | {
+    f"pointrend_rcnn_R_{depth}_FPN_{epochs}ep_LSJ_coco.yaml": resnet | POINTREND | LSJ | schedule
+    for depth, resnet in ((50, R50), (101, R101))
+    for epochs, schedule in LSJ_SCHEDULES.items()
 }
 
 
@@ -220,6 +264,47 @@ def test_a_baseline_is_the_mask_rcnn_of_detectron2(name, zoo_name, differences):
     assert differing_keys(load(name), stock_cfg(zoo_name)) == differences
 
 
+@pytest.mark.parametrize("epochs", LSJ_SCHEDULES)
+@pytest.mark.parametrize("depth", [50, 101])
+def test_the_schedules_of_large_scale_jitter_are_those_of_detectron2(depth, epochs):
+    stock = model_zoo.get_config(f"new_baselines/mask_rcnn_R_{depth}_FPN_{epochs}ep_LSJ.py")
+    solver = load(f"pointrend_rcnn_R_{depth}_FPN_{epochs}ep_LSJ_coco.yaml").SOLVER
+    assert stock.train.max_iter == solver.MAX_ITER
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=solver.BASE_LR)
+    ours = build_lr_scheduler(CfgNode({"SOLVER": solver}), optimizer)._multiplier
+    expected = instantiate(stock.lr_multiplier)
+    for position in np.linspace(0, 1, 3000, endpoint=False):
+        assert ours(position) == pytest.approx(expected(position), rel=1e-9)
+    assert stock.optimizer.lr == solver.BASE_LR
+    assert stock.optimizer.momentum == solver.MOMENTUM
+    assert stock.optimizer.weight_decay == solver.WEIGHT_DECAY
+    assert stock.dataloader.train.total_batch_size == solver.IMS_PER_BATCH
+    assert stock.train.amp.enabled is solver.AMP.ENABLED is True
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+def test_the_models_of_large_scale_jitter_differ_from_those_of_detectron2_in_the_mask_head(depth):
+    stock = model_zoo.get_config(f"new_baselines/mask_rcnn_R_{depth}_FPN_100ep_LSJ.py")
+    name = f"pointrend_rcnn_R_{depth}_FPN_100ep_LSJ_coco.yaml"
+    with torch.device("meta"):
+        models = [instantiate(stock.model), build_model(load(name, ("MODEL.DEVICE", "meta")))]
+    ours, expected = (
+        {
+            name: (
+                type(module),
+                {key: x.shape for key, x in module.named_parameters(recurse=False)},
+            )
+            for name, module in model.named_modules()
+            if "mask" not in name
+        }
+        for model in models
+    )
+    assert ours == expected
+    assert sum(kind is torch.nn.SyncBatchNorm for kind, _ in ours.values()) > depth
+    assert sum(kind is NaiveSyncBatchNorm for kind, _ in ours.values()) == 4
+
+
 HEAD_KEYS = {
     "INPUT.MASK_FORMAT",
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES",
@@ -258,6 +343,7 @@ NARROW = (
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.FPN.OUT_CHANNELS", "16"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"),
+    *("MODEL.ROI_BOX_HEAD.CONV_DIM", "16"),
     *("MODEL.ROI_MASK_HEAD.FC_DIM", "16", "MODEL.POINT_HEAD.FC_DIM", "16"),
 )
 SMALL = (
@@ -292,6 +378,7 @@ def sample(cfg: CfgNode) -> dict[str, object]:
     return {"image": image, "height": HEIGHT, "width": WIDTH, "instances": instances}
 
 
+@cache
 def architecture(name: str) -> tuple[str, str]:
     cfg = load(name, SMALL)
     return cfg.MODEL.dump(), cfg.INPUT.MASK_FORMAT
