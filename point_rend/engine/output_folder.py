@@ -13,6 +13,7 @@ from point_rend.utils.files import NotSavedError, check_writable
 from point_rend.utils.locks import NAME as LOCK_NAME
 
 METRICS_NAME = "metrics.json"
+RUNS_NAME = "tracking.json"  # identities of the training's runs in trackers
 LOG_NAME = "log.txt"
 EVENTS = "events.out.tfevents.*"  # of TensorBoard
 # Raised by a full disk, a quota, a file size limit and a read-only disk.
@@ -138,6 +139,8 @@ def check_overwritable(output_dir: str, inputs: Sequence[str]) -> None:
 def delete_training(output_dir: str) -> None:
     """Delete the checkpoints, the metrics and the TensorBoard events of an earlier training.
 
+    What it has sent to trackers stays there; the new training begins new runs.
+
     Raises:
         OSError: If the operating system refuses.
     """
@@ -156,6 +159,7 @@ def files_of_training(folder: Path, *, events: bool = True) -> list[Path]:
     names += [TAG] * os.path.lexists(folder / TAG)
     metrics = folder / METRICS_NAME
     names += [METRICS_NAME] * (metrics.is_file() and metrics.stat().st_size > 0)
+    names += [RUNS_NAME] * os.path.lexists(folder / RUNS_NAME)
     found = [folder / name for name in names]
     return [*found, *sorted(folder.glob(EVENTS))] if events else found
 

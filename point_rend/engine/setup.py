@@ -34,6 +34,7 @@ from point_rend.engine.output_folder import (
     check_unused,
 )
 from point_rend.engine.preflight import check_distribution, check_machine, check_weights
+from point_rend.engine.tracking.trackers import check_trackers
 from point_rend.evaluation.build import check_evaluators
 from point_rend.runtime.files import exported_file, read_description
 from point_rend.runtime.hub import find_folder
@@ -99,6 +100,8 @@ def setup(args: argparse.Namespace) -> Run:
     if exported_file(args.model) is None:
         check_model(cfg, training=training)
     check_machine(cfg, args.num_gpus, training=training)
+    if training:
+        check_trackers(cfg)
     has_weights = check_weights(cfg, args)
     if training:
         check_distribution(cfg, max(comm.get_world_size(), args.num_gpus * args.num_machines))

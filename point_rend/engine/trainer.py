@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import LRScheduler
@@ -27,6 +28,7 @@ from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
 from point_rend.checkpoint.class_metadata import CONFIG
 from point_rend.checkpoint.finite import check_finite_state
 from point_rend.checkpoint.optimizer_state import match_by_name, name_groups, with_names
+from point_rend.config.defaults import pixel_format
 from point_rend.config.dumping import dump_config
 from point_rend.data.datasets.class_matching import ClassOrder, build_trained_classes
 from point_rend.data.datasets.classes import training_class_metadata
@@ -49,6 +51,8 @@ from point_rend.engine.launch import distribute
 from point_rend.engine.memory import build_memory_error
 from point_rend.engine.output_folder import FolderGoneError, WatchedFolder, output_fault
 from point_rend.engine.signals import StopSignals
+from point_rend.engine.tracking.samples import put_samples
+from point_rend.engine.tracking.writer import StartTrackers, build_tracker_writers
 from point_rend.engine.train_step import NonFiniteError, build_train_step
 from point_rend.engine.writers import build_writers
 from point_rend.evaluation.build import build_evaluator
@@ -147,7 +151,9 @@ class Trainer(DefaultTrainer):
         """Build Detectron2's hooks together with ours, in the order in which they run."""
         is_main = comm.is_main_process()
         period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+        trackers = build_tracker_writers(self.cfg) if is_main else {}
         return [
+            StartTrackers(trackers, self.cfg.OUTPUT_DIR) if trackers else None,
             hooks.IterationTimer(),
             SeedEachIteration(),
             hooks.LRScheduler(),
@@ -156,7 +162,9 @@ class Trainer(DefaultTrainer):
             hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
             StopOnSignal(self.signals),
             InterruptibleEvaluation(self.signals, self.cfg.TEST.EVAL_PERIOD, self._evaluate),
-            hooks.PeriodicWriter(self.build_writers()) if is_main else None,
+            self._build_samples(),
+            # The writer of TensorBoard's events removes the pictures, so the trackers come first.
+            hooks.PeriodicWriter([*trackers.values(), *self.build_writers()]) if is_main else None,
         ]
 
     def build_writers(self) -> list[EventWriter]:
@@ -171,6 +179,23 @@ class Trainer(DefaultTrainer):
         cfg.DATALOADER.NUM_WORKERS = 0
         loader = self.build_train_loader(cfg)
         return RepeatablePreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, precise_bn.NUM_ITER)
+
+    def _build_samples(self) -> HookBase | None:
+        logging = self.cfg.LOGGING
+        if not self.cfg.DATASETS.TEST or not (logging.WANDB or logging.MLFLOW):
+            return None
+        return InterruptibleEvaluation(self.signals, self.cfg.TEST.EVAL_PERIOD, self._put_samples)
+
+    def _put_samples(self) -> None:
+        if comm.is_main_process() and self.cfg.LOGGING.PICTURES:
+            name = self.cfg.DATASETS.TEST[0]
+            put_samples(
+                self.checkpointer.model,
+                self.build_test_loader(self.cfg, name),
+                MetadataCatalog.get(name),
+                count=self.cfg.LOGGING.PICTURES,
+                pixel_format=pixel_format(self.cfg),
+            )
 
     def _evaluate(self) -> Any:
         self._last_eval_results = self.test(self.cfg, self.model)
