@@ -118,7 +118,7 @@ def test_an_interrupted_training_continues_the_same_runs_with_config_metrics_and
     (last,) = [x for x in items if "predictions/000/_type" in x]
     kind, file_format = last["predictions/000/_type"], last["predictions/000/format"]
     assert (kind, file_format, last["_step"]) == ("image-file", "png", 3)
-    assert len(list(output.glob("wandb/*/files/media/images/predictions/*.png"))) == 2
+    assert len(list(output.glob("wandb/offline-run-*/files/media/images/predictions/*.png"))) == 2
 
 
 def test_a_training_without_trackers_leaves_no_file_of_theirs(
