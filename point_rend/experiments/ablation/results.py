@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from point_rend.config.dumping import dump_config
 from point_rend.engine.arguments import build_parser
 from point_rend.engine.setup import read_config, register_datasets
 from point_rend.utils.files import atomic_file, write_text
@@ -49,7 +50,8 @@ def provenance_of(options: Sequence[str], *, training: bool) -> Provenance:
     cfg = read_config(args)
     register_datasets(args)
     cfg.OUTPUT_DIR = ""  # metrics do not depend on it
-    inputs = {f"config {args.config_file}": hashlib.sha256(cfg.dump().encode()).hexdigest()}
+    text = dump_config(cfg)  # without keys of later versions of this package that are unused
+    inputs = {f"config {args.config_file}": hashlib.sha256(text.encode()).hexdigest()}
     weights = Path(cfg.MODEL.WEIGHTS)
     if weights.is_file():  # others are names of models, which are part of the config
         inputs[f"MODEL.WEIGHTS {weights}"] = digest(weights)
