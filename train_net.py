@@ -24,7 +24,7 @@ The functions are those of the package, and can be imported to build other train
 - `setup(args)`: the checked config of a run, and its data sets, registered;
 - `Trainer(cfg)`: Detectron2's DefaultTrainer with our mapper, loaders, checkpointer and evaluators;
 - `run(args, cfg, ...)`: the training or the evaluation, executed by every process;
-- `main(argv)`: all of this.
+- `main(argv)`: all of this; `main(trainer=MyTrainer)` with a subclass of `Trainer`.
 """
 
 from point_rend.cli.train import main

@@ -37,23 +37,24 @@ from point_rend.utils.locks import keep_folder_locked, unlock_folders
 from point_rend.utils.logs import only_errors
 
 
-def start(args: argparse.Namespace) -> None:
+def start(args: argparse.Namespace, trainer: type[Trainer] = Trainer) -> None:
     """Check a command line, then train or evaluate in as many processes as it asks for.
 
     Args:
         args: The parsed command line.
+        trainer: The class that trains and evaluates, at the top level of a module.
 
     Raises:
         SystemExit: With code 2 after an error that the user can correct, with code 3 after a loss
             or a gradient that is not finite, with 128 + n after signal n.
     """
     try:
-        _start(args)
+        _start(args, trainer)
     finally:
         unlock_folders()
 
 
-def _start(args: argparse.Namespace) -> None:
+def _start(args: argparse.Namespace, trainer: type[Trainer]) -> None:
     with user_errors():
         if not 0 <= args.machine_rank < args.num_machines:
             raise ValueError(
@@ -77,12 +78,12 @@ def _start(args: argparse.Namespace) -> None:
             check_machine(cfg, 1, launched=True)
             join(rank_info, cfg.MODEL.DEVICE)
     if rank_info is not None:
-        run(*set_up_together(args))
+        run(*set_up_together(args), trainer)
         leave()
         return
     launch(
         run,
-        job,
+        (*job, trainer),
         device=job.cfg.MODEL.DEVICE,
         num_local=args.num_gpus,
         num_machines=args.num_machines,
@@ -92,13 +93,19 @@ def _start(args: argparse.Namespace) -> None:
     )
 
 
-def run(args: argparse.Namespace, cfg: CfgNode, datasets_to_clean: Sequence[str]) -> Any:
+def run(
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    datasets_to_clean: Sequence[str],
+    trainer: type[Trainer] = Trainer,
+) -> Any:
     """Train or evaluate; every process of a run executes this function.
 
     Args:
         args: The parsed command line.
         cfg: The finished, frozen config.
         datasets_to_clean: Training sets that contain annotations to leave out.
+        trainer: The class that trains and evaluates.
 
     Returns:
         The results of an evaluation by data set, or of the only one; None after a training.
@@ -111,10 +118,10 @@ def run(args: argparse.Namespace, cfg: CfgNode, datasets_to_clean: Sequence[str]
     when = "in the evaluation" if args.eval_only else "before the first iteration"
     shortage = build_memory_error(cfg, when, training=not args.eval_only)
     with out_of_memory_reported(shortage):
-        return evaluate(args, cfg) if args.eval_only else train(args, cfg)
+        return (evaluate if args.eval_only else train)(args, cfg, trainer)
 
 
-def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
+def evaluate(args: argparse.Namespace, cfg: CfgNode, trainer: type[Trainer] = Trainer) -> Any:
     """Evaluate a checkpoint on DATASETS.TEST."""
     with user_errors():
         begin_run(args, cfg)
@@ -124,11 +131,11 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode) -> Any:
             model, class_order = load_exported_model(args, cfg)
         else:
             with only_errors(*["point_rend.mask_head"] * is_chosen):
-                model = Trainer.build_model(cfg)
+                model = trainer.build_model(cfg)
             class_order = load_evaluated_model(args, cfg, model, resume=args.resume)
         write_config(cfg, replace=False)
     with output_errors(cfg.OUTPUT_DIR):
-        results = Trainer.test(cfg, model, class_order=class_order)
+        results = trainer.test(cfg, model, class_order=class_order)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
@@ -187,17 +194,17 @@ def load_exported_model(args: argparse.Namespace, cfg: CfgNode) -> tuple[Exporte
     return model, classes.order
 
 
-def train(args: argparse.Namespace, cfg: CfgNode) -> Any:
+def train(args: argparse.Namespace, cfg: CfgNode, trainer: type[Trainer] = Trainer) -> Any:
     """Train a model, from the start or from the last checkpoint."""
     with user_errors():
         begin_run(args, cfg)
-        trainer = Trainer(
+        training = trainer(
             cfg,
             allow_unsafe_checkpoint=args.allow_unsafe_checkpoint,
             ignore_class_names=args.ignore_class_names,
         )
-        trainer.resume_or_load(resume=args.resume)
+        training.resume_or_load(resume=args.resume)
         if args.overwrite and comm.is_main_process():
             delete_training(cfg.OUTPUT_DIR)
         write_config(cfg, replace=True)
-    return trainer.train()
+    return training.train()

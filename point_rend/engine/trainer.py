@@ -32,13 +32,10 @@ from point_rend.config.defaults import pixel_format
 from point_rend.config.dumping import dump_config
 from point_rend.data.datasets.class_matching import ClassOrder, build_trained_classes
 from point_rend.data.datasets.classes import training_class_metadata
-from point_rend.data.loader.loaders import (
-    EvaluationLoader,
-    TrainLoader,
-    build_test_loader,
-    build_train_loader,
-)
+from point_rend.data.loader.foreign import build_own_loader
+from point_rend.data.loader.loaders import build_test_loader, build_train_loader
 from point_rend.data.loader.samples import UnusableDataError
+from point_rend.data.loader.together import BatchStream
 from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.engine.hooks import (
     InterruptibleEvaluation,
@@ -88,7 +85,7 @@ class Trainer(DefaultTrainer):
         ignore_class_names: Whether to resume a training of classes with other names.
     """
 
-    data_loader: TrainLoader
+    data_loader: BatchStream
 
     def __init__(
         self,
@@ -103,7 +100,7 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        loader = self.build_train_loader(cfg)
+        loader = build_own_loader(cfg, self.build_train_loader(cfg), self._loader_name)
         self._trainer = build_train_step(cfg, distribute(model), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeDetectionCheckpointer(
@@ -122,14 +119,18 @@ class Trainer(DefaultTrainer):
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
+    @property
+    def _loader_name(self) -> str:
+        return f"{type(self).__qualname__}.build_train_loader"
+
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        """Build the training loader."""
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Build the training loader; a subclass may return any iterable of batches."""
         return build_train_loader(cfg, NamingDatasetMapper(cfg, is_train=True))
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
-        """Build the loader of a test set."""
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Build the loader of a test set; a subclass may return any iterable with a length."""
         return build_test_loader(cfg, dataset_name, NamingDatasetMapper(cfg, is_train=False))
 
     @classmethod
@@ -177,7 +178,8 @@ class Trainer(DefaultTrainer):
             return None
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0
-        loader = self.build_train_loader(cfg)
+        built = self.build_train_loader(cfg)
+        loader = build_own_loader(cfg, built, self._loader_name, warns=False)
         return RepeatablePreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, precise_bn.NUM_ITER)
 
     def _build_samples(self) -> HookBase | None:

@@ -1,6 +1,5 @@
 """Data loaders: resumable, independent of the number of workers, safe with little shared memory."""
 
-import contextlib
 import logging
 import os
 import signal
@@ -12,8 +11,6 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
@@ -39,6 +36,7 @@ from point_rend.data.loader.samples import (
     Samples,
     UnusableDataError,
 )
+from point_rend.data.loader.together import BatchStream
 from point_rend.data.loader.transport import PackedSample, pack, unpack
 from point_rend.utils import progress
 from point_rend.utils.errors import USER_ERROR, TrainingStop
@@ -54,7 +52,7 @@ ATTEMPTS = 10  # records tried for a stream position if unusable ones are skippe
 logger = logging.getLogger(__name__)
 
 
-class TrainLoader:
+class TrainLoader(BatchStream):
     """Endless batches of training samples, in an order that follows from the seed alone.
 
     The number of workers and interruptions change neither the order nor the samples. The loader can
@@ -70,12 +68,7 @@ class TrainLoader:
         num_workers: Number of worker processes.
         skip: Whether unusable records are replaced by later ones, with a warning; otherwise they
             end the training, in all processes together.
-
-    Attributes:
-        interruptible: Returns a context in which a signal may raise: no batch is lost by it.
     """
-
-    interruptible: Callable[[], contextlib.AbstractContextManager[None]]
 
     def __init__(
         self,
@@ -89,20 +82,16 @@ class TrainLoader:
         num_workers: int = 0,
         skip: bool = False,
     ) -> None:
+        super().__init__(seed)
         self.records = records
         self.mapper = mapper
         self.build_sampler = build_sampler
         self.kind = kind
-        self.seed = seed
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.skip = skip
-        self.batches = 0
         self.faults = 0
-        self.interruptible = contextlib.nullcontext
         self._without_shared_memory = False
-        # Like the signals, without NCCL.
-        self._group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
 
     def __iter__(self) -> Iterator[list[Record]]:
         samples = Samples(
@@ -121,32 +110,9 @@ class TrainLoader:
             arriving = from_workers(loader)
         batches = batches_of_a_kind(map(self._receive, arriving), self._kind_of, self.batch_size)
         while True:
-            batch = self._next_together(batches)
+            batch = self.next_together(batches)
             self.batches += 1
             yield [sample.data for sample in batch if sample.data is not None]
-
-    def _next_together(self, batches: Iterator[list[Sample]]) -> list[Sample]:
-        """Take the next batch; if that ends the training of one process, all end together."""
-        stop: TrainingStop | None = None
-        batch: list[Sample] = []
-        try:
-            with progress.during(progress.READING), self.interruptible():
-                batch = next(batches)
-        except TrainingStop as own:
-            stop = own
-        except UnusableDataError as error:
-            stop = TrainingStop(str(error), exit_code=USER_ERROR)
-        if self._group is not None:
-            with progress.during(progress.WAITING):
-                one_ends = torch.tensor(stop is not None, dtype=torch.int32)
-                dist.all_reduce(one_ends, dist.ReduceOp.MAX, group=self._group)
-            if one_ends:
-                ends = comm.all_gather((stop.reason, stop.exit_code) if stop else None)
-                reason, exit_code = next(filter(None, ends))
-                stop = TrainingStop(reason, exit_code=exit_code, together=True)
-        if stop is not None:
-            raise stop
-        return batch
 
     def _remaining_positions(self) -> Iterator[StreamPosition]:
         rank, world_size = comm.get_rank(), comm.get_world_size()
@@ -172,6 +138,8 @@ class TrainLoader:
             logger.warning("Skipped, number %d of this run: %s", self.faults, fault)
         if sample.data is None:
             last = sample.faults[-1]
+            if sample.of_mapper:
+                raise TrainingStop(last, exit_code=USER_ERROR)
             advice = (
                 f"{ATTEMPTS} in a row cannot be used"
                 if self.skip
@@ -201,6 +169,7 @@ class TrainLoader:
             ValueError: If it is anything but numbers from 0.
         """
         here = self.state_dict()
+        state = here | state  # that of another loader has fewer numbers
         for name in here:
             if not isinstance(state[name], int) or state[name] < 0:
                 raise ValueError(f"{name} of its data is {state[name]!r:.50}, expected 0 or more")
