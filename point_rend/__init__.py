@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from point_rend.config.defaults import add_pointrend_config
     from point_rend.config.files import get_config_file
     from point_rend.config.loading import load_config
+    from point_rend.data.augmentation import build_augmentations
+    from point_rend.data.loader.loaders import build_test_loader, build_train_loader
+    from point_rend.data.mapper import NamingDatasetMapper
+    from point_rend.engine.trainer import Trainer
     from point_rend.inference.predictor import Predictor
     from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
     from point_rend.meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
@@ -52,6 +56,7 @@ __all__ = [
     "FineGrainedFeatures",
     "ImplicitPointHead",
     "ImplicitPointRendMaskHead",
+    "NamingDatasetMapper",
     "PointPredictor",
     "PointRendMaskHead",
     "PointRendPanopticFPN",
@@ -63,10 +68,14 @@ __all__ = [
     "SafeDetectionCheckpointer",
     "StandardPointHead",
     "SubdivisionPlan",
+    "Trainer",
     "Uncertainty",
     "add_pointrend_config",
     "bind_point_head",
+    "build_augmentations",
     "build_point_head",
+    "build_test_loader",
+    "build_train_loader",
     "check_config",
     "foreground_uncertainty",
     "get_config_file",
@@ -85,6 +94,10 @@ _NAMES = {
     "config.defaults": ("add_pointrend_config",),
     "config.files": ("get_config_file",),
     "config.loading": ("load_config",),
+    "data.augmentation": ("build_augmentations",),
+    "data.loader.loaders": ("build_test_loader", "build_train_loader"),
+    "data.mapper": ("NamingDatasetMapper",),
+    "engine.trainer": ("Trainer",),
     "inference.predictor": ("Predictor",),
     "mask_head": ("ImplicitPointRendMaskHead", "PointRendMaskHead"),
     "meta_arch": ("PointRendPanopticFPN", "PointRendSemanticSegmentor"),

@@ -10,6 +10,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
 from examples import (
     entropy_uncertainty,
+    own_augmentation,
     own_network,
     point_supervision,
     residual_point_head,
@@ -32,6 +33,7 @@ from point_rend.rendering.uncertainty import top2_margin_uncertainty
 from tests.conftest import REPOSITORY
 from tests.synthetic import randomize
 from tests.test_architecture import MAY_IMPORT
+from tests.tiny_datasets import POINTREND, TINY_MODEL, process_state_restored, write_coco
 
 COCO = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 # Those of exported files, of Spark and of other detectors are tested elsewhere.
@@ -171,7 +173,8 @@ def test_an_example_has_less_than_60_lines_and_stands_whole_in_its_page(example)
 
 
 def test_all_examples_are_tested_here():
-    tested = {entropy_uncertainty, own_network, point_supervision, residual_point_head}
+    tested = {entropy_uncertainty, own_augmentation, own_network, point_supervision}
+    tested |= {residual_point_head}
     assert {Path(module.__file__) for module in tested} == set(EXAMPLES)
 
 
@@ -252,6 +255,32 @@ def boundary_iou(logits: torch.Tensor, masks: torch.Tensor) -> float:
     for found, truth in zip(logits[:, 0] > 0, masks[:, 0] > 0, strict=True):
         scores.add(found.numpy(), truth.numpy())
     return scores.means()["boundary mIoU"]
+
+
+def test_the_example_of_an_augmentation_trains_on_rotated_and_shaded_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["own_augmentation.py"])
+    drawn = []
+    shade = own_augmentation.Shade.apply_image
+    monkeypatch.setattr(
+        own_augmentation.Shade, "apply_image", lambda self, x: drawn.append(shade(self, x)) or x
+    )
+    with process_state_restored():
+        written = write_coco(tmp_path / "data")
+        names = ["DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"]
+        flags = ["--config-file", POINTREND, "--register-coco", "own", *written]
+        output = ["OUTPUT_DIR", str(tmp_path / "output")]
+        own_augmentation.main(
+            [*flags, *TINY_MODEL, *names, *output], trainer=own_augmentation.MyTrainer
+        )
+    assert (tmp_path / "output" / "model_final.pth").exists()
+    assert len(drawn) >= 2
+
+
+def test_a_shaded_image_has_the_brightness_of_its_two_sides():
+    white = own_augmentation.np.full((2, 5, 3), 200, dtype="uint8")
+    shaded = own_augmentation.Shade(0.5, 1.0).apply_image(white)
+    assert shaded.dtype == white.dtype
+    assert shaded[1, :, 2].tolist() == [100, 125, 150, 175, 200]
 
 
 def test_the_example_of_a_network_of_ones_own_gets_its_boundaries_right(capsys):

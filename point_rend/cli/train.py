@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from point_rend.engine.trainer import Trainer
 
 
-def main(
-    argv: Sequence[str] | None = None, *, trainer: "type[Trainer] | None" = None
-) -> None:
+def main(argv: Sequence[str] | None = None, *, trainer: "type[Trainer] | None" = None) -> None:
     """Run the command line.
 
     Args:

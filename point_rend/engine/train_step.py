@@ -154,7 +154,7 @@ class CheckedTrainer(SimpleTrainer):
         else:
             culprit = "the loss"
         losses = [f"{name} {value:.4g}" for name, value in check.losses.items()]
-        images = [f"{x.get('image_id')!r} ({x.get('file_name')})" for x in batch]
+        images = [_name_of(x, number) for number, x in enumerate(batch, start=1)]
         own = "; ".join([*messages, ", ".join(losses), f"images {', '.join(images)}"])
         lines = [f"  rank {rank}: {line}" for rank, line in enumerate(comm.all_gather(own))]
         head = f"{culprit} is infinite or NaN in iteration {self.iter}; the weights are unchanged"
@@ -185,6 +185,13 @@ class _FiniteCheck(NamedTuple):
 def _copy(source: list[Tensor], target: list[Tensor]) -> None:
     if source:
         torch._foreach_copy_(target, source)
+
+
+def _name_of(sample: Mapping[str, Any], number: int) -> str:
+    """Return the id and the file of an image; its number in the batch if it has neither."""
+    if "image_id" in sample or "file_name" in sample:
+        return f"{sample.get('image_id')!r} ({sample.get('file_name')})"
+    return f"number {number} of the batch"
 
 
 def _without_ddp(model: nn.Module) -> nn.Module:

@@ -58,6 +58,7 @@ from point_rend.evaluation.postprocessing import UnpastedMasks
 from point_rend.evaluation.shared_inference import evaluate_with_shared_inference
 from point_rend.evaluation.tta import AutocastModel, build_test_time_augmentation
 from point_rend.solver import build_lr_scheduler, build_optimizer
+from point_rend.utils import progress
 from point_rend.utils.errors import DIVERGED, USER_ERROR, TrainingStop
 from point_rend.utils.files import NotSavedError
 from point_rend.utils.program import command_words, is_executable, program
@@ -121,7 +122,7 @@ class Trainer(DefaultTrainer):
 
     @property
     def _loader_name(self) -> str:
-        return f"{type(self).__qualname__}.build_train_loader"
+        return f"{type(self).__name__}.build_train_loader"
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -430,7 +431,7 @@ class Trainer(DefaultTrainer):
         if class_order:
             model = ReorderedClasses(model, class_order)
         names = cfg.DATASETS.TEST
-        with prepared_for_inference(model):
+        with prepared_for_inference(model), progress.noted_by(model):
             if evaluators is not None or len(names) < 2 or cfg.MODEL.LOAD_PROPOSALS:
                 return super().test(cfg, model, evaluators)
             build_loader = functools.partial(cls.build_test_loader, cfg)

@@ -3,7 +3,10 @@
 import contextlib
 import time
 from collections.abc import Iterator, MutableSequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import nn
 
 STARTING, READING, COMPUTING, WAITING, SAVING, EVALUATING = range(6)
 PHASES = (
@@ -62,6 +65,16 @@ def during(phase: int) -> Iterator[None]:
         yield
     finally:
         note(former)
+
+
+@contextlib.contextmanager
+def noted_by(model: "nn.Module") -> Iterator[None]:
+    """Note a step of an evaluation at each call of a model, whatever loader feeds it."""
+    hook = model.register_forward_pre_hook(lambda *_: note(EVALUATING))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def seen_on(board: MutableSequence[float], place: int) -> Progress:

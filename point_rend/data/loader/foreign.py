@@ -4,8 +4,11 @@ A loader of :func:`detectron2.data.build_detection_train_loader` becomes one of 
 data set, mapper and sampler, so that it resumes exactly. Any other one is iterated as it is.
 """
 
+import contextlib
 import copy
 import logging
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +24,7 @@ from point_rend.data.loader.loaders import TrainLoader
 from point_rend.data.loader.order import IsLandscape
 from point_rend.data.loader.samples import Record, UnusableDataError
 from point_rend.data.loader.together import BatchStream
+from point_rend.utils.seeding import random_numbers_of
 
 # Samplers of Detectron2 whose order follows from a seed that they keep.
 SEEDED = (TrainingSampler, RepeatFactorTrainingSampler)
@@ -57,7 +61,10 @@ class ForeignLoader(BatchStream):
     def __iter__(self) -> Iterator[Any]:
         batches = self._endless()
         while True:
-            batch = self.next_together(batches)
+            # What a loader draws, to shuffle for example, must not change what the model draws.
+            numbers = random_numbers_of(self.seed, self.batches, comm.get_rank(), 0)
+            with _keeping_the_handler_of_children(), numbers:
+                batch = self.next_together(batches)
             self.batches += 1
             yield batch
 
@@ -68,7 +75,7 @@ class ForeignLoader(BatchStream):
                     set_epoch(self.epoch)
             batches = iter(self.iterable)
             count = 0
-            for count, batch in enumerate(batches, start=1):  # noqa: B007
+            for count, batch in enumerate(self._received(batches), start=1):  # noqa: B007
                 if fault := _fault_of(batch):
                     raise UnusableDataError(f"{self.source} returned a loader that yields {fault}")
                 yield batch
@@ -86,6 +93,18 @@ class ForeignLoader(BatchStream):
             self._continues = False
             logger.info("Epoch %d of the loader of %s has ended", self.epoch, self.source)
             self.epoch += 1
+
+    def _received(self, batches: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise UnusableDataError(
+                f"the loader of {self.source}: {reason}: lower its num_workers, or set it to 0 to "
+                "see the cause"
+            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress, and the state of the iterable if it has one."""
@@ -149,6 +168,18 @@ class ForeignLoader(BatchStream):
             lost,
             "" if self.has_state else ", or a loader with a state",
         )
+
+
+@contextlib.contextmanager
+def _keeping_the_handler_of_children() -> Iterator[None]:
+    """Undo torch's handler of SIGCHLD, which raises wherever the main thread is."""
+    former = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGCHLD) is not former:
+            signal.signal(signal.SIGCHLD, former or signal.SIG_DFL)
 
 
 def build_own_loader(

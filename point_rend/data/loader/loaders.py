@@ -38,7 +38,6 @@ from point_rend.data.loader.samples import (
 )
 from point_rend.data.loader.together import BatchStream
 from point_rend.data.loader.transport import PackedSample, pack, unpack
-from point_rend.utils import progress
 from point_rend.utils.errors import USER_ERROR, TrainingStop
 from point_rend.utils.seeding import random_numbers_of
 from point_rend.utils.signals import SIGNALS, end_with_parent, signals_wait
@@ -262,7 +261,6 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[list[Record]]:
         for batch in map(unpack, from_workers(self.loader)):
-            progress.note(progress.EVALUATING)
             for record in batch:
                 if isinstance(record, Fault):
                     raise UnusableDataError(record.reason)
