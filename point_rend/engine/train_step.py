@@ -1,9 +1,9 @@
-"""The training step: mixed precision on any device, and no update from non-finite values."""
+"""The training step: any precision and number of batches, no update from non-finite values."""
 
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +31,13 @@ def build_train_step(
     """Build the training step with the precision of ``SOLVER.AMP``."""
     amp = cfg.SOLVER.AMP
     precision = getattr(torch, amp.DTYPE) if amp.ENABLED else torch.float32
-    return CheckedTrainer(model, data_loader, optimizer, precision=precision)
+    return CheckedTrainer(
+        model,
+        data_loader,
+        optimizer,
+        precision=precision,
+        accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+    )
 
 
 class CheckedTrainer(SimpleTrainer):
@@ -45,12 +51,19 @@ class CheckedTrainer(SimpleTrainer):
     In float16 the loss is scaled. A gradient that overflows is not an error as long as the scale
     can shrink: the step is skipped and the scale halved.
 
+    With several batches for a step the gradient is the mean of those of the batches, which is the
+    gradient of one large batch where each loss is a mean over equally many items. Everything else
+    happens once a step: the exchange between processes, the check, the clipping, the update. Batch
+    normalization sees each batch by itself and updates its running statistics with each. The
+    logged losses are means over the batches; what a model logs itself is that of the last one.
+
     Args:
         model: Maps a batch to losses by name; on one device, possibly wrapped in
             :class:`DistributedDataParallel`.
         data_loader: Yields batches.
         optimizer: Optimizer of the model's parameters.
         precision: Data type of autocast; float32 disables it.
+        accumulation_steps: Number of batches for a step, 1 or more.
     """
 
     def __init__(
@@ -60,9 +73,11 @@ class CheckedTrainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         *,
         precision: torch.dtype = torch.float32,
+        accumulation_steps: int = 1,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.precision = precision
+        self.accumulation_steps = accumulation_steps
         self.device = next(model.parameters()).device
         self.grad_scaler = torch.amp.GradScaler(
             self.device.type, enabled=precision == torch.float16
@@ -84,52 +99,83 @@ class CheckedTrainer(SimpleTrainer):
         Raises:
             NonFiniteError: On all ranks, if a loss or a gradient of any rank is not finite.
         """
-        progress.note(progress.COMPUTING)
-        start = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-
-        if not self.draws_inputs:
-            batch = to_device(batch, self.device)
         _copy(self._buffers(), self._saved_buffers)
+        self.optimizer.zero_grad()
+        data_time = 0.0
+        parts = []
+        for number in range(1, self.accumulation_steps + 1):
+            progress.note(progress.COMPUTING)
+            start = time.perf_counter()
+            batch = self._next_batch()
+            data_time += time.perf_counter() - start
+            with self._exchange_of_gradients(enabled=number == self.accumulation_steps):
+                parts.append(self._add_gradients(batch))
+        self.after_backward()
+
+        check = self._check_finite(parts)
+        if not check.losses_are_finite or not (check.gradient_is_finite or self._can_scale_down()):
+            self._restore_buffers()
+            raise NonFiniteError(self._report(check, parts))
+        # The values are on the host already, so logging needs no further synchronization.
+        means = {name: torch.tensor(value) for name, value in _means(check.losses).items()}
+        self._write_metrics(means, data_time)
+
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _next_batch(self) -> Any:
+        """Take a batch; without one, the step is not taken."""
+        try:
+            return next(self._data_loader_iter)
+        except BaseException:
+            self._restore_buffers()
+            raise
+
+    def _exchange_of_gradients(self, *, enabled: bool) -> AbstractContextManager[None]:
+        """Return a context in which gradients are averaged over the processes, or are not."""
+        if enabled or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def _add_gradients(self, batch: Any) -> "_Part":
+        """Compute the losses of a batch, and add its share to the gradients."""
+        inputs = batch if self.draws_inputs else to_device(batch, self.device)
         with (
             torch.autocast(
                 self.device.type, self.precision, enabled=self.precision != torch.float32
             ),
             _divergence_as_nan(self.model) as messages,
         ):
-            losses = self.model(batch)
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        self.after_backward()
+            losses = self.model(inputs)
+        total = sum(losses.values())
+        if self.accumulation_steps > 1:
+            total = total / self.accumulation_steps
+        self.grad_scaler.scale(total).backward()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        detached = {name: loss.detach().float() for name, loss in losses.items()}
+        # The 2-norm is fast everywhere. It overflows from 1e19 on, which counts as infinite, too.
+        return _Part(batch, detached, messages, get_total_norm(gradients))
 
-        check = self._check_finite(losses)
-        if not check.losses_are_finite or not (check.gradient_is_finite or self._can_scale_down()):
-            _copy(self._saved_buffers, self._buffers())
-            raise NonFiniteError(self._report(check, messages, batch))
-        # The values are on the host already, so logging needs no further synchronization.
-        on_host = {name: torch.tensor(value) for name, value in check.losses.items()}
-        self._write_metrics(on_host, data_time)
-
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+    def _restore_buffers(self) -> None:
+        """Give the floating-point buffers the values from before the step."""
+        _copy(self._saved_buffers, self._buffers())
 
     def _buffers(self) -> list[Tensor]:
         """Return the current floating-point buffers; hooks such as PreciseBN may replace them."""
         return [getattr(module, name) for module, name in self._buffer_names]
 
-    def _check_finite(self, losses: Mapping[str, Tensor]) -> "_FiniteCheck":
+    def _check_finite(self, parts: Sequence["_Part"]) -> "_FiniteCheck":
         """Check all values on all ranks; the only place that waits for the device."""
-        own = torch.stack([loss.detach().float() for loss in losses.values()])
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        # The 2-norm is fast everywhere. It overflows from 1e19 on, which counts as infinite, too.
-        norm = get_total_norm(gradients).to(own)
-        is_bad = torch.stack([~own.isfinite().all(), ~norm.isfinite()]).float()
+        own = torch.stack([loss for part in parts for loss in part.losses.values()])
+        norms = torch.stack([part.norm.to(own) for part in parts])
+        is_bad = torch.stack([~own.isfinite().all(), ~norms[-1].isfinite()]).float()
         if comm.get_world_size() > 1:
             dist.all_reduce(is_bad, dist.ReduceOp.MAX)
-        *values, loss_is_bad, gradient_is_bad = torch.cat([own, is_bad]).tolist()
+        *values, loss_is_bad, gradient_is_bad = torch.cat([own, norms, is_bad]).tolist()
+        on_host = iter(values)
         return _FiniteCheck(
-            losses=dict(zip(losses, values, strict=True)),
+            losses=[{name: next(on_host) for name in part.losses} for part in parts],
+            norms=list(on_host),
             losses_are_finite=not loss_is_bad,
             gradient_is_finite=not gradient_is_bad,
         )
@@ -138,9 +184,7 @@ class CheckedTrainer(SimpleTrainer):
         """Return whether an overflow may be due to the loss scale alone."""
         return self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() > 1
 
-    def _report(
-        self, check: "_FiniteCheck", messages: Sequence[str], batch: Sequence[Mapping[str, Any]]
-    ) -> str:
+    def _report(self, check: "_FiniteCheck", parts: Sequence["_Part"]) -> str:
         """Describe the non-finite values, with the losses and the images of every rank."""
         if check.losses_are_finite:
             names = [
@@ -153,9 +197,7 @@ class CheckedTrainer(SimpleTrainer):
             culprit = f"the gradient of {', '.join(names[:NUM_NAMED_PARAMETERS])}{others}"
         else:
             culprit = "the loss"
-        losses = [f"{name} {value:.4g}" for name, value in check.losses.items()]
-        images = [_name_of(x, number) for number, x in enumerate(batch, start=1)]
-        own = "; ".join([*messages, ", ".join(losses), f"images {', '.join(images)}"])
+        own = _describe(check, parts)
         lines = [f"  rank {rank}: {line}" for rank, line in enumerate(comm.all_gather(own))]
         head = f"{culprit} is infinite or NaN in iteration {self.iter}; the weights are unchanged"
         return "\n".join([head, *lines])
@@ -174,12 +216,56 @@ class CheckedTrainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
-class _FiniteCheck(NamedTuple):
-    """The losses of this rank, and whether the values of all ranks are finite."""
+class _Part(NamedTuple):
+    """A batch of a step.
 
-    losses: dict[str, float]
+    Attributes:
+        batch: The images, as they came from the loader.
+        losses: Its losses, on the device.
+        messages: Errors of the model that became losses of NaN.
+        norm: Norm of the gradients with its share, on the device; that of the last batch includes
+            the gradients of the other ranks.
+    """
+
+    batch: Sequence[Mapping[str, Any]]
+    losses: dict[str, Tensor]
+    messages: Sequence[str]
+    norm: Tensor
+
+
+class _FiniteCheck(NamedTuple):
+    """Losses and norms of this rank by batch, and whether the values of all ranks are finite."""
+
+    losses: list[dict[str, float]]
+    norms: list[float]
     losses_are_finite: bool
     gradient_is_finite: bool
+
+
+def _means(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the means of losses over batches; a loss that a batch lacks counts as 0."""
+    means = dict(losses[0])
+    for of_batch in losses[1:]:
+        means = {x: means.get(x, 0.0) + of_batch.get(x, 0.0) for x in {**means, **of_batch}}
+    return {name: value / len(losses) for name, value in means.items()}
+
+
+def _describe(check: _FiniteCheck, parts: Sequence[_Part]) -> str:
+    """Describe the first batch of this rank with a value that is not finite."""
+    bad = [
+        number
+        for number, (losses, norm) in enumerate(zip(check.losses, check.norms, strict=True))
+        if not all(map(math.isfinite, [norm] if check.losses_are_finite else losses.values()))
+    ]
+    several = len(parts) > 1
+    if several and not bad:
+        return f"finite in all {len(parts)} batches"
+    number = bad[0] if bad else 0
+    losses = [f"{name} {value:.4g}" for name, value in check.losses[number].items()]
+    images = [_name_of(x, place) for place, x in enumerate(parts[number].batch, start=1)]
+    which = [f"batch {number + 1} of {len(parts)}"] * several
+    texts = [*which, *parts[number].messages, ", ".join(losses), f"images {', '.join(images)}"]
+    return "; ".join(texts)
 
 
 def _copy(source: list[Tensor], target: list[Tensor]) -> None:

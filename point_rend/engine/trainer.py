@@ -272,7 +272,8 @@ class Trainer(DefaultTrainer):
                 "a checkpoint",
                 *(sorted(set(rates)) for rates in (self.scheduler.base_lrs, configured)),
             )
-        fallback = self.data_loader.state_dict() | {"batches": self.iter + 1}
+        batches = (self.iter + 1) * self.cfg.SOLVER.ACCUMULATION_STEPS
+        fallback = self.data_loader.state_dict() | {"batches": batches}
         self.data_loader.load_state_dict(state_dict.get("data", fallback))
 
     def train(self) -> Any:
@@ -300,10 +301,14 @@ class Trainer(DefaultTrainer):
 
         Memory that does not suffice ends it, too.
         """
+        batches = self.data_loader.batches
         try:
             super().run_step()
+        except TrainingStop:  # while a batch was awaited
+            self.data_loader.batches = batches
+            raise
         except NonFiniteError as error:
-            self.data_loader.batches -= 1  # the step was not taken
+            self.data_loader.batches = batches  # the step was not taken
             logger.error("%s", error)
             message = (
                 f"{str(error).splitlines()[0]}; the log lists the losses and images. A resumed "

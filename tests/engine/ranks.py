@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.layers import get_norm
 from detectron2.modeling import build_model
@@ -14,6 +15,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from point_rend import load_config
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
@@ -111,6 +113,58 @@ def end_of_training(model: nn.Module, batch: Batch) -> tuple[str, bool]:
     return message, all(map(torch.equal, before, model.parameters()))
 
 
+class Rare(nn.Module):
+    """Two weights, one of which only the images with an odd number use; a planted loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.rare = (nn.Parameter(torch.full((3,), x)) for x in (0.3, -0.2))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        parts = [
+            (self.always * x["image"] + (self.rare if x["image_id"] % 2 else 0)).sin()
+            for x in batch
+        ]
+        return {"loss_rare": torch.stack(parts).mean()}
+
+
+def rare_batches(*, broken: int | None = None) -> list[Batch]:
+    """Build batches of one image each; the value of one image may be broken."""
+    generator = torch.Generator().manual_seed(4)
+    images = [torch.randn(3, generator=generator) for _ in range(6)]
+    if broken is not None:
+        images[broken].fill_(float("nan"))
+    numbers = [1, 2, 4, 6, 8, 10]
+    return [
+        [{"image": image, "image_id": number, "file_name": f"{number}.jpg"}]
+        for number, image in zip(numbers, images, strict=True)
+    ]
+
+
+def accumulated(batches: list[Batch]) -> dict[str, Any]:
+    """Take a step of three batches; rank 0 takes the first three, rank 1 the others."""
+    model = distribute(Rare())
+    exchanged: list[int] = []
+
+    def count(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        exchanged.append(1)
+        return default_hooks.allreduce_hook(None, bucket)
+
+    model.register_comm_hook(None, count)
+    own = batches[3 * comm.get_rank() :][:3]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = CheckedTrainer(model, own, optimizer, accumulation_steps=3)
+    message = ""
+    with EventStorage():
+        try:
+            trainer.run_step()
+        except NonFiniteError as error:
+            message = str(error)
+    gradients = {name: x.grad for name, x in model.module.named_parameters()}
+    weights = {name: x.detach() for name, x in model.module.named_parameters()}
+    return {"grads": gradients, "weights": weights, "count": len(exchanged), "message": message}
+
+
 def batch_normalized(images: Tensor) -> Tensor:
     """Normalize images with Detectron2's batch normalization across processes."""
     norm = get_norm("naiveSyncBN", images.shape[1])
@@ -153,6 +207,8 @@ def findings_of_rank(folder: str) -> None:
     found["proposals"] = end_of_training(proposing, [broken])
     torch.manual_seed(3)
     found["normalized"] = batch_normalized(torch.randn(4, 5, 6, 7)[2 * rank :][:2])
+    found["accumulated"] = accumulated(rare_batches())
+    found["accumulated nan"] = accumulated(rare_batches(broken=4))
     found["resume"] = refusal_to_resume(folder)
 
     torch.save(found, Path(folder) / f"{rank}.pth")

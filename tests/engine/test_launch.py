@@ -15,7 +15,16 @@ from torch.multiprocessing import ProcessRaisedException
 
 from point_rend.engine.launch import RankInfo, launch, rank_from_launcher
 from tests.engine.killing import PATIENCE
-from tests.engine.ranks import DETERMINISTIC, findings_of_rank, gradients, shares, stumble, tiny_cfg
+from tests.engine.ranks import (
+    DETERMINISTIC,
+    Rare,
+    findings_of_rank,
+    gradients,
+    rare_batches,
+    shares,
+    stumble,
+    tiny_cfg,
+)
 
 # Ranks given by launchers
 
@@ -196,6 +205,37 @@ def test_non_finite_values_on_one_rank_end_all_ranks_in_the_same_step(
     assert f"images {first} ({first}.jpg)" in lines[1]
     assert f"images {first + 1} ({first + 1}.jpg)" in lines[2]
     assert all(rank[case][1] for rank in found.ranks)
+
+
+def test_gradients_of_several_batches_are_the_mean_over_batches_and_ranks_exchanged_once(
+    found: Findings,
+) -> None:
+    """Also that of a weight which only the first batch of rank 0 uses."""
+    each = [gradients(Rare(), batch) for batch in rare_batches()]
+    for rank in found.ranks:
+        step = rank["accumulated"]
+        assert step["message"] == ""
+        assert step["count"] == 1
+        for name in ("always", "rare"):
+            used = [gradient[name] for gradient in each if name in gradient]
+            assert len(used) == (6 if name == "always" else 1)
+            mean = torch.stack(used).sum(dim=0) / 6
+            torch.testing.assert_close(step["grads"][name], mean)
+            start = getattr(Rare(), name).detach()
+            torch.testing.assert_close(step["weights"][name], start - 0.1 * mean)
+
+
+def test_a_value_that_is_not_finite_in_one_batch_of_one_rank_ends_the_step_of_all(
+    found: Findings,
+) -> None:
+    steps = [rank["accumulated nan"] for rank in found.ranks]
+    assert steps[0]["message"] == steps[1]["message"]
+    assert steps[0]["message"].splitlines()[1:] == [
+        "  rank 0: finite in all 3 batches",
+        "  rank 1: batch 2 of 3; loss_rare nan; images 8 (8.jpg)",
+    ]
+    for step in steps:
+        assert all(torch.equal(x, getattr(Rare(), n)) for n, x in step["weights"].items())
 
 
 def test_all_ranks_refuse_to_resume_from_disks_that_are_not_shared(found: Findings) -> None:

@@ -15,6 +15,7 @@ import torch
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
+from point_rend.checkpoint.checkpointer import TAG
 from point_rend.cli import train
 from point_rend.engine import run, trainer
 from point_rend.engine.trainer import resume_command
@@ -161,6 +162,11 @@ def test_a_full_disk_ends_a_training_with_one_line_that_names_the_file(
     assert not list(output.glob(".*"))
 
 
+def saved_state(output: Path) -> dict[str, Any]:
+    """Return the state of the training in the last checkpoint."""
+    return torch.load(output / (output / TAG).read_text(), weights_only=True)["trainer"]
+
+
 def train_with_a_broken_image(tmp_path: Path, *more: str) -> str:
     """Train on a data set in which an image breaks after the start; return its path."""
     written = write_mixed(tmp_path / "broken")
@@ -174,22 +180,22 @@ def train_with_a_broken_image(tmp_path: Path, *more: str) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("batches", [1, 3])
 def test_a_broken_image_ends_a_training_with_its_name_and_loses_no_iteration(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    batches: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    more = ["SOLVER.IMS_PER_BATCH", "1", "SOLVER.ACCUMULATION_STEPS", str(batches)]
     with pytest.raises(SystemExit) as ended:
-        train_with_a_broken_image(tmp_path, *ENDLESS, "SOLVER.IMS_PER_BATCH", "1")
+        train_with_a_broken_image(tmp_path, *ENDLESS, *more)
     assert ended.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("train_net.py: error: image 4, file ")
     assert "003.png" in line
     assert "DATALOADER.ON_CORRUPT_IMAGE skip" in line
     iteration = tagged_iteration(tmp_path / "output")
-    state = torch.load(tmp_path / "output" / f"model_{iteration:07d}.pth", weights_only=True)[
-        "trainer"
-    ]
+    state = saved_state(tmp_path / "output")
     assert state["iteration"] == iteration
-    assert state["data"]["batches"] == iteration + 1
+    assert state["data"]["batches"] == batches * (iteration + 1)
 
 
 def test_a_failure_in_precise_bn_keeps_the_last_checkpoint(
