@@ -25,7 +25,8 @@ def build_memory_error(cfg: CfgNode, when: str, *, training: bool) -> str:
     if training:
         size = "INPUT.CROP.SIZE" if cfg.INPUT.CROP.ENABLED else "INPUT.MIN_SIZE_TRAIN"
         size = "INPUT.LSJ.SIZE" if cfg.INPUT.LSJ.ENABLED else size
-        keys = ["SOLVER.IMS_PER_BATCH", size]
+        batch = "SOLVER.IMS_PER_BATCH (for which SOLVER.ACCUMULATION_STEPS makes up)"
+        keys = [batch, size]
         keys += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] if on_instances else []
         mixed_precision, has_it = "SOLVER.AMP.ENABLED", cfg.SOLVER.AMP.ENABLED
     else:

@@ -184,8 +184,9 @@ def test_a_step_without_enough_memory_ends_with_what_to_lower_and_the_last_check
     more = ["SOLVER.MAX_ITER", "9", "SOLVER.CHECKPOINT_PERIOD", "2", "DATASETS.TEST", "()"]
     line = last_line(command(tiny, output, *more), capsys)
     assert (
-        "MODEL.DEVICE cpu ran out of memory in iteration 2: lower SOLVER.IMS_PER_BATCH, "
-        "INPUT.MIN_SIZE_TRAIN or MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, or set SOLVER.AMP.ENABLED "
+        "MODEL.DEVICE cpu ran out of memory in iteration 2: lower SOLVER.IMS_PER_BATCH (for which "
+        "SOLVER.ACCUMULATION_STEPS makes up), INPUT.MIN_SIZE_TRAIN or "
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, or set SOLVER.AMP.ENABLED "
         f"True; the last checkpoint is {output / 'model_0000001.pth'}; resume with: "
     ) in line
     assert tagged_iteration(output) == 1

@@ -108,7 +108,7 @@ def test_processes_of_a_launcher_train_and_evaluate_together(
 DIVERGING = ["SOLVER.BASE_LR", "1e20", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "18"]
 
 
-def check_divergence(output: Path, printed: str, num_ranks: int) -> None:
+def check_divergence(output: Path, printed: str, num_ranks: int, *, batches: int = 1) -> None:
     """Check the only message, the log and the checkpoint of a training that diverged."""
     errors = re.findall(r"train_net\.py: error: .*", printed)
     assert len(errors) == 1
@@ -124,17 +124,19 @@ def check_divergence(output: Path, printed: str, num_ranks: int) -> None:
     last = (output / "last_checkpoint").read_text()
     checkpoint = torch.load(output / last, weights_only=True)
     assert checkpoint["iteration"] == iteration - 1
-    assert checkpoint["trainer"]["data"]["batches"] == iteration  # without the diverged batch
+    assert checkpoint["trainer"]["data"]["batches"] == iteration * batches  # without the diverged
     assert all(torch.isfinite(torch.as_tensor(x)).all() for x in checkpoint["model"].values())
 
 
+@pytest.mark.parametrize("batches", [1, 2])
 def test_a_training_that_diverges_ends_with_its_own_exit_code_one_message_and_finite_weights(
-    tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    batches: int, tiny: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    more = [*DIVERGING, "SOLVER.ACCUMULATION_STEPS", str(batches)]
     with pytest.raises(SystemExit) as ended:
-        train.main(command(tiny, tmp_path / "output", *DIVERGING))
+        train.main(command(tiny, tmp_path / "output", *more))
     assert ended.value.code == 3
-    check_divergence(tmp_path / "output", capsys.readouterr().err, 1)
+    check_divergence(tmp_path / "output", capsys.readouterr().err, 1, batches=batches)
 
 
 @pytest.fixture(scope="module")
