@@ -74,6 +74,7 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
         if cfg.INPUT.LSJ.ENABLED:
             _check_large_scale_jitter(cfg)
         _check_solver(cfg)
+        _check_evaluations(cfg)
     if cfg.MODEL.MASK_ON and meta_architecture(cfg).has_roi_heads:
         _check_mask_head(cfg)
 
@@ -389,6 +390,28 @@ def _check_solver(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.BASE_LR_END must be from 0 to SOLVER.BASE_LR, which is {solver.BASE_LR}, got "
             f"{solver.BASE_LR_END}"
+        )
+
+
+def _check_evaluations(cfg: CfgNode) -> None:
+    """Check what a training does with its evaluations."""
+    test, patience = cfg.TEST, cfg.SOLVER.PATIENCE
+    if patience and not test.BEST_METRIC:
+        raise ValueError(
+            f"SOLVER.PATIENCE is {patience}, but TEST.BEST_METRIC is empty: expected the metric "
+            "that has to improve, such as segm/AP"
+        )
+    for key, value in (
+        ("TEST.BEST_METRIC", test.BEST_METRIC),
+        ("TEST.VALIDATION_LOSS", test.VALIDATION_LOSS),
+    ):
+        if value and not cfg.DATASETS.TEST:
+            raise ValueError(f"{key} is {value}, but DATASETS.TEST is empty")
+    if test.BEST_METRIC and not test.EVAL_PERIOD:
+        raise ValueError(
+            f"TEST.BEST_METRIC is {test.BEST_METRIC}, but TEST.EVAL_PERIOD is 0, so that the last "
+            "weights are the only ones that are evaluated: expected the iterations between "
+            "evaluations"
         )
 
 

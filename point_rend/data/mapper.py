@@ -152,6 +152,17 @@ def _padding_background(transforms: TransformList) -> TransformList:
     return TransformList(for_masks)
 
 
+def build_validation_mapper(cfg: CfgNode) -> NamingDatasetMapper:
+    """Build a mapper with the ground truth of a training and the image sizes of an evaluation."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TEST.AUG.ENABLED = False  # with it, images are not resized here
+    arguments = NamingDatasetMapper.from_config(cfg, is_train=True)
+    # Nothing is cut off, so boxes stay as they are annotated.
+    as_in_tests = {"augmentations": build_augmentations(cfg, is_train=False)}
+    return NamingDatasetMapper(**arguments | as_in_tests | {"recompute_boxes": False})
+
+
 def _read_labels(file_name: str, image_shape: tuple[int, int]) -> np.ndarray:
     """Read a label map (H, W) uint8, and check its size."""
     labels = read_label_map(file_name)

@@ -104,7 +104,7 @@ def run(
     Args:
         args: The parsed command line.
         cfg: The finished, frozen config.
-        datasets_to_clean: Training sets that contain annotations to leave out.
+        datasets_to_clean: Sets that contain annotations to leave out.
         trainer: The class that trains and evaluates.
 
     Returns:

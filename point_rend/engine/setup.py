@@ -57,7 +57,8 @@ class Run(NamedTuple):
     Attributes:
         args: The parsed command line.
         cfg: The finished, frozen config.
-        datasets_to_clean: Training sets that contain annotations to leave out.
+        datasets_to_clean: Sets that are trained on, or whose losses are computed, that contain
+            annotations to leave out.
     """
 
     args: argparse.Namespace
@@ -126,6 +127,7 @@ def setup(args: argparse.Namespace) -> Run:
             keypoints=number,
             skip_broken_images=skips,
             pixel_format=pixel_format(cfg),
+            test_losses=training and cfg.TEST.VALIDATION_LOSS,
         )
     if "sem_seg" in outputs:
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE

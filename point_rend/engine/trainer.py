@@ -36,7 +36,8 @@ from point_rend.data.loader.foreign import build_own_loader
 from point_rend.data.loader.loaders import build_test_loader, build_train_loader
 from point_rend.data.loader.samples import UnusableDataError
 from point_rend.data.loader.together import BatchStream
-from point_rend.data.mapper import NamingDatasetMapper
+from point_rend.data.loader.validation import ValidationLoader, build_validation_loader
+from point_rend.data.mapper import NamingDatasetMapper, build_validation_mapper
 from point_rend.engine.hooks import (
     InterruptibleEvaluation,
     RepeatablePreciseBN,
@@ -51,6 +52,7 @@ from point_rend.engine.signals import StopSignals
 from point_rend.engine.tracking.samples import put_samples
 from point_rend.engine.tracking.writer import StartTrackers, build_tracker_writers
 from point_rend.engine.train_step import NonFiniteError, build_train_step
+from point_rend.engine.validation import build_validation
 from point_rend.engine.writers import build_writers
 from point_rend.evaluation.build import build_evaluator
 from point_rend.evaluation.class_order import ReorderedClasses
@@ -103,6 +105,8 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         loader = build_own_loader(cfg, self.build_train_loader(cfg), self._loader_name)
         self._trainer = build_train_step(cfg, distribute(model), loader, optimizer)
+        build_loader = functools.partial(self.build_validation_loader, cfg)
+        self.validation = build_validation(cfg, self._trainer, build_loader)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeDetectionCheckpointer(
             model,
@@ -133,6 +137,11 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Build the loader of a test set; a subclass may return any iterable with a length."""
         return build_test_loader(cfg, dataset_name, NamingDatasetMapper(cfg, is_train=False))
+
+    @classmethod
+    def build_validation_loader(cls, cfg: CfgNode, dataset_name: str) -> ValidationLoader:
+        """Build the loader of a test set with its ground truth, for TEST.VALIDATION_LOSS."""
+        return build_validation_loader(cfg, dataset_name, build_validation_mapper(cfg))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -201,8 +210,13 @@ class Trainer(DefaultTrainer):
             )
 
     def _evaluate(self) -> Any:
-        self._last_eval_results = self.test(self.cfg, self.model)
+        self._last_eval_results = self._evaluate_weights()
         return self._last_eval_results
+
+    def _evaluate_weights(self) -> Any:
+        """Evaluate the weights that the model has now, with the losses if they are wanted."""
+        results = self.test(self.cfg, self.model)
+        return results if self.validation is None else self.validation.add_to(results)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint in OUTPUT_DIR; without one load MODEL.WEIGHTS.

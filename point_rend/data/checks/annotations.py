@@ -85,6 +85,7 @@ def check_datasets(
     keypoints: int = 0,
     skip_broken_images: bool = False,
     pixel_format: PixelFormat = PLAIN,
+    test_losses: bool = False,
 ) -> tuple[str, ...]:
     """Check all data sets of a run.
 
@@ -95,18 +96,29 @@ def check_datasets(
         keypoints: Number of keypoints that they need.
         skip_broken_images: Whether the training skips unusable images.
         pixel_format: Pixels that the model expects.
+        test_losses: Whether the losses on the evaluated sets are computed.
 
     Returns:
-        The training sets with annotations that have to be removed or repaired.
+        The training sets, and those whose losses are computed, with annotations that have to be
+        removed or repaired.
 
     Raises:
         FileNotFoundError: As `check_dataset`.
-        ValueError: As `check_dataset`, or if there is nothing to train on.
+        ValueError: As `check_dataset`, or if there is nothing to train on or for a loss.
     """
-    for name in dict.fromkeys(test):
-        check_dataset(
+    evaluated = {
+        name: check_dataset(
             name, training=False, masks=masks, keypoints=keypoints, pixel_format=pixel_format
         )
+        for name in dict.fromkeys(test)
+    }
+    with_losses = evaluated if test_losses else {}
+    for name, usable in with_losses.items():
+        if not usable.annotations:
+            raise ValueError(
+                f"TEST.VALIDATION_LOSS is True, but {describe(name)} has no annotation of which a "
+                "loss could be computed"
+            )
     found = {
         name: check_dataset(
             name,
@@ -129,7 +141,9 @@ def check_datasets(
             + ", ".join(map(describe, found))
             + "".join(f"; {reason}" for reason in reasons or ["the images have no annotations"])
         )
-    return tuple(name for name, usable in found.items() if usable.faults or usable.repaired)
+    return tuple(
+        name for name, usable in (with_losses | found).items() if usable.faults or usable.repaired
+    )
 
 
 def check_dataset(
