@@ -90,13 +90,13 @@ class Planted(nn.Module):
         self.calls += 1
         if {x["image_id"] for x in batch} & {*self.broken}:
             raise FloatingPointError("scores contain Inf/NaN")
-        images = torch.stack([x["image"] for x in batch])
+        images = torch.stack([x["image"].flatten() for x in batch])
         return self.heads[0](self.drop(self.backbone(images)))
 
 
 def record(number: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(number)
-    return {"image_id": number, "image": torch.randn(4, generator=generator)}
+    return {"image_id": number, "image": torch.randn(4, 1, 1, generator=generator)}
 
 
 def mapped(number: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,8 @@ def test_the_losses_are_means_over_images_of_their_own_random_numbers_without_dr
     losses = Validation(model, ["set"], lambda _: loader()).losses_on("set")
     norm, layer = model.backbone.norm, model.heads[0].layer
     linear = [
-        layer(record(i)["image"] / math.sqrt(1 + norm.eps)).abs().item() for i in range(COUNT)
+        layer(record(i)["image"].flatten() / math.sqrt(1 + norm.eps)).abs().item()
+        for i in range(COUNT)
     ]
     assert losses["loss_linear"] == pytest.approx(np.mean(linear), rel=1e-6)
     assert 0 < losses["loss_random"] < 3
@@ -193,7 +194,7 @@ def test_a_loss_that_an_image_lacks_counts_as_zero_and_the_order_makes_no_differ
 def test_the_precision_is_that_of_the_training() -> None:
     class Seeing(nn.Linear):
         def forward(self, batch: Any) -> dict[str, Tensor]:
-            outputs = super().forward(batch[0]["image"])
+            outputs = super().forward(batch[0]["image"].flatten())
             seen.append(outputs.dtype)
             return {"loss": outputs.float().sum()}
 
