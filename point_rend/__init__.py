@@ -140,7 +140,8 @@ def __dir__() -> list[str]:
 
 def _register_heads() -> None:
     importlib.import_module(f"{__name__}.registration").register()
-    importlib.import_module(f"{__name__}.checkpoint.zoo")  # resolves zoo:// for Detectron2, too
+    for name in ("zoo", "timm_weights"):  # zoo:// and timm://, for Detectron2, too
+        importlib.import_module(f"{__name__}.checkpoint.{name}")
 
 
 after_import(

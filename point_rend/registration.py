@@ -1,4 +1,4 @@
-"""Registration of our heads in place of the stock project's, whichever is imported first.
+"""Registration of our backbones, and of our heads in place of the stock project's.
 
 Detectron2 ships its own PointRend (``detectron2.projects.point_rend``), which other projects
 import, and its registries refuse to register a name twice. Therefore the stock project is imported
@@ -14,6 +14,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import (
+    BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
     ROI_HEADS_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
@@ -21,6 +22,7 @@ from detectron2.modeling import (
 )
 from detectron2.utils.registry import Registry
 
+from point_rend.backbones.builders import BUILDERS
 from point_rend.config.defaults import explicit_point_head
 from point_rend.config.tasks import META_ARCHITECTURES
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
@@ -28,7 +30,8 @@ from point_rend.meta_arch import PointRendPanopticFPN, PointRendSemanticSegmento
 from point_rend.roi_heads import PointRendROIHeads
 from point_rend.semantic_seg import PointRendSemSegHead
 
-_OURS: tuple[tuple[Registry, type], ...] = (
+_OURS: tuple[tuple[Registry, Any], ...] = (
+    *((BACKBONE_REGISTRY, builder) for builder in BUILDERS),
     (ROI_MASK_HEAD_REGISTRY, PointRendMaskHead),
     (ROI_MASK_HEAD_REGISTRY, ImplicitPointRendMaskHead),
     (ROI_HEADS_REGISTRY, PointRendROIHeads),
@@ -45,7 +48,7 @@ _POINT_HEAD_USERS = {
 }
 
 
-def _set_entry(registry: Registry, name: str, entry: type | None) -> None:
+def _set_entry(registry: Registry, name: str, entry: Any) -> None:
     # Registry has no public way to replace an entry; _obj_map is its only state.
     registry._obj_map.pop(name, None)
     if entry is not None:

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "point_head": {*METHOD, *LOW, "point_features"},
     "coarse_mask_head": LOW,
     **dict.fromkeys(HEADS, HEAD_PARTS),
-    "registration": {*HEADS, "config"},
+    "registration": {*HEADS, "backbones", "config"},
     "backbones": LOW,
     "data": DATA,
     "evaluation": EVALUATION,

@@ -14,7 +14,8 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from torch import nn
 
-from point_rend.checkpoint import zoo  # resolves zoo://
+from point_rend.checkpoint import timm_weights, zoo  # resolve timm:// and zoo://
+from point_rend.checkpoint.backbone_keys import add_backbone_prefix
 from point_rend.checkpoint.class_metadata import METADATA, metadata_in
 from point_rend.checkpoint.completeness import check_complete, check_start
 from point_rend.checkpoint.finite import check_finite
@@ -106,7 +107,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
       named, and only together: it is an error if some processes have one and others have none;
     - a file may store the classes and the config of its model (:func:`read_stored_metadata`);
     - `.safetensors` files are read, too;
-    - `zoo://` names the published models.
+    - `zoo://` names the published models, `timm://` the pretrained backbones of timm;
+    - a file of a backbone alone needs no prefix in its names (:func:`add_backbone_prefix`).
 
     Args:
         model: The model to load into and to save.
@@ -155,7 +157,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         """Load a checkpoint into the model and the checkpointables.
 
         Args:
-            path: File, URL or `zoo://` name; nothing is loaded if empty.
+            path: File, URL, `zoo://` or `timm://` name; nothing is loaded if empty.
             checkpointables: Names of those to load; by default all that the file has.
 
         Returns:
@@ -170,6 +172,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         """
         if path.startswith(zoo.PREFIX):
             zoo.published_url(without_query(path))
+        if path.startswith(timm_weights.PREFIX):
+            timm_weights.pretrained_url(without_query(path))
         if is_url(path) and not has_handler(self.path_manager, path):
             raise ValueError(f"checkpoint {path}: expected a file or a URL of http or https")
         if path and not is_url(path) and not os.path.isfile(without_query(path)):
@@ -371,6 +375,8 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         if checkpoint.get("matching_heuristics", False):
             checkpoint["model"] = self._match_by_suffix(checkpoint)
             checkpoint["matching_heuristics"] = False
+        elif prefix := add_backbone_prefix(checkpoint["model"], self.model.state_dict()):
+            self.logger.info("%s holds a backbone, here %s*", self.source, prefix)
         if not self.strict_shapes:
             self._fit_stem(checkpoint["model"])
         model_state, in_model = checkpoint["model"], self.model.state_dict().keys()

@@ -18,6 +18,7 @@ LISTED = 20  # misfits in a message
 
 # The only layer that sees the channels of an image: of ResNet and RegNet, of ViT, Swin and MViT.
 FIRST_CONVOLUTION = re.compile(r"(^|\.)(stem\.conv1?|patch_embed\.proj)\.weight$")
+OF_TIMM = re.compile(r"^backbone\.bottom_up\.timm\.")  # its models name that layer otherwise
 _INSTANCE_CLASSES = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK")
 _CLASS_KEYS = (
     (
@@ -28,6 +29,10 @@ _CLASS_KEYS = (
     (re.compile(r"sem_seg_head\."), ("MODEL.SEM_SEG_HEAD.NUM_CLASSES",)),
 )
 _CONFIG_KEYS = (  # the first pattern that fits a parameter
+    (OF_TIMM, ("MODEL.TIMM.NAME", "INPUT.CHANNELS")),
+    (re.compile(r"^backbone\.net\."), ("MODEL.VIT.EMBED_DIM",)),
+    (re.compile(r"^backbone\.bottom_up\.layers\."), ("MODEL.SWIN.EMBED_DIM",)),
+    (re.compile(r"^backbone\.bottom_up\.blocks\."), ("MODEL.MVIT.EMBED_DIM",)),
     (
         FIRST_CONVOLUTION,
         ("INPUT.FORMAT", "INPUT.CHANNELS", "MODEL.RESNETS.DEPTH", "MODEL.RESNETS.NORM"),

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from point_rend.checkpoint.shapes import FIRST_CONVOLUTION
+from point_rend.checkpoint.shapes import FIRST_CONVOLUTION, OF_TIMM
+
+COLORS = 3
 
 
 def fit_stem(state: dict[str, Any], in_model: Mapping[str, Tensor]) -> list[tuple[str, int, int]]:
@@ -26,9 +28,11 @@ def fit_stem(state: dict[str, Any], in_model: Mapping[str, Tensor]) -> list[tupl
     changed = []
     for key, expected in in_model.items():
         weight = state.get(key)
-        if FIRST_CONVOLUTION.search(key) is None or weight is None or weight.ndim != 4:
+        if weight is None or weight.ndim != 4:
             continue
         given, wanted = weight.shape[1], expected.shape[1]
+        if not (FIRST_CONVOLUTION.search(key) or (OF_TIMM.search(key) and given == COLORS)):
+            continue
         if given != wanted and given > 0 and weight[:, :1].shape == expected[:, :1].shape:
             state[key] = spread_channels(torch.as_tensor(weight), wanted)
             changed.append((key, given, wanted))

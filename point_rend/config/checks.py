@@ -1,7 +1,7 @@
 """Checks of a config: every value by itself, and values that contradict each other."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from itertools import pairwise
 
 from detectron2.config import CfgNode
@@ -10,16 +10,20 @@ from point_rend.config.defaults import OF_DATASET, pixel_format, point_head_num_
 from point_rend.config.schema import (
     CROPS,
     DEEPLAB_RESNETS,
+    OWN_FPN,
     POINT_MASK_HEADS,
     PYRAMID_ROI_HEADS,
     RESNET_FPN,
     RESNETS,
+    STRIDES,
     TEST_TIME_AUGMENTATION,
+    TIMM_FPN,
     check_rules,
     rules_in_use,
     semantic_head_name,
 )
 from point_rend.config.tasks import PANOPTIC, meta_architecture, model_outputs
+from point_rend.config.timm_models import check_timm
 from point_rend.utils.pixel_format import COLORS, DEEP_ORDERS, EIGHT_BITS
 
 COCO_KEYPOINTS = 17
@@ -195,29 +199,32 @@ def _check_backbone(cfg: CfgNode) -> None:
             f"{resnets.RES5_DILATION}"
         )
     if backbone in RESNET_FPN:
-        _check_pyramid(cfg.MODEL.FPN.IN_FEATURES, resnets.OUT_FEATURES)
+        levels = resnets.OUT_FEATURES
+        _check_pyramid(cfg, levels, f"MODEL.RESNETS.OUT_FEATURES, which are {', '.join(levels)}")
+    if backbone in OWN_FPN:
+        _check_pyramid(cfg, STRIDES, ", ".join(STRIDES))
+    if backbone == TIMM_FPN:
+        check_timm(cfg)
 
 
-def _check_pyramid(levels: Sequence[str], available: Collection[str]) -> None:
+def _check_pyramid(cfg: CfgNode, available: Collection[str], text: str) -> None:
+    levels = cfg.MODEL.FPN.IN_FEATURES
     numbers = [int(level[3:]) for level in levels if level in available and level != "stem"]
     if len(numbers) != len(levels) or any(b != a + 1 for a, b in pairwise(numbers)):
-        raise ValueError(
-            "MODEL.FPN.IN_FEATURES must be successive levels of MODEL.RESNETS.OUT_FEATURES, which "
-            f"are {', '.join(available)}, got {levels}"
-        )
+        raise ValueError(f"MODEL.FPN.IN_FEATURES must be successive levels of {text}, got {levels}")
 
 
 def feature_strides(cfg: CfgNode) -> dict[str, int] | None:
-    """Return the feature maps of a backbone of Detectron2 and their strides, None for others."""
+    """Return the feature maps of a backbone and their strides, None for one of other packages."""
     backbone, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
-    if backbone not in (*RESNETS, *DEEPLAB_RESNETS):
+    if backbone not in (*RESNETS, *DEEPLAB_RESNETS, *OWN_FPN):
         return None
-    strides = {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": 32}
+    strides = {"stem": 4, **STRIDES}
     if backbone in DEEPLAB_RESNETS and resnets.RES4_DILATION == 2:
         strides |= {"res4": 8, "res5": 8}
-    elif resnets.RES5_DILATION != 1:
+    elif backbone not in OWN_FPN and resnets.RES5_DILATION != 1:
         strides["res5"] = 16
-    if backbone not in RESNET_FPN:
+    if backbone not in (*RESNET_FPN, *OWN_FPN):
         return {name: strides[name] for name in resnets.OUT_FEATURES}
     levels = {int(name[3:]): strides[name] for name in cfg.MODEL.FPN.IN_FEATURES}
     top = max(levels)

@@ -121,6 +121,13 @@ OWN_DEFAULTS: dict[str, Any] = {
     "LOGGING.NAME": "",
     # Validation images whose predictions are recorded as pictures after each evaluation.
     "LOGGING.PICTURES": 4,
+    # Backbone of build_timm_fpn_backbone: a model of timm, such as resnet18 or convnext_tiny. Its
+    # pretrained weights are MODEL.WEIGHTS timm://NAME, or the path of their file.
+    "MODEL.TIMM.NAME": "",
+    # Its batch normalization: BN as it is, FrozenBN constant, SyncBN with statistics of all GPUs.
+    "MODEL.TIMM.NORM": "BN",
+    # Rate of stochastic depth of its last block, 0 to 1.
+    "MODEL.TIMM.DROP_PATH_RATE": 0.0,
     # Type of the computations with SOLVER.AMP.ENABLED and TEST.MIXED_PRECISION: float16 (training
     # scales the loss) or bfloat16.
     "SOLVER.AMP.DTYPE": "float16",

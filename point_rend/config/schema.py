@@ -388,6 +388,11 @@ DEEPLAB_RESNET = RESNET | {
     "MODEL.RESNETS.RES5_MULTI_GRID": list_of(whole(1, LARGEST_DILATION), 3),
     "MODEL.RESNETS.STEM_TYPE": one_of("deeplab", "basic"),
 }
+TIMM = {
+    "MODEL.TIMM.NAME": TEXT,
+    "MODEL.TIMM.NORM": one_of("BN", "FrozenBN", "SyncBN"),
+    "MODEL.TIMM.DROP_PATH_RATE": SHARE,
+}
 FPN = {
     "MODEL.FPN.IN_FEATURES": NAMES,
     "MODEL.FPN.OUT_CHANNELS": CHANNELS,
@@ -485,7 +490,11 @@ TEST_TIME_AUGMENTATION = {
 # Parts of Detectron2 and of this package that read keys as their rules describe them.
 RESNET_FPN = ("build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone")
 RESNETS = ("build_resnet_backbone", *RESNET_FPN)
+STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}  # of a backbone's feature maps
 DEEPLAB_RESNETS = ("build_resnet_deeplab_backbone",)
+TIMM_FPN = "build_timm_fpn_backbone"
+# Ours with a pyramid, and the rules of the keys that they alone read.
+OWN_FPN = {TIMM_FPN: TIMM}
 BOX_HEADS = ("FastRCNNConvFCHead",)
 PYRAMID_ROI_HEADS = ("StandardROIHeads", "PointRendROIHeads", "CascadeROIHeads")
 # Mask heads that do their own pooling. CoarseMaskHead is the oldest name of the first one;
@@ -512,8 +521,9 @@ def rules_in_use(cfg: CfgNode, *, training: bool) -> dict[str, Rule]:
     rules = dict(ALWAYS)
     if model.BACKBONE.NAME in RESNETS:
         rules |= RESNET
-    if model.BACKBONE.NAME in RESNET_FPN:
+    if model.BACKBONE.NAME in (*RESNET_FPN, *OWN_FPN):
         rules |= FPN
+    rules |= OWN_FPN.get(model.BACKBONE.NAME, {})
     if model.BACKBONE.NAME in DEEPLAB_RESNETS:
         rules |= DEEPLAB_RESNET
     if task.has_roi_heads:

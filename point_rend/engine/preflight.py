@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from point_rend.checkpoint import zoo  # noqa: F401  (resolves zoo://)
+from point_rend.checkpoint import timm_weights, zoo  # noqa: F401  (resolve timm:// and zoo://)
 from point_rend.checkpoint.checkpointer import holds_checkpoint
 from point_rend.checkpoint.sealed_file import without_query
 from point_rend.utils.downloads import is_url, resolve

@@ -55,6 +55,9 @@ OWN_KEYS = {
     "LOGGING.PROJECT": "point_rend",
     "LOGGING.NAME": "",
     "LOGGING.PICTURES": 4,
+    "MODEL.TIMM.NAME": "",
+    "MODEL.TIMM.NORM": "BN",
+    "MODEL.TIMM.DROP_PATH_RATE": 0.0,
 }
 COCO_1X = "InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml"
 

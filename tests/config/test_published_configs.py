@@ -128,6 +128,20 @@ X101 = RESNET | {
     "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
 }
 
+RGB = {  # https://pytorch.org/vision/stable/models.html, times 255
+    "INPUT.FORMAT": "RGB",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+}
+MOBILE = RGB | {
+    "MODEL.BACKBONE.NAME": "build_timm_fpn_backbone",
+    "MODEL.BACKBONE.FREEZE_AT": 2,
+    "MODEL.TIMM.NAME": "mobilenetv3_large_100",
+    "MODEL.TIMM.NORM": "FrozenBN",
+    "MODEL.WEIGHTS": "timm://mobilenetv3_large_100.ra_in1k",
+    "MODEL.MASK_ON": True,
+}
+
 POINT_MASKS = {
     "INPUT.MASK_FORMAT": "bitmask",
     "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
@@ -154,6 +168,20 @@ POINTREND = POINT_MASKS | {
     "MODEL.POINT_HEAD.SUBDIVISION_STEPS": 5,
     "MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER": True,
 }
+# Half the widths of the above, and small images.
+MOBILE_POINTREND = POINTREND | {
+    "MODEL.FPN.OUT_CHANNELS": 128,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 512,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 128,
+    "MODEL.ROI_MASK_HEAD.FC_DIM": 512,
+    "MODEL.POINT_HEAD.FC_DIM": 128,
+}
+MOBILE_SIZES = {
+    "INPUT.MIN_SIZE_TRAIN": (320, 352, 384, 416, 448, 480),
+    "INPUT.MAX_SIZE_TRAIN": 640,
+    "INPUT.MIN_SIZE_TEST": 480,
+    "INPUT.MAX_SIZE_TEST": 640,
+}
 IMPLICIT = POINT_MASKS | {
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": False,
     "MODEL.ROI_MASK_HEAD.NAME": "ImplicitPointRendMaskHead",
@@ -177,6 +205,10 @@ PUBLISHED = {
     "implicit_pointrend_R_50_FPN_3x_coco.yaml": R50 | IMPLICIT | COCO_3X,
     "mask_rcnn_R_50_FPN_1x_cityscapes.yaml": R50 | BASELINE | CITYSCAPES,
     "mask_rcnn_R_50_FPN_1x_coco.yaml": R50 | BASELINE | COCO,
+    "pointrend_rcnn_MobileNetV3_L_FPN_3x_coco.yaml": MOBILE
+    | MOBILE_POINTREND
+    | COCO_3X
+    | MOBILE_SIZES,
     "pointrend_rcnn_R_101_FPN_3x_coco.yaml": R101 | POINTREND | COCO_3X,
     "pointrend_rcnn_R_50_FPN_1x_cityscapes.yaml": R50 | POINTREND | CITYSCAPES,
     "pointrend_rcnn_R_50_FPN_1x_coco.yaml": R50 | POINTREND | COCO,
