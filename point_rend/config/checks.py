@@ -83,6 +83,7 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
         _check_mask_head(cfg)
 
 
+AVERAGED_RESULTS = "ema"  # key of the results of averaged weights beside those of the others
 MAX_DETS = "TEST.MAX_DETS_PER_IMAGE"
 MOST_DETS = 1_000_000
 
@@ -419,6 +420,16 @@ def _check_evaluations(cfg: CfgNode) -> None:
             f"TEST.BEST_METRIC is {test.BEST_METRIC}, but TEST.EVAL_PERIOD is 0, so that the last "
             "weights are the only ones that are evaluated: expected the iterations between "
             "evaluations"
+        )
+    if cfg.MODEL_EMA.ENABLED and AVERAGED_RESULTS in cfg.DATASETS.TEST:
+        raise ValueError(
+            f"DATASETS.TEST has a data set named {AVERAGED_RESULTS}, which MODEL_EMA.ENABLED names "
+            "its results: register it under another name"
+        )
+    if test.BEST_METRIC.startswith(f"{AVERAGED_RESULTS}/") and not cfg.MODEL_EMA.ENABLED:
+        raise ValueError(
+            f"TEST.BEST_METRIC is {test.BEST_METRIC}, a result of averaged weights, but "
+            "MODEL_EMA.ENABLED is False"
         )
 
 

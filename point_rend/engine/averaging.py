@@ -1,14 +1,39 @@
 """The exponential moving average of a model's weights, known as EMA."""
 
-from collections.abc import Iterator, Mapping
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from point_rend.checkpoint.checkpointer import AVERAGED, FINAL, SafeDetectionCheckpointer
 from point_rend.checkpoint.finite import check_finite
+from point_rend.config.checks import AVERAGED_RESULTS
+
+logger = logging.getLogger(__name__)
+
+Place = tuple[str, nn.Module, str]  # of a tensor: name in the state of the model, module, attribute
+
+
+def build_average(cfg: CfgNode, model: nn.Module) -> "WeightAverage | None":
+    """Build the average that MODEL_EMA asks for, if it does."""
+    ema = cfg.MODEL_EMA
+    return WeightAverage(model, ema.DECAY) if ema.ENABLED else None
+
+
+def build_averaged_cfg(cfg: CfgNode) -> CfgNode:
+    """Return the config of an evaluation of averaged weights, whose predictions do not mix."""
+    averaged = cfg.clone()
+    averaged.defrost()
+    averaged.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, AVERAGED_RESULTS)
+    averaged.freeze()
+    return averaged
 
 
 class WeightAverage:
@@ -41,9 +66,12 @@ class WeightAverage:
         self.updates = 0
         inner = model.module if isinstance(model, DistributedDataParallel) else model
         # Hooks such as PreciseBN replace buffers, so tensors are looked up each time.
-        self._places = list(_places(inner))
+        places = list(_places(inner))
+        self._places = [place for place in places if _is_averaged(*place[1:])]
+        self._others = [place for place in places if not _is_averaged(*place[1:])]
         self._average = [x.clone() for x in self._weights()]
-        self._raw: list[Tensor] | None = None  # the model's own weights, while it has others
+        # All that the model had before the averaged weights, while it has them.
+        self._raw: tuple[list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def restart(self) -> None:
@@ -76,7 +104,10 @@ class WeightAverage:
     @torch.no_grad()
     def _apply(self) -> None:
         # An exception may be raised between any two lines: a signal can end an evaluation.
-        self._raw = [x.clone() for x in self._weights()]
+        self._raw = (
+            [x.clone() for x in self._weights()],
+            [x.clone() for x in _tensors(self._others)],
+        )
         _copy(self._average, self._weights())
 
     @torch.no_grad()
@@ -87,7 +118,9 @@ class WeightAverage:
         before a checkpoint is saved after an interruption.
         """
         if self._raw is not None:
-            _copy(self._raw, self._weights())
+            weights, others = self._raw
+            _copy(weights, self._weights())
+            _copy(others, _tensors(self._others))
             self._raw = None
 
     @torch.no_grad()
@@ -102,7 +135,7 @@ class WeightAverage:
                 average.copy_(value)
 
     def _weights(self) -> list[Tensor]:
-        return [getattr(module, name).detach() for _, module, name in self._places]
+        return _tensors(self._places)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of updates, and the averages by their names in the model's state."""
@@ -136,20 +169,85 @@ class WeightAverage:
         for (name, _, _), average in self._named():
             average.copy_(weights[name])
 
-    def _named(self) -> Iterator[tuple[tuple[str, nn.Module, str], Tensor]]:
+    def _named(self) -> Iterator[tuple[Place, Tensor]]:
         return zip(self._places, self._average, strict=True)
 
 
-def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield the floating-point tensors of a model's state: name, module, attribute; each once."""
+def load_average(
+    average: WeightAverage | None, state: Mapping[str, Any] | None, source: str
+) -> None:
+    """Restore the average of a training, with a warning if only one of both has one.
+
+    Args:
+        average: The average, if the training has one; without a state it stays as it is.
+        state: Its state in a checkpoint, if there is one.
+        source: The checkpoint, for the warning.
+
+    Raises:
+        ValueError: As :meth:`WeightAverage.load_state_dict`.
+    """
+    if average is not None and state is not None:
+        average.load_state_dict(state)
+    elif average is not None:
+        logger.warning("%s has no averaged weights (MODEL_EMA): they begin as its weights", source)
+    elif state is not None:
+        logger.warning(
+            "%s has averaged weights, which are dropped: MODEL_EMA.ENABLED is False", source
+        )
+
+
+class AverageWeights(HookBase):
+    """Averages the weights after each update.
+
+    Args:
+        average: The average.
+    """
+
+    def __init__(self, average: WeightAverage) -> None:
+        self._average = average
+
+    def after_step(self) -> None:
+        """Update the average."""
+        self._average.update()
+
+
+class TrainingCheckpointer(SafeDetectionCheckpointer):
+    """Saves the averaged weights, if there are any, before the checkpoint of the last iteration.
+
+    So a training that has its last checkpoint has them, too.
+
+    Attributes:
+        average: The average of the model's weights.
+    """
+
+    average: WeightAverage | None = None
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save the model and the checkpointables, as :class:`SafeDetectionCheckpointer` does."""
+        if name == FINAL and self.average is not None:
+            with self.average.applied():
+                self.save_weights(AVERAGED)
+        super().save(name, **kwargs)
+
+
+def _places(model: nn.Module) -> Iterator[Place]:
+    """Yield the places of all parameters and buffers, each tensor once."""
     seen = set()
     for path, module in model.named_modules():
-        buffers = module._buffers.keys() - module._non_persistent_buffers_set
-        for name in [*module._parameters, *(x for x in module._buffers if x in buffers)]:
-            value = getattr(module, name)
-            if value is not None and value.is_floating_point() and id(value) not in seen:
+        for name, value in [*module._parameters.items(), *module._buffers.items()]:
+            if value is not None and id(value) not in seen:
                 seen.add(id(value))
                 yield f"{path}.{name}".lstrip("."), module, name
+
+
+def _is_averaged(module: nn.Module, name: str) -> bool:
+    """Return whether a tensor has a floating-point type and is part of the model's state."""
+    is_saved = name not in module._non_persistent_buffers_set
+    return is_saved and getattr(module, name).is_floating_point()
+
+
+def _tensors(places: Iterable[Place]) -> list[Tensor]:
+    return [getattr(module, name).detach() for _, module, name in places]
 
 
 def _copy(source: list[Tensor], target: list[Tensor]) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
+from torch import nn
 
+from point_rend.engine.averaging import WeightAverage
 from point_rend.engine.output_folder import WatchedFolder
 from point_rend.engine.signals import StopSignals
 from point_rend.utils import progress
@@ -79,10 +81,34 @@ class InterruptibleEvaluation(hooks.EvalHook):
 
 
 class RepeatablePreciseBN(hooks.PreciseBN):
-    """Detectron2's precise batch statistics, always over the same first images of the order."""
+    """Detectron2's precise batch statistics, always over the same first images of the order.
+
+    Args:
+        period, model, loader, num_iter: As of Detectron2's hook.
+        average: The average of the model's weights, if any: it gets statistics of its own.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        model: nn.Module,
+        loader: Any,
+        num_iter: int,
+        *,
+        average: WeightAverage | None = None,
+    ) -> None:
+        super().__init__(period, model, loader, num_iter)
+        self._average = average
 
     def update_stats(self) -> None:
-        """Update the statistics of the model."""
+        """Update the statistics of the model, and those of its averaged weights."""
+        self._update()
+        if self._average is not None:
+            with self._average.applied():
+                self._update()
+                self._average.take_buffers()
+
+    def _update(self) -> None:
         self._data_loader.seed = self.trainer.data_loader.seed
         self._data_loader.batches = 0
         self._data_iter = iter(self._data_loader)

@@ -24,10 +24,11 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from point_rend.acceleration.prepare import prepared_for_inference
-from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+from point_rend.checkpoint.checkpointer import FINAL
 from point_rend.checkpoint.class_metadata import CONFIG
 from point_rend.checkpoint.finite import check_finite_state
 from point_rend.checkpoint.optimizer_state import match_by_name, name_groups, with_names
+from point_rend.config.checks import AVERAGED_RESULTS
 from point_rend.config.defaults import pixel_format
 from point_rend.config.dumping import dump_config
 from point_rend.data.datasets.class_matching import ClassOrder, build_trained_classes
@@ -38,6 +39,13 @@ from point_rend.data.loader.samples import UnusableDataError
 from point_rend.data.loader.together import BatchStream
 from point_rend.data.loader.validation import ValidationLoader, build_validation_loader
 from point_rend.data.mapper import NamingDatasetMapper, build_validation_mapper
+from point_rend.engine.averaging import (
+    AverageWeights,
+    TrainingCheckpointer,
+    build_average,
+    build_averaged_cfg,
+    load_average,
+)
 from point_rend.engine.hooks import (
     InterruptibleEvaluation,
     RepeatablePreciseBN,
@@ -108,7 +116,8 @@ class Trainer(DefaultTrainer):
         build_loader = functools.partial(self.build_validation_loader, cfg)
         self.validation = build_validation(cfg, self._trainer, build_loader)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = SafeDetectionCheckpointer(
+        self.average = build_average(cfg, model)
+        self.checkpointer = TrainingCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             trainer=weakref.proxy(self),
@@ -117,6 +126,7 @@ class Trainer(DefaultTrainer):
             metadata={**training_class_metadata(cfg), CONFIG: dump_config(cfg)},
             check_classes=build_trained_classes(cfg, by_position=ignore_class_names).check,
         )
+        self.checkpointer.average = self.average
         self.signals = StopSignals()
         loader.interruptible = self.signals.soon
         self.folder = WatchedFolder(cfg.OUTPUT_DIR) if comm.is_main_process() else None
@@ -168,6 +178,7 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             SeedEachIteration(),
             hooks.LRScheduler(),
+            AverageWeights(self.average) if self.average is not None else None,
             self._build_precise_bn(self.cfg.clone()),
             StopWithoutFolder(self.folder) if self.folder is not None else None,
             hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
@@ -190,7 +201,13 @@ class Trainer(DefaultTrainer):
         cfg.DATALOADER.NUM_WORKERS = 0
         built = self.build_train_loader(cfg)
         loader = build_own_loader(cfg, built, self._loader_name, warns=False)
-        return RepeatablePreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, precise_bn.NUM_ITER)
+        return RepeatablePreciseBN(
+            cfg.TEST.EVAL_PERIOD,
+            self.model,
+            loader,
+            precise_bn.NUM_ITER,
+            average=self.average,
+        )
 
     def _build_samples(self) -> HookBase | None:
         logging = self.cfg.LOGGING
@@ -210,12 +227,18 @@ class Trainer(DefaultTrainer):
             )
 
     def _evaluate(self) -> Any:
-        self._last_eval_results = self._evaluate_weights()
-        return self._last_eval_results
+        results = self._evaluate_weights(self.cfg)
+        if self.average is not None and self.cfg.DATASETS.TEST:
+            logger.info("Evaluating the averaged weights (MODEL_EMA)")
+            with self.average.applied():
+                averaged = self._evaluate_weights(build_averaged_cfg(self.cfg))
+            results = {**results, AVERAGED_RESULTS: averaged}
+        self._last_eval_results = results
+        return results
 
-    def _evaluate_weights(self) -> Any:
+    def _evaluate_weights(self, cfg: CfgNode) -> Any:
         """Evaluate the weights that the model has now, with the losses if they are wanted."""
-        results = self.test(self.cfg, self.model)
+        results = self.test(cfg, self.model)
         return results if self.validation is None else self.validation.add_to(results)
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -228,6 +251,8 @@ class Trainer(DefaultTrainer):
             FileNotFoundError, ValueError: As SafeDetectionCheckpointer.resume_or_load.
         """
         super().resume_or_load(resume)
+        if self.average is not None and not self.average.updates:
+            self.average.restart()
         if self.start_iter >= self.max_iter:
             logger.warning(
                 "%s is of iteration %d, and SOLVER.MAX_ITER is %d: nothing is left to train. To go "
@@ -240,6 +265,8 @@ class Trainer(DefaultTrainer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the training, including that of the data and parameter names."""
         state = super().state_dict() | {"data": self.data_loader.state_dict()}
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
         names = name_groups(self.checkpointer.model, self.optimizer)
         state["_trainer"]["optimizer"] = with_names(state["_trainer"]["optimizer"], names)
         return state
@@ -248,7 +275,8 @@ class Trainer(DefaultTrainer):
         """Restore a state of this trainer or of Detectron2's.
 
         The state of the optimizer is matched by the names of the parameters. If the state lacks
-        the data, as Detectron2's does, they follow this seed.
+        the data, as Detectron2's does, they follow this seed; without averaged weights the average
+        begins with the weights.
 
         Raises:
             ValueError: If the state of the optimizer does not fit.
@@ -289,6 +317,7 @@ class Trainer(DefaultTrainer):
         batches = (self.iter + 1) * self.cfg.SOLVER.ACCUMULATION_STEPS
         fallback = self.data_loader.state_dict() | {"batches": batches}
         self.data_loader.load_state_dict(state_dict.get("data", fallback))
+        load_average(self.average, state_dict.get("average"), self.checkpointer.source)
 
     def train(self) -> Any:
         """Train until the last iteration, or until there is a reason to stop.
@@ -386,10 +415,12 @@ class Trainer(DefaultTrainer):
         """Save the last complete iteration; the last of all is saved already, if it is there."""
         if self.last_complete_iter < self.start_iter:
             return
+        if self.average is not None:
+            self.average.restore()
         self.iter = self.last_complete_iter
         name = f"model_{self.iter:07d}"
         if self.iter >= self.max_iter - 1:
-            name = "model_final"
+            name = FINAL
             if os.path.exists(os.path.join(self.cfg.OUTPUT_DIR, f"{name}.pth")):
                 return
         self.checkpointer.save(name, iteration=self.iter)

@@ -93,16 +93,19 @@ def test_the_model_has_its_own_weights_again_to_the_last_bit_whatever_happens_me
     average = WeightAverage(model, 0.9)
     change(model, 1)
     average.update()
-    before, tensors = snapshot(model), [*model.parameters()]
+    before, mean, tensors = snapshot(model), model.pixel_mean.clone(), [*model.parameters()]
 
     def evaluate() -> None:
         with average.applied():
             model.norm.running_mean = torch.full((3,), float("nan"))  # as PreciseBN replaces it
+            model.norm.num_batches_tracked += 5
+            model.pixel_mean += 1
             raise KeyError
 
     with pytest.raises(KeyError):
         evaluate()
     assert_same(snapshot(model), before)
+    assert torch.equal(model.pixel_mean, mean)
     assert all(map(lambda x, y: x is y, model.parameters(), tensors))
 
 
