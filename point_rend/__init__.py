@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         foreground_uncertainty,
         top2_margin_uncertainty,
     )
-    from point_rend.roi_heads import PointRendROIHeads
+    from point_rend.roi_heads import PointRendCascadeROIHeads, PointRendROIHeads
     from point_rend.semantic_seg import CoarseSemSegHead, PointRendSemSegHead
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "ImplicitPointRendMaskHead",
     "NamingDatasetMapper",
     "PointPredictor",
+    "PointRendCascadeROIHeads",
     "PointRendMaskHead",
     "PointRendPanopticFPN",
     "PointRendROIHeads",
@@ -113,7 +114,7 @@ _NAMES = {
     "rendering.sampling": ("PointSampler", "point_sample"),
     "rendering.subdivision": ("PointPredictor", "SubdivisionPlan", "subdivide"),
     "rendering.uncertainty": ("Uncertainty", "foreground_uncertainty", "top2_margin_uncertainty"),
-    "roi_heads": ("PointRendROIHeads",),
+    "roi_heads": ("PointRendCascadeROIHeads", "PointRendROIHeads"),
     "semantic_seg": ("CoarseSemSegHead", "PointRendSemSegHead"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

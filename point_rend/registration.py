@@ -20,6 +20,7 @@ from detectron2.modeling import (
     ROI_MASK_HEAD_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
 )
+from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.utils.registry import Registry
 
 from point_rend.backbones.builders import BUILDERS
@@ -27,7 +28,7 @@ from point_rend.config.defaults import explicit_point_head
 from point_rend.config.tasks import META_ARCHITECTURES
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from point_rend.meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
-from point_rend.roi_heads import PointRendROIHeads
+from point_rend.roi_heads import PointRendCascadeROIHeads, PointRendROIHeads
 from point_rend.semantic_seg import PointRendSemSegHead
 
 _OURS: tuple[tuple[Registry, Any], ...] = (
@@ -35,6 +36,7 @@ _OURS: tuple[tuple[Registry, Any], ...] = (
     (ROI_MASK_HEAD_REGISTRY, PointRendMaskHead),
     (ROI_MASK_HEAD_REGISTRY, ImplicitPointRendMaskHead),
     (ROI_HEADS_REGISTRY, PointRendROIHeads),
+    (ROI_HEADS_REGISTRY, PointRendCascadeROIHeads),
     (SEM_SEG_HEADS_REGISTRY, PointRendSemSegHead),
     (META_ARCH_REGISTRY, PointRendSemanticSegmentor),
     (META_ARCH_REGISTRY, PointRendPanopticFPN),
@@ -92,12 +94,14 @@ def stock_heads() -> Iterator[None]:
             "stock_heads(): detectron2.projects.point_rend could not be imported, so there are no "
             "stock heads to restore"
         )
-    # The stock project has no meta-architectures: its heads work in Detectron2's own.
+    # The stock project has no meta-architectures: its heads work in Detectron2's own, and its mask
+    # heads in Detectron2's cascade.
     entries = _stock | {
         name: META_ARCH_REGISTRY.get(meta.stock_name)
         for name, meta in META_ARCHITECTURES.items()
         if meta.stock_name
     }
+    entries["PointRendCascadeROIHeads"] = CascadeROIHeads
     before = [registry._obj_map.get(ours.__name__) for registry, ours in _OURS]
     with contextlib.ExitStack() as stack:
         for name, section in _POINT_HEAD_USERS.items():

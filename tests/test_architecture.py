@@ -387,6 +387,7 @@ PUBLIC = [
     "ImplicitPointRendMaskHead",
     "NamingDatasetMapper",
     "PointPredictor",
+    "PointRendCascadeROIHeads",
     "PointRendMaskHead",
     "PointRendPanopticFPN",
     "PointRendROIHeads",

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 
 from point_rend.config.defaults import OF_DATASET, pixel_format, point_head_num_classes, value_of
 from point_rend.config.schema import (
+    CASCADE_ROI_HEADS,
     CROPS,
     DEEPLAB_RESNETS,
     OWN_FPN,
@@ -347,7 +348,7 @@ def _check_box_head(cfg: CfgNode) -> None:
         raise ValueError(
             "MODEL.ROI_BOX_HEAD: NUM_CONV and NUM_FC are both 0, expected one layer or more"
         )
-    if heads.NAME != "CascadeROIHeads":
+    if heads.NAME not in CASCADE_ROI_HEADS:
         return
     if len(cascade.IOUS) != len(cascade.BBOX_REG_WEIGHTS):
         raise ValueError(

@@ -496,9 +496,10 @@ TIMM_FPN = "build_timm_fpn_backbone"
 # Ours with a pyramid, and the rules of the keys that they alone read.
 OWN_FPN = {TIMM_FPN: TIMM}
 BOX_HEADS = ("FastRCNNConvFCHead",)
-PYRAMID_ROI_HEADS = ("StandardROIHeads", "PointRendROIHeads", "CascadeROIHeads")
+CASCADE_ROI_HEADS = ("CascadeROIHeads", "PointRendCascadeROIHeads")
+PYRAMID_ROI_HEADS = ("StandardROIHeads", "PointRendROIHeads", *CASCADE_ROI_HEADS)
 # Mask heads that do their own pooling. CoarseMaskHead is the oldest name of the first one;
-# PointRendROIHeads still builds it under that name.
+# PointRendROIHeads and PointRendCascadeROIHeads still build it under that name.
 POINT_MASK_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead", "CoarseMaskHead")
 
 
@@ -567,7 +568,7 @@ def _roi_rules(cfg: CfgNode, *, training: bool) -> dict[str, Rule]:
         rules |= BOX_HEAD
         if model.ROI_BOX_HEAD.NAME in BOX_HEADS:
             rules |= FAST_RCNN_HEAD
-    rules |= CASCADE if model.ROI_HEADS.NAME == "CascadeROIHeads" else BOX_REGRESSION
+    rules |= CASCADE if model.ROI_HEADS.NAME in CASCADE_ROI_HEADS else BOX_REGRESSION
     if model.ROI_BOX_HEAD.USE_FED_LOSS:
         rules |= FEDERATED
     if model.KEYPOINT_ON:

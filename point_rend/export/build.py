@@ -24,7 +24,7 @@ from point_rend.export.instance_graph import InstanceGraph
 from point_rend.export.mask_graph import MaskHeadGraph, MaskRendering
 from point_rend.export.semantic_graph import SemanticGraph
 from point_rend.meta_arch import PointRendSemanticSegmentor
-from point_rend.roi_heads import PointRendROIHeads
+from point_rend.roi_heads import PointRendCascadeROIHeads, PointRendROIHeads
 
 MODEL, MASK_HEAD = PARTS = ("model", "mask-head")
 SEMANTIC = SemanticSegmentor, PointRendSemanticSegmentor
@@ -83,7 +83,7 @@ def _check_proposals(rpn: Any) -> None:
 
 
 def _check_heads(heads: Any) -> None:
-    known = StandardROIHeads, PointRendROIHeads, CascadeROIHeads
+    known = StandardROIHeads, PointRendROIHeads, CascadeROIHeads, PointRendCascadeROIHeads
     check_kind("MODEL.ROI_HEADS.NAME", heads, *known)
     for key, is_on, expected in (
         ("MODEL.MASK_ON", heads.mask_on, True),

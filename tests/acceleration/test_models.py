@@ -21,7 +21,7 @@ from tests.config.test_semantic_configs import sample
 from tests.test_models_on_a_gpu import KINDS, config_of
 
 CASCADE = (
-    *("MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
+    *("MODEL.ROI_HEADS.NAME", "PointRendCascadeROIHeads"),
     *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"),
 )
 SIZES = ((64, 128), (96, 64), (70, 80))

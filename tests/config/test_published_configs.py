@@ -182,6 +182,19 @@ MOBILE_SIZES = {
     "INPUT.MIN_SIZE_TEST": 480,
     "INPUT.MAX_SIZE_TEST": 640,
 }
+# Detectron2's Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml, and its defaults.
+CASCADE = POINTREND | {
+    "MODEL.ROI_HEADS.NAME": "PointRendCascadeROIHeads",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
+    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": (0.5, 0.6, 0.7),
+    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": (
+        (10.0, 10.0, 5.0, 5.0),
+        (20.0, 20.0, 10.0, 10.0),
+        (30.0, 30.0, 15.0, 15.0),
+    ),
+}
 IMPLICIT = POINT_MASKS | {
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": False,
     "MODEL.ROI_MASK_HEAD.NAME": "ImplicitPointRendMaskHead",
@@ -209,6 +222,9 @@ PUBLISHED = {
     | MOBILE_POINTREND
     | COCO_3X
     | MOBILE_SIZES,
+    "pointrend_cascade_rcnn_R_50_FPN_1x_coco.yaml": R50 | CASCADE | COCO,
+    "pointrend_cascade_rcnn_R_50_FPN_3x_coco.yaml": R50 | CASCADE | COCO_3X,
+    "pointrend_cascade_rcnn_X_101_32x8d_FPN_3x_coco.yaml": X101 | CASCADE | COCO_3X,
     "pointrend_rcnn_R_101_FPN_3x_coco.yaml": R101 | POINTREND | COCO_3X,
     "pointrend_rcnn_R_50_FPN_1x_cityscapes.yaml": R50 | POINTREND | CITYSCAPES,
     "pointrend_rcnn_R_50_FPN_1x_coco.yaml": R50 | POINTREND | COCO,
@@ -294,6 +310,13 @@ def test_the_base_file_equals_that_of_detectron2():
 )
 def test_a_baseline_is_the_mask_rcnn_of_detectron2(name, zoo_name, differences):
     assert differing_keys(load(name), stock_cfg(zoo_name)) == differences
+
+
+@pytest.mark.parametrize("schedule", ["1x", "3x"])
+def test_a_cascade_adds_the_mask_head_alone_to_the_recipe_of_detectron2(schedule):
+    ours = load(f"pointrend_cascade_rcnn_R_50_FPN_{schedule}_coco.yaml")
+    stock = stock_cfg(f"Misc/cascade_mask_rcnn_R_50_FPN_{schedule}.yaml")
+    assert differing_keys(ours, stock) == HEAD_KEYS | {"MODEL.ROI_HEADS.NAME"}
 
 
 @pytest.mark.parametrize("epochs", LSJ_SCHEDULES)
@@ -440,7 +463,11 @@ def test_a_config_trains_one_step_and_predicts_masks(name):
     twin = next(other for other in LEAVES if architecture(other) == architecture(name))
     losses, without_gradient, outputs = step_and_inference(twin)
 
-    box_losses = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+    stages = [""]
+    if cfg.MODEL.ROI_HEADS.NAME == "PointRendCascadeROIHeads":
+        stages = ["_stage0", "_stage1", "_stage2"]
+    of_stages = {f"{name}{stage}" for name in ("loss_cls", "loss_box_reg") for stage in stages}
+    box_losses = {"loss_rpn_cls", "loss_rpn_loc"} | of_stages
     assert losses.keys() == box_losses | LOSSES[cfg.MODEL.ROI_MASK_HEAD.NAME]
     assert all(math.isfinite(loss) for loss in losses.values())
     assert without_gradient == []

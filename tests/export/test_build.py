@@ -11,7 +11,7 @@ from torch import nn
 from point_rend.export.build import build_graph
 from point_rend.export.instance_graph import InstanceGraph
 from point_rend.export.mask_graph import MaskHeadGraph
-from tests.export.instance_models import detecting_model
+from tests.export.instance_models import CASCADE, detecting_model
 
 
 def switch(name: str, value: object) -> Callable[[Any], None]:
@@ -65,6 +65,16 @@ def test_a_part_without_graph_is_refused_in_one_line_by_key_and_class(change, me
     change(model)
     with pytest.raises(ValueError, match=f"^.*{message}.*$"):
         build_graph(model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["StandardROIHeads", "PointRendROIHeads", "CascadeROIHeads", "PointRendCascadeROIHeads"],
+)
+def test_our_roi_heads_and_those_of_detectron2_have_a_graph(name):
+    model = detecting_model(*CASCADE, "MODEL.ROI_HEADS.NAME", name)
+    assert type(model.roi_heads).__name__ == name
+    assert isinstance(build_graph(model), InstanceGraph)
 
 
 @pytest.mark.parametrize("architecture", [RetinaNet, PanopticFPN])
