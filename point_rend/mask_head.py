@@ -8,17 +8,23 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from point_rend.coarse_mask_head import CoarseMaskHead
 from point_rend.config.defaults import point_head_num_classes, with_defaults
+from point_rend.ground_truth.annotated_points import (
+    annotated_points,
+    has_annotated_points,
+    number_of_annotated_points,
+)
 from point_rend.ground_truth.losses import binary_mask_loss
 from point_rend.ground_truth.point_labels import sample_point_labels
 from point_rend.ground_truth.shared_masks import crop_masks, share_masks
@@ -126,8 +132,9 @@ class _BoxMaskHead(RemovedHooks, nn.Module):
         Args:
             features: per level (images, C_l, H_l, W_l).
             instances: in training the foreground proposals of each image with ``proposal_boxes``,
-                ``gt_classes`` and ``gt_masks``; in inference its detections with ``pred_boxes``
-                and ``pred_classes``.
+                ``gt_classes`` and ``gt_masks``, or annotated points in place of the masks, see
+                :mod:`point_rend.ground_truth.annotated_points`; in inference its detections with
+                ``pred_boxes`` and ``pred_classes``.
 
         Returns:
             Losses by name; or the same instances with ``pred_masks`` (N_i, 1, S, S), foreground
@@ -250,7 +257,12 @@ class PointRendMaskHead(_BoxMaskHead):
     def sample_training_points(
         self, instances: Sequence[Instances], coarse_logits: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Draw points near the boundary of the coarse mask, and label them by the true masks."""
+        """Draw points near the boundary of the coarse mask, and label them by the true masks.
+
+        Annotated points are taken as they are.
+        """
+        if has_annotated_points(instances):
+            return annotated_points(instances)
         assert coarse_logits is not None
         assert self.refinement is not None
         classes = torch.cat([x.gt_classes for x in instances])
@@ -262,13 +274,16 @@ class PointRendMaskHead(_BoxMaskHead):
         boxes = [x.proposal_boxes for x in instances]
         coarse_logits = self.coarse_head(self._roi_pooler(features, boxes))
         instances = share_masks(instances)
-        losses = {"loss_mask": coarse_mask_loss(coarse_logits, instances)}
+        annotated = has_annotated_points(instances)
+        coarse_loss = coarse_annotated_loss if annotated else coarse_mask_loss
+        losses = {"loss_mask": coarse_loss(coarse_logits, instances)}
         if self.point_head is None or self.refinement is None:
             return losses
         coords, labels = self.sample_training_points(instances, coarse_logits.detach())
         fine = self.refinement.reader.points(features, boxes, coords)
         point_logits = self.point_head(fine, point_sample(coarse_logits, coords))
-        losses["loss_mask_point"] = roi_mask_point_loss(point_logits, instances, labels)
+        point_loss = annotated_point_loss if annotated else roi_mask_point_loss
+        losses["loss_mask_point"] = point_loss(point_logits, instances, labels)
         return losses
 
     def _masks(self, features: Features, instances: list[Instances]) -> Sequence[Tensor]:
@@ -377,7 +392,12 @@ class ImplicitPointRendMaskHead(_BoxMaskHead):
         instances: Sequence[Instances],
         coarse_logits: Tensor | None,  # noqa: ARG002 (the interface of both heads)
     ) -> tuple[Tensor, Tensor]:
-        """Draw points uniformly in each box, and label them by the true masks."""
+        """Draw points uniformly in each box, and label them by the true masks.
+
+        Annotated points are taken as they are.
+        """
+        if has_annotated_points(instances):
+            return annotated_points(instances)
         boxes = torch.cat([x.proposal_boxes.tensor for x in instances])
         coords = torch.rand(len(boxes), self.num_train_points, 2, device=boxes.device)
         return coords, _label_points(instances, coords)
@@ -388,10 +408,12 @@ class ImplicitPointRendMaskHead(_BoxMaskHead):
         coords, labels = self.sample_training_points(instances, None)
         fine = self.point_reader.points(features, boxes, coords)
         point_logits = self.point_head(fine, coords, parameters)
+        annotated = has_annotated_points(instances)
+        point_loss = annotated_point_loss if annotated else roi_mask_point_loss
         mean_square = parameters.float().square().sum() / max(parameters.numel(), 1)
         return {
             "loss_l2": self.l2_regularizer * mean_square,
-            "loss_mask_point": roi_mask_point_loss(point_logits, instances, labels),
+            "loss_mask_point": point_loss(point_logits, instances, labels),
         }
 
     def _masks(self, features: Features, instances: list[Instances]) -> Sequence[Tensor]:
@@ -401,6 +423,71 @@ class ImplicitPointRendMaskHead(_BoxMaskHead):
         images = self.point_reader.images(features)
         bound = self.renderer.bind(self.point_head, images, instances)
         return self.renderer.render(bound, instances, parameters, self.uncertainty)
+
+
+class ImplicitPointRendPointSupHead(ImplicitPointRendMaskHead):
+    """The implicit head under the name that configs of the PointSup project have.
+
+    Every mask head of this package is trained from annotated points if instances have them.
+    """
+
+
+class MaskRCNNConvUpsamplePointSupHead(MaskRCNNConvUpsampleHead):
+    """Detectron2's convolutional mask head, trained from annotated points if instances have them.
+
+    The loss is ``loss_mask``: the predicted mask is interpolated at the points.
+    """
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
+        """Return the loss in training, and instances with ``pred_masks`` in inference.
+
+        Args:
+            x: (N, D, side, side) features of the boxes.
+            instances: as of the other heads.
+        """
+        if not (self.training and has_annotated_points(instances)):
+            return super().forward(x, instances)
+        return {"loss_mask": coarse_annotated_loss(self.layers(x), instances) * self.loss_weight}
+
+
+def annotated_point_loss(
+    mask_logits: Tensor,
+    instances: Sequence[Instances],
+    point_labels: Tensor,
+    *,
+    accuracy_name: str = "point/accuracy",
+) -> Tensor:
+    """Return the loss at annotated points, and log the accuracy.
+
+    Args:
+        mask_logits: (N, K, P) or class-agnostic (N, 1, P).
+        instances: per image its regions with ``gt_classes`` and annotated points; N in total.
+        point_labels: (N, P): 0, 1, or −1 for ignored points.
+        accuracy_name: name of the accuracy in the log.
+
+    Returns:
+        A scalar: binary cross entropy averaged over all annotated points, of which the ignored ones
+        contribute 0, as in the PointSup project.
+    """
+    return roi_mask_point_loss(
+        mask_logits,
+        instances,
+        point_labels,
+        num_points=number_of_annotated_points(instances),
+        accuracy_name=accuracy_name,
+    )
+
+
+def coarse_annotated_loss(mask_logits: Tensor, instances: Sequence[Instances]) -> Tensor:
+    """Return the loss of coarse masks, interpolated at annotated points, and log their accuracy.
+
+    Args:
+        mask_logits: (N, K, s, s) or class-agnostic (N, 1, s, s).
+        instances: as of :func:`annotated_point_loss`, with ``proposal_boxes``.
+    """
+    coords, labels = annotated_points(instances)
+    at_points = point_sample(mask_logits, coords)
+    return annotated_point_loss(at_points, instances, labels, accuracy_name="mask_rcnn/accuracy")
 
 
 def coarse_mask_loss(mask_logits: Tensor, instances: Sequence[Instances]) -> Tensor:

@@ -258,14 +258,21 @@ def check_own_parameters(point_head: nn.Module, user: str) -> None:
 
 
 def roi_mask_point_loss(
-    mask_logits: Tensor, instances: Sequence[Instances], point_labels: Tensor
+    mask_logits: Tensor,
+    instances: Sequence[Instances],
+    point_labels: Tensor,
+    *,
+    num_points: Tensor | None = None,
+    accuracy_name: str = "point/accuracy",
 ) -> Tensor:
-    """Return the point loss of the ground-truth classes, and log ``point/accuracy``.
+    """Return the point loss of the ground-truth classes, and log the accuracy.
 
     Args:
         mask_logits: (N, C, P) or class-agnostic (N, 1, P).
         instances: per image its regions with ``gt_classes``; N in total.
         point_labels: (N, P) in [0, 1], or −1 for ignored points.
+        num_points: as of :func:`binary_point_loss`.
+        accuracy_name: name of the accuracy in the log.
 
     Returns:
         A scalar: binary cross entropy averaged over the points that are not ignored.
@@ -278,8 +285,8 @@ def roi_mask_point_loss(
     logits = mask_logits[:, 0]
     if has_event_storage() and point_labels.numel() > 0:
         accuracy = binary_point_accuracy(logits, point_labels)
-        get_event_storage().put_scalar("point/accuracy", accuracy.item())
-    return binary_point_loss(logits, point_labels)
+        get_event_storage().put_scalar(accuracy_name, accuracy.item())
+    return binary_point_loss(logits, point_labels, num_points)
 
 
 def build_point_sampler(cfg: CfgNode) -> PointSampler:

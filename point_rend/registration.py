@@ -26,7 +26,12 @@ from detectron2.utils.registry import Registry
 from point_rend.backbones.builders import BUILDERS
 from point_rend.config.defaults import explicit_point_head
 from point_rend.config.tasks import META_ARCHITECTURES
-from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
+from point_rend.mask_head import (
+    ImplicitPointRendMaskHead,
+    ImplicitPointRendPointSupHead,
+    MaskRCNNConvUpsamplePointSupHead,
+    PointRendMaskHead,
+)
 from point_rend.meta_arch import PointRendPanopticFPN, PointRendSemanticSegmentor
 from point_rend.roi_heads import PointRendCascadeROIHeads, PointRendROIHeads
 from point_rend.semantic_seg import PointRendSemSegHead
@@ -35,6 +40,8 @@ _OURS: tuple[tuple[Registry, Any], ...] = (
     *((BACKBONE_REGISTRY, builder) for builder in BUILDERS),
     (ROI_MASK_HEAD_REGISTRY, PointRendMaskHead),
     (ROI_MASK_HEAD_REGISTRY, ImplicitPointRendMaskHead),
+    (ROI_MASK_HEAD_REGISTRY, ImplicitPointRendPointSupHead),
+    (ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUpsamplePointSupHead),
     (ROI_HEADS_REGISTRY, PointRendROIHeads),
     (ROI_HEADS_REGISTRY, PointRendCascadeROIHeads),
     (SEM_SEG_HEADS_REGISTRY, PointRendSemSegHead),
@@ -102,6 +109,9 @@ def stock_heads() -> Iterator[None]:
         if meta.stock_name
     }
     entries["PointRendCascadeROIHeads"] = CascadeROIHeads
+    implicit = _stock.get(ImplicitPointRendMaskHead.__name__)
+    if implicit is not None:  # its other name is of a project that is not part of Detectron2
+        entries[ImplicitPointRendPointSupHead.__name__] = implicit
     before = [registry._obj_map.get(ours.__name__) for registry, ours in _OURS]
     with contextlib.ExitStack() as stack:
         for name, section in _POINT_HEAD_USERS.items():

@@ -60,6 +60,7 @@ GROUPS = {
         "demo-semantic": "the same for semantic segmentation",
         "prepare-ade20k": "write the label maps of ADE20K as Detectron2 reads them",
         "prepare-cocofied-lvis": "write the LVIS annotations of COCO's classes, for AP*",
+        "prepare-point-annotations": "draw points from masks, for point supervision",
         "install-detectron2": "install Detectron2 into this environment",
     },
 }
@@ -71,7 +72,7 @@ def usage() -> str:
     lines = ["usage: pointrend COMMAND ...", "", "PointRend for Detectron2."]
     for group, commands in GROUPS.items():
         lines += ["", f"{group}:"]
-        lines += [f"  {name:<22}{text}" for name, text in commands.items()]
+        lines += [f"  {name:<21} {text}" for name, text in commands.items()]
     lines += ["", "`pointrend COMMAND --help` lists the options; --version prints the version."]
     return "\n".join(lines)
 

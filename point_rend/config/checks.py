@@ -11,6 +11,8 @@ from point_rend.config.schema import (
     CASCADE_ROI_HEADS,
     CROPS,
     DEEPLAB_RESNETS,
+    IMPLICIT_MASK_HEADS,
+    MASK_RCNN_HEADS,
     OWN_FPN,
     POINT_MASK_HEADS,
     PYRAMID_ROI_HEADS,
@@ -78,6 +80,7 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
         _check_crop(cfg)
         if cfg.INPUT.LSJ.ENABLED:
             _check_large_scale_jitter(cfg)
+        _check_point_supervision(cfg)
         _check_solver(cfg)
         _check_evaluations(cfg)
     if cfg.MODEL.MASK_ON and meta_architecture(cfg).has_roi_heads:
@@ -473,6 +476,28 @@ def _check_large_scale_jitter(cfg: CfgNode) -> None:
         )
 
 
+def _check_point_supervision(cfg: CfgNode) -> None:
+    """Check that there is a mask head for annotated points."""
+    if not cfg.INPUT.POINT_SUP:
+        if cfg.INPUT.SAMPLE_POINTS:
+            raise ValueError(
+                f"INPUT.SAMPLE_POINTS is {cfg.INPUT.SAMPLE_POINTS}, but INPUT.POINT_SUP is False: "
+                "set it to True to train from annotated points"
+            )
+        return
+    if not (cfg.MODEL.MASK_ON and meta_architecture(cfg).has_roi_heads):
+        raise ValueError(
+            "INPUT.POINT_SUP is True, but the model has no mask head: expected MODEL.MASK_ON True "
+            "and an architecture with ROI heads"
+        )
+    heads, name = (*POINT_MASK_HEADS, *MASK_RCNN_HEADS[1:]), cfg.MODEL.ROI_MASK_HEAD.NAME
+    if name not in heads:
+        raise ValueError(
+            f"MODEL.ROI_MASK_HEAD.NAME must be {' or '.join(heads)} for INPUT.POINT_SUP True, got "
+            f"{name}"
+        )
+
+
 def _check_stride(cfg: CfgNode) -> None:
     """Check the stride of the semantic logits against that of the features."""
     strides, head = feature_strides(cfg), cfg.MODEL.SEM_SEG_HEAD
@@ -521,7 +546,7 @@ def _check_mask_head(cfg: CfgNode) -> None:
     mask_head, point = model.ROI_MASK_HEAD, model.POINT_HEAD
     if mask_head.NAME not in POINT_MASK_HEADS:
         return
-    implicit = mask_head.NAME == "ImplicitPointRendMaskHead"
+    implicit = mask_head.NAME in IMPLICIT_MASK_HEADS
     if mask_head.POINT_HEAD_ON or implicit:
         point_head_num_classes(cfg, model.ROI_HEADS.NUM_CLASSES, "MODEL.ROI_HEADS.NUM_CLASSES")
         start = mask_head.OUTPUT_SIDE_RESOLUTION

@@ -78,6 +78,10 @@ OWN_DEFAULTS: dict[str, Any] = {
     "INPUT.LSJ.MAX_SCALE": 2.0,
     # Height and width of the result in pixels.
     "INPUT.LSJ.SIZE": [1024, 1024],
+    # Whether objects are trained by annotated points ("point_coords", "point_labels"), not masks.
+    "INPUT.POINT_SUP": False,
+    # Points drawn from those of an object each time it is seen; 0 takes all.
+    "INPUT.SAMPLE_POINTS": 0,
     # Whether the training points are a fixed regular grid instead (Table 4, "regular grid").
     "MODEL.POINT_HEAD.TRAIN_ON_REGULAR_GRID": False,
     # Boxes whose masks are rendered at a time, which bounds the memory; 0 takes all of an image,

@@ -207,6 +207,7 @@ TRAINING = {
     "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
     "INPUT.CROP.ENABLED": FLAG,
     "INPUT.LSJ.ENABLED": FLAG,
+    "INPUT.POINT_SUP": FLAG,
     "DATALOADER.ON_CORRUPT_IMAGE": one_of("stop", "skip"),
     "DATALOADER.SAMPLER_TRAIN": one_of(
         "TrainingSampler",
@@ -500,7 +501,9 @@ CASCADE_ROI_HEADS = ("CascadeROIHeads", "PointRendCascadeROIHeads")
 PYRAMID_ROI_HEADS = ("StandardROIHeads", "PointRendROIHeads", *CASCADE_ROI_HEADS)
 # Mask heads that do their own pooling. CoarseMaskHead is the oldest name of the first one;
 # PointRendROIHeads and PointRendCascadeROIHeads still build it under that name.
-POINT_MASK_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead", "CoarseMaskHead")
+IMPLICIT_MASK_HEADS = ("ImplicitPointRendMaskHead", "ImplicitPointRendPointSupHead")
+POINT_MASK_HEADS = ("PointRendMaskHead", *IMPLICIT_MASK_HEADS, "CoarseMaskHead")
+MASK_RCNN_HEADS = ("MaskRCNNConvUpsampleHead", "MaskRCNNConvUpsamplePointSupHead")
 
 
 def semantic_head_name(cfg: CfgNode) -> str:
@@ -543,6 +546,8 @@ def rules_in_use(cfg: CfgNode, *, training: bool) -> dict[str, Rule]:
             rules["INPUT.CROP.SINGLE_CATEGORY_MAX_AREA"] = NOT_NEGATIVE
         if cfg.INPUT.LSJ.ENABLED:
             rules |= LARGE_SCALE_JITTER
+        if cfg.INPUT.POINT_SUP:
+            rules["INPUT.SAMPLE_POINTS"] = whole(0, MOST_POINTS)
         if solver.CLIP_GRADIENTS.ENABLED:
             rules |= CLIPPING
         if "RepeatFactor" in str(cfg.DATALOADER.SAMPLER_TRAIN):
@@ -579,11 +584,11 @@ def _roi_rules(cfg: CfgNode, *, training: bool) -> dict[str, Rule]:
     if training:
         rules |= MASK_TRAINING
     name = model.ROI_MASK_HEAD.NAME
-    if name == "MaskRCNNConvUpsampleHead":
+    if name in MASK_RCNN_HEADS:
         rules |= MASK_RCNN_HEAD
     if name in POINT_MASK_HEADS:
         rules |= COARSE_MASK_HEAD
-        implicit = name == "ImplicitPointRendMaskHead"
+        implicit = name in IMPLICIT_MASK_HEADS
         rules |= IMPLICIT if implicit else POINT_MASK_HEAD
         if implicit or model.ROI_MASK_HEAD.POINT_HEAD_ON:
             rules |= {f"MODEL.POINT_HEAD.{key}": rule for key, rule in POINT_HEAD.items()}

@@ -13,6 +13,7 @@ from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
 
 from point_rend.config.defaults import pixel_format, with_defaults
 from point_rend.data.augmentation import as_input, build_augmentations
+from point_rend.data.point_supervision import add_points, have_points
 from point_rend.ground_truth.shared_masks import SharedMasks
 from point_rend.utils.bands import read_input
 from point_rend.utils.pictures import PictureError, read_label_map
@@ -28,14 +29,24 @@ class NamingDatasetMapper(DatasetMapper):
     Args:
         is_train: Whether the mapper is for training.
         pixel_format: Pixels that the model expects; by default those of `image_format`, 8 bits.
+        point_supervision: Whether objects with annotated points have them in place of masks.
+        sample_points: Number of points drawn from those of each object; 0 takes all.
         arguments: Those of Detectron2's mapper.
     """
 
     @configurable
     def __init__(
-        self, is_train: bool, *, pixel_format: PixelFormat | None = None, **arguments: Any
+        self,
+        is_train: bool,
+        *,
+        pixel_format: PixelFormat | None = None,
+        point_supervision: bool = False,
+        sample_points: int = 0,
+        **arguments: Any,
     ) -> None:
         super().__init__(is_train, **arguments)
+        self.point_supervision = point_supervision
+        self.sample_points = sample_points
         self.pixel_format = pixel_format or PixelFormat(self.image_format)
 
     @classmethod
@@ -51,6 +62,8 @@ class NamingDatasetMapper(DatasetMapper):
             "augmentations": build_augmentations(cfg, is_train=is_train),
             "recompute_boxes": arguments["recompute_boxes"] or (jitter and cfg.MODEL.MASK_ON),
             "pixel_format": pixel_format(cfg),
+            "point_supervision": cfg.INPUT.get("POINT_SUP", False),
+            "sample_points": cfg.INPUT.get("SAMPLE_POINTS", 0),
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -106,8 +119,9 @@ class NamingDatasetMapper(DatasetMapper):
     ) -> None:
         objects = [x for x in dataset_dict.pop("annotations") if not x.get("iscrowd", 0)]
         transforms = _padding_background(transforms)
+        by_points = self.point_supervision and have_points(objects)
         for annotation in objects:
-            if not self.use_instance_mask:
+            if not self.use_instance_mask or by_points:
                 annotation.pop("segmentation", None)
             if not self.use_keypoint:
                 annotation.pop("keypoints", None)
@@ -126,6 +140,8 @@ class NamingDatasetMapper(DatasetMapper):
             instances.gt_masks = SharedMasks.cat(masks)
             if self.recompute_boxes:
                 instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        if by_points:
+            add_points(instances, objects, transforms, self.sample_points)
         dataset_dict["instances"] = utils.filter_empty_instances(instances)
 
     def _mask(

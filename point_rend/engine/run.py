@@ -113,8 +113,11 @@ def run(
     if comm.is_main_process():
         keep_folder_locked(cfg.OUTPUT_DIR)
     register_datasets(args)
+    points = cfg.INPUT.POINT_SUP
     for name in datasets_to_clean:
-        leave_out_impossible_annotations(name, masks=cfg.MODEL.MASK_ON)
+        leave_out_impossible_annotations(
+            name, masks=cfg.MODEL.MASK_ON and not points, points=points
+        )
     when = "in the evaluation" if args.eval_only else "before the first iteration"
     shortage = build_memory_error(cfg, when, training=not args.eval_only)
     with out_of_memory_reported(shortage):

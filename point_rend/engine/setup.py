@@ -26,6 +26,7 @@ from point_rend.data.datasets.coco import register_coco
 from point_rend.data.datasets.cocofied_lvis import register_cocofied_lvis
 from point_rend.data.datasets.label_maps import register_sem_seg
 from point_rend.data.datasets.loading import guard_loaders
+from point_rend.data.datasets.point_annotations import register_point_annotations
 from point_rend.data.datasets.proposals import check_proposal_files, check_test_proposals
 from point_rend.engine.output_folder import (
     check_config_file,
@@ -124,6 +125,7 @@ def setup(args: argparse.Namespace) -> Run:
             train,
             test,
             masks=cfg.MODEL.MASK_ON,
+            points=cfg.INPUT.POINT_SUP,
             keypoints=number,
             skip_broken_images=skips,
             pixel_format=pixel_format(cfg),
@@ -194,6 +196,7 @@ def register_datasets(args: argparse.Namespace) -> None:
     All sets then load without stray files, and with errors that name them.
     """
     register_cocofied_lvis()
+    register_point_annotations()
     for dataset in args.register_coco:
         register_coco(*dataset)
     for dataset in args.register_sem_seg:

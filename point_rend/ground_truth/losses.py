@@ -20,12 +20,13 @@ def binary_mask_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
 
 
-def binary_point_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def binary_point_loss(logits: Tensor, labels: Tensor, num_points: Tensor | None = None) -> Tensor:
     """Return the binary cross entropy, averaged over the points that are not ignored.
 
     Args:
         logits: (N, P).
         labels: (N, P) in [0, 1], soft values allowed, or −1 for ignored points.
+        num_points: number to divide the sum by in place of the number of these points, a scalar.
 
     Returns:
         A scalar; 0, with a graph to ``logits``, if all points are ignored.
@@ -34,7 +35,7 @@ def binary_point_loss(logits: Tensor, labels: Tensor) -> Tensor:
     summed = F.binary_cross_entropy_with_logits(
         logits.float(), labels.float(), weight=counted.float(), reduction="sum"
     )
-    return summed / counted.sum().clamp(min=1)
+    return summed / (counted.sum() if num_points is None else num_points).clamp(min=1)
 
 
 def semantic_point_loss(logits: Tensor, labels: Tensor, ignore_value: int) -> Tensor:

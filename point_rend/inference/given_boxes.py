@@ -17,6 +17,7 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from point_rend.config.schema import IMPLICIT_MASK_HEADS
 from point_rend.rendering.box_masks import BoxMasks
 from point_rend.runtime.exported_model import ExportedModel
 
@@ -55,7 +56,7 @@ def is_class_agnostic(cfg: CfgNode) -> bool:
     """Return whether an instance model renders the same mask for every class of a box."""
     head, coarse = cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK
     point = cfg.MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK
-    if head == "ImplicitPointRendMaskHead":
+    if head in IMPLICIT_MASK_HEADS:
         return point
     renders = head == "PointRendMaskHead" and cfg.MODEL.ROI_MASK_HEAD.POINT_HEAD_ON
     return coarse and (point or not renders)

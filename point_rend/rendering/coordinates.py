@@ -80,3 +80,17 @@ def box_to_image_coords(coords_box: Tensor, boxes: Tensor) -> Tensor:
     """
     corner, opposite = boxes[:, None, :2], boxes[:, None, 2:]
     return coords_box * (opposite - corner) + corner
+
+
+def image_to_box_coords(coords_img: Tensor, boxes: Tensor) -> Tensor:
+    """Convert coordinates from pixels of the image to the frame of each box.
+
+    Args:
+        coords_img: (N, P, 2) in pixels.
+        boxes: (N, 4) as (x0, y0, x1, y1) in pixels.
+
+    Returns:
+        (N, P, 2) ``coords_box``; not finite for a box without extent.
+    """
+    corner, opposite = boxes[:, None, :2], boxes[:, None, 2:]
+    return (coords_img - corner) / (opposite - corner)

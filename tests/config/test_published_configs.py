@@ -213,6 +213,11 @@ BASELINE = {
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlignV2",
 }
 
+POINT_SUP = {
+    "INPUT.POINT_SUP": True,
+    "DATASETS.TRAIN": ("coco_2017_train_points_n10_v1_without_masks",),
+}
+
 PUBLISHED = {
     "implicit_pointrend_R_50_FPN_1x_coco.yaml": R50 | IMPLICIT | COCO,
     "implicit_pointrend_R_50_FPN_3x_coco.yaml": R50 | IMPLICIT | COCO_3X,
@@ -225,6 +230,21 @@ PUBLISHED = {
     "pointrend_cascade_rcnn_R_50_FPN_1x_coco.yaml": R50 | CASCADE | COCO,
     "pointrend_cascade_rcnn_R_50_FPN_3x_coco.yaml": R50 | CASCADE | COCO_3X,
     "pointrend_cascade_rcnn_X_101_32x8d_FPN_3x_coco.yaml": X101 | CASCADE | COCO_3X,
+    "implicit_pointrend_R_50_FPN_3x_point_sup_point_aug_coco.yaml": {
+        **(R50 | IMPLICIT | COCO_3X | POINT_SUP),
+        "MODEL.ROI_MASK_HEAD.NAME": "ImplicitPointRendPointSupHead",
+        "INPUT.SAMPLE_POINTS": 5,
+    },
+    "mask_rcnn_R_50_FPN_3x_point_sup_coco.yaml": {
+        **(R50 | BASELINE | COCO_3X | POINT_SUP),
+        "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsamplePointSupHead",
+        "INPUT.SAMPLE_POINTS": 0,
+    },
+    "mask_rcnn_R_50_FPN_3x_point_sup_point_aug_coco.yaml": {
+        **(R50 | BASELINE | COCO_3X | POINT_SUP),
+        "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsamplePointSupHead",
+        "INPUT.SAMPLE_POINTS": 5,
+    },
     "pointrend_rcnn_R_101_FPN_3x_coco.yaml": R101 | POINTREND | COCO_3X,
     "pointrend_rcnn_R_50_FPN_1x_cityscapes.yaml": R50 | POINTREND | CITYSCAPES,
     "pointrend_rcnn_R_50_FPN_1x_coco.yaml": R50 | POINTREND | COCO,
@@ -382,6 +402,16 @@ def test_the_lvis_config_adds_the_mask_head_alone_to_the_recipe_of_detectron2():
     assert differing_keys(ours, stock) == HEAD_KEYS
 
 
+@pytest.mark.parametrize("head", ["implicit_pointrend", "mask_rcnn"])
+def test_point_supervision_changes_the_data_and_the_name_of_the_head_alone(head):
+    ours = load(f"{head}_R_50_FPN_3x_point_sup_point_aug_coco.yaml")
+    plain = load(f"{head}_R_50_FPN_1x_coco.yaml")
+    assert differing_keys(ours, plain) == {
+        *("INPUT.POINT_SUP", "INPUT.SAMPLE_POINTS", "DATASETS.TRAIN", "MODEL.ROI_MASK_HEAD.NAME"),
+        *("SOLVER.MAX_ITER", "SOLVER.STEPS"),
+    }
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_base_lies_among_our_configs(path):
     bases = yaml.safe_load(path.read_text()).get("_BASE_", [])
@@ -416,6 +446,8 @@ LOSSES = {
     "PointRendMaskHead": {"loss_mask", "loss_mask_point"},
     "ImplicitPointRendMaskHead": {"loss_mask_point", "loss_l2"},
     "MaskRCNNConvUpsampleHead": {"loss_mask"},
+    "ImplicitPointRendPointSupHead": {"loss_mask_point", "loss_l2"},
+    "MaskRCNNConvUpsamplePointSupHead": {"loss_mask"},
 }
 
 
@@ -429,6 +461,10 @@ def sample(cfg: CfgNode) -> dict[str, object]:
     instances = annotations_to_instances(
         [triangle], (HEIGHT, WIDTH), mask_format=cfg.INPUT.MASK_FORMAT
     )
+    if cfg.INPUT.POINT_SUP:
+        instances.remove("gt_masks")
+        instances.gt_point_coords = torch.tensor([[[30.5, 30.5], [12.5, 50.5]]])
+        instances.gt_point_labels = torch.tensor([[1.0, 0.0]])
     image = torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8)
     return {"image": image, "height": HEIGHT, "width": WIDTH, "instances": instances}
 

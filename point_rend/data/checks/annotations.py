@@ -26,6 +26,8 @@ from point_rend.data.checks.boxes import (
 )
 from point_rend.data.checks.image_files import Annotation, ImageRecord, check_image_files, shortlist
 from point_rend.data.checks.masks import Mask, measure_masks
+from point_rend.data.checks.points import FIELDS as POINT_FIELDS
+from point_rend.data.checks.points import is_far_outside, usable_points
 from point_rend.data.checks.rle import Fault, Size
 from point_rend.data.datasets.classes import describe
 from point_rend.data.datasets.coco import (
@@ -82,6 +84,7 @@ def check_datasets(
     test: Sequence[str],
     *,
     masks: bool,
+    points: bool = False,
     keypoints: int = 0,
     skip_broken_images: bool = False,
     pixel_format: PixelFormat = PLAIN,
@@ -93,6 +96,7 @@ def check_datasets(
         train: Registered names of the training sets; may be empty.
         test: Registered names of the sets that are evaluated.
         masks: Whether the annotations need masks.
+        points: Whether those of the training sets need annotated points in their place.
         keypoints: Number of keypoints that they need.
         skip_broken_images: Whether the training skips unusable images.
         pixel_format: Pixels that the model expects.
@@ -123,7 +127,8 @@ def check_datasets(
         name: check_dataset(
             name,
             training=True,
-            masks=masks,
+            masks=masks and not points,
+            points=points,
             keypoints=keypoints,
             skip_broken_images=skip_broken_images,
             pixel_format=pixel_format,
@@ -151,6 +156,7 @@ def check_dataset(
     *,
     training: bool,
     masks: bool,
+    points: bool = False,
     keypoints: int = 0,
     skip_broken_images: bool = False,
     pixel_format: PixelFormat = PLAIN,
@@ -166,6 +172,7 @@ def check_dataset(
         name: Registered name.
         training: Whether the set is for training rather than for evaluation.
         masks: Whether the annotations need masks.
+        points: Whether they need annotated points.
         keypoints: Number of keypoints that they need.
         skip_broken_images: Whether unusable images only cause a warning.
         pixel_format: Pixels that the model expects.
@@ -186,7 +193,9 @@ def check_dataset(
         _warn_of_repeated_images(where, data.images)
     if keypoints:
         _check_keypoints(name, data, keypoints)
-    found = examine(data, masks=masks)
+    if points:
+        _check_points(name, data)
+    found = examine(data, masks=masks, points=points)
     json_file = MetadataCatalog.get(name).get("json_file")
     if json_file and not training and _evaluator_type(name) == "coco_panoptic_seg":
         check_ground_truth(json_file, read_coco(json_file), masks=masks)
@@ -268,12 +277,13 @@ def warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def leave_out_impossible_annotations(name: str, *, masks: bool) -> None:
+def leave_out_impossible_annotations(name: str, *, masks: bool, points: bool = False) -> None:
     """Remove impossible annotations from a registered data set whenever it is loaded.
 
     Args:
         name: Registered name.
         masks: Whether the annotations need masks.
+        points: Whether they need annotated points.
     """
     load: Callable[[], list[dict[str, Any]]] = DatasetCatalog[name]
 
@@ -286,7 +296,7 @@ def leave_out_impossible_annotations(name: str, *, masks: bool) -> None:
             for _ in record.get("annotations", [])
         ]
         repair_fields(annotations)
-        cleaned = clean_annotations(annotations, sizes, masks=masks)
+        cleaned = clean_annotations(annotations, sizes, masks=masks, points=points)
         for record in records:
             of_record = itertools.islice(cleaned, len(record.get("annotations", [])))
             record["annotations"] = [x.annotation for x in of_record if x.annotation is not None]
@@ -329,7 +339,11 @@ def clean_annotation(
 
 
 def clean_annotations(
-    annotations: Sequence[Annotation], sizes: Sequence[Size | None], *, masks: bool
+    annotations: Sequence[Annotation],
+    sizes: Sequence[Size | None],
+    *,
+    masks: bool,
+    points: bool = False,
 ) -> Iterator[Cleaned]:
     """Remove the impossible parts of many annotations; see :func:`clean_annotation`."""
     measured = measure_masks([x.get("segmentation") for x in annotations], sizes)
@@ -342,6 +356,13 @@ def clean_annotations(
                 remainder = None
             elif mask.faults and remainder is not None:
                 remainder = annotation | {"segmentation": mask.usable}
+        if points and not annotation.get("iscrowd", 0):
+            fields, faults_of_points = usable_points(annotation, size)
+            faults += faults_of_points
+            if fields is None:
+                remainder = None
+            elif faults_of_points and remainder is not None:
+                remainder = remainder | fields
         yield Cleaned(remainder, faults, mask)
 
 
@@ -378,13 +399,18 @@ class Findings(NamedTuple):
 
 
 def examine(
-    data: DataSet, *, masks: bool, observe: Callable[[int, Cleaned], None] | None = None
+    data: DataSet,
+    *,
+    masks: bool,
+    points: bool = False,
+    observe: Callable[[int, Cleaned], None] | None = None,
 ) -> Findings:
     """Check all annotations; repair the fields of those from a file, in place.
 
     Args:
         data: The data set.
         masks: Whether the annotations need masks.
+        points: Whether they need annotated points.
         observe: Receives the number of each annotation, counted over all images, and its result.
     """
     owners = [image for image in data.images for _ in image.annotations]
@@ -399,12 +425,14 @@ def examine(
 
     replaced = repair_fields(annotations)
     crowds = sum(bool(annotation.get("iscrowd", 0)) for annotation in annotations)
-    usable, impossible, fatal, holes = 0, [], [], []
+    usable, impossible, fatal, holes, astray = 0, [], [], [], []
     compared: list[int] = []
     alone: list[int] = []  # without a mask
     boxes: list[Sequence[float]] = []
     areas: list[float] = []
-    for number, cleaned in enumerate(clean_annotations(annotations, sizes, masks=masks)):
+    for number, cleaned in enumerate(
+        clean_annotations(annotations, sizes, masks=masks, points=points)
+    ):
         is_crowd = annotations[number].get("iscrowd", 0)
         if not masks and _is_dropped(annotations[number].get("segmentation")):
             fault = Fault("no polygon of 6 or more numbers: its box is not loaded", fatal=False)
@@ -413,6 +441,8 @@ def examine(
             observe(number, cleaned)
         if cleaned.annotation is not None and not is_crowd:
             usable += 1
+            if points and is_far_outside(cleaned.annotation, _absolute_box(cleaned.annotation)):
+                astray.append(where(number))
         if cleaned.faults:
             texts = "; ".join(fault.text for fault in cleaned.faults)
             impossible.append(f"{where(number)}: {texts}")
@@ -433,6 +463,11 @@ def examine(
         warnings.append(
             f"{len(holes)} annotations have a polygon within another one, which COCO fills: a hole "
             "needs an RLE" + shortlist(holes)
+        )
+    if astray:
+        warnings.append(
+            f"{len(astray)} annotations have points outside of their box, which train only where "
+            "proposals include them" + shortlist(astray)
         )
     warnings += _warnings_of_areas(annotations, compared, areas, where)
     warnings += _warnings_of_names(data.categories, annotations)
@@ -518,6 +553,11 @@ def _compare(
     return compare_boxes(_absolute_boxes(annotations), np.array(of_masks), _sides(sizes))
 
 
+def _absolute_box(annotation: Annotation) -> tuple[float, float, float, float]:
+    x, y, width, height = _absolute_boxes([annotation])[0].tolist()
+    return x, y, width, height
+
+
 def _absolute_boxes(annotations: Sequence[Annotation]) -> np.ndarray:
     """Return the boxes (N, 4) as x, y, width, height."""
     boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64)
@@ -597,6 +637,26 @@ def _warn_of_repeated_images(where: str, images: Sequence[ImageRecord]) -> None:
         warn_once(
             f"{where}: {len(repeated)} files belong to several images: the objects of one are "
             "background in the others; expected one image for each file" + shortlist(repeated)
+        )
+
+
+def _check_points(name: str, data: DataSet) -> None:
+    """Refuse a training set without any annotated points.
+
+    Raises:
+        ValueError: If no annotation has them.
+    """
+    total = sum(len(image.annotations) for image in data.images)
+    if total and not any(
+        field in annotation
+        for image in data.images
+        for annotation in image.annotations
+        for field in POINT_FIELDS
+    ):
+        raise ValueError(
+            f"{describe(name)}: INPUT.POINT_SUP is True, but none of its {total} annotations has "
+            f"{' and '.join(POINT_FIELDS)}: annotate points, or draw them from masks with "
+            "`pointrend prepare-point-annotations`"
         )
 
 

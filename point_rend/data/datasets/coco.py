@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 
+from point_rend.data.checks.points import FIELDS as POINT_FIELDS
 from point_rend.data.checks.rle import form_fault, size_fault
 from point_rend.utils.json_files import MAX_DATA_SET_BYTES, read_json, shown
 
@@ -165,9 +166,21 @@ def register_coco(name: str, json_file: str, image_root: str) -> int:
     categories = sorted(read_coco(json_file)["categories"], key=lambda category: category["id"])
     classes = [category["name"] for category in categories]
     metadata = {"thing_classes": classes} | keypoint_metadata(categories)
-    register_coco_instances(name, metadata, json_file, image_root)
+    add_coco_instances(name, metadata, json_file, image_root)
     logger.info("registered %s: %s, %d classes", name, json_file, len(classes))
     return len(classes)
+
+
+def add_coco_instances(
+    name: str, metadata: dict[str, Any], json_file: str, image_root: str
+) -> None:
+    """Register a data set as Detectron2 does; its objects keep their annotated points."""
+    DatasetCatalog.register(
+        name, lambda: load_coco_json(json_file, image_root, name, [*POINT_FIELDS])
+    )
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
+    )
 
 
 def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
