@@ -19,6 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from point_rend import load_config
 from point_rend.checkpoint.checkpointer import SafeDetectionCheckpointer
+from point_rend.engine.averaging import WeightAverage
 from point_rend.engine.launch import distribute
 from point_rend.engine.train_step import CheckedTrainer, NonFiniteError
 from tests.tiny_datasets import HEIGHT, POINTREND, TINY_MODEL, WIDTH, scene
@@ -154,15 +155,23 @@ def accumulated(batches: list[Batch]) -> dict[str, Any]:
     own = batches[3 * comm.get_rank() :][:3]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = CheckedTrainer(model, own, optimizer, accumulation_steps=3)
+    average = WeightAverage(model, 0.9)
     message = ""
     with EventStorage():
         try:
             trainer.run_step()
+            average.update()
         except NonFiniteError as error:
             message = str(error)
     gradients = {name: x.grad for name, x in model.module.named_parameters()}
     weights = {name: x.detach() for name, x in model.module.named_parameters()}
-    return {"grads": gradients, "weights": weights, "count": len(exchanged), "message": message}
+    return {
+        "grads": gradients,
+        "weights": weights,
+        "average": average.state_dict(),
+        "count": len(exchanged),
+        "message": message,
+    }
 
 
 def batch_normalized(images: Tensor) -> Tensor:

@@ -225,6 +225,16 @@ def test_gradients_of_several_batches_are_the_mean_over_batches_and_ranks_exchan
             torch.testing.assert_close(step["weights"][name], start - 0.1 * mean)
 
 
+def test_all_ranks_have_the_same_averaged_weights(found: Findings) -> None:
+    zero, one = (rank["accumulated"]["average"] for rank in found.ranks)
+    assert zero["updates"] == one["updates"] == 1
+    assert zero["weights"].keys() == {"always", "rare"}  # without the prefix of the wrapper
+    for name, value in zero["weights"].items():
+        assert torch.equal(value, one["weights"][name])
+        start, end = getattr(Rare(), name), found.ranks[0]["accumulated"]["weights"][name]
+        torch.testing.assert_close(value, 0.1 * start.detach() + 0.9 * end)
+
+
 def test_a_value_that_is_not_finite_in_one_batch_of_one_rank_ends_the_step_of_all(
     found: Findings,
 ) -> None:
