@@ -11,10 +11,14 @@ from detectron2.config import CfgNode
 from point_rend.checkpoint import timm_weights, zoo  # noqa: F401  (resolve timm:// and zoo://)
 from point_rend.checkpoint.checkpointer import holds_checkpoint
 from point_rend.checkpoint.sealed_file import without_query
+from point_rend.config.defaults import value_of
+from point_rend.evaluation.metric_names import build_metric_names
 from point_rend.utils.downloads import is_url, resolve
+from point_rend.utils.errors import did_you_mean
 from point_rend.utils.reading import check_regular_file
 
 PROCESSES_PER_CORE = 8  # beyond this, a number of processes is taken for a mistake
+METRIC_SWITCHES = ("TEST.BOUNDARY_METRICS", "TEST.VALIDATION_LOSS", "MODEL_EMA.ENABLED")
 GPU_NORMS = ("SyncBN", "nnSyncBN")
 
 
@@ -148,6 +152,46 @@ def check_distribution(cfg: CfgNode, num_processes: int) -> None:
             f"SyncBN works on GPUs only, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: set "
             f"{', '.join(synchronized)} to naiveSyncBN, which does the same on any device"
         )
+
+
+def check_best_metric(cfg: CfgNode) -> None:
+    """Refuse a TEST.BEST_METRIC that no evaluation of a training gives.
+
+    Args:
+        cfg: The finished config of a training with the evaluators of this package.
+
+    Raises:
+        ValueError: If it is not among the metrics; the message names what to set, or similar ones.
+    """
+    metric = cfg.TEST.BEST_METRIC
+    names = build_metric_names(cfg)
+    if not metric or names.include(metric):
+        return
+    if lacking := _keys_that_give(metric, cfg):
+        advice = f"set {' and '.join(f'{key} True' for key in lacking)}"
+    else:
+        of_sets = [x for x in names.overall if x.endswith(f"/{metric}")]
+        nearest = did_you_mean(metric, [*names.overall, *names.by_class])
+        if of_sets and len(cfg.DATASETS.TEST) > 1:
+            nearest = f"; did you mean {' or '.join(of_sets)}?"
+        advice = f"expected one of {', '.join(names.overall)}{nearest}"
+    raise ValueError(
+        f"TEST.BEST_METRIC is {metric!r:.100}, which the evaluations of this config do not give: "
+        f"{advice}"
+    )
+
+
+def _keys_that_give(metric: str, cfg: CfgNode) -> list[str]:
+    """Return the switches that are off and without which a metric is missing, if nothing else is."""
+    off = [key for key in METRIC_SWITCHES if not value_of(cfg, key)]
+
+    def is_given(without: str = "") -> bool:
+        switched = cfg.clone()
+        switched.defrost()
+        switched.merge_from_list([x for key in off if key != without for x in (key, True)])
+        return build_metric_names(switched).include(metric)
+
+    return [key for key in off if is_given() and not is_given(without=key)]
 
 
 def norm_keys(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:

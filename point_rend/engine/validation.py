@@ -24,10 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 from point_rend.data.loader.transport import to_device
 from point_rend.data.loader.validation import ValidationLoader
 from point_rend.engine.train_step import CheckedTrainer
+from point_rend.evaluation.metric_names import TOTAL_LOSS, VALIDATION
 from point_rend.utils.seeding import random_numbers_of, seed_all
 
-VALIDATION = "validation"  # the losses stand below this name in the results of an evaluation
-TOTAL_LOSS = "total_loss"
 SEED = 0  # the same for every training
 LOG_SECONDS = 5.0
 

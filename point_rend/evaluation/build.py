@@ -98,11 +98,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         ValueError: If the `evaluator_type` is unknown.
     """
     folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-    # Detectron2 infers the tasks from the results, and leaves out masks if there are no detections.
-    tasks = ["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"]
-    boundaries = cfg.TEST.BOUNDARY_METRICS
-    if boundaries and cfg.MODEL.MASK_ON:
-        tasks.append(BOUNDARY)
+    tasks, boundaries = build_tasks(cfg), cfg.TEST.BOUNDARY_METRICS
     evaluators: list[DatasetEvaluator] = []
     evaluator_type = _evaluator_type(dataset_name)
     max_dets, of_model = cfg.TEST.MAX_DETS_PER_IMAGE, cfg.TEST.DETECTIONS_PER_IMAGE
@@ -154,6 +150,15 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if boundaries and "sem_seg" in EVALUATIONS[evaluator_type].outputs:
         evaluators.append(BoundaryIoUEvaluator(dataset_name))
     return evaluators[0] if len(evaluators) == 1 else AllEvaluators(evaluators)
+
+
+def build_tasks(cfg: CfgNode) -> list[str]:
+    """Return the tasks of an evaluation of instances, without keypoints.
+
+    Detectron2 infers them from the results, and leaves out masks if there are no detections.
+    """
+    tasks = ["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"]
+    return [*tasks, BOUNDARY] if cfg.TEST.BOUNDARY_METRICS and cfg.MODEL.MASK_ON else tasks
 
 
 def _evaluator_type(dataset_name: str) -> str:
