@@ -9,14 +9,14 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.evaluation.testing import flatten_results_dict, verify_results
 from detectron2.utils import comm
 
-from point_rend.checkpoint.checkpointer import BEST, FINAL, TAG, SafeDetectionCheckpointer
+from point_rend.checkpoint.checkpointer import BEST, FINAL, SafeDetectionCheckpointer
 from point_rend.checkpoint.formats import read_torch_file
 from point_rend.engine.hooks import InterruptibleEvaluation
 from point_rend.engine.signals import StopSignals
@@ -38,27 +38,27 @@ class FinishedEarly(BaseException):
     exit_code = 0
 
 
-def build_best_evaluation(
+def build_evaluation_hooks(
     cfg: CfgNode,
     signals: StopSignals,
     evaluate: Callable[[], Any],
     checkpointer: SafeDetectionCheckpointer,
     averaged: Weights | None = None,
-) -> InterruptibleEvaluation:
-    """Build the hook that evaluates; if TEST.BEST_METRIC is set, it keeps the best weights.
+) -> list[HookBase]:
+    """Build the hook that evaluates, and with TEST.BEST_METRIC one that comes after all others.
 
     Args:
         cfg: The config of the run.
         signals: The signals of the training.
         evaluate: Evaluates the model.
         checkpointer: Saves the model.
-        averaged: Returns a context in which the model has its averaged weights.
+        averaged: Returns a context in which the model has its averaged weights, if there are any.
     """
     metric, period = cfg.TEST.BEST_METRIC, cfg.TEST.EVAL_PERIOD
     if not metric:
-        return InterruptibleEvaluation(signals, period, evaluate)
-    of_averaged = metric.startswith(f"{AVERAGED}/") and averaged is not None
-    return BestEvaluation(
+        return [InterruptibleEvaluation(signals, period, evaluate)]
+    own: Weights = contextlib.nullcontext
+    best = BestEvaluation(
         signals,
         period,
         evaluate,
@@ -66,8 +66,28 @@ def build_best_evaluation(
         metric=metric,
         smaller_is_better=is_loss(metric, cfg.DATASETS.TEST),
         patience=cfg.SOLVER.PATIENCE,
-        weights=averaged if of_averaged else contextlib.nullcontext,
+        weights=averaged if averaged and metric.startswith(f"{AVERAGED}/") else own,
     )
+    return [best, EndWithoutPatience(best, checkpointer)]
+
+
+def check_results(cfg: CfgNode, results: Any) -> Any:
+    """Check the last results of a training as Detectron2's trainer does at its end.
+
+    Args:
+        cfg: The config of the run, with TEST.EXPECTED_RESULTS.
+        results: The results; none in all processes but the first.
+
+    Returns:
+        The results, if some are expected.
+
+    Raises:
+        SystemExit: With code 1 if they are not as expected.
+    """
+    if not results or not cfg.TEST.EXPECTED_RESULTS:
+        return None
+    verify_results(cfg, results)
+    return results
 
 
 class BestEvaluation(InterruptibleEvaluation):
@@ -107,7 +127,7 @@ class BestEvaluation(InterruptibleEvaluation):
         self.since = 0  # evaluations after it
         self.evaluated = -1  # last iteration that was evaluated
         self._evaluate = evaluate
-        self._checkpointer = checkpointer
+        self.checkpointer = checkpointer
         self._weights = weights
         self._results: Mapping[str, float] = {}
 
@@ -115,6 +135,13 @@ class BestEvaluation(InterruptibleEvaluation):
     def is_out_of_patience(self) -> bool:
         """Whether the training has to end."""
         return 0 < self.patience <= self.since
+
+    @property
+    def best_so_far(self) -> str:
+        """The best value and its iteration, for messages."""
+        return (
+            "nothing" if self.value is None else f"{self.value:.5g} of iteration {self.iteration}"
+        )
 
     def _evaluate_and_keep(self) -> Any:
         results = self._evaluate()
@@ -154,12 +181,10 @@ class BestEvaluation(InterruptibleEvaluation):
                 together=True,
             )
         value = float(value)
+        former = self.best_so_far
         if self._is_better(value):
-            former = f", after {self.value:.5g} of iteration {self.iteration}"
             self._save(value, iteration)
-            logger.info(
-                "%s %.5g is the best so far%s", self.metric, value, former * (self.iteration >= 0)
-            )
+            logger.info("%s %.5g is better than %s", self.metric, value, former)
             self.value, self.iteration, self.since = value, iteration, 0
         else:
             self.since += 1
@@ -167,7 +192,7 @@ class BestEvaluation(InterruptibleEvaluation):
                 "%s %.5g is not better than %s; evaluations without a better one: %d%s",
                 self.metric,
                 value,
-                "nothing" if self.value is None else f"{self.value:.5g} of {self.iteration}",
+                former,
                 self.since,
                 f" of {self.patience}" if self.patience else "",
             )
@@ -183,14 +208,14 @@ class BestEvaluation(InterruptibleEvaluation):
     def _save(self, value: float, iteration: int) -> None:
         record = {"metric": self.metric, "value": value, "iteration": iteration}
         with self._weights():
-            self._checkpointer.save_weights(BEST, **{RECORD: record})
+            self.checkpointer.save_weights(BEST, **{RECORD: record})
 
     def _compare_with_file(self, resumed: int) -> None:
         """Keep a better model_best.pth of this training that its state does not know.
 
         That of the last iteration is better, for example, if MAX_ITER has been raised since.
         """
-        path = os.path.join(self._checkpointer.save_dir, f"{BEST}.pth")
+        path = os.path.join(self.checkpointer.save_dir, f"{BEST}.pth")
         record = comm.all_gather(_read_record(path) if comm.is_main_process() else None)[0]
         if record is None:
             if self.value is not None:
@@ -248,22 +273,24 @@ class EndWithoutPatience(HookBase):
 
     def __init__(self, best: BestEvaluation, checkpointer: SafeDetectionCheckpointer) -> None:
         self._best = best
-        self._checkpointer = checkpointer
+        self.checkpointer = checkpointer
 
     def before_train(self) -> None:
         """End a training that has ended before, unless there is more patience now."""
         if self._best.is_out_of_patience and self.trainer.start_iter < self.trainer.max_iter:
             self.trainer.iter = self.trainer.start_iter - 1
+            if os.path.basename(self.checkpointer.source) != f"{FINAL}.pth":
+                self._save()
             self._end("has ended before; to go on, raise SOLVER.PATIENCE")
 
     def after_step(self) -> None:
         """End the training if patience is exhausted, unless this is its end anyway."""
         if self._best.is_out_of_patience and self.trainer.iter < self.trainer.max_iter - 1:
+            self._save()
             self._end("ends")
 
-    def _end(self, words: str) -> None:
+    def _end(self, words: str) -> NoReturn:
         best = self._best
-        value = "nothing" if best.value is None else f"{best.value:.5g} of iteration {best.iteration}"
         logger.info(
             "The training %s: %d evaluations in a row up to iteration %d gave no %s better than "
             "%s (SOLVER.PATIENCE %d)",
@@ -271,16 +298,14 @@ class EndWithoutPatience(HookBase):
             best.since,
             best.evaluated,
             best.metric,
-            value,
+            best.best_so_far,
             best.patience,
         )
-        if comm.is_main_process() and not self._is_saved():
-            self._checkpointer.save(FINAL, iteration=self.trainer.iter)
         raise FinishedEarly
 
-    def _is_saved(self) -> bool:
-        """Return whether the training was resumed from its final checkpoint."""
-        return os.path.basename(self._checkpointer.source) == f"{FINAL}.pth"
+    def _save(self) -> None:
+        if comm.is_main_process():
+            self.checkpointer.save(FINAL, iteration=self.trainer.iter)
 
 
 def _read_record(path: str) -> tuple[str, float, int] | None:

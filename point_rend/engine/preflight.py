@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -182,16 +182,17 @@ def check_best_metric(cfg: CfgNode) -> None:
 
 
 def _keys_that_give(metric: str, cfg: CfgNode) -> list[str]:
-    """Return the switches that are off and without which a metric is missing, if nothing else is."""
+    """Return the switches that are off and would give a metric together."""
     off = [key for key in METRIC_SWITCHES if not value_of(cfg, key)]
+    names = {key: build_metric_names(_switched_on(cfg, {*off} - {key})) for key in ("", *off)}
+    return [key for key in off if names[""].include(metric) and not names[key].include(metric)]
 
-    def is_given(without: str = "") -> bool:
-        switched = cfg.clone()
-        switched.defrost()
-        switched.merge_from_list([x for key in off if key != without for x in (key, True)])
-        return build_metric_names(switched).include(metric)
 
-    return [key for key in off if is_given() and not is_given(without=key)]
+def _switched_on(cfg: CfgNode, keys: Collection[str]) -> CfgNode:
+    switched = cfg.clone()
+    switched.defrost()
+    switched.merge_from_list([x for key in keys for x in (key, True)])
+    return switched
 
 
 def norm_keys(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:

@@ -46,6 +46,7 @@ from point_rend.engine.averaging import (
     build_averaged_cfg,
     load_average,
 )
+from point_rend.engine.best import FinishedEarly, build_evaluation_hooks, check_results
 from point_rend.engine.hooks import (
     InterruptibleEvaluation,
     RepeatablePreciseBN,
@@ -56,6 +57,7 @@ from point_rend.engine.hooks import (
 from point_rend.engine.launch import distribute
 from point_rend.engine.memory import build_memory_error
 from point_rend.engine.output_folder import FolderGoneError, WatchedFolder, output_fault
+from point_rend.engine.preflight import check_best_metric
 from point_rend.engine.signals import StopSignals
 from point_rend.engine.tracking.samples import put_samples
 from point_rend.engine.tracking.writer import StartTrackers, build_tracker_writers
@@ -108,6 +110,8 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer.__init__ hard-codes the classes of its parts and requires GPUs for several
         # processes, so its parent's __init__ is called instead.
         super(DefaultTrainer, self).__init__()
+        if _is_inherited(type(self), "build_evaluator") and _is_inherited(type(self), "test"):
+            check_best_metric(cfg)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -173,6 +177,13 @@ class Trainer(DefaultTrainer):
         is_main = comm.is_main_process()
         period = self.cfg.SOLVER.CHECKPOINT_PERIOD
         trackers = build_tracker_writers(self.cfg) if is_main else {}
+        evaluation, *end = build_evaluation_hooks(
+            self.cfg,
+            self.signals,
+            self._evaluate,
+            self.checkpointer,
+            averaged=None if self.average is None else self.average.applied,
+        )
         return [
             StartTrackers(trackers, self.cfg.OUTPUT_DIR) if trackers else None,
             hooks.IterationTimer(),
@@ -183,10 +194,11 @@ class Trainer(DefaultTrainer):
             StopWithoutFolder(self.folder) if self.folder is not None else None,
             hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
             StopOnSignal(self.signals),
-            InterruptibleEvaluation(self.signals, self.cfg.TEST.EVAL_PERIOD, self._evaluate),
+            evaluation,
             self._build_samples(),
             # The writer of TensorBoard's events removes the pictures, so the trackers come first.
             hooks.PeriodicWriter([*trackers.values(), *self.build_writers()]) if is_main else None,
+            *end,
         ]
 
     def build_writers(self) -> list[EventWriter]:
@@ -332,6 +344,8 @@ class Trainer(DefaultTrainer):
             try:
                 with self._explaining_errors():
                     return super().train()
+            except FinishedEarly:
+                return check_results(self.cfg, getattr(self, "_last_eval_results", None))
             except TrainingStop as stop:
                 self._exit(stop)
             except Exception:

@@ -20,7 +20,9 @@ POINTS = ("AP", "AP50", "AP75", "APm", "APl")
 CITYSCAPES = ("AP", "AP50")
 LABEL_MAPS = ("mIoU", "fwIoU", "mACC", "pACC")
 CITYSCAPES_LABEL_MAPS = ("IoU", "iIoU", "IoU_sup", "iIoU_sup")
-SEGMENTS = tuple(f"{metric}{group}" for group in ("", "_th", "_st") for metric in ("PQ", "SQ", "RQ"))
+SEGMENTS = tuple(
+    f"{metric}{group}" for group in ("", "_th", "_st") for metric in ("PQ", "SQ", "RQ")
+)
 
 
 class MetricNames(NamedTuple):

@@ -15,6 +15,7 @@ from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.cli import train
 from point_rend.data.datasets.coco import register_coco
 from point_rend.engine import trainer
+from point_rend.evaluation.metric_names import build_metric_names
 from tests.runs import evaluate, metrics, refusal, set_up
 from tests.tiny_datasets import (
     POINTREND,
@@ -108,6 +109,8 @@ def test_training_evaluates_at_its_end_and_evaluating_the_checkpoint_gives_the_s
     argv = command(config, tiny, tmp_path / "again", "--eval-only", *weights, *HEADS[head])
     results = evaluate(argv)
     assert results["sem_seg"]["mIoU"] == pytest.approx(evaluation["sem_seg/mIoU"])
+    names = build_metric_names(set_up(argv).cfg)
+    assert {*names.overall, *names.by_class} == {x for x in evaluation if x.startswith("sem_seg/")}
 
 
 @pytest.mark.parametrize("head", HEADS)
