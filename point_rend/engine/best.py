@@ -18,9 +18,10 @@ from detectron2.utils import comm
 
 from point_rend.checkpoint.checkpointer import BEST, FINAL, SafeDetectionCheckpointer
 from point_rend.checkpoint.formats import read_torch_file
+from point_rend.config.checks import AVERAGED_RESULTS
 from point_rend.engine.hooks import InterruptibleEvaluation
 from point_rend.engine.signals import StopSignals
-from point_rend.evaluation.metric_names import AVERAGED, is_loss
+from point_rend.evaluation.metric_names import is_loss
 from point_rend.utils.errors import USER_ERROR, TrainingStop, did_you_mean
 
 RECORD = "best"  # key in model_best.pth of the metric, its value and the iteration
@@ -66,7 +67,7 @@ def build_evaluation_hooks(
         metric=metric,
         smaller_is_better=is_loss(metric, cfg.DATASETS.TEST),
         patience=cfg.SOLVER.PATIENCE,
-        weights=averaged if averaged and metric.startswith(f"{AVERAGED}/") else own,
+        weights=averaged if averaged and metric.startswith(f"{AVERAGED_RESULTS}/") else own,
     )
     return [best, EndWithoutPatience(best, checkpointer)]
 

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from point_rend.utils.errors import did_you_mean
 from point_rend.utils.reading import check_regular_file
 
 PROCESSES_PER_CORE = 8  # beyond this, a number of processes is taken for a mistake
-METRIC_SWITCHES = ("TEST.BOUNDARY_METRICS", "TEST.VALIDATION_LOSS", "MODEL_EMA.ENABLED")
+METRIC_SWITCHES = ("TEST.BOUNDARY_METRICS", "TEST.VALIDATION_LOSS")
 GPU_NORMS = ("SyncBN", "nnSyncBN")
 
 
@@ -167,7 +167,7 @@ def check_best_metric(cfg: CfgNode) -> None:
     names = build_metric_names(cfg)
     if not metric or names.include(metric):
         return
-    if lacking := _keys_that_give(metric, cfg):
+    if lacking := _build_keys_that_give(metric, cfg):
         advice = f"set {' and '.join(f'{key} True' for key in lacking)}"
     else:
         of_sets = [x for x in names.overall if x.endswith(f"/{metric}")]
@@ -181,18 +181,16 @@ def check_best_metric(cfg: CfgNode) -> None:
     )
 
 
-def _keys_that_give(metric: str, cfg: CfgNode) -> list[str]:
+def _build_keys_that_give(metric: str, cfg: CfgNode) -> list[str]:
     """Return the switches that are off and would give a metric together."""
     off = [key for key in METRIC_SWITCHES if not value_of(cfg, key)]
-    names = {key: build_metric_names(_switched_on(cfg, {*off} - {key})) for key in ("", *off)}
+    names = {}
+    for key in ("", *off):
+        switched = cfg.clone()
+        switched.defrost()
+        switched.merge_from_list([x for on in off if on != key for x in (on, True)])
+        names[key] = build_metric_names(switched)
     return [key for key in off if names[""].include(metric) and not names[key].include(metric)]
-
-
-def _switched_on(cfg: CfgNode, keys: Collection[str]) -> CfgNode:
-    switched = cfg.clone()
-    switched.defrost()
-    switched.merge_from_list([x for key in keys for x in (key, True)])
-    return switched
 
 
 def norm_keys(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:

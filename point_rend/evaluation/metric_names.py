@@ -6,12 +6,12 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from point_rend.config.checks import AVERAGED_RESULTS
 from point_rend.evaluation.build import EVALUATIONS, build_tasks
 from point_rend.evaluation.coco_ap import METRICS
 from point_rend.evaluation.evaluators import BOUNDARY, KEYPOINTS
 
-AVERAGED = "ema"  # the results of the averaged weights stand below this name
-VALIDATION = "validation"  # and the losses below this one
+VALIDATION = "validation"  # the losses stand below this name
 TOTAL_LOSS = "total_loss"
 
 COCO = METRICS
@@ -65,7 +65,7 @@ def build_metric_names(cfg: CfgNode) -> MetricNames:
             names.losses.append(losses)
     if cfg.MODEL_EMA.ENABLED:
         for group in names:
-            group.extend([f"{AVERAGED}/{name}" for name in group])
+            group.extend([f"{AVERAGED_RESULTS}/{name}" for name in group])
     return names
 
 
@@ -77,7 +77,7 @@ def is_loss(name: str, datasets: Sequence[str]) -> bool:
         datasets: Names of the test sets.
     """
     parts = name.split("/")
-    if parts[0] == AVERAGED:
+    if parts[0] == AVERAGED_RESULTS:
         parts = parts[1:]
     if parts[0] != VALIDATION or len(parts) < 2:
         return False

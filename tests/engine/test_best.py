@@ -315,6 +315,7 @@ def test_the_hooks_follow_the_config(
     metric: str, is_averaged: bool, smaller: bool, mixed: CocoSet, tmp_path: Path
 ) -> None:
     opts = ["TEST.BEST_METRIC", metric, "TEST.EVAL_PERIOD", "5", "SOLVER.PATIENCE", "4"]
+    opts += ["MODEL_EMA.ENABLED", str(is_averaged)]
     cfg = set_up(command(mixed, tmp_path, *opts)).cfg
     parts: Any = (StopSignals(), dict, SafeDetectionCheckpointer(nn.Linear(1, 1)))
     best, end = build_evaluation_hooks(cfg, *parts, averaged=dict)  # type: ignore[arg-type]
@@ -354,8 +355,8 @@ BEST = ["TEST.EVAL_PERIOD", "2", "TEST.BEST_METRIC"]
         ("validation/loss_cls", [], "set TEST.VALIDATION_LOSS True"),
         (
             "ema/boundary/APs",
-            [],
-            "set TEST.BOUNDARY_METRICS True and MODEL_EMA.ENABLED True",
+            ["MODEL_EMA.ENABLED", "True"],
+            "set TEST.BOUNDARY_METRICS True$",
         ),
         ("segm/mAP", [], "expected one of bbox/AP, .*; did you mean segm/AP"),
         ("segm/AP-dsc", [], "did you mean segm/AP-disc"),
