@@ -1,24 +1,13 @@
-"""Point supervision: a mask head that learns from ten labeled points of each object."""
+"""Point supervision: a mask head that learns from ten labeled points of each object.
+
+Objects with `gt_point_coords`, in pixels of the image, and `gt_point_labels` need no masks.
+"""
 
 import torch
 from detectron2.layers import ShapeSpec, paste_masks_in_image
-from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import Boxes, Instances
 
 import point_rend
-
-
-@ROI_MASK_HEAD_REGISTRY.register()
-class PointSupervisedMaskHead(point_rend.ImplicitPointRendMaskHead):
-    """A head whose objects have points, in pixels of the image, and their labels, but no mask."""
-
-    def sample_training_points(self, instances, coarse_logits):  # noqa: ARG002
-        """Return the given points in the frame of each proposal, and ignore those outside."""
-        near, far = torch.cat([x.proposal_boxes.tensor for x in instances])[:, None].split(2, dim=2)
-        points = torch.cat([x.gt_point_coords for x in instances])
-        labels = torch.cat([x.gt_point_labels for x in instances]).float()
-        coords = (points - near) / (far - near)
-        return coords, labels.masked_fill(((coords < 0) | (coords > 1)).any(dim=2), -1)
 
 
 def draw_ellipse() -> tuple[dict[str, torch.Tensor], Instances, torch.Tensor]:
@@ -41,7 +30,7 @@ def main() -> point_rend.ImplicitPointRendMaskHead:
     small += ["MODEL.POINT_HEAD.FC_DIM", "16", "MODEL.ROI_HEADS.NUM_CLASSES", "1"]
     path = point_rend.get_config_file("implicit_pointrend_R_50_FPN_1x_coco")
     cfg = point_rend.load_config(path, small)
-    head = PointSupervisedMaskHead(cfg, {"p2": ShapeSpec(channels=8, stride=1)})
+    head = point_rend.ImplicitPointRendMaskHead(cfg, {"p2": ShapeSpec(channels=8, stride=1)})
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
     for _ in range(300):
         features, ellipse, _ = draw_ellipse()

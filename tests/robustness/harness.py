@@ -29,6 +29,7 @@ PREPARED = (
     "report",
     "score",
     "compare",
+    "prepare_point_annotations",
 )
 for name in PREPARED:  # in the server, so that each fork has them
     importlib.import_module(f"point_rend.cli.{name}")

@@ -23,6 +23,7 @@ SQUARE = [[4, 4, 16, 4, 16, 20, 4, 20]]
 NAN = float("nan")
 HUGE = 10**400
 CHECKED = ("train", "evaluate", "score", "report")
+CONVERT = "prepare-point-annotations"
 
 
 def good() -> Content:
@@ -66,6 +67,8 @@ def prepare(folder: Path, command: str, content: bytes | Content) -> list[str]:
         words = [command, "--config-file", POINTREND, "--register-coco", "mine", "truth.json"]
         train, test = ("('mine',)", "()") if command == "train" else ("()", "('mine',)")
         return [*words, "images", *TINY_MODEL, "DATASETS.TRAIN", train, "DATASETS.TEST", test]
+    if command == CONVERT:
+        return [command, "truth.json", "points.json"]
     words = [command, "--annotations", "truth.json", "--results", "a=results.json"]
     if command != "score":
         words += ["--image-root", "images", "--output", "page.html"]
@@ -120,6 +123,19 @@ def masks(name: str, mask: Any, line: str) -> list[Row]:
         *of_content(name, change, where + line, ["evaluate", "score"]),
         *of_content(name, change, "no annotation is left to train on in .*: 4|4 are", ["train"]),
     ]
+
+
+def points(
+    name: str, coords: Any, labels: Any, line: str = "no annotation is left .* 4 are impossible"
+) -> Row:
+    """Make the row of a training from annotated points."""
+
+    def make(folder: Path) -> list[str]:
+        content = good()
+        each(point_coords=coords, point_labels=labels)(content)
+        return [*prepare(folder, "train", content), "INPUT.POINT_SUP", "True"]
+
+    return Row(f"train: points, {name}", make, line)
 
 
 def boxes_alone(
@@ -266,6 +282,31 @@ ROWS: list[Row] = [
         each(segmentation={"size": [HEIGHT, WIDTH]}),
         "RLE with the counts None",
         ["train", "report"],
+    ),
+    # Points
+    points("none", None, None),
+    points("two kinds", [[5, 5]], None),
+    points("fewer labels", [[5, 5], [6, 6]], [1]),
+    points("NaN", [[5, NAN]], [1]),
+    points("huge", [[5, HUGE]], [1]),
+    points("text", [["5", 5]], [1]),
+    points("flat", [5, 5], [1, 0]),
+    points("deep", [[[5, 5]]], [1]),
+    points("label 2", [[5, 5]], [2]),
+    points("huge label", [[5, 5]], [HUGE]),
+    points("outside", [[500, 5]], [1]),
+    points("too many", [[5, 5]] * 100_001, [1] * 100_001),
+    *of_file("cut off", GOOD[:-7], "truth.json is truncated or not JSON", [CONVERT]),
+    *of_content(
+        "no annotations", lambda x: x.update(annotations=[]), "no mask of its 0", [CONVERT]
+    ),
+    *of_content("flat boxes", each(bbox=[4, 4, 0, 16]), "bbox of size 0 x 16", [CONVERT]),
+    *of_content("far", each(segmentation=[[3e8 + k for k in range(6)]]), "far beyond", [CONVERT]),
+    *of_content(
+        "foreign RLE",
+        each(segmentation={"size": [HEIGHT, WIDTH], "counts": "T3!"}),
+        "no mask of its 4 annotations can be used, such as annotation 1: .*'!' does not occur",
+        [CONVERT],
     ),
     # Boxes in other formats
     *of_content(
