@@ -31,6 +31,7 @@ after_import("detectron2.utils.file_io", _guard_detectron2, undisturbed=())
 
 GROUPS = {
     "train and evaluate": {
+        "inspect": "report on the data, and suggest settings that fit them",
         "train": "train a model, or continue with --resume",
         "evaluate": "evaluate a model on data sets",
     },

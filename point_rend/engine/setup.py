@@ -80,24 +80,10 @@ def setup(args: argparse.Namespace) -> Run:
         FileNotFoundError: If a file or a folder is missing.
         ValueError: If options, config, machine or data do not fit together.
     """
-    cfg = read_config(args)
-    check_rules(cfg, ALWAYS)
-    register_datasets(args)
     training = not args.eval_only
-    train, test = cfg.DATASETS.TRAIN if training else (), cfg.DATASETS.TEST
-    if not (train if training else test):
-        raise ValueError(f"DATASETS.{'TRAIN' if training else 'TEST'} is empty")
-
+    cfg, filled_keys = read_config_of_data(args, training=training)
     outputs = model_outputs(cfg)
-    filled_keys = []
-    for count in CLASS_COUNTS:
-        if count.output in outputs and args.model is not None:
-            check_class_count(cfg, count, test, args.model)
-        elif count.output in outputs and fill_class_count(
-            cfg, count, [*train, *test], args.config_file, args.opts
-        ):
-            filled_keys.append(count.key)
-    check_config(cfg, training=training)
+    train, test = cfg.DATASETS.TRAIN if training else (), cfg.DATASETS.TEST
     check_test_time_augmentation(cfg)
     if exported_file(args.model) is None:
         check_model(cfg, training=training)
@@ -142,6 +128,39 @@ def setup(args: argparse.Namespace) -> Run:
         )
     check_test_proposals(cfg)
     return Run(args, cfg, datasets_to_clean)
+
+
+def read_config_of_data(args: argparse.Namespace, *, training: bool) -> tuple[CfgNode, list[str]]:
+    """Read the config, register the data sets, and take the class counts from them.
+
+    Args:
+        args: The parsed command line.
+        training: Whether the config is for training, too.
+
+    Returns:
+        The checked config, not frozen, and the keys that the data sets have set.
+
+    Raises:
+        FileNotFoundError: If a file or a folder is missing.
+        ValueError: If the options, the config and the data sets do not fit together.
+    """
+    cfg = read_config(args)
+    check_rules(cfg, ALWAYS)
+    register_datasets(args)
+    train, test = cfg.DATASETS.TRAIN if training else (), cfg.DATASETS.TEST
+    if not (train if training else test):
+        raise ValueError(f"DATASETS.{'TRAIN' if training else 'TEST'} is empty")
+    outputs = model_outputs(cfg)
+    filled_keys = []
+    for count in CLASS_COUNTS:
+        if count.output in outputs and args.model is not None:
+            check_class_count(cfg, count, test, args.model)
+        elif count.output in outputs and fill_class_count(
+            cfg, count, [*train, *test], args.config_file, args.opts
+        ):
+            filled_keys.append(count.key)
+    check_config(cfg, training=training)
+    return cfg, filled_keys
 
 
 def claim_output_dir(args: argparse.Namespace, cfg: CfgNode) -> None:

@@ -243,6 +243,27 @@ def read_picture(path: str | Path, order: str = "BGR", *, what: str = "image") -
         return to_array(image, order, name=str(path))
 
 
+def read_gray_thumbnail(path: str | Path, side: int) -> np.ndarray:
+    """Read the brightness of a picture, reduced to a square; a JPEG is decoded at a reduced size.
+
+    Args:
+        path: A local file.
+        side: Side of the square in pixels.
+
+    Returns:
+        (side, side) uint8.
+
+    Raises:
+        FileNotFoundError: As :func:`open_picture`.
+        PictureError: As :func:`read_picture`.
+    """
+    with open_picture(path) as image:
+        image.draft("L", (side, side))
+        load(image)
+        gray = _converted(_eight_bits(turned(image), str(path)), "L")
+        return np.asarray(gray.resize((side, side), Image.Resampling.BOX))
+
+
 def read_label_map(path: str | Path, *, what: str = "label map") -> np.ndarray:
     """Read the values of a grayscale picture, or the indices of one with a palette.
 

@@ -403,7 +403,7 @@ def examine(
     *,
     masks: bool,
     points: bool = False,
-    observe: Callable[[int, Cleaned], None] | None = None,
+    observe: Callable[[Annotation, Cleaned], None] | None = None,
 ) -> Findings:
     """Check all annotations; repair the fields of those from a file, in place.
 
@@ -411,7 +411,7 @@ def examine(
         data: The data set.
         masks: Whether the annotations need masks.
         points: Whether they need annotated points.
-        observe: Receives the number of each annotation, counted over all images, and its result.
+        observe: Receives each annotation and its result, in the order of the images.
     """
     owners = [image for image in data.images for _ in image.annotations]
     annotations = [annotation for image in data.images for annotation in image.annotations]
@@ -438,7 +438,7 @@ def examine(
             fault = Fault("no polygon of 6 or more numbers: its box is not loaded", fatal=False)
             cleaned = Cleaned(None, [*cleaned.faults, fault], cleaned.mask)
         if observe is not None:
-            observe(number, cleaned)
+            observe(annotations[number], cleaned)
         if cleaned.annotation is not None and not is_crowd:
             usable += 1
             if points and is_far_outside(cleaned.annotation, _absolute_box(cleaned.annotation)):

@@ -211,7 +211,7 @@ def _read_labels(
         )
     seconds = time.perf_counter() - start
     logger.info("%s: read %d label maps in %.1f s", name, len(labels), seconds)
-    for warning in _doubts(name, labels, found):
+    for warning in doubts(name, labels, found):
         logger.warning("%s", warning)
     return np.sum([label.counts for label in found], axis=0)
 
@@ -242,8 +242,14 @@ class LabelMap(NamedTuple):
     fault: str
 
 
-def _doubts(name: str, files: Sequence[str], labels: Sequence[LabelMap]) -> list[str]:
-    """Describe label maps whose values may have been changed by the way they were stored."""
+def doubts(name: str, files: Sequence[str], labels: Sequence[LabelMap]) -> list[str]:
+    """Describe label maps whose values may have been changed by the way they were stored.
+
+    Args:
+        name: Of the data set, for the texts.
+        files: The label maps.
+        labels: Their contents.
+    """
     jpegs = [file for file, label in zip(files, labels, strict=True) if label.is_jpeg]
     found = []
     if jpegs:

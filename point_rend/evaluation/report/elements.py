@@ -17,6 +17,20 @@ NONE = "–"  # in place of a missing value
 Child = Element | str
 
 
+class Bars(NamedTuple):
+    """The bars of one kind in a chart.
+
+    Attributes:
+        name: Name of the kind.
+        style: CSS class of their color.
+        heights: One for each bin; 0 or more.
+    """
+
+    name: str
+    style: str
+    heights: Sequence[float]
+
+
 class Line(NamedTuple):
     """A curve of a chart.
 
@@ -156,6 +170,62 @@ def line_chart(
         {"class": "chart"},
         element("figcaption", {}, title),
         element("svg", {"viewBox": size, "role": "img", "aria-label": words}, *marks, *curves),
+    )
+
+
+def bar_chart(
+    title: str, bins: Sequence[str], kinds: Sequence[Bars], *, labels: tuple[str, str]
+) -> Element:
+    """Draw bars over bins, those of several kinds side by side.
+
+    Args:
+        title: Title above the chart.
+        bins: Names of the bins.
+        kinds: One or more kinds of bars.
+        labels: Labels of the x and y axes.
+
+    Returns:
+        A figure with an SVG, in the colors of the page; bars have their values as titles.
+    """
+    ticks = nice_ticks(max(height for kind in kinds for height in kind.heights))
+    step = WIDTH / len(bins)
+    width = 0.8 * step / len(kinds)
+    marks = []
+    for y in ticks:
+        high = TOP + (1 - y / ticks[-1]) * HEIGHT
+        marks.append(element("path", {"d": f"M{LEFT} {high:.1f}h{WIDTH}", "class": "grid"}))
+        place = {"x": f"{LEFT - 5}", "y": f"{high + 3:.1f}", "text-anchor": "end"}
+        marks.append(element("text", place, short(y)))
+    every = math.ceil(len(bins) * max(map(len, bins)) * 6 / WIDTH)  # names that do not overlap
+    for number, name in enumerate(bins):
+        if number % every == 0:
+            place = {
+                "x": f"{LEFT + (number + 0.5) * step:.1f}",
+                "y": f"{TOP + HEIGHT + 13}",
+                "text-anchor": "middle",
+            }
+            marks.append(element("text", place, name))
+        for k, kind in enumerate(kinds):
+            height = kind.heights[number] / ticks[-1] * HEIGHT
+            box = {
+                "x": f"{LEFT + (number + 0.1) * step + k * width:.1f}",
+                "y": f"{TOP + HEIGHT - height:.1f}",
+                "width": f"{width:.1f}",
+                "height": f"{height:.1f}",
+                "class": f"bar {kind.style}",
+            }
+            words = f"{kind.name}, {name}: {kind.heights[number]:.4g}"
+            marks.append(element("rect", box, element("title", {}, words)))
+    middle = {"x": f"{LEFT + WIDTH / 2}", "y": f"{TOP + HEIGHT + 30}", "text-anchor": "middle"}
+    marks.append(element("text", middle, labels[0]))
+    size = f"0 0 {LEFT + WIDTH + RIGHT} {TOP + HEIGHT + BOTTOM}"
+    names = ", ".join(kind.name for kind in kinds)
+    words = f"{labels[1]} by {labels[0]}, {title}: {names}"
+    return element(
+        "figure",
+        {"class": "chart"},
+        element("figcaption", {}, title),
+        element("svg", {"viewBox": size, "role": "img", "aria-label": words}, *marks),
     )
 
 

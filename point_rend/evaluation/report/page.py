@@ -180,12 +180,13 @@ def section(name: str, title: str, *children: Element) -> Element:
     return element("section", {"id": name}, element("h2", {}, title), *children)
 
 
-def page(title: str, sections: Sequence[Element]) -> str:
+def page(title: str, sections: Sequence[Element], *, has_gallery: bool = True) -> str:
     """Assemble a page that loads nothing and runs no script but its own.
 
     Args:
         title: Title of the page.
         sections: Sections with ids and titles.
+        has_gallery: Whether there is a gallery, which needs a script.
     """
     links = [
         element("a", {"href": f"#{part.get('id')}"}, "".join(part[0].itertext()))
@@ -201,6 +202,7 @@ def page(title: str, sections: Sequence[Element]) -> str:
     template, style, script = (
         (STATIC / f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js")
     )
+    script = script if has_gallery else ""
     return Template(template).substitute(
         title=tostring(element("title", {}, title), encoding="unicode", method="html"),
         style_source=source_hash(style),
