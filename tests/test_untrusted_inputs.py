@@ -88,6 +88,7 @@ EXECUTING = {
     "point_rend/cli/install_detectron2.py: archive.extractall": "a wheel of a known SHA-256",
     "point_rend/cli/install_detectron2.py: subprocess.run": "pip, with requirements of the user",
     "point_rend/config/__init__.py: importlib.import_module": OWN_NAMES,
+    "point_rend/data/datasets/packed.py: pickle.loads": "records that the same object has pickled",
     "point_rend/data/loader/transport.py: pickle.loads": OWN_PROCESSES,
     "point_rend/experiments/benchmark/load.py: subprocess.Popen": "Python, with code of its own",
     "point_rend/experiments/benchmark/memory.py: ctypes.CDLL": "the C library",

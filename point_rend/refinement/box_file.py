@@ -13,7 +13,7 @@ import numpy as np
 
 from point_rend.data.checks.boxes import seem_shares
 from point_rend.data.checks.masks import measure_masks
-from point_rend.data.datasets.coco import MAX_COORDINATE, check_coco, crowd_flag
+from point_rend.data.datasets.coco_checks import MAX_COORDINATE, check_coco, crowd_flag
 from point_rend.utils.files import atomic_file
 from point_rend.utils.json_files import MAX_DATA_SET_BYTES, read_json, shown
 

@@ -4,10 +4,14 @@ Python's parser accepts more than JSON: NaN and infinities, which the readers of
 refuse, and repeated keys, which are refused here because all but the last value would be lost.
 """
 
+import codecs
+import contextlib
 import json
 import reprlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from point_rend.utils.reading import read_bytes
 
@@ -48,28 +52,65 @@ def parse_json(data: bytes, where: str) -> Any:
         ValueError: If it is truncated, not JSON or not in UTF-8, if an object has a key twice, or
             if it is nested too deeply or made to exhaust the memory.
     """
-    if data.startswith(BOM.encode()):
-        raise ValueError(with_bom(where))
-    needed = LIST_BYTES * data.count(b"[") + OBJECT_BYTES * data.count(b"{")
-    if needed > max(ALWAYS_AFFORDABLE, MAX_GROWTH * len(data)):
+    check_bytes([data], where)
+    text = data.decode("utf-8")
+    del data
+    with parsing(where):
+        return DECODER.decode(text)
+
+
+def check_bytes(blocks: Iterable[bytes], where: str) -> None:
+    """Check the bytes of a JSON text before it is parsed.
+
+    Args:
+        blocks: The text in parts.
+        where: As of :func:`parse_json`.
+
+    Raises:
+        ValueError: If it has a byte order mark, is not in UTF-8, or is made to exhaust the memory.
+    """
+    utf8 = codecs.getincrementaldecoder("utf-8")()
+    size = lists = objects = 0
+    wrong: str | None = None
+    for block in blocks:
+        if not size and block.startswith(BOM.encode()):
+            raise ValueError(f"{where} begins with a byte order mark: save it as UTF-8 without one")
+        wrong = wrong or _wrong_byte(utf8, block, size)
+        size += len(block)
+        lists += block.count(b"[")
+        objects += block.count(b"{")
+    wrong = wrong or _wrong_byte(utf8, b"", size)
+    needed = LIST_BYTES * lists + OBJECT_BYTES * objects
+    if needed > max(ALWAYS_AFFORDABLE, MAX_GROWTH * size):
         raise ValueError(
-            f"{where}: its {data.count(b'[') + data.count(b'{')} lists and objects would take "
+            f"{where}: its {lists + objects} lists and objects would take "
             f"{needed / 2**30:.1f} GiB of memory, expected records with content"
         )
+    if wrong:
+        raise ValueError(f"{where} is not in UTF-8: {wrong}")
+
+
+def _wrong_byte(utf8: codecs.IncrementalDecoder, block: bytes, before: int) -> str | None:
+    """Decode the next block, or the end if it is empty; describe the first byte that is wrong."""
+    kept = len(utf8.getstate()[0])
     try:
-        text = data.decode("utf-8")
+        utf8.decode(block, final=not block)
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{where} is not in UTF-8: byte {data[error.start]:#04x} at position {error.start}"
-        ) from None
-    del data
+        position = before - kept + error.start
+        return f"byte {error.object[error.start]:#04x} at position {position}"
+    return None
+
+
+@contextlib.contextmanager
+def parsing(where: str) -> Iterator[None]:
+    """Turn the errors of :data:`DECODER` into those of :func:`parse_json`."""
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        yield
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply") from None
     except MemoryError:
         raise ValueError(f"{where}: the memory does not suffice to read it") from None
-    except _RepeatedKeyError as error:
+    except RepeatedKeyError as error:
         raise ValueError(f"{where}: an object has the key {error} twice") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is truncated or not JSON: {error}") from None
@@ -77,26 +118,29 @@ def parse_json(data: bytes, where: str) -> Any:
         raise ValueError(f"{where} has a number with too many digits: {error}") from None
 
 
-def with_bom(where: str) -> str:
-    """Describe the fault of a file with a byte order mark."""
-    return f"{where} begins with a byte order mark: save it as UTF-8 without one"
+class RepeatedKeyError(Exception):
+    """An object of JSON has a key twice."""
 
 
-class _RepeatedKeyError(Exception):
-    pass
+def check_unique(keys: Sequence[str]) -> None:
+    """Refuse the keys of an object if one is given twice.
+
+    Raises:
+        RepeatedKeyError: With the first such key, as it is shown.
+    """
+    if len({*keys}) != len(keys):
+        counts = Counter(keys)
+        raise RepeatedKeyError(shown(next(key for key in keys if counts[key] > 1)))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        _refuse_repetition(pairs)
+        check_unique([key for key, _ in pairs])
     return found
 
 
-def _refuse_repetition(pairs: list[tuple[str, Any]]) -> NoReturn:
-    keys = [key for key, _ in pairs]
-    repeated = next(key for key in keys if keys.count(key) > 1)
-    raise _RepeatedKeyError(shown(repeated))
+DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 class _Short(reprlib.Repr):

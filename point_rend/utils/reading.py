@@ -59,6 +59,22 @@ def check_regular_file(path: str | Path, *, what: str) -> None:
     open_regular_file(path, what=what).close()
 
 
+def check_size(file: BufferedReader, where: str, max_bytes: int) -> None:
+    """Refuse an open file that is too large.
+
+    Args:
+        file: The file.
+        where: Its role and path for the message.
+        max_bytes: Largest size.
+
+    Raises:
+        ValueError: If it is larger.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size > max_bytes:
+        raise ValueError(f"{where}: {size} bytes or more, expected at most {max_bytes}")
+
+
 def read_bytes(path: str | Path, *, what: str, max_bytes: int) -> bytes:
     """Read a whole regular file of bounded size.
 
@@ -73,12 +89,14 @@ def read_bytes(path: str | Path, *, what: str, max_bytes: int) -> bytes:
         OSError: As :func:`open_regular_file`.
     """
     with open_regular_file(path, what=what) as file:
+        check_size(file, f"{what} {path}", max_bytes)
         # Some files, such as those of /proc, have more content than size.
         size = os.fstat(file.fileno()).st_size
-        content = b"" if size > max_bytes else file.read(size + 1)  # read() allocates its argument
+        content = file.read(size + 1)  # read() allocates its argument
         while size < len(content) <= max_bytes and (more := file.read(BLOCK)):
             content += more
-    found = max(size, len(content))
-    if found > max_bytes:
-        raise ValueError(f"{what} {path}: {found} bytes or more, expected at most {max_bytes}")
+    if len(content) > max_bytes:
+        raise ValueError(
+            f"{what} {path}: {len(content)} bytes or more, expected at most {max_bytes}"
+        )
     return content

@@ -6,11 +6,10 @@ An annotation is a dict as in a COCO file; one that Detectron2 has loaded also h
 
 import copy
 import functools
-import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +19,18 @@ from detectron2.structures import BoxMode
 from point_rend.data.checks.boxes import (
     SHARES,
     Comparison,
-    beyond_images,
+    Shares,
+    are_many,
     compare_boxes,
-    seem_shares,
+    reach_beyond,
 )
-from point_rend.data.checks.image_files import Annotation, ImageRecord, check_image_files, shortlist
+from point_rend.data.checks.image_files import (
+    Annotation,
+    Examples,
+    ImageRecord,
+    check_image_files,
+    shortlist,
+)
 from point_rend.data.checks.masks import Mask, measure_masks
 from point_rend.data.checks.points import FIELDS as POINT_FIELDS
 from point_rend.data.checks.points import is_far_outside, usable_points
@@ -33,15 +39,19 @@ from point_rend.data.datasets.classes import describe
 from point_rend.data.datasets.coco import (
     check_file_names,
     check_panoptic_file,
+    is_repaired,
     read_coco,
     repair_fields,
 )
 from point_rend.data.datasets.cocofied_lvis import read_lvis
 from point_rend.data.datasets.loading import load_records
+from point_rend.data.datasets.packed import LazyList, Packed
+from point_rend.data.datasets.packed_coco import PackedCoco, read_packed_coco
 from point_rend.utils.json_files import shown
 from point_rend.utils.pixel_format import PLAIN, PixelFormat
 
 logger = logging.getLogger(__name__)
+CHUNK = 1 << 13  # annotations that are examined at once
 SMALLEST_COMPARED = 4.0  # pixels of a mask
 AREA_RATIO = 4  # between the area of an annotation and that of its mask
 FILE_FIELDS = {  # of the records of any data set, with the metadata of their folders
@@ -289,17 +299,37 @@ def leave_out_impossible_annotations(name: str, *, masks: bool, points: bool = F
 
     def load_clean() -> list[dict[str, Any]]:
         records = load()
-        annotations = [x for record in records for x in record.get("annotations", [])]
-        sizes = [
-            _size(ImageRecord("", "", record.get("height"), record.get("width"), ()))
-            for record in records
-            for _ in record.get("annotations", [])
+        packed = Packed()
+        images = [
+            ImageRecord(
+                "",
+                position,
+                record.get("height"),
+                record.get("width"),
+                record.setdefault("annotations", []),
+            )
+            for position, record in enumerate(records)
         ]
-        repair_fields(annotations)
-        cleaned = clean_annotations(annotations, sizes, masks=masks, points=points)
-        for record in records:
-            of_record = itertools.islice(cleaned, len(record.get("annotations", [])))
-            record["annotations"] = [x.annotation for x in of_record if x.annotation is not None]
+        for owned in _chunks(images):
+            changed = {int(x.image.image_id) for x in owned if not is_repaired(x.annotation)}
+            repair_fields([x.annotation for x in owned])
+            kept: dict[int, list[Annotation]] = {int(x.image.image_id): [] for x in owned}
+            sizes = [_size(x.image) for x in owned]
+            cleaned = clean_annotations(
+                [x.annotation for x in owned], sizes, masks=masks, points=points
+            )
+            for (annotation, image, _), result in zip(owned, cleaned, strict=True):
+                position = int(image.image_id)
+                if result.annotation is not annotation:
+                    changed.add(position)
+                if result.annotation is not None:
+                    kept[position].append(result.annotation)
+            for position in changed:
+                if isinstance(records[position]["annotations"], LazyList):
+                    packed.append(kept[position])
+                    records[position]["annotations"] = LazyList(packed, len(packed) - 1)
+                else:
+                    records[position]["annotations"] = kept[position]
         return records
 
     DatasetCatalog[name] = load_clean
@@ -392,8 +422,8 @@ class Findings(NamedTuple):
 
     usable: Usable
     total: int
-    impossible: list[str]
-    fatal: list[str]
+    impossible: Sequence[str]
+    fatal: Sequence[str]
     warnings: list[str]
     other_format: str | None
 
@@ -413,117 +443,242 @@ def examine(
         points: Whether they need annotated points.
         observe: Receives each annotation and its result, in the order of the images.
     """
-    owners = [image for image in data.images for _ in image.annotations]
-    annotations = [annotation for image in data.images for annotation in image.annotations]
-    sizes = [_size(image) for image in owners]
-    places = [place for image in data.images for place in range(len(image.annotations))]
+    examination = _Examination(masks=masks, points=points, observe=observe)
+    for owned in _chunks(data.images):
+        examination.add(owned)
+    return examination.findings(data.categories)
 
-    def where(number: int) -> str:
-        image = owners[number]
-        label = annotations[number].get("id", f"at position {places[number]}")
-        return f"annotation {label} of image {image.image_id} ({image.file_name})"
 
-    replaced = repair_fields(annotations)
-    crowds = sum(bool(annotation.get("iscrowd", 0)) for annotation in annotations)
-    usable, impossible, fatal, holes, astray = 0, [], [], [], []
-    compared: list[int] = []
-    alone: list[int] = []  # without a mask
-    boxes: list[Sequence[float]] = []
-    areas: list[float] = []
-    for number, cleaned in enumerate(
-        clean_annotations(annotations, sizes, masks=masks, points=points)
-    ):
-        is_crowd = annotations[number].get("iscrowd", 0)
-        if not masks and _is_dropped(annotations[number].get("segmentation")):
-            fault = Fault("no polygon of 6 or more numbers: its box is not loaded", fatal=False)
-            cleaned = Cleaned(None, [*cleaned.faults, fault], cleaned.mask)
-        if observe is not None:
-            observe(annotations[number], cleaned)
-        if cleaned.annotation is not None and not is_crowd:
-            usable += 1
-            if points and is_far_outside(cleaned.annotation, _absolute_box(cleaned.annotation)):
-                astray.append(where(number))
-        if cleaned.faults:
-            texts = "; ".join(fault.text for fault in cleaned.faults)
-            impossible.append(f"{where(number)}: {texts}")
-            if any(fault.fatal for fault in cleaned.faults):
-                fatal.append(impossible[-1])
-        if cleaned.mask.box is not None and not is_crowd:
-            if cleaned.mask.has_hole:
-                holes.append(where(number))
-            if cleaned.annotation is not None:
-                compared.append(number)
-                boxes.append(cleaned.mask.box)
-                areas.append(cleaned.mask.area)
-        elif cleaned.annotation is not None and not is_crowd:
-            alone.append(number)
+class _Owned(NamedTuple):
+    """An annotation, its image, and its place among the annotations of that."""
 
-    warnings = list(_warnings_of_fields(replaced, len(annotations)))
-    if holes and masks:
-        warnings.append(
-            f"{len(holes)} annotations have a polygon within another one, which COCO fills: a hole "
-            "needs an RLE" + shortlist(holes)
+    annotation: Annotation
+    image: ImageRecord
+    place: int
+
+    def name(self) -> str:
+        """Name the annotation in a message."""
+        label = self.annotation.get("id", f"at position {self.place}")
+        return f"annotation {label} of image {self.image.image_id} ({self.image.file_name})"
+
+    def box(self) -> str:
+        """Show its box."""
+        return shown(list(self.annotation["bbox"]))
+
+
+def _chunks(images: Iterable[ImageRecord]) -> Iterator[list[_Owned]]:
+    """Yield the annotations of images, some thousands at once."""
+    chunk: list[_Owned] = []
+    for image in images:
+        chunk += [_Owned(x, image, place) for place, x in enumerate(image.annotations)]
+        if len(chunk) >= CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+class _Examination:
+    """The check of annotations; only counts and examples are kept of them.
+
+    Args:
+        masks, points, observe: As of :func:`examine`.
+    """
+
+    def __init__(
+        self,
+        *,
+        masks: bool,
+        points: bool,
+        observe: Callable[[Annotation, Cleaned], None] | None,
+    ) -> None:
+        self._masks = masks
+        self._points = points
+        self._observe = observe
+        self._total = self._usable = self._crowds = 0
+        self._replaced: dict[str, Counter[str]] = {"iscrowd": Counter(), "area": Counter()}
+        self._of_class: Counter[Any] = Counter()
+        self._impossible, self._fatal = Examples(), Examples()
+        self._holes, self._astray = Examples(), Examples()
+        # Of the annotations with a usable mask:
+        self._compared = 0
+        self._first: tuple[_Owned, Sequence[float]] | None = None
+        self._fits: Counter[str] = Counter()
+        self._differing, self._other_areas = Examples(), Examples()
+        self._mask_shares = Shares()
+        # Of those without a mask:
+        self._alone = 0
+        self._first_alone: _Owned | None = None
+        self._beyond = Examples()
+        self._box_shares = Shares()
+
+    def add(self, owned: Sequence[_Owned]) -> None:
+        """Check some annotations."""
+        annotations = [x.annotation for x in owned]
+        for field, values in repair_fields(annotations).items():
+            self._replaced[field].update(values)
+        self._of_class.update(x["category_id"] for x in annotations if "category_id" in x)
+        compared: list[_Owned] = []
+        alone: list[_Owned] = []
+        boxes: list[Sequence[float]] = []
+        areas: list[float] = []
+        sizes = [_size(x.image) for x in owned]
+        for own, cleaned in zip(
+            owned,
+            clean_annotations(annotations, sizes, masks=self._masks, points=self._points),
+            strict=True,
+        ):
+            is_crowd = own.annotation.get("iscrowd", 0)
+            self._crowds += bool(is_crowd)
+            if not self._masks and _is_dropped(own.annotation.get("segmentation")):
+                text = "no polygon of 6 or more numbers: its box is not loaded"
+                faults = [*cleaned.faults, Fault(text, fatal=False)]
+                cleaned = Cleaned(None, faults, cleaned.mask)
+            if self._observe is not None:
+                self._observe(own.annotation, cleaned)
+            self._total += 1
+            annotation, faults, mask = cleaned
+            if annotation is not None and not is_crowd:
+                self._usable += 1
+                if self._points and is_far_outside(annotation, _absolute_box(annotation)):
+                    self._astray.add(own.name)
+            if faults:
+                self._add_faults(own, faults)
+            if mask.box is not None and not is_crowd:
+                if mask.has_hole:
+                    self._holes.add(own.name)
+                if annotation is not None:
+                    compared.append(own)
+                    boxes.append(mask.box)
+                    areas.append(mask.area)
+            elif annotation is not None and not is_crowd:
+                alone.append(own)
+        if alone:
+            self._add_alone(alone)
+        if compared:
+            self._add_compared(compared, boxes, areas)
+
+    def _add_faults(self, own: _Owned, faults: Sequence[Fault]) -> None:
+        def text() -> str:
+            return f"{own.name()}: " + "; ".join(fault.text for fault in faults)
+
+        self._impossible.add(text)
+        if any(fault.fatal for fault in faults):
+            self._fatal.add(text)
+
+    def _add_alone(self, alone: Sequence[_Owned]) -> None:
+        boxes, sides = _absolute_boxes([x.annotation for x in alone]), _sides(alone)
+        self._first_alone = self._first_alone or alone[0]
+        self._alone += len(alone)
+        self._box_shares.add(boxes, sides)
+        for number in np.flatnonzero(reach_beyond(boxes, sides)).tolist():
+            own = alone[number]
+            self._beyond.add(lambda own=own: f"{own.name()}, bbox {own.box()}")  # type: ignore[misc]
+
+    def _add_compared(
+        self, compared: Sequence[_Owned], boxes: Sequence[Sequence[float]], areas: Sequence[float]
+    ) -> None:
+        self._first = self._first or (compared[0], list(boxes[0]))
+        self._compared += len(compared)
+        of_masks, sides = np.array(boxes), _sides(compared)
+        self._mask_shares.add(of_masks, sides)
+        comparison = compare_boxes(
+            _absolute_boxes([x.annotation for x in compared]), of_masks, sides
         )
-    if astray:
-        warnings.append(
-            f"{len(astray)} annotations have points outside of their box, which train only where "
-            "proposals include them" + shortlist(astray)
-        )
-    warnings += _warnings_of_areas(annotations, compared, areas, where)
-    warnings += _warnings_of_names(data.categories, annotations)
-    other_format = None
-    if alone:
-        found = _absolute_boxes([annotations[x] for x in alone])
-        sides = _sides([sizes[x] for x in alone])
-        beyond = [alone[x] for x in beyond_images(found, sides)]
-        if seem_shares(found, sides):
-            other_format = (
-                f"the {len(alone)} boxes without a mask seem to be {SHARES}: expected x, y, width, "
-                f"height in pixels, got {shown(list(annotations[alone[0]]['bbox']))} for "
-                f"{where(alone[0])}"
-            )
-        elif beyond:
-            warnings.append(
-                f"{len(beyond)} of {len(alone)} boxes without a mask reach beyond their images: "
-                "expected x, y, width, height; are they corners?"
-                + shortlist(
-                    [f"{where(x)}, bbox {shown(list(annotations[x]['bbox']))}" for x in beyond]
+        self._fits.update(comparison.fits)
+        for number in np.flatnonzero(comparison.differs).tolist():
+            own, box = compared[number], boxes[number]
+            self._differing.add(
+                lambda own=own, box=box: (  # type: ignore[misc]
+                    f"{own.name()}, bbox {own.box()}, of the mask {shown(_as_box(box))}"
                 )
             )
-    if compared and seem_shares(np.array(boxes), _sides([sizes[x] for x in compared])):
-        other_format = (
-            f"the coordinates of all {len(compared)} masks seem to be {SHARES}: expected pixels, "
-            f"got a mask of x0, y0, x1, y1 {shown(list(boxes[0]))} for {where(compared[0])}"
-        )
-    elif compared:
-        comparison = _compare(
-            [annotations[x] for x in compared], boxes, [sizes[x] for x in compared]
-        )
-        other_format = comparison.suspected and (
-            f"{comparison.fitting} of {len(compared)} boxes seem to be {comparison.suspected}, "
-            "compared with their masks: expected x, y, width, height in pixels, such as "
-            f"{shown(_as_box(boxes[0]))} for {where(compared[0])}, got "
-            f"{shown(list(annotations[compared[0]]['bbox']))}"
-        )
-        differing = [
-            f"{where(compared[k])}, bbox {shown(list(annotations[compared[k]]['bbox']))}, of the "
-            f"mask {shown(_as_box(boxes[k]))}"
-            for k in np.flatnonzero(comparison.differs)
-        ]
-        if differing and not other_format:
+        for own, area in zip(compared, areas, strict=True):
+            given = own.annotation.get("area")
+            if (
+                area >= SMALLEST_COMPARED
+                and given is not None
+                and not area <= AREA_RATIO * given <= AREA_RATIO**2 * area
+            ):
+                self._other_areas.add(
+                    lambda own=own, area=area: (  # type: ignore[misc]
+                        f"{own.name()}: {shown(own.annotation['area'])}, its mask {area:.0f}"
+                    )
+                )
+
+    def findings(self, categories: Sequence[Mapping[str, Any]]) -> Findings:
+        """Return the result.
+
+        Args:
+            categories: Of the data set, in COCO's form.
+        """
+        warnings = list(_warnings_of_fields(self._replaced, self._total))
+        if self._holes and self._masks:
             warnings.append(
-                f"{len(differing)} of {len(compared)} boxes differ from those of their masks"
-                + shortlist(differing)
+                f"{len(self._holes)} annotations have a polygon within another one, which COCO "
+                "fills: a hole needs an RLE" + shortlist(self._holes)
             )
-    repaired = replaced["iscrowd"].total()
-    return Findings(
-        Usable(usable, len(impossible), repaired, crowds),
-        len(annotations),
-        impossible,
-        fatal,
-        warnings,
-        other_format,
-    )
+        if self._astray:
+            warnings.append(
+                f"{len(self._astray)} annotations have points outside of their box, which train "
+                "only where proposals include them" + shortlist(self._astray)
+            )
+        if 2 * len(self._other_areas) > self._compared:
+            warnings.append(
+                f"{len(self._other_areas)} of {self._compared} annotations have another 'area' "
+                "than their mask, which decides whether an object counts as small, medium or large"
+                + shortlist(self._other_areas)
+            )
+        warnings += _warnings_of_names(categories, self._of_class)
+        other_format = None
+        if self._first_alone is not None:
+            own, number = self._first_alone, self._alone
+            if self._box_shares:
+                other_format = (
+                    f"the {number} boxes without a mask seem to be {SHARES}: expected x, y, width, "
+                    f"height in pixels, got {own.box()} for {own.name()}"
+                )
+            elif are_many(len(self._beyond), number):
+                warnings.append(
+                    f"{len(self._beyond)} of {number} boxes without a mask reach beyond their "
+                    "images: expected x, y, width, height; are they corners?"
+                    + shortlist(self._beyond)
+                )
+        if self._first is not None:
+            own, box = self._first
+            comparison = Comparison(np.empty(0), self._fits, self._compared)
+            if self._mask_shares:
+                other_format = (
+                    f"the coordinates of all {self._compared} masks seem to be {SHARES}: expected "
+                    f"pixels, got a mask of x0, y0, x1, y1 {shown(box)} for {own.name()}"
+                )
+            elif comparison.suspected:
+                other_format = (
+                    f"{comparison.fitting} of {self._compared} boxes seem to be "
+                    f"{comparison.suspected}, compared with their masks: expected x, y, width, "
+                    f"height in pixels, such as {shown(_as_box(box))} for {own.name()}, got "
+                    f"{own.box()}"
+                )
+            else:
+                other_format = None
+            if self._differing and not other_format:
+                warnings.append(
+                    f"{len(self._differing)} of {self._compared} boxes differ from those of their "
+                    "masks" + shortlist(self._differing)
+                )
+        return Findings(
+            Usable(
+                self._usable,
+                len(self._impossible),
+                self._replaced["iscrowd"].total(),
+                self._crowds,
+            ),
+            self._total,
+            self._impossible,
+            self._fatal,
+            warnings,
+            other_format,
+        )
 
 
 def _is_dropped(segmentation: Any) -> bool:
@@ -545,14 +700,6 @@ def _as_box(corners: Sequence[float]) -> list[float]:
     return [round(x, 1) for x in (x0, y0, x1 - x0, y1 - y0)]
 
 
-def _compare(
-    annotations: Sequence[Annotation],
-    of_masks: Sequence[Sequence[float]],
-    sizes: Sequence[Size | None],
-) -> Comparison:
-    return compare_boxes(_absolute_boxes(annotations), np.array(of_masks), _sides(sizes))
-
-
 def _absolute_box(annotation: Annotation) -> tuple[float, float, float, float]:
     x, y, width, height = _absolute_boxes([annotation])[0].tolist()
     return x, y, width, height
@@ -568,8 +715,9 @@ def _absolute_boxes(annotations: Sequence[Annotation]) -> np.ndarray:
     return boxes
 
 
-def _sides(sizes: Sequence[Size | None]) -> np.ndarray:
-    """Return the width and height of images (N, 2), NaN if unknown."""
+def _sides(owned: Sequence[_Owned]) -> np.ndarray:
+    """Return the width and height of their images (N, 2), NaN if unknown."""
+    sizes = [_size(x.image) for x in owned]
     return np.array([size[::-1] if size else (np.nan, np.nan) for size in sizes], dtype=np.float64)
 
 
@@ -584,33 +732,8 @@ def _warnings_of_fields(replaced: Mapping[str, Counter[str]], total: int) -> Ite
             )
 
 
-def _warnings_of_areas(
-    annotations: Sequence[Annotation],
-    numbers: Sequence[int],
-    areas: Sequence[float],
-    where: Callable[[int], str],
-) -> Iterator[str]:
-    """Warn of areas of other things than the masks, if they are more than half of all."""
-    differing = [
-        (number, area)
-        for number, area in zip(numbers, areas, strict=True)
-        if area >= SMALLEST_COMPARED
-        and "area" in annotations[number]
-        and not area <= AREA_RATIO * annotations[number]["area"] <= AREA_RATIO**2 * area
-    ]
-    if 2 * len(differing) > len(numbers):
-        examples = [
-            f"{where(number)}: {shown(annotations[number]['area'])}, its mask {area:.0f}"
-            for number, area in differing
-        ]
-        yield (
-            f"{len(differing)} of {len(numbers)} annotations have another 'area' than their mask, "
-            "which decides whether an object counts as small, medium or large" + shortlist(examples)
-        )
-
-
 def _warnings_of_names(
-    categories: Sequence[Mapping[str, Any]], annotations: Sequence[Annotation]
+    categories: Sequence[Mapping[str, Any]], counts: Mapping[Any, int]
 ) -> Iterator[str]:
     """Warn of classes with the same name.
 
@@ -621,7 +744,6 @@ def _warnings_of_names(
         ids.setdefault(category["name"], []).append(category["id"])
     repeated = {name: same for name, same in ids.items() if len(same) > 1}
     if repeated:
-        counts = Counter(annotation["category_id"] for annotation in annotations)
         texts = [
             f"{shown(name)}: " + ", ".join(f"id {x} ({counts[x]} annotations)" for x in same)
             for name, same in repeated.items()
@@ -631,7 +753,10 @@ def _warnings_of_names(
 
 def _warn_of_repeated_images(where: str, images: Sequence[ImageRecord]) -> None:
     """Warn of files that several images share, each with objects that the others lack."""
-    annotated = Counter(image.file_name for image in images if image.annotations)
+    shared = Counter(image.file_name for image in images)
+    annotated = Counter(
+        image.file_name for image in images if shared[image.file_name] > 1 and image.annotations
+    )
     repeated = [f"{file}: {number} images" for file, number in annotated.items() if number > 1]
     if repeated:
         warn_once(
@@ -676,20 +801,22 @@ def _check_keypoints(name: str, data: DataSet, number: int) -> None:
         )
     if len(names) != number:
         raise ValueError(f"{describe(name)} names {len(names)} keypoints, but {key} is {number}")
-    wrong = [
-        f"annotation {annotation.get('id')} of image {image.image_id} has "
-        f"{len(annotation.get('keypoints') or ())} numbers"
-        for image in data.images
-        for annotation in image.annotations
-        if not annotation.get("iscrowd", 0) and len(annotation.get("keypoints") or ()) != 3 * number
-    ]
+    wrong, is_labeled = Examples(), False
+    for image in data.images:
+        for annotation in image.annotations:
+            found = annotation.get("keypoints") or ()
+            if annotation.get("iscrowd", 0):
+                continue
+            if len(found) != 3 * number:
+                label = f"annotation {annotation.get('id')} of image {image.image_id}"
+                wrong.add(lambda label=label, found=found: f"{label} has {len(found)} numbers")  # type: ignore[misc]
+            is_labeled = is_labeled or any(visibility > 0 for visibility in found[2::3])
     if wrong:
         raise ValueError(
             f"{describe(name)}: {len(wrong)} annotations have no {number} keypoints of 3 numbers "
             "(x, y, visibility)" + shortlist(wrong)
         )
-    objects = (x for image in data.images for x in image.annotations if not x.get("iscrowd", 0))
-    if not any(visibility > 0 for x in objects for visibility in x["keypoints"][2::3]):
+    if not is_labeled:
         raise ValueError(
             f"{describe(name)}: no keypoint has a visibility of 1 or 2: expected labeled keypoints"
         )
@@ -704,15 +831,16 @@ def load_data_set(name: str) -> DataSet:
     metadata = MetadataCatalog.get(name)
     evaluator_type, json_file = _evaluator_type(name), metadata.get("json_file")
     if json_file and evaluator_type in ("coco", "lvis"):
-        if evaluator_type == "coco":
-            content = read_coco(json_file)
-        else:
-            content = read_lvis(json_file)
-            _check_lvis_loading(name, content)
-            for image in content["images"]:
-                # Detectron2 takes the last folder and the name from the address.
-                image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
         root = metadata.image_root
+        if evaluator_type == "coco":
+            packed = read_packed_coco(json_file)
+            check_file_names(json_file, (x.file_name for x in packed.images), root)
+            return _of_packed(packed, root)
+        content = read_lvis(json_file)
+        _check_lvis_loading(name, content)
+        for image in content["images"]:
+            # Detectron2 takes the last folder and the name from the address.
+            image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
         check_file_names(json_file, (x["file_name"] for x in content["images"]), root)
         return _of_content(content, root)
 
@@ -761,6 +889,20 @@ def _check_lvis_loading(name: str, content: Mapping[str, Any]) -> None:
             f"{coded[0]}: Detectron2 reads polygons only in LVIS's format; register the file as "
             "COCO"
         )
+
+
+def _of_packed(packed: PackedCoco, image_root: str) -> DataSet:
+    images = [
+        ImageRecord(
+            os.path.join(image_root, image.file_name),
+            image.identity,
+            image.height,
+            image.width,
+            LazyList(packed.annotations, position),
+        )
+        for position, image in enumerate(packed.images)
+    ]
+    return DataSet(images, packed.categories)
 
 
 def _of_content(content: Mapping[str, Any], image_root: str = "") -> DataSet:

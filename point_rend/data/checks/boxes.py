@@ -3,6 +3,7 @@
 Shape letter: N annotations.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,13 +27,24 @@ class Comparison(NamedTuple):
 
     Attributes:
         differs: For each annotation, whether its box is not that of its mask (N,).
-        suspected: Another format in which most boxes are those of their masks, or None.
-        fitting: Number of the boxes that fit only in this format.
+        fits: For each other format, the number of boxes that fit only in it.
+        number: Number of boxes.
     """
 
     differs: np.ndarray
-    suspected: str | None
-    fitting: int
+    fits: Mapping[str, int]
+    number: int
+
+    @property
+    def suspected(self) -> str | None:
+        """The format in which most boxes are those of their masks, or None."""
+        best = max(self.fits, key=self.fits.__getitem__)
+        return best if 2 * self.fits[best] > self.number else None
+
+    @property
+    def fitting(self) -> int:
+        """Number of the boxes that fit only in this format."""
+        return self.fits[self.suspected] if self.suspected else 0
 
 
 def compare_boxes(boxes: np.ndarray, of_masks: np.ndarray, sides: np.ndarray) -> Comparison:
@@ -60,14 +72,11 @@ def compare_boxes(boxes: np.ndarray, of_masks: np.ndarray, sides: np.ndarray) ->
         f"{CORNERS} in {SHARES}": boxes * scales,
         f"{CENTERS} in {SHARES}": _from_center(boxes) * scales,
     }
-    fitting = {}
+    fits = {}
     for name, candidate in formats.items():
         ious = np.maximum(_iou(candidate, of_masks), _iou(candidate, within))
-        fitting[name] = int(((ious >= CLOSE) & (ious > own + BETTER)).sum())
-    best = max(fitting, key=fitting.__getitem__)
-    if 2 * fitting[best] > len(boxes):
-        return Comparison(differs, best, fitting[best])
-    return Comparison(differs, None, 0)
+        fits[name] = int(((ious >= CLOSE) & (ious > own + BETTER)).sum())
+    return Comparison(differs, fits, len(boxes))
 
 
 def beyond_images(boxes: np.ndarray, sides: np.ndarray) -> np.ndarray:
@@ -77,9 +86,36 @@ def beyond_images(boxes: np.ndarray, sides: np.ndarray) -> np.ndarray:
         boxes: (N, 4) as x, y, width, height.
         sides: Width and height of the images (N, 2), NaN if unknown.
     """
+    beyond = np.flatnonzero(reach_beyond(boxes, sides))
+    return beyond if are_many(beyond.size, len(boxes)) else beyond[:0]
+
+
+def reach_beyond(boxes: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Return for each box whether it reaches beyond its image (N,); see :func:`beyond_images`."""
     with np.errstate(invalid="ignore"):
-        beyond = np.flatnonzero((boxes[:, :2] + boxes[:, 2:] > sides + 1).any(axis=1))
-    return beyond if beyond.size > MANY_BEYOND * len(boxes) else beyond[:0]
+        return (boxes[:, :2] + boxes[:, 2:] > sides + 1).any(axis=1)
+
+
+def are_many(beyond: int, total: int) -> bool:
+    """Return whether so many boxes reach beyond their images that their format is wrong."""
+    return beyond > MANY_BEYOND * total
+
+
+class Shares:
+    """Whether all boxes of a data set seem to be shares of the sides; see :func:`seem_shares`."""
+
+    def __init__(self) -> None:
+        self._some_is_large = False
+        self._all_are_small = True
+
+    def add(self, boxes: np.ndarray, sides: np.ndarray) -> None:
+        """Add boxes (N, 4) of images with sides (N, 2)."""
+        large = ~(sides <= 1).all(axis=1)
+        self._some_is_large |= bool(large.any())
+        self._all_are_small &= bool((np.abs(boxes[large]) <= 1).all())
+
+    def __bool__(self) -> bool:
+        return self._some_is_large and self._all_are_small
 
 
 def seem_shares(boxes: np.ndarray, sides: np.ndarray) -> bool:
@@ -89,8 +125,9 @@ def seem_shares(boxes: np.ndarray, sides: np.ndarray) -> bool:
         boxes: (N, 4) with any two corners, or one corner and the sides.
         sides: Width and height of the images (N, 2), NaN if unknown.
     """
-    large = ~(sides <= 1).all(axis=1)
-    return bool(large.any()) and bool((np.abs(boxes[large]) <= 1).all())
+    shares = Shares()
+    shares.add(boxes, sides)
+    return bool(shares)
 
 
 def _from_sides(boxes: np.ndarray) -> np.ndarray:

@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, overload
 
 from PIL import Image
 
@@ -170,6 +170,30 @@ def _ends_with(file: BinaryIO, end: bytes) -> bool:
     found = file.read()
     file.seek(position)
     return found == end
+
+
+class Examples(Sequence[str]):
+    """The items of a message, of which only the first few are kept."""
+
+    def __init__(self) -> None:
+        self._first: list[str] = []
+        self._count = 0
+
+    def add(self, describe: Callable[[], str]) -> None:
+        """Add an item; it is described only if it is one of the first."""
+        if self._count < MAX_LISTED:
+            self._first.append(describe())
+        self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[str]: ...
+    def __getitem__(self, key: int | slice) -> Any:
+        return self._first[key]
 
 
 def shortlist(items: Sequence[str]) -> str:

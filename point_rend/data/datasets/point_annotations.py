@@ -20,6 +20,7 @@ from point_rend.data.checks.masks import CHUNK, compress_masks
 from point_rend.data.checks.points import FIELDS, MOST_POINTS
 from point_rend.data.checks.rle import Fault, Record, Size, decode_counts
 from point_rend.data.datasets.coco import add_coco_instances, read_coco
+from point_rend.data.datasets.packed_coco import CocoLoader
 from point_rend.utils.files import atomic_file, check_output
 
 # The set that configs of the PointSup project name; `prepare-point-annotations` writes its file.
@@ -44,12 +45,12 @@ def register_point_annotations() -> None:
     """Register COCO's training images with ten points for each object; again has no effect."""
     if COCO_POINTS not in DatasetCatalog:
         root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-        add_coco_instances(
+        loader = CocoLoader(
             COCO_POINTS,
-            _get_builtin_metadata("coco"),
             os.path.join(root, COCO_POINTS_FILE),
             os.path.join(root, "coco/train2017"),
         )
+        add_coco_instances(loader, _get_builtin_metadata("coco"))
 
 
 def write_point_annotations(

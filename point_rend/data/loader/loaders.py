@@ -13,13 +13,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetFromList,
     build_detection_test_loader,
     build_detection_train_loader,
 )
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from point_rend.data.datasets.packed import loading_lazily
 from point_rend.data.datasets.proposals import proposals_as_data
 from point_rend.data.loader.order import (
     IsLandscape,
@@ -28,6 +28,7 @@ from point_rend.data.loader.order import (
     skip_batches,
     stream_positions,
 )
+from point_rend.data.loader.records import PackedRecords
 from point_rend.data.loader.samples import (
     Fault,
     MappedRecord,
@@ -220,12 +221,12 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record]) -> Trai
     def arguments(seed: int, dataset: Any = None) -> dict[str, Any]:
         # Detectron2's samplers take SEED or a number that NumPy draws.
         seeded.SEED = seed
-        with random_numbers_of(seed), proposals_as_data():
+        with random_numbers_of(seed), proposals_as_data(), loading_lazily():
             return build_detection_train_loader.from_config(seeded, mapper=mapper, dataset=dataset)
 
     first = arguments(seed)
     listed = first["dataset"]
-    records = DatasetFromList(listed, copy=False) if isinstance(listed, list) else listed
+    records = PackedRecords(listed) if isinstance(listed, list) else listed
     samplers = {seed: first["sampler"]}
 
     def build_sampler(wanted: int) -> Sampler[int]:
@@ -281,7 +282,7 @@ def build_test_loader(
         A loader that raises an UnusableDataError at an unusable file, and if a worker dies.
     """
     collate = pack if cfg.DATALOADER.NUM_WORKERS else unpack
-    with proposals_as_data():
+    with proposals_as_data(), loading_lazily():
         loader = build_detection_test_loader(
             cfg, dataset_name, mapper=MappedRecord(mapper), collate_fn=collate
         )

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.samplers import InferenceSampler
 from torch.utils.data import DataLoader, Dataset
 
+from point_rend.data.datasets.packed import loading_lazily
 from point_rend.data.datasets.proposals import proposals_as_data
 from point_rend.data.loader.loaders import START_METHOD, begin_worker, from_workers
 from point_rend.data.loader.order import StreamPosition
+from point_rend.data.loader.records import PackedRecords
 from point_rend.data.loader.samples import Record, Sample, Samples, UnusableDataError
 from point_rend.data.loader.transport import pack, unpack
 from point_rend.utils import progress
@@ -83,7 +85,7 @@ def build_validation_loader(
         position = list(cfg.DATASETS.TEST).index(dataset_name)
         files = [cfg.DATASETS.PROPOSAL_FILES_TEST[position]]
     minimum = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    with proposals_as_data():
+    with proposals_as_data(), loading_lazily():
         records = get_detection_dataset_dicts(
             dataset_name,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
@@ -91,5 +93,5 @@ def build_validation_loader(
             proposal_files=files,
         )
     if isinstance(records, list):
-        records = DatasetFromList(records, copy=False)
+        records = PackedRecords(records)
     return ValidationLoader(records, mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from point_rend.data.checks.annotations import check_ground_truth, clean_annotations
 from point_rend.data.datasets.coco import read_coco, repair_fields
 from point_rend.evaluation.coco_ap import CocoAP
+from tests.data.datasets.test_packed_coco import compactly, plainly
 from tests.robustness.fuzzing.test_rle import VALUES
 
 HEIGHT, WIDTH = 24, 32
@@ -79,7 +80,17 @@ FILES: list[Path] = []
 def read(content: bytes) -> dict[str, Any] | None:
     """Read a file as all commands do; None if it is refused."""
     FILES[-1].write_bytes(content)
-    return accepted(lambda: read_coco(str(FILES[-1])))
+    found = accepted(lambda: read_coco(str(FILES[-1])))
+    assert repr(outcome(compactly)) == repr(outcome(plainly))
+    return found
+
+
+def outcome(read: Callable[[str], Any]) -> Any:
+    """Return a result, or the text of an error."""
+    try:
+        return read(str(FILES[-1]))
+    except ValueError as error:
+        return str(error)
 
 
 def changed(changes: list[tuple[list[Any], Any]]) -> Any:
