@@ -24,7 +24,10 @@ from point_rend.engine.signals import StopSignals
 from point_rend.evaluation.metric_names import is_loss
 from point_rend.utils.errors import USER_ERROR, TrainingStop, did_you_mean
 
-RECORD = "best"  # key in model_best.pth of the metric, its value and the iteration
+# Key in model_best.pth of the metric, its value and the iteration. In metrics.json the value is
+# best/METRIC, and there are best/iteration and best/patience_left, too.
+RECORD = "best"
+PATIENCE_LEFT = "patience_left"
 Weights = Callable[[], contextlib.AbstractContextManager[Any]]
 
 logger = logging.getLogger(__name__)
@@ -198,6 +201,17 @@ class BestEvaluation(InterruptibleEvaluation):
                 f" of {self.patience}" if self.patience else "",
             )
         self.evaluated = iteration
+        self._record()
+
+    def _record(self) -> None:
+        """Write the best value beside the metrics of the evaluation, for curves and trackers."""
+        record: dict[str, float] = {}
+        if self.value is not None:
+            record = {self.metric: self.value, "iteration": self.iteration}
+        if self.patience:
+            record[PATIENCE_LEFT] = max(0, self.patience - self.since)
+        named = {f"{RECORD}/{name}": value for name, value in record.items()}
+        self.trainer.storage.put_scalars(**named, smoothing_hint=False)
 
     def _is_better(self, value: float) -> bool:
         if not math.isfinite(value):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -303,12 +304,92 @@ def test_repeated_iterations_and_a_truncated_last_line_are_handled(tmp_path: Pat
     ]
     lines = "\n".join(map(json.dumps, records))
     (tmp_path / "metrics.json").write_text(f'{lines}\n{{"iteration": 2, "tot')
-    curves = training_curves.read_metrics(tmp_path)
+    curves = training_curves.read_training(tmp_path).curves
     assert curves == {"total_loss": [(0, 5), (1, 3)], "loss_mask": [(0, 1), (1, 0.5)]}
 
 
 def test_a_folder_without_metrics_has_no_curves(tmp_path: Path):
-    assert training_curves.read_metrics(tmp_path) == {}
+    assert training_curves.read_training(tmp_path) == ({}, None, None)
+
+
+def write_training(folder: Path, *more: dict) -> Path:
+    """Write the metrics of a training of three evaluations, the second of which is the best."""
+    folder.mkdir()
+    aps, losses, left = (20.0, 30.5, 25.0), (2.0, 1.5, 1.75), (1, 1, 0)
+    evaluations = [
+        {
+            "iteration": 10 * number + 9,
+            "total_loss": 3 - number,
+            "segm/AP": aps[number],
+            "segm/AP50": 2 * aps[number],
+            "ema/segm/AP": aps[number] + 1,
+            "validation/total_loss": losses[number],
+            "best/segm/AP": max(aps[: number + 1]),
+            "best/iteration": 19 if number else 9,
+            "best/patience_left": left[number],
+        }
+        for number in range(3)
+    ]
+    lines = [json.dumps(line) for line in [*evaluations, *more]]
+    (folder / "metrics.json").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_the_best_evaluation_and_the_end_are_read(tmp_path: Path):
+    ended = training_curves.read_training(write_training(tmp_path / "ended"))
+    assert ended.best == ("segm/AP", 30.5, 19)
+    assert ended.stop == 29
+    shown = ["total_loss", "validation/total_loss", "ema/segm/AP", "segm/AP"]
+    assert list(ended.curves) == shown
+    expected = (
+        "run: best segm/AP 30.5 after iteration 19; ended after iteration 29, out of patience."
+    )
+    assert training_curves.decisions_of("run", ended) == expected
+    later = {"iteration": 39, "total_loss": 1}
+    longer = training_curves.read_training(write_training(tmp_path / "longer", later))
+    assert longer.best == ended.best
+    assert longer.stop is None
+
+
+def test_a_best_metric_is_shown_whatever_its_name(tmp_path: Path):
+    records = [
+        {"iteration": k, "segm/AP50": k, "best/segm/AP50": k, "best/iteration": k} for k in (1, 2)
+    ]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, records)))
+    assert list(training_curves.read_training(tmp_path).curves) == ["segm/AP50"]
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("loss_mask", ("loss_mask", "", "")),
+        ("validation/loss_mask", ("loss_mask", ", validation", "dot")),
+        ("validation/a/b/total_loss", ("total_loss", ", validation on a/b", "dot")),
+        ("ema/validation/total_loss", ("total_loss", ", validation, averaged", "ring")),
+        ("ema/segm/AP", ("segm/AP", ", averaged", "ring")),
+        ("val/segm/AP", ("val/segm/AP", "", "dot")),
+        ("validation/segm/AP", ("validation/segm/AP", "", "dot")),
+    ],
+)
+def test_losses_on_test_sets_and_averaged_weights_join_the_charts_of_the_others(key, place):
+    assert training_curves.place_of(key) == place
+
+
+def test_the_page_marks_the_best_evaluation_and_the_end(planted: Planted, tmp_path: Path):
+    folder = write_training(tmp_path / "run")
+    parsed = Parsed(planted.page("--run", f"PointRend={folder}"))
+    text = planted.page("--run", f"PointRend={folder}").read_text(encoding="utf-8")
+    assert "PointRend: best segm/AP 30.5 after iteration 19; ended after iteration 29" in text
+    assert "best: 30.5 at 19" in text
+    charts = [a["aria-label"] for tag, a in parsed.elements if a.get("aria-label")]
+    names = "total_loss: PointRend, PointRend, validation"
+    assert any(label.endswith(f"total_loss over iteration, {names}") for label in charts)
+    circles = Counter(a["class"] for tag, a in parsed.elements if tag == "circle")
+    # Of each kind one is in the legend.
+    assert circles["dot style-0"] == 3 + 3 + 1
+    assert circles["ring style-0"] == 3 + 1
+    assert circles["best style-0"] == 1 + 1
+    assert sum(a.get("class") == "end" for _, a in parsed.elements) == 1 + 1
 
 
 @pytest.mark.parametrize("count", [1, 399, 400, 401, 1000])

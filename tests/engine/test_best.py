@@ -414,7 +414,8 @@ def test_losses_are_those_below_validation() -> None:
 
 def evaluated_names(output: Path) -> set[str]:
     line = metrics(output)[-1]
-    return {name for name in line if "/" in name and name != "point/accuracy"}
+    others = ("point/", "mask_rcnn/", "best/")
+    return {name for name in line if "/" in name and not name.startswith(others)}
 
 
 def test_the_names_are_those_of_the_metrics_of_an_evaluation_of_instances(
@@ -426,7 +427,9 @@ def test_the_names_are_those_of_the_metrics_of_an_evaluation_of_instances(
     found = evaluated_names(tmp_path)
     assert {*names.overall, *names.by_class} == {x for x in found if "/loss_" not in x}
     assert all(map(names.include, found))
-    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["best"]["iteration"] == 1
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)["best"]
+    assert best["iteration"] == metrics(tmp_path)[-1]["best/iteration"] == 1
+    assert best["value"] == metrics(tmp_path)[-1]["best/boundary/AP"]
 
 
 def test_a_training_out_of_patience_ends_with_exit_code_0_and_its_results(
@@ -444,6 +447,8 @@ def test_a_training_out_of_patience_ends_with_exit_code_0_and_its_results(
     train.main([*argv, "1"])
     lines = [x for x in metrics(tmp_path / "ended") if "segm/AP" in x]
     assert (lines[-1]["iteration"], lines[-1]["segm/AP"]) == (1, 1.0)
+    record = {name: x for name, x in lines[-1].items() if name.startswith("best/")}
+    assert record == {"best/segm/AP": 2.0, "best/iteration": 0, "best/patience_left": 0}
     assert final(tmp_path / "ended")["iteration"] == 1
     train.main([*argv, "1"])
     assert final(tmp_path / "ended")["iteration"] == 1

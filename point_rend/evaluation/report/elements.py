@@ -13,6 +13,8 @@ import numpy as np
 # Layout of a chart in its own units: the plot area, and margins for axes and tick labels.
 WIDTH, HEIGHT = 250, 150
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 8, 36
+RADII = {"dot": "2", "ring": "2.5", "best": "5"}  # of the marks of points
+MOST_MARKERS = 60  # points of a curve that are marked
 NONE = "–"  # in place of a missing value
 Child = Element | str
 
@@ -38,11 +40,15 @@ class Line(NamedTuple):
         name: Name of the curve.
         style: CSS class of its color and dashes.
         points: x and y, in the order of x.
+        marker: Mark of each point: "dot", "ring" or nothing.
+        best: A point to mark as the best one.
     """
 
     name: str
     style: str
     points: Sequence[tuple[float, float]]
+    marker: str = ""
+    best: tuple[float, float] | None = None
 
 
 def element(tag: str, attributes: Mapping[str, str] | None = None, *children: Child) -> Element:
@@ -99,6 +105,24 @@ def scrolling(content: Element, label: str) -> Element:
     return element("div", attributes, content)
 
 
+def marks_legend(marks: Mapping[str, str]) -> Element:
+    """Build the legend of marks in charts.
+
+    Args:
+        marks: Marks by their meaning: those of points, or "end" of a vertical line.
+    """
+    entries = []
+    for name, mark in marks.items():
+        if mark == "end":
+            drawn = element("path", {"d": "M15 0v10", "class": mark})
+        else:
+            place = {"cx": "15", "cy": "5", "r": str(min(4.0, float(RADII[mark])))}
+            drawn = element("circle", place | {"class": f"{mark} style-0"})
+        sample = element("svg", {"viewBox": "0 0 30 10", "aria-hidden": "true"}, drawn)
+        entries.append(element("li", {}, sample, name))
+    return element("ul", {"class": "legend lines"}, *entries)
+
+
 def legend(names: Mapping[str, str], place: str = "lines") -> Element:
     """Build a legend.
 
@@ -115,7 +139,12 @@ def legend(names: Mapping[str, str], place: str = "lines") -> Element:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], *, labels: tuple[str, str], top: float | None = None
+    title: str,
+    lines: Sequence[Line],
+    *,
+    labels: tuple[str, str],
+    top: float | None = None,
+    verticals: Mapping[str, float] | None = None,
 ) -> Element:
     """Draw curves over axes that start at 0; the x axis ends with the curves.
 
@@ -124,6 +153,7 @@ def line_chart(
         lines: One or more curves of one or more points.
         labels: Labels of the x and y axes.
         top: End of the y axis; by default above the largest value.
+        verticals: Vertical lines: their x by their names.
 
     Returns:
         A figure with an SVG, in the colors of the page.
@@ -162,6 +192,18 @@ def line_chart(
         )
         for line in lines
     ]
+    for name, x in (verticals or {}).items():
+        high = place(min(x, right), ends[1])
+        end = element("path", {"d": f"M{high}v{HEIGHT}", "class": "end"})
+        end.append(element("title", {}, f"{name}: {x:g}"))
+        curves.append(end)
+    for line in lines:
+        if line.marker and len(line.points) <= MOST_MARKERS:
+            curves.extend(_circle(place(*point), line, line.marker) for point in line.points)
+        if line.best:
+            best = _circle(place(min(line.best[0], right), line.best[1]), line, "best")
+            best.append(element("title", {}, f"best: {line.best[1]:g} at {line.best[0]:g}"))
+            curves.append(best)
     names = ", ".join(line.name for line in lines)
     size = f"0 0 {LEFT + WIDTH + RIGHT} {TOP + HEIGHT + BOTTOM}"
     words = f"{labels[1]} over {labels[0]}, {title}: {names}"
@@ -227,6 +269,13 @@ def bar_chart(
         element("figcaption", {}, title),
         element("svg", {"viewBox": size, "role": "img", "aria-label": words}, *marks),
     )
+
+
+def _circle(place: str, line: Line, kind: str) -> Element:
+    """Draw the mark of a point at x and y of the chart."""
+    x, y = place.split()
+    attributes = {"cx": x, "cy": y, "r": RADII[kind], "class": f"{kind} {line.style}"}
+    return element("circle", attributes)
 
 
 def nice_ticks(end: float) -> list[float]:

@@ -11,7 +11,7 @@ from point_rend.data.checks.annotations import check_ground_truth
 from point_rend.data.datasets.coco import check_file_names, read_coco
 from point_rend.evaluation.coco_ap import CocoAP
 from point_rend.evaluation.limits import Limit, coco_limit
-from point_rend.evaluation.report.elements import NONE, element, legend
+from point_rend.evaluation.report.elements import NONE, element, legend, marks_legend
 from point_rend.evaluation.report.gallery import gallery
 from point_rend.evaluation.report.matched_items import (
     Item,
@@ -28,8 +28,10 @@ from point_rend.evaluation.report.tables import (
 )
 from point_rend.evaluation.report.training_curves import (
     MAX_POINTS,
-    Curves,
-    read_metrics,
+    TrainingCurves,
+    decisions_of,
+    place_of,
+    read_training,
     training_charts,
 )
 from point_rend.utils.reading import open_regular_file
@@ -52,6 +54,13 @@ TRAINING_NOTE = (
     f"Values from metrics.json, one point per line of the file. Curves of more than {MAX_POINTS} "
     "points are averaged over equally long pieces."
 )
+
+MARKS = {  # in charts, by their meaning
+    "on the test sets": "dot",
+    "of the averaged weights": "ring",
+    "best": "best",
+    "end, out of patience": "end",
+}
 
 
 def build_report(
@@ -91,7 +100,7 @@ def build_report(
     check_ground_truth(annotations, content)
     names = dict.fromkeys([*reversed(list(results)), *runs])
     styles = {name: f"style-{number % NUM_STYLES}" for number, name in enumerate(names)}
-    curves = {name: read_metrics(folder) for name, folder in runs.items()}
+    trainings = {name: read_training(folder) for name, folder in runs.items()}
     objects = ground_truth_objects(content)
     limit = limit or coco_limit()
     evaluation = CocoAP(content, max_dets=limit.number)
@@ -109,8 +118,8 @@ def build_report(
         metrics_section(summary, evaluated, evaluation, items),
         precision_section(evaluated),
     ]
-    if curves:
-        sections.append(training_section(curves, styles))
+    if trainings:
+        sections.append(training_section(trainings, styles))
     parts = gallery(
         content,
         items,
@@ -162,16 +171,26 @@ def precision_section(results: Sequence[Result]) -> Element:
     )
 
 
-def training_section(runs: Mapping[str, Curves], styles: Mapping[str, str]) -> Element:
+def training_section(trainings: Mapping[str, TrainingCurves], styles: Mapping[str, str]) -> Element:
     """Build the section of training curves."""
-    empty = [name for name, curves in runs.items() if not curves]
+    drawn = {name: training for name, training in trainings.items() if training.curves}
+    empty = [name for name in trainings if name not in drawn]
     note = f" Without curves: {', '.join(empty)}." if empty else ""
+    decisions = [decisions_of(name, training) for name, training in trainings.items()]
+    used = {place_of(key).marker for training in drawn.values() for key in training.curves}
+    if any(training.best for training in drawn.values()):
+        used.add("best")
+    if any(training.stop is not None for training in drawn.values()):
+        used.add("end")
+    marks = {meaning: mark for meaning, mark in MARKS.items() if mark in used}
     return section(
         "training",
         "Training",
         element("p", {}, f"{TRAINING_NOTE}{note}"),
-        legend({name: styles[name] for name, curves in runs.items() if curves}),
-        element("div", {"class": "charts"}, *training_charts(runs, styles)),
+        *(element("p", {}, text) for text in decisions if text),
+        legend({name: styles[name] for name in drawn}),
+        *([marks_legend(marks)] if marks else []),
+        element("div", {"class": "charts"}, *training_charts(trainings, styles)),
     )
 
 
