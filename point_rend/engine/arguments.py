@@ -78,6 +78,17 @@ def build_parser(
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
     parser.add_argument(
+        "--check",
+        action="store_true",
+        help="take the first steps of the training and keep none of it: a picture of the first "
+        "batches with masks and training points, the number of parameters, memory, time and disk",
+    )
+    parser.add_argument(
+        "--check-output",
+        metavar="FOLDER",
+        help="where --check writes check.png and check.json (default: OUTPUT_DIR/check)",
+    )
+    parser.add_argument(
         "--num-gpus",
         type=process_count,
         default=1,

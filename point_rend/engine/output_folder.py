@@ -9,7 +9,7 @@ from pathlib import Path
 from point_rend.checkpoint.checkpointer import TAG, saved_by_training
 from point_rend.config.dumping import CONFIG_NAME
 from point_rend.utils.errors import USER_ERROR, say_error
-from point_rend.utils.files import NotSavedError, check_writable
+from point_rend.utils.files import NotSavedError, check_output, check_writable
 from point_rend.utils.locks import NAME as LOCK_NAME
 
 METRICS_NAME = "metrics.json"
@@ -38,6 +38,21 @@ def check_output_dir(output_dir: str) -> None:
             reason = f"cannot be written: {_reason(Path(output_dir), error)}"
     if reason:
         raise ValueError(f"OUTPUT_DIR {output_dir!a:.300} {reason}")
+
+
+def check_output_name(output_dir: str) -> None:
+    """Make sure, without changing anything, that :func:`check_output_dir` will accept a folder.
+
+    Raises:
+        ValueError: If it will not.
+    """
+    reason = _fault_of_name(output_dir)
+    path = Path(output_dir)
+    if not reason and path.is_dir():
+        reason = _fault_of_files(path)
+    if reason:
+        raise ValueError(f"OUTPUT_DIR {output_dir!a:.300} {reason}")
+    check_output(path, flag="OUTPUT_DIR", folder=True)
 
 
 def _fault_of_name(output_dir: str) -> str:

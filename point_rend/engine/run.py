@@ -16,6 +16,7 @@ from point_rend.config.agreement import warn_if_trained_otherwise
 from point_rend.data.checks.annotations import leave_out_impossible_annotations
 from point_rend.data.datasets.class_matching import ClassOrder, build_evaluated_classes
 from point_rend.engine.arguments import AUTO
+from point_rend.engine.dry_run.run import check_training
 from point_rend.engine.launch import join, launch, leave, rank_from_launcher
 from point_rend.engine.memory import build_memory_error, out_of_memory_reported
 from point_rend.engine.output_folder import delete_training, output_errors
@@ -69,6 +70,10 @@ def _start(args: argparse.Namespace, trainer: type[Trainer]) -> None:
         if args.overwrite and (args.resume or args.eval_only):
             other = "--resume" if args.resume else "--eval-only"
             raise ValueError(f"--overwrite starts a new training: leave it or {other} out")
+        if args.check and args.eval_only:
+            raise ValueError("--check is for a training: leave it or --eval-only out")
+        if args.check_output and not args.check:
+            raise ValueError("--check-output names the folder of --check: pass both")
         requested = args.num_gpus * args.num_machines
         rank_info = rank_from_launcher(os.environ, requested=requested)
         if rank_info is None:
@@ -99,7 +104,7 @@ def run(
     datasets_to_clean: Sequence[str],
     trainer: type[Trainer] = Trainer,
 ) -> Any:
-    """Train or evaluate; every process of a run executes this function.
+    """Train, evaluate or check; every process of a run executes this function.
 
     Args:
         args: The parsed command line.
@@ -108,9 +113,9 @@ def run(
         trainer: The class that trains and evaluates.
 
     Returns:
-        The results of an evaluation by data set, or of the only one; None after a training.
+        The results of an evaluation by data set, or of the only one; else None.
     """
-    if comm.is_main_process():
+    if comm.is_main_process() and not args.check:
         keep_folder_locked(cfg.OUTPUT_DIR)
     register_datasets(args)
     points = cfg.INPUT.POINT_SUP
@@ -121,6 +126,8 @@ def run(
     when = "in the evaluation" if args.eval_only else "before the first iteration"
     shortage = build_memory_error(cfg, when, training=not args.eval_only)
     with out_of_memory_reported(shortage):
+        if args.check:
+            return check_training(args, cfg, trainer)
         return (evaluate if args.eval_only else train)(args, cfg, trainer)
 
 

@@ -31,6 +31,7 @@ from point_rend.data.datasets.proposals import check_proposal_files, check_test_
 from point_rend.engine.output_folder import (
     check_config_file,
     check_output_dir,
+    check_output_name,
     check_overwritable,
     check_unused,
 )
@@ -95,10 +96,13 @@ def setup(args: argparse.Namespace) -> Run:
         check_distribution(cfg, max(comm.get_world_size(), args.num_gpus * args.num_machines))
     check_proposal_files(cfg, training=training)
     check_evaluators(train, test, outputs=outputs)
-    claim_output_dir(args, cfg)
+    if args.check:
+        check_beside_runs(args, cfg)
+    else:
+        claim_output_dir(args, cfg)
     cfg.freeze()
 
-    set_up_logger(cfg, "point_rend")
+    set_up_logger(None if args.check else cfg.OUTPUT_DIR, "point_rend")
     for key in filled_keys:
         logger.info("%s is %d, the class count of the data sets", key, value_of(cfg, key))
     if args.eval_only and not has_weights:
@@ -163,6 +167,17 @@ def read_config_of_data(args: argparse.Namespace, *, training: bool) -> tuple[Cf
     return cfg, filled_keys
 
 
+def check_beside_runs(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Refuse an output folder that a training would refuse, but create and change nothing there.
+
+    Raises:
+        ValueError: If it cannot be used, or holds an earlier training.
+    """
+    check_output_name(cfg.OUTPUT_DIR)
+    if Path(cfg.OUTPUT_DIR).exists():
+        check_earlier_runs(args, cfg)
+
+
 def claim_output_dir(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Check the output folder, and lock it for this run until the program ends.
 
@@ -176,6 +191,15 @@ def claim_output_dir(args: argparse.Namespace, cfg: CfgNode) -> None:
             lock_folder(cfg.OUTPUT_DIR)
         except ValueError as error:
             raise ValueError(f"OUTPUT_DIR {error}") from error
+    check_earlier_runs(args, cfg)
+
+
+def check_earlier_runs(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Refuse a training that would start over the files of an earlier one.
+
+    Raises:
+        ValueError: If it would.
+    """
     if not args.eval_only:
         check_config_file(cfg.OUTPUT_DIR, args.config_file)
     if args.overwrite:
@@ -223,15 +247,15 @@ def register_datasets(args: argparse.Namespace) -> None:
     guard_loaders()
 
 
-def set_up_logger(cfg: CfgNode, *names: str) -> None:
+def set_up_logger(output_dir: str | None, *names: str) -> None:
     """Send the messages of packages to the console and the log file, as Detectron2 does.
 
     Args:
-        cfg: The config of the run.
+        output_dir: Folder of the log file; None for none.
         names: Names of their loggers.
     """
     for name in names:
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+        setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
     report_write_errors(*names)
 
 
@@ -240,7 +264,7 @@ def begin_run(args: argparse.Namespace, cfg: CfgNode) -> None:
 
     That function would also overwrite the config.yaml of an earlier run; see :func:`write_config`.
     """
-    set_up_logger(cfg, *LOGGERS)
+    set_up_logger(cfg.OUTPUT_DIR, *LOGGERS)
     rank = comm.get_rank()
     log = logging.getLogger("detectron2").info
     log("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
