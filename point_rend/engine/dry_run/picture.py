@@ -30,7 +30,7 @@ from point_rend.visualization.layout import stack
 
 WIDTH = 2000  # of the page, in pixels
 IMAGES_SHOWN = 4  # of each batch
-IMAGES_A_ROW = 2
+SIDE_BY_SIDE = 3  # images of a batch from which on two share a row
 GAP, MARGIN = 12, 24
 PAPER, INK, QUIET = (255, 255, 255), "#1a1a1a", "#606060"
 CELL: Color = (244, 242, 240)  # around a picture that does not fill its place
@@ -76,13 +76,13 @@ def page(
         points: For each batch, for each image its points by heads.
         shown: How they are shown.
     """
-    rows = [_line(title, 30, INK), _legend(batches, points)]
+    rows = [_line(title, 30, INK), _legend(batches, points, shown.ignore_value)]
     for number, batch in enumerate(batches):
         of_images = points[number] if number < len(points) else []
         few = f", the first {IMAGES_SHOWN}" if len(batch) > IMAGES_SHOWN else ""
         plural = "s" if len(batch) != 1 else ""
         rows.append(_line(f"Batch {number + 1}: {len(batch)} image{plural}{few}", 24, INK))
-        columns = min(IMAGES_A_ROW, len(batch))
+        columns = 2 if len(batch) >= SIDE_BY_SIDE else 1
         width = (WIDTH - GAP * 2 * (columns - 1)) // columns
         cells = [
             _cell(sample, of_images[i] if i < len(of_images) else [], shown, width)
@@ -96,14 +96,16 @@ def page(
     return framed
 
 
-def _legend(batches: Sequence[Sequence[Mapping[str, Any]]], points: Any) -> np.ndarray:
+def _legend(
+    batches: Sequence[Sequence[Mapping[str, Any]]], points: Any, ignore_value: int
+) -> np.ndarray:
     entries: list[tuple[Color, str]] = []
     found = [x for batch in points for image in batch for x in image]
-    if any(x.of_boxes for x in found):
+    if any(x.boxes is not None for x in found):
         entries += [(INSIDE, "training point in its object"), (OUTSIDE, "beside it")]
-    if any(not x.of_boxes for x in found):
+    if any(x.boxes is None for x in found):
         entries.append((OTHER, "training point of a label map"))
-    if any(bool((x.labels < 0).any()) for x in found):
+    if any(bool(_ignored(x, ignore_value).any()) for x in found):
         entries.append((IGNORED, "ignored"))
     samples = [x for batch in batches for x in batch if "instances" in x]
     if any(x["instances"].has("gt_keypoints") for x in samples):
@@ -137,7 +139,7 @@ def _cell(
     name = Path(str(sample.get("file_name", f"image {sample.get('image_id', '')}"))).name
     before = f"{sample['width']}×{sample['height']} → " if "width" in sample else ""
     done = [str(x) for x in sample.get(TRANSFORMS, ())]
-    caption = "   ".join([name, f"{before}{wide}×{height}", " · ".join(done)])
+    caption = " · ".join([name, f"{before}{wide}×{height}", *done])
     return stack([_line(caption, 19, INK, width), _beside(panels, gap=GAP)], gap=2)
 
 
@@ -153,11 +155,12 @@ def _parts(painter: "_Painter", points: Sequence[Points]) -> list[Part]:
     if "sem_seg" in sample:
         parts.append(Part(painter.labels(names=True), "labels"))
     for own in points:
-        over = painter.objects(names=False) if own.of_boxes else painter.labels(names=False)
-        heads = "of masks" if own.of_boxes else "of labels"
-        number = len(own.coords)
-        title = f"{number} training points {heads}" if number else f"no training point {heads}"
-        title += ", one box for each object" if own.of_boxes and number else ""
+        title = f"{len(own.coords)} training points"
+        if own.boxes is None:
+            over = painter.labels(names=False)
+        else:
+            over = painter.objects(names=False)
+            title += f", {own.boxes} box{'es' if own.boxes != 1 else ''}"
         parts.append(Part(painter.with_points(over, own), title))
     return parts
 
@@ -187,7 +190,7 @@ class _Painter:
         instances: Instances = self.sample["instances"]
         colors = [color_of(i) for i in range(len(instances))]
         masks = self._masks(instances)
-        picture = overlay_masks(self.image, masks, colors, outline=1)
+        picture = overlay_masks(self.image, masks, colors[: len(masks)], outline=1)
         if instances.has("gt_boxes") and names:
             for box, color in zip(instances.gt_boxes.tensor.tolist(), colors, strict=True):
                 x0, y0, x1, y1 = (round(x * self.scale) for x in box)
@@ -250,16 +253,22 @@ class _Painter:
         """Draw training points in the color of their labels."""
         places = (points.coords.float() * self.scale).numpy()
         labels = points.labels.float().numpy()
+        ignored = _ignored(points, self.shown.ignore_value).numpy()
         radius = float(np.clip(min(self.size) / 160, 1.5, 3.0))
-        ignored = (labels < 0) | ((labels == self.shown.ignore_value) & (not points.of_boxes))
         kinds = [(ignored, IGNORED)]
-        if points.of_boxes:
+        if points.boxes is not None:
             kinds += [(~ignored & (labels < 0.5), OUTSIDE), (~ignored & (labels >= 0.5), INSIDE)]
         else:
             kinds += [(~ignored, OTHER)]
         for chosen, color in kinds:
             picture = draw_points(picture, places[chosen], radius=radius, color=color)
         return picture
+
+
+def _ignored(points: Points, ignore_value: int) -> torch.Tensor:
+    """Return which points are not trained on, (P,) bool."""
+    ignored = points.labels < 0
+    return ignored if points.boxes is not None else ignored | (points.labels == ignore_value)
 
 
 def as_picture(image: torch.Tensor, pixel_format: PixelFormat) -> np.ndarray:

@@ -26,12 +26,12 @@ class Points(NamedTuple):
     Attributes:
         coords: (P, 2) x, y in pixels of the image.
         labels: (P,); of objects 0 to 1, of labels the class; negative ones are ignored.
-        of_boxes: Whether they belong to boxes, not to the whole image.
+        boxes: Number of boxes to which they belong; None if they are those of a label map.
     """
 
     coords: Tensor
     labels: Tensor
-    of_boxes: bool
+    boxes: int | None
 
 
 class Record:
@@ -99,7 +99,7 @@ def of_labels(targets: Tensor, coords: Tensor, labels: Tensor) -> list[Points]:
     """
     size = coords.new_tensor(targets.shape[-2:][::-1])
     return [
-        Points((own * size).cpu(), values.cpu(), of_boxes=False)
+        Points((own * size).cpu(), values.cpu(), boxes=None)
         for own, values in zip(coords, labels, strict=True)
     ]
 
@@ -129,7 +129,7 @@ def of_boxes(instances: list[Instances], coords: Tensor, labels: Tensor) -> list
             best = [int(torch.where(number == k, fit, -1.0).argmax()) for k in range(len(objects))]
         in_image = near + places.to(boxes) * (far - near)
         found.append(
-            Points(in_image[best].flatten(0, 1).cpu(), values[best].flatten().cpu(), of_boxes=True)
+            Points(in_image[best].flatten(0, 1).cpu(), values[best].flatten().cpu(), len(best))
         )
     return found
 
@@ -187,5 +187,7 @@ def describe(transform: Any) -> list[str]:
         return [f"cropped to {transform.w}×{transform.h}"]
     if name == "RotationTransform":
         return [f"rotated by {transform.angle:.0f}°"]
+    if "Color" in name or name == "BlendTransform":
+        return ["colors changed"]
     words = "".join(f" {x.lower()}" if x.isupper() else x for x in name.removesuffix("Transform"))
     return [words.strip()]

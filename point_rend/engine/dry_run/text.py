@@ -71,7 +71,7 @@ def _data(data: Mapping[str, Any]) -> str:
 def _length(length: Mapping[str, Any]) -> str:
     text = f"{length['iterations']} iterations"
     if length["epochs"] is not None:
-        text += f", {length['epochs']:.3g} epochs"
+        text += f", {length['epochs']:.1f} epochs"
     left = length["iterations"] - length["start"]
     if not length["start"]:
         return text
@@ -117,6 +117,6 @@ def _time(time: Mapping[str, Any]) -> str:
 
 def _disk(disk: Mapping[str, Any]) -> str:
     return (
-        f"{disk['checkpoints']} checkpoints of {format_bytes(disk['checkpoint_bytes'])} = "
+        f"checkpoints: {disk['checkpoints']} of {format_bytes(disk['checkpoint_bytes'])} = "
         f"{format_bytes(disk['needed_bytes'])}; {format_bytes(disk['free_bytes'])} are free"
     )
