@@ -265,7 +265,7 @@ def test_keypoints_and_boxes_without_masks_are_shown(tmp_path: Path, drawn: list
 
 
 def test_one_of_several_processes_reports(mixed: CocoSet, tmp_path: Path) -> None:
-    argv = ["--check", *command(mixed, tmp_path / "output", *NO_TEST, "SOLVER.MAX_ITER", "9")[1:]]
+    argv = ["--check", *command(mixed, tmp_path / "output", *NO_TEST, "SOLVER.MAX_ITER", "3")[1:]]
     runs = start_two("torchrun", argv, tmp_path)
     assert [run.end() for run in runs] == [0, 0], [run.output() for run in runs]
     assert "memory  " in runs[0].output()
@@ -289,10 +289,10 @@ def test_a_disk_too_small_for_the_checkpoints_is_named_after_the_report(
     mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(measuring, "free_bytes", lambda _: 1000)
-    more = [*NO_TEST, "SOLVER.MAX_ITER", "9", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    more = [*NO_TEST, "SOLVER.MAX_ITER", "3", "SOLVER.CHECKPOINT_PERIOD", "1"]
     line = refusal(["--check", *command(mixed, tmp_path / "output", *more)[1:]], capsys)
-    assert "the 5 checkpoints of SOLVER.CHECKPOINT_PERIOD 2 need" in line
-    assert report(tmp_path / "output" / "check")["disk"]["checkpoints"] == 5
+    assert "the 4 checkpoints of SOLVER.CHECKPOINT_PERIOD 1 need" in line
+    assert report(tmp_path / "output" / "check")["disk"]["checkpoints"] == 4
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def take_steps(trainer: Any, count: int) -> Steps:
             seed_all(trainer.data_loader.seed, iteration, comm.get_rank())
             start = time.perf_counter()
             trainer.run_step()
+            if trainer.average is not None:
+                trainer.average.update()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)

@@ -285,8 +285,9 @@ def _name(classes: Sequence[str], number: int) -> str:
     return legible(classes[number], instead) if 0 <= number < len(classes) else instead
 
 
-def _line(text: str, size: int, color: str, width: int = WIDTH) -> np.ndarray:
-    """Draw a line of text on paper, at the left."""
+def _line(text: str, size: int, color: str, width: int | None = None) -> np.ndarray:
+    """Draw a line of text on paper, at the left; by default as wide as the page."""
+    width = width or WIDTH
     line = line_of(text, size, width)
     strip = Image.new("RGB", (width, round(size * 1.5)), PAPER)
     line.draw(ImageDraw.Draw(strip), (line.width / 2, size * 0.75), color)

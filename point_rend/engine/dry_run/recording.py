@@ -80,7 +80,7 @@ class Record:
             coords, labels = sample(what, *arguments)
             if len(self.points) <= self.count and self.points[-1]:
                 find = of_labels if isinstance(what, Tensor) else of_boxes
-                found = find(what, coords.detach(), labels)  # type: ignore[arg-type]
+                found = find(what, coords.detach(), labels)
                 for image, points in zip(self.points[-1], found, strict=False):
                     image.append(points)
             return coords, labels

@@ -186,10 +186,10 @@ def build_findings(
     start, end = training.start_iter, training.max_iter
     images = len(loader.records) if isinstance(loader, TrainLoader) else None  # type: ignore[arg-type]
     each = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATION_STEPS
-    size = measuring.bytes_of(
-        {"model": training.checkpointer.model.state_dict(), "trainer": training.state_dict()}
-    )
+    weights = measuring.bytes_of(training.checkpointer.model.state_dict())
+    size = weights + measuring.bytes_of(training.state_dict())
     checkpoints = measuring.number_of_checkpoints(start, end, cfg.SOLVER.CHECKPOINT_PERIOD)
+    more = [training.average is not None, bool(cfg.TEST.BEST_METRIC)]  # weights saved alone
     return {
         "written_by": WRITTEN_BY,
         "parameters": measuring.count_parameters(training.checkpointer.model),
@@ -213,7 +213,7 @@ def build_findings(
         "disk": {
             "checkpoints": checkpoints,
             "checkpoint_bytes": size,
-            "needed_bytes": checkpoints * size,
+            "needed_bytes": checkpoints * size + sum(more) * weights,
             "free_bytes": measuring.free_bytes(cfg.OUTPUT_DIR),
         },
         "picture": "",
@@ -264,6 +264,8 @@ def build_times(cfg: CfgNode, training: Trainer, steps: measuring.Steps) -> dict
             for name in cfg.DATASETS.TEST:
                 loader = training.build_test_loader(training.cfg, name)
                 seconds += measuring.seconds_of_inference(training.checkpointer.model, loader)
+        if training.average is not None:  # whose weights are evaluated, too
+            seconds *= 2
     return {
         "steps": len(steps.seconds),
         "step_seconds": steps.seconds_per_step,

@@ -110,7 +110,7 @@ def _time(time: Mapping[str, Any]) -> str:
     if time["evaluations"]:
         text += (
             f"; {time['evaluations']} evaluation{'s' if time['evaluations'] > 1 else ''} of "
-            f"{format_seconds(time['evaluation_seconds'])} without metrics"
+            f"{format_seconds(time['evaluation_seconds'])} without metrics and validation losses"
         )
     return f"{text} (estimated from {time['steps']} iterations)"
 
