@@ -248,8 +248,9 @@ def test_a_config_is_read_in_config_from_config_and_builders_only():
     runs = {"engine/setup.py", "engine/run.py", "engine/trainer.py"}
     more = {
         "roi_heads.py": {"_init_mask_head"},  # the hook by which ROI heads build mask heads
-        # The class counts of a config follow the data sets.
+        # The numbers of classes and keypoints in a config follow the data sets.
         "data/datasets/classes.py": {"fill_class_count", "training_class_metadata"},
+        "data/datasets/keypoints.py": {"fill_keypoints"},
     }
     for name, tree in TREES.items():
         if room(name) in {"config", "inference", "export", "experiments", "cli"} or name in runs:

@@ -13,6 +13,8 @@ METADATA = "metadata"  # key in a checkpoint
 CONFIG = "config"  # key in the metadata
 # Fields of Detectron2's metadata that describe the classes of a model, for "thing" and "stuff".
 CLASS_FIELDS = ("{}_classes", "{}_colors", "{}_dataset_id_to_contiguous_id")
+# Those that describe its keypoints: their names, and lines between them with colors (RGB).
+KEYPOINT_FIELDS = ("keypoint_names", "keypoint_connection_rules")
 
 
 class StoredMetadata(NamedTuple):
@@ -20,7 +22,7 @@ class StoredMetadata(NamedTuple):
 
     Attributes:
         classes: Fields of Detectron2's metadata: the names of the classes and, where they are
-            known, their colors and their ids in the data set.
+            known, their colors and their ids in the data set, and the keypoints.
         config: The config of the training as YAML; None if the file has none.
     """
 
@@ -65,6 +67,7 @@ def metadata_in(checkpoint: Mapping[str, Any], path: str) -> StoredMetadata:
     if not isinstance(stored, dict):
         return StoredMetadata({})
     names = [field.format(kind) for kind in ("thing", "stuff") for field in CLASS_FIELDS]
+    names += KEYPOINT_FIELDS
     for field in (*names, CONFIG):
         if field in stored and not _is_sound(field, stored[field]):
             raise ValueError(
@@ -84,9 +87,18 @@ def _is_sound(field: str, value: Any) -> bool:
         )
     if not isinstance(value, list):
         return False
-    if field.endswith("_classes"):
+    if field.endswith(("_classes", "_names")):
         return len(value) > 0 and all(isinstance(name, str) for name in value)
-    return all(
-        isinstance(color, list) and len(color) == 3 and all(x in range(256) for x in color)
-        for color in value
-    )
+    if field.endswith("_rules"):
+        return all(
+            isinstance(line, list)
+            and len(line) == 3
+            and all(isinstance(name, str) for name in line[:2])
+            and _is_color(line[2])
+            for line in value
+        )
+    return all(map(_is_color, value))
+
+
+def _is_color(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(x in range(256) for x in value)

@@ -575,6 +575,11 @@ def check_test_time_augmentation(cfg: CfgNode) -> None:
     if not augmentation.ENABLED:
         return
     check_rules(cfg, TEST_TIME_AUGMENTATION)
+    if cfg.MODEL.KEYPOINT_ON:
+        raise ValueError(
+            "TEST.AUG.ENABLED and MODEL.KEYPOINT_ON are both True, but there is no test-time "
+            "augmentation for keypoints: set one of them to False"
+        )
     if model_outputs(cfg) == PANOPTIC:
         raise ValueError(
             "TEST.AUG.ENABLED is True, but there is no test-time augmentation for "

@@ -125,6 +125,8 @@ class NamingDatasetMapper(DatasetMapper):
                 annotation.pop("segmentation", None)
             if not self.use_keypoint:
                 annotation.pop("keypoints", None)
+            elif not annotation.get("keypoints"):  # of a category without them
+                annotation["keypoints"] = [0.0] * (3 * len(self.keypoint_hflip_indices))
             utils.transform_instance_annotations(
                 annotation,
                 transforms,

@@ -24,6 +24,7 @@ from point_rend.data.checks.label_maps import check_semantic_datasets
 from point_rend.data.datasets.classes import CLASS_COUNTS, check_class_count, fill_class_count
 from point_rend.data.datasets.coco import register_coco
 from point_rend.data.datasets.cocofied_lvis import register_cocofied_lvis
+from point_rend.data.datasets.keypoints import fill_keypoints
 from point_rend.data.datasets.label_maps import register_sem_seg
 from point_rend.data.datasets.loading import guard_loaders
 from point_rend.data.datasets.point_annotations import register_point_annotations
@@ -82,7 +83,7 @@ def setup(args: argparse.Namespace) -> Run:
         ValueError: If options, config, machine or data do not fit together.
     """
     training = not args.eval_only
-    cfg, filled_keys = read_config_of_data(args, training=training)
+    cfg, taken = read_config_of_data(args, training=training)
     outputs = model_outputs(cfg)
     train, test = cfg.DATASETS.TRAIN if training else (), cfg.DATASETS.TEST
     check_test_time_augmentation(cfg)
@@ -103,8 +104,8 @@ def setup(args: argparse.Namespace) -> Run:
     cfg.freeze()
 
     set_up_logger(None if args.check else cfg.OUTPUT_DIR, "point_rend")
-    for key in filled_keys:
-        logger.info("%s is %d, the class count of the data sets", key, value_of(cfg, key))
+    for what in taken:
+        logger.info("%s", what)
     if args.eval_only and not has_weights:
         logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
     datasets_to_clean: tuple[str, ...] = ()
@@ -135,14 +136,14 @@ def setup(args: argparse.Namespace) -> Run:
 
 
 def read_config_of_data(args: argparse.Namespace, *, training: bool) -> tuple[CfgNode, list[str]]:
-    """Read the config, register the data sets, and take the class counts from them.
+    """Read the config, register the data sets, and take numbers of classes and keypoints from them.
 
     Args:
         args: The parsed command line.
         training: Whether the config is for training, too.
 
     Returns:
-        The checked config, not frozen, and the keys that the data sets have set.
+        The checked config, not frozen, and messages of what was taken from the data sets.
 
     Raises:
         FileNotFoundError: If a file or a folder is missing.
@@ -155,16 +156,19 @@ def read_config_of_data(args: argparse.Namespace, *, training: bool) -> tuple[Cf
     if not (train if training else test):
         raise ValueError(f"DATASETS.{'TRAIN' if training else 'TEST'} is empty")
     outputs = model_outputs(cfg)
-    filled_keys = []
+    datasets, taken = [*train, *test], []
     for count in CLASS_COUNTS:
         if count.output in outputs and args.model is not None:
             check_class_count(cfg, count, test, args.model)
         elif count.output in outputs and fill_class_count(
-            cfg, count, [*train, *test], args.config_file, args.opts
+            cfg, count, datasets, args.config_file, args.opts
         ):
-            filled_keys.append(count.key)
+            number = value_of(cfg, count.key)
+            taken.append(f"{count.key} is {number}, the class count of the data sets")
+    if cfg.MODEL.KEYPOINT_ON and args.model is None:
+        taken += fill_keypoints(cfg, datasets, args.config_file, args.opts)
     check_config(cfg, training=training)
-    return cfg, filled_keys
+    return cfg, taken
 
 
 def check_beside_runs(args: argparse.Namespace, cfg: CfgNode) -> None:

@@ -33,6 +33,7 @@ from point_rend.config.defaults import pixel_format
 from point_rend.config.dumping import dump_config
 from point_rend.data.datasets.class_matching import ClassOrder, build_trained_classes
 from point_rend.data.datasets.classes import training_class_metadata
+from point_rend.data.datasets.keypoints import build_keypoint_metadata
 from point_rend.data.loader.foreign import build_own_loader
 from point_rend.data.loader.loaders import build_test_loader, build_train_loader
 from point_rend.data.loader.samples import UnusableDataError
@@ -127,7 +128,11 @@ class Trainer(DefaultTrainer):
             trainer=weakref.proxy(self),
             allow_unsafe=allow_unsafe_checkpoint,
             strict_shapes=False,  # a training may start from a model with other classes
-            metadata={**training_class_metadata(cfg), CONFIG: dump_config(cfg)},
+            metadata={
+                **training_class_metadata(cfg),
+                **build_keypoint_metadata(cfg),
+                CONFIG: dump_config(cfg),
+            },
             check_classes=build_trained_classes(cfg, by_position=ignore_class_names).check,
         )
         self.checkpointer.average = self.average

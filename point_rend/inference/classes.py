@@ -20,6 +20,7 @@ from point_rend.data.datasets.class_names import (
 )
 from point_rend.data.datasets.classes import CLASS_COUNTS, ClassCount
 from point_rend.data.datasets.coco import read_coco
+from point_rend.data.datasets.keypoints import build_keypoint_metadata
 from point_rend.visualization.drawing import color_of
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def build_metadata(
 
     Returns:
         Metadata with `{kind}_classes`, `{kind}_colors` (RGB) and
-        `{kind}_dataset_id_to_contiguous_id`, complete for each kind.
+        `{kind}_dataset_id_to_contiguous_id`, complete for each kind, and with the names of the
+        keypoints and the lines between them, where they are known.
 
     Raises:
         ValueError: If the number of given or stored classes is not the model's, or if some of the
@@ -86,6 +88,7 @@ def build_metadata(
         if count.output in model_outputs(cfg):
             found = _find_fields(cfg, count, known, given or {}, by_position=by_position)
             fields |= _complete(count.kind, found)
+    fields |= build_keypoint_metadata(cfg, stored)
     return Metadata(name=cfg.MODEL.WEIGHTS).set(**fields)
 
 

@@ -15,6 +15,7 @@ from point_rend.checkpoint.safetensors_file import save_safetensors
 from point_rend.config.dumping import CONFIG_NAME, dump_config
 from point_rend.config.loading import parse_config
 from point_rend.data.datasets.classes import CLASS_COUNTS
+from point_rend.data.datasets.keypoints import build_keypoint_metadata
 from point_rend.inference.classes import build_metadata
 from point_rend.inference.model_card import build_card, flat_metrics, read_metrics_file
 from point_rend.runtime.exported_model import ExportedModel
@@ -77,7 +78,8 @@ def save_folder(
 
     def write(into: Path) -> None:
         with atomic_file(into / WEIGHTS_NAME) as file:
-            stored = _stored_metadata(classes) | {CONFIG: dump_config(public)}
+            stored = _stored_metadata(classes) | build_keypoint_metadata(public, classes)
+            stored[CONFIG] = dump_config(public)
             sha256 = save_safetensors(model.state_dict(), file, metadata=stored)
         write_text(into / CONFIG_NAME, dump_config(public))
         write_text(into / LABELS_NAME, labels_text(classes))

@@ -18,6 +18,7 @@ import torch
 from detectron2.data.catalog import Metadata
 from pycocotools import mask as mask_util
 
+from point_rend.data.datasets.keypoints import keypoint_fields
 from point_rend.evaluation.postprocessing import coco_records
 from point_rend.inference.inputs import Frame, stem_of
 from point_rend.inference.large_outputs import (
@@ -50,7 +51,10 @@ class CocoFormat:
         to_index = metadata.get("thing_dataset_id_to_contiguous_id") or {}
         self.ids = {index: identity for identity, index in to_index.items()}
         names = metadata.get("thing_classes") or []
-        self.categories = [{"id": self.ids[k], "name": name} for k, name in enumerate(names)]
+        self.categories = [
+            {"id": self.ids[k], "name": name, **keypoint_fields(metadata)}
+            for k, name in enumerate(names)
+        ]
 
     def of_image(self, frame: Frame, output: Output) -> dict[str, Any]:
         """Return the size, the name and the instances of one image, not yet numbered."""

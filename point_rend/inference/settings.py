@@ -12,7 +12,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 
-from point_rend.checkpoint.class_metadata import StoredMetadata, read_stored_metadata
+from point_rend.checkpoint.class_metadata import (
+    StoredMetadata,
+    read_metadata,
+    read_stored_metadata,
+)
 from point_rend.checkpoint.zoo import PREFIX, published_url
 from point_rend.config.agreement import warn_if_trained_otherwise
 from point_rend.config.dumping import CONFIG_NAME
@@ -20,6 +24,7 @@ from point_rend.config.loading import ARGUMENT, COMMAND_LINE, load_config, parse
 from point_rend.config.schema import ALWAYS, check_rules
 from point_rend.config.tasks import model_outputs
 from point_rend.data.datasets import classes
+from point_rend.data.datasets.keypoints import build_keypoint_metadata
 from point_rend.inference.classes import Fields, build_metadata, class_fields
 from point_rend.runtime import run_config
 from point_rend.runtime.description import INSTANCES
@@ -195,7 +200,8 @@ def load_folder_settings(
     if confidence_threshold is not None:
         _set_confidence_threshold(cfg, confidence_threshold)
     given = None if class_names is None else class_fields(model_outputs(cfg), class_names)
-    stored = StoredMetadata(model.classes, model.config)
+    keypoints = build_keypoint_metadata(cfg, read_metadata(model.weights))  # labels.json has none
+    stored = StoredMetadata(model.classes | keypoints, model.config)
     return _finish(cfg, stored, given, device, opts, by_position=ignore_class_names)
 
 

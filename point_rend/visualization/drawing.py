@@ -158,6 +158,35 @@ def draw_points(
     return canvas
 
 
+LEAST_KEYPOINT_SCORE = 0.05  # of those that are drawn, as by Detectron2
+
+
+def draw_keypoints(
+    picture: np.ndarray, keypoints: np.ndarray, lines: Sequence[tuple[int, int, Color]] = ()
+) -> np.ndarray:
+    """Draw the keypoints of instances, and the lines of their skeleton.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        keypoints: (I, P, 3) x, y as of :func:`draw_points`, and a score; those with a score of 0.05
+            or less are left out, with their lines.
+        lines: Pairs of numbers of keypoints, with the color of the line between them.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+    """
+    bits = 4  # of a pixel's fraction
+    canvas = picture.copy()
+    width = max(1, min(picture.shape[:2]) // 200)
+    is_drawn = keypoints[:, :, 2] > LEAST_KEYPOINT_SCORE
+    for points, drawn in zip(keypoints[:, :, :2], is_drawn, strict=True):
+        corners = np.round((points - 0.5) * 2**bits).astype(int).tolist()
+        for start, end, color in lines:
+            if drawn[start] and drawn[end]:
+                cv2.line(canvas, corners[start], corners[end], color, width, cv2.LINE_AA, bits)
+    return draw_points(canvas, keypoints[is_drawn][:, :2], radius=1.5 * width + 0.5)
+
+
 def write_names(picture: np.ndarray, masks: Masks, names: Sequence[str]) -> np.ndarray:
     """Write a name on every mask, at its widest place, in a font that has its letters.
 

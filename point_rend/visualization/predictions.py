@@ -8,7 +8,12 @@ from detectron2.data.catalog import Metadata
 
 from point_rend.rendering.box_masks import Crop, crops
 from point_rend.rendering.uncertainty import label_map
-from point_rend.visualization.drawing import color_of, overlay_masks, write_names
+from point_rend.visualization.drawing import (
+    color_of,
+    draw_keypoints,
+    overlay_masks,
+    write_names,
+)
 from point_rend.visualization.fonts import legible
 
 Output = Mapping[str, Any]  # of a model for one image
@@ -56,7 +61,7 @@ def segments_of_labels(labels: np.ndarray) -> list[Segment]:
 
 
 def draw(image: np.ndarray, output: Output, metadata: Metadata, *, by_class: bool) -> np.ndarray:
-    """Paint the segments of an image over it.
+    """Paint the segments of an image over it, and the keypoints of its instances.
 
     Args:
         image: (H, W, 3) uint8.
@@ -69,7 +74,16 @@ def draw(image: np.ndarray, output: Output, metadata: Metadata, *, by_class: boo
     """
     segments = segments_of(output)
     numbers = None if by_class else range(len(segments))
-    return draw_segments(image, segments, metadata, numbers)
+    picture = draw_segments(image, segments, metadata, numbers)
+    found = output.get("instances")
+    if found is None or not found.has("pred_keypoints"):
+        return picture
+    names = metadata.get("keypoint_names") or ()
+    lines = [
+        (names.index(start), names.index(end), tuple(color[::-1]))
+        for start, end, color in metadata.get("keypoint_connection_rules") or ()
+    ]
+    return draw_keypoints(picture, found.pred_keypoints.cpu().numpy(), lines)
 
 
 def draw_segments(

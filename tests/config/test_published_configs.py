@@ -195,6 +195,18 @@ CASCADE = POINTREND | {
         (30.0, 30.0, 15.0, 15.0),
     ),
 }
+# Detectron2's COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml and its base.
+KEYPOINTS = POINTREND | {
+    "MODEL.KEYPOINT_ON": True,
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.5,
+    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": 17,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1500,
+}
+PEOPLE = {
+    "DATASETS.TRAIN": ("keypoints_coco_2017_train",),
+    "DATASETS.TEST": ("keypoints_coco_2017_val",),
+    "MODEL.ROI_HEADS.NUM_CLASSES": 1,
+}
 IMPLICIT = POINT_MASKS | {
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": False,
     "MODEL.ROI_MASK_HEAD.NAME": "ImplicitPointRendMaskHead",
@@ -245,6 +257,8 @@ PUBLISHED = {
         "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsamplePointSupHead",
         "INPUT.SAMPLE_POINTS": 5,
     },
+    "pointrend_keypoint_rcnn_R_50_FPN_1x_coco.yaml": R50 | KEYPOINTS | COCO | PEOPLE,
+    "pointrend_keypoint_rcnn_R_50_FPN_3x_coco.yaml": R50 | KEYPOINTS | COCO_3X | PEOPLE,
     "pointrend_rcnn_R_101_FPN_3x_coco.yaml": R101 | POINTREND | COCO_3X,
     "pointrend_rcnn_R_50_FPN_1x_cityscapes.yaml": R50 | POINTREND | CITYSCAPES,
     "pointrend_rcnn_R_50_FPN_1x_coco.yaml": R50 | POINTREND | COCO,
@@ -339,6 +353,13 @@ def test_a_cascade_adds_the_mask_head_alone_to_the_recipe_of_detectron2(schedule
     assert differing_keys(ours, stock) == HEAD_KEYS | {"MODEL.ROI_HEADS.NAME"}
 
 
+@pytest.mark.parametrize("schedule", ["1x", "3x"])
+def test_keypoints_add_the_mask_head_alone_to_the_recipe_of_detectron2(schedule):
+    ours = load(f"pointrend_keypoint_rcnn_R_50_FPN_{schedule}_coco.yaml")
+    stock = stock_cfg(f"COCO-Keypoints/keypoint_rcnn_R_50_FPN_{schedule}.yaml")
+    assert differing_keys(ours, stock) == HEAD_KEYS | {"MODEL.MASK_ON"}
+
+
 @pytest.mark.parametrize("epochs", LSJ_SCHEDULES)
 @pytest.mark.parametrize("depth", [50, 101])
 def test_the_schedules_of_large_scale_jitter_are_those_of_detectron2(depth, epochs):
@@ -428,7 +449,7 @@ NARROW = (
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.FPN.OUT_CHANNELS", "16"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"),
-    *("MODEL.ROI_BOX_HEAD.CONV_DIM", "16"),
+    *("MODEL.ROI_BOX_HEAD.CONV_DIM", "16", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16,)"),
     *("MODEL.ROI_MASK_HEAD.FC_DIM", "16", "MODEL.POINT_HEAD.FC_DIM", "16"),
 )
 SMALL = (
@@ -458,6 +479,8 @@ def sample(cfg: CfgNode) -> dict[str, object]:
         "category_id": cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1,
         "segmentation": [[10.0, 8.0, 70.0, 20.0, 30.0, 58.0]],
     }
+    if cfg.MODEL.KEYPOINT_ON:
+        triangle["keypoints"] = np.array([[40.0, 30.0, 2.0]] * 17)
     instances = annotations_to_instances(
         [triangle], (HEIGHT, WIDTH), mask_format=cfg.INPUT.MASK_FORMAT
     )
@@ -504,6 +527,7 @@ def test_a_config_trains_one_step_and_predicts_masks(name):
         stages = ["_stage0", "_stage1", "_stage2"]
     of_stages = {f"{name}{stage}" for name in ("loss_cls", "loss_box_reg") for stage in stages}
     box_losses = {"loss_rpn_cls", "loss_rpn_loc"} | of_stages
+    box_losses |= {"loss_keypoint"} if cfg.MODEL.KEYPOINT_ON else set()
     assert losses.keys() == box_losses | LOSSES[cfg.MODEL.ROI_MASK_HEAD.NAME]
     assert all(math.isfinite(loss) for loss in losses.values())
     assert without_gradient == []

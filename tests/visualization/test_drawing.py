@@ -14,6 +14,7 @@ from point_rend.visualization.drawing import (
     GRAY,
     POINT_COLOR,
     color_of,
+    draw_keypoints,
     draw_points,
     match_colors,
     overlay_masks,
@@ -340,3 +341,17 @@ def test_a_figure_is_the_same_file_every_time_and_its_points_are_vectors(
     assert contents[0] == contents[1]
     assert len(contents[2]) < len(contents[0])
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in files}
+
+
+def test_keypoints_and_lines_between_certain_ones_are_drawn_where_they_are():
+    black = np.zeros((200, 300, 3), np.uint8)
+    keypoints = np.array([[[50.5, 50.5, 0.9], [250.5, 50.5, 0.9], [150.5, 150.5, 0.05]]])
+    blue, green = (255, 0, 0), (0, 255, 0)
+    picture = draw_keypoints(black, keypoints, [(0, 1, blue), (1, 2, green)])
+    assert not black.any()
+    line = picture[50, 100:200]
+    assert line[:, 0].min() > 200
+    assert line[:, 1:].max() == 0
+    assert tuple(picture[50, 50]) == tuple(picture[50, 250]) == POINT_COLOR
+    assert not picture[60:].any()  # the uncertain one and its line
+    assert not draw_keypoints(black, np.zeros((0, 3, 3)), [(0, 1, blue)]).any()

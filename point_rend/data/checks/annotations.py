@@ -797,15 +797,16 @@ def _check_keypoints(name: str, data: DataSet, number: int) -> None:
     if not names:
         raise ValueError(
             f"{describe(name)}: MODEL.KEYPOINT_ON is True, but no category of the file names its "
-            "keypoints: expected a list 'keypoints' of names"
+            "keypoints, or several name different ones: expected one list 'keypoints' of names"
         )
     if len(names) != number:
         raise ValueError(f"{describe(name)} names {len(names)} keypoints, but {key} is {number}")
+    without = {category["id"] for category in data.categories if not category.get("keypoints")}
     wrong, is_labeled = Examples(), False
     for image in data.images:
         for annotation in image.annotations:
             found = annotation.get("keypoints") or ()
-            if annotation.get("iscrowd", 0):
+            if annotation.get("iscrowd", 0) or (not found and annotation["category_id"] in without):
                 continue
             if len(found) != 3 * number:
                 label = f"annotation {annotation.get('id')} of image {image.image_id}"

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from point_rend.data.datasets.coco_checks import MAX_AREA, check_coco, crowd_flag
+from point_rend.data.datasets.keypoints import keypoint_metadata
 from point_rend.data.datasets.packed_coco import CocoLoader, naming_errors
 from point_rend.utils.json_files import MAX_DATA_SET_BYTES, read_json, shown
 
@@ -115,29 +116,6 @@ def add_coco_instances(loader: CocoLoader, metadata: dict[str, Any]) -> None:
         evaluator_type="coco",
         **metadata,
     )
-
-
-def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the names of the keypoints, and the pairs that a mirror image exchanges.
-
-    Args:
-        categories: Of a COCO file, some of them with the names of their "keypoints".
-
-    Returns:
-        Detectron2's metadata; empty without names, or if two categories have different ones.
-    """
-    named = [category["keypoints"] for category in categories if category.get("keypoints")]
-    if not named or not all(names == named[0] for names in named):
-        return {}
-    names = named[0]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return {}
-    pairs = [
-        (name, mirrored)
-        for name in names
-        if "left" in name and (mirrored := name.replace("left", "right")) in names
-    ]
-    return {"keypoint_names": names, "keypoint_flip_map": pairs}
 
 
 def repair_fields(annotations: Iterable[dict[str, Any]]) -> dict[str, Counter[str]]:
