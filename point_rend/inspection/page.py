@@ -34,6 +34,7 @@ HEAD = 4096  # bytes of a page in which its title begins
 STAGES = {"original": "in the image", "train": "resized for training", "test": "resized for tests"}
 ROLES = ("training", "evaluation")
 PICTURE = 192  # pixels of the longer side of a picture
+CLASS_BINS = ("0", "1", "10", "100", "1k", "10k", "100k")  # objects of a class
 OPEN_ROWS = 40  # of a table that is not folded
 SIZE_NOTE = (
     "The size of an object is the square root of the pixels of its mask. Small, medium and large "
@@ -263,30 +264,27 @@ def _classes(report: ClassReport) -> list[Element]:
             heads += [f"objects, {role}", f"images, {role}"]
     order = sorted(range(len(report.names)), key=lambda k: -columns[0][k])
     rows = [(report.names[k], [_number(x[k]) for x in columns]) for k in order]
-    parts = [_share_chart(report, order)] if len(order) > 1 else []
-    return [*parts, *_class_table("Objects by class", heads, rows)]
-
-
-def _share_chart(report: ClassReport, order: Sequence[int]) -> Element:
-    """Draw the shares of the most frequent classes."""
-    most = list(order)[:10]
-    splits = [
-        (role, split.objects)
-        for role, split in zip(ROLES, (report.train, report.test), strict=True)
-        if split is not None
+    if len(rows) <= OPEN_ROWS:
+        return [_table("Objects by class", ("", *heads), rows)]
+    half = OPEN_ROWS // 4
+    return [
+        element("div", {"class": "charts"}, _frequency_chart(report)),
+        _table("Most frequent classes", ("", *heads), rows[:half]),
+        _table("Rarest classes", ("", *heads), rows[-half:]),
+        *_class_table("Objects by class", heads, rows),
     ]
+
+
+def _frequency_chart(report: ClassReport) -> Element:
+    """Draw how many classes have how many objects."""
     bars = []
-    for role, counts in splits:
-        percents = _percents(counts)
-        bars.append(Bars(role, f"style-{ROLES.index(role)}", [percents[k] for k in most]))
-    title = "Most frequent classes" if len(order) > len(most) else "Objects by class"
-    chart = bar_chart(
-        title,
-        [str(place) for place in range(1, len(most) + 1)],
-        bars,
-        labels=("rank in the table below", "% of the objects"),
-    )
-    return element("div", {"class": "charts"}, chart)
+    for role, split in zip(ROLES, (report.train, report.test), strict=True):
+        if split is not None:
+            digits = [min(len(str(x)), len(CLASS_BINS) - 1) if x else 0 for x in split.objects]
+            counts = [digits.count(k) for k in range(len(CLASS_BINS))]
+            bars.append(Bars(role, f"style-{ROLES.index(role)}", counts))
+    labels = ("objects of a class, from", "number of classes")
+    return bar_chart("Classes by their objects", CLASS_BINS, bars, labels=labels)
 
 
 def _class_table(caption: str, heads: Sequence[str], rows: Sequence) -> list[Element]:

@@ -79,18 +79,19 @@ class Objects(NamedTuple):
         return np.bincount(self.image[chosen], minlength=len(self.files))
 
 
-def read_objects(names: Sequence[str], *, masks: bool) -> Objects:
+def read_objects(names: Sequence[str], *, masks: bool, points: bool = False) -> Objects:
     """Read and check the annotations of data sets, one set after the other.
 
     Args:
         names: Registered names.
         masks: Whether the annotations need masks.
+        points: Whether they need annotated points.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a data set cannot be loaded.
     """
-    return _joined([_read_set(name, masks=masks) for name in names])
+    return _joined([_read_set(name, masks=masks, points=points) for name in names])
 
 
 class _Columns:
@@ -135,10 +136,10 @@ class _Columns:
         return np.array(self.numbers[name])
 
 
-def _read_set(name: str, *, masks: bool) -> Objects:
+def _read_set(name: str, *, masks: bool, points: bool) -> Objects:
     data = load_data_set(name)
     columns = _Columns()
-    findings = examine(data, masks=masks, observe=columns.add)
+    findings = examine(data, masks=masks, points=points, observe=columns.add)
     warnings = [*findings.warnings, *([findings.other_format] if findings.other_format else [])]
     return Objects(
         files=[image.file_name for image in data.images],

@@ -110,8 +110,8 @@ def inspect_data(settings: Settings, config_file: str, *, reads_images: bool = T
         ValueError: If a data set cannot be loaded.
     """
     sets = [
-        _read(names, settings, reads_images=reads_images) if names else None
-        for names in (settings.train, settings.test)
+        _read(names, settings, points=points, reads_images=reads_images) if names else None
+        for names, points in ((settings.train, settings.points), (settings.test, False))
     ]
     train, test = sets
     anchors = None
@@ -160,10 +160,10 @@ def inspect_data(settings: Settings, config_file: str, *, reads_images: bool = T
     )
 
 
-def _read(names: tuple[str, ...], settings: Settings, *, reads_images: bool) -> _Set:
+def _read(names: tuple[str, ...], settings: Settings, *, points: bool, reads_images: bool) -> _Set:
     objects = labels = None
     if settings.instances:
-        objects = read_objects(names, masks=settings.masks)
+        objects = read_objects(names, masks=settings.masks and not points, points=points)
     if settings.semantic:
         labels = read_labels(
             names, num_classes=len(settings.stuff), ignore_value=settings.ignore_value

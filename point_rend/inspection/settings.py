@@ -93,6 +93,7 @@ class Settings(NamedTuple):
         instances: Whether the model segments instances.
         semantic: Whether it segments label maps.
         masks: Whether instances have masks.
+        points: Whether those of training have annotated points in place of masks.
         things: Classes of instances.
         stuff: Classes of label maps.
         ignore_value: Value of ignored pixels of label maps.
@@ -118,6 +119,7 @@ class Settings(NamedTuple):
     instances: bool
     semantic: bool
     masks: bool
+    points: bool
     things: tuple[str, ...]
     stuff: tuple[str, ...]
     ignore_value: int
@@ -172,6 +174,7 @@ def build_settings(cfg: CfgNode) -> Settings:
         instances=instances,
         semantic=semantic,
         masks=instances and cfg.MODEL.MASK_ON,
+        points=instances and source.get("POINT_SUP", False),
         things=tuple(class_names(names, "thing_classes") or ()) if instances else (),
         stuff=tuple(class_names(names, "stuff_classes") or ()) if semantic else (),
         ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,

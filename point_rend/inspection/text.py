@@ -82,7 +82,8 @@ def _split(split: Split) -> Iterator[str]:
         yield f"  objects of an image: {middle:.0f} ({low:.0f} to {high:.0f})"
     yield (
         f"  images without annotations: {objects.empty}, with crowds or impossible ones only: "
-        f"{objects.without_objects}; left out by a training: {objects.left_out}"
+        f"{objects.without_objects}"
+        + (f"; left out by the training: {objects.left_out}" if objects.left_out else "")
     )
     yield (
         f"  masks: {objects.runs} RLE, {objects.several_parts} of several polygons, "
@@ -109,7 +110,9 @@ def _sizes(sizes: Sequence[Sizes]) -> Iterator[str]:
         yield f"  {names[x.stage]:<26}" + "".join(f"{cell:>9}" for cell in cells)
     last = sizes[-1]
     yield f"  histogram {names[last.stage]}, pixels:"
-    for (start, end), share in zip(pairwise(EDGES), last.histogram, strict=True):
+    filled = [k for k, share in enumerate(last.histogram) if share]
+    bins = list(zip(pairwise(EDGES), last.histogram, strict=True))
+    for (start, end), share in bins[filled[0] : filled[-1] + 1]:
         bar = "█" * round(BAR * share / max(last.histogram))
         yield f"    {edge_name(start, end):>9} {percent(share):>7} {bar}"
 

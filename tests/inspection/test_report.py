@@ -136,6 +136,7 @@ def test_the_page_is_one_file_without_scripts(tmp_path: Path) -> None:
     train, test = (write_coco(tmp_path / name) for name in ("a", "b"))
     content = train.read()
     content["categories"][0]["name"] = "<script>alert(1)</script>"
+    content["categories"] += [{"id": 100 + k, "name": f"class {k}"} for k in range(50)]
     for data in (train, test):
         data.rewrite(content)
     page = tmp_path / "page.html"
@@ -146,6 +147,7 @@ def test_the_page_is_one_file_without_scripts(tmp_path: Path) -> None:
     assert "alert(1)</script>" not in html
     assert "&lt;script&gt;alert(1)" in html
     assert html.count("data:image/jpeg") == 2 * 2  # the copies, as pictures
+    assert "All 53 classes" in html
 
 
 def test_the_records_are_those_that_the_training_reads(tmp_path: Path) -> None:
@@ -167,6 +169,25 @@ def test_the_records_are_those_that_the_training_reads(tmp_path: Path) -> None:
         [objects.image[kept], objects.label[kept], objects.crowd[kept], objects.sides[kept]]
     )
     np.testing.assert_allclose(ours, rows)
+
+
+def test_annotated_points_take_the_place_of_masks_in_training(tmp_path: Path) -> None:
+    train, test = (write_coco(tmp_path / name) for name in ("a", "b"))
+    content = train.read()
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+        x, y, width, height = annotation["bbox"]
+        annotation["point_coords"] = [[x + width / 2, y + height / 2]]
+        annotation["point_labels"] = [1]
+    del content["annotations"][0]["point_labels"]
+    train.rewrite(content)
+    words = [*registered(train, test), "--no-images"]
+    found = report_of(tmp_path, POINTREND, words, *SETS, "INPUT.POINT_SUP", "True")
+    assert found["train"]["objects"]["objects"] == 5
+    assert found["test"]["objects"]["objects"] == 6
+    found = report_of(tmp_path, POINTREND, words, *SETS)
+    assert found["train"]["objects"]["objects"] == 0
+    assert "There is no object in the sets of training." in found["findings"]
 
 
 def test_label_maps_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
