@@ -1,28 +1,54 @@
-"""The optimizer with clipped gradients, and the poly schedule of DeepLab and mmsegmentation."""
+"""SGD and AdamW with clipped gradients; the poly schedule of DeepLab and mmsegmentation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import LRMultiplier, LRScheduler
 from detectron2.solver import build_lr_scheduler as build_d2_lr_scheduler
-from detectron2.solver import build_optimizer as build_d2_optimizer
+from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+ADAMW = "ADAMW"  # of SOLVER.OPTIMIZER
+
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build Detectron2's optimizer, with ``SOLVER.CLIP_GRADIENTS`` for each parameter by itself.
+    """Build ``SOLVER.OPTIMIZER``, with ``SOLVER.CLIP_GRADIENTS`` for each parameter by itself.
 
     Unlike Detectron2's clipping, it passes over parameters without a gradient.
+
+    Args:
+        cfg: The config of the run.
+        model: The model, not wrapped.
     """
-    unclipped = cfg.clone()
-    unclipped.defrost()
-    unclipped.SOLVER.CLIP_GRADIENTS.ENABLED = False
-    optimizer = build_d2_optimizer(unclipped, model)
+    solver = cfg.SOLVER
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=build_lr_factors(cfg) if solver.LAYER_DECAY != 1 else None,
+        overrides={name: {"weight_decay": 0.0} for name in solver.NO_WEIGHT_DECAY},
+    )
+    optimizer: torch.optim.Optimizer
+    if solver.OPTIMIZER == ADAMW:
+        optimizer = torch.optim.AdamW(groups, solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+    else:
+        optimizer = torch.optim.SGD(
+            groups,
+            solver.BASE_LR,
+            momentum=solver.MOMENTUM,
+            nesterov=solver.NESTEROV,
+            weight_decay=solver.WEIGHT_DECAY,
+            foreach=True,
+        )
     if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         clip = build_clipping(cfg)
 
@@ -34,6 +60,16 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
         optimizer.register_step_pre_hook(clip_all)
     return optimizer
+
+
+def build_lr_factors(cfg: CfgNode) -> Callable[[str], float]:
+    """Build the function that maps the name of a parameter to a factor of its learning rate.
+
+    ViTDet's: SOLVER.LAYER_DECAY to the power of the number of layers above the parameter's, with
+    the blocks of the vision transformer as layers; 1 for all that is not in its blocks or below.
+    """
+    decay, depth = cfg.SOLVER.LAYER_DECAY, cfg.MODEL.VIT.DEPTH
+    return partial(get_vit_lr_decay_rate, lr_decay_rate=decay, num_layers=depth)
 
 
 def build_clipping(cfg: CfgNode) -> Callable[[Tensor], object]:

@@ -20,6 +20,9 @@ NAMES = "param_names"  # PyTorch's own key, which it writes for an optimizer of 
 # Entries that have the shape of their parameter, in SGD and in Adam.
 _SHAPED_ENTRIES = ("momentum_buffer", "exp_avg")
 
+# A setting, the optimizer that has it, and the other one.
+_SETTINGS = {"momentum": ("SGD", "AdamW"), "betas": ("AdamW", "SGD")}
+
 _HINT = ": expected the config of the training that is resumed"
 
 
@@ -69,6 +72,7 @@ def match_by_name(
     if not names:
         return state
     groups = state["param_groups"]
+    _check_kind(groups, optimizer)
     if all(NAMES in group for group in groups):
         saved = [list(group[NAMES]) for group in groups]
         _check_same_parameters(saved, names)
@@ -89,6 +93,15 @@ def match_by_name(
         for own in names
     ]
     return state | {"param_groups": matched}
+
+
+def _check_kind(groups: list[dict[str, Any]], optimizer: Optimizer) -> None:
+    """Refuse groups of SGD for AdamW, and the reverse."""
+    for setting, (present, absent) in _SETTINGS.items():
+        is_used = setting in optimizer.defaults
+        if any((setting in group) != is_used for group in groups):
+            own, other = (present, absent) if is_used else (absent, present)
+            raise ValueError(f"its optimizer is {other}, that of this config {own}{_HINT}")
 
 
 def _check_same_parameters(saved: Groups, names: Groups) -> None:

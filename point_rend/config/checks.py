@@ -6,27 +6,22 @@ from itertools import pairwise
 
 from detectron2.config import CfgNode
 
+from point_rend.config.backbones import check_backbone, feature_strides
 from point_rend.config.defaults import OF_DATASET, pixel_format, point_head_num_classes, value_of
 from point_rend.config.schema import (
     CASCADE_ROI_HEADS,
     CROPS,
-    DEEPLAB_RESNETS,
     IMPLICIT_MASK_HEADS,
     MASK_RCNN_HEADS,
-    OWN_FPN,
     POINT_MASK_HEADS,
     PYRAMID_ROI_HEADS,
-    RESNET_FPN,
-    RESNETS,
-    STRIDES,
     TEST_TIME_AUGMENTATION,
-    TIMM_FPN,
+    VITDET,
     check_rules,
     rules_in_use,
     semantic_head_name,
 )
 from point_rend.config.tasks import PANOPTIC, meta_architecture, model_outputs
-from point_rend.config.timm_models import check_timm
 from point_rend.utils.pixel_format import COLORS, DEEP_ORDERS, EIGHT_BITS
 
 COCO_KEYPOINTS = 17
@@ -52,7 +47,7 @@ def check_config(cfg: CfgNode, *, training: bool) -> None:
     check_max_dets(cfg.TEST.MAX_DETS_PER_IMAGE)
     _check_pixels(cfg)
     _check_sides(cfg, "TEST")
-    _check_backbone(cfg)
+    check_backbone(cfg, training=training)
     for section in ("MODEL.RPN", "MODEL.ROI_HEADS", "MODEL.RETINANET"):
         if f"{section}.IOU_LABELS" in keys:
             _check_matching(cfg, section)
@@ -181,61 +176,6 @@ def _check_sides(cfg: CfgNode, split: str) -> None:
             f"INPUT.MIN_SIZE_TRAIN_SAMPLING is range: {key} must be the smallest and the largest "
             f"short side, got {tuple(sides)}"
         )
-
-
-def _check_backbone(cfg: CfgNode) -> None:
-    backbone, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
-    if backbone in RESNETS and resnets.DEPTH in (18, 34):
-        required = {"RES2_OUT_CHANNELS": 64, "RES5_DILATION": 1, "NUM_GROUPS": 1}
-        for name, value in required.items():
-            if resnets[name] != value:
-                raise ValueError(
-                    f"MODEL.RESNETS.{name} must be {value} for MODEL.RESNETS.DEPTH "
-                    f"{resnets.DEPTH}, got {resnets[name]}"
-                )
-        if any(resnets.DEFORM_ON_PER_STAGE):
-            raise ValueError(
-                "MODEL.RESNETS.DEFORM_ON_PER_STAGE must be False for MODEL.RESNETS.DEPTH "
-                f"{resnets.DEPTH}, got {resnets.DEFORM_ON_PER_STAGE}"
-            )
-    if backbone in DEEPLAB_RESNETS and resnets.RES4_DILATION == 2 and resnets.RES5_DILATION != 4:
-        raise ValueError(
-            "MODEL.RESNETS.RES5_DILATION must be 4 for RES4_DILATION 2, got "
-            f"{resnets.RES5_DILATION}"
-        )
-    if backbone in RESNET_FPN:
-        levels = resnets.OUT_FEATURES
-        _check_pyramid(cfg, levels, f"MODEL.RESNETS.OUT_FEATURES, which are {', '.join(levels)}")
-    if backbone in OWN_FPN:
-        _check_pyramid(cfg, STRIDES, ", ".join(STRIDES))
-    if backbone == TIMM_FPN:
-        check_timm(cfg)
-
-
-def _check_pyramid(cfg: CfgNode, available: Collection[str], text: str) -> None:
-    levels = cfg.MODEL.FPN.IN_FEATURES
-    numbers = [int(level[3:]) for level in levels if level in available and level != "stem"]
-    if len(numbers) != len(levels) or any(b != a + 1 for a, b in pairwise(numbers)):
-        raise ValueError(f"MODEL.FPN.IN_FEATURES must be successive levels of {text}, got {levels}")
-
-
-def feature_strides(cfg: CfgNode) -> dict[str, int] | None:
-    """Return the feature maps of a backbone and their strides, None for one of other packages."""
-    backbone, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
-    if backbone not in (*RESNETS, *DEEPLAB_RESNETS, *OWN_FPN):
-        return None
-    strides = {"stem": 4, **STRIDES}
-    if backbone in DEEPLAB_RESNETS and resnets.RES4_DILATION == 2:
-        strides |= {"res4": 8, "res5": 8}
-    elif backbone not in OWN_FPN and resnets.RES5_DILATION != 1:
-        strides["res5"] = 16
-    if backbone not in (*RESNET_FPN, *OWN_FPN):
-        return {name: strides[name] for name in resnets.OUT_FEATURES}
-    levels = {int(name[3:]): strides[name] for name in cfg.MODEL.FPN.IN_FEATURES}
-    top = max(levels)
-    further = (1, 2) if "retinanet" in backbone else (1,)
-    levels |= {top + n: levels[top] << n for n in further}
-    return {f"p{level}": stride for level, stride in levels.items()}
 
 
 FEATURE_KEYS = (
@@ -381,6 +321,12 @@ def _check_points(cfg: CfgNode, section: str) -> None:
 
 def _check_solver(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
+    backbone = cfg.MODEL.BACKBONE.NAME
+    if solver.LAYER_DECAY != 1 and backbone != VITDET:
+        raise ValueError(
+            f"SOLVER.LAYER_DECAY is {solver.LAYER_DECAY}, which needs the blocks of {VITDET}, but "
+            f"MODEL.BACKBONE.NAME is {backbone}: set it to 1.0"
+        )
     if solver.NESTEROV and not solver.MOMENTUM:
         raise ValueError("SOLVER.MOMENTUM must be above 0 for SOLVER.NESTEROV, got 0")
     name = solver.LR_SCHEDULER_NAME

@@ -132,6 +132,34 @@ OWN_DEFAULTS: dict[str, Any] = {
     "MODEL.TIMM.NORM": "BN",
     # Rate of stochastic depth of its last block, 0 to 1.
     "MODEL.TIMM.DROP_PATH_RATE": 0.0,
+    # ViTDet's backbone (build_vitdet_backbone). Batches are padded to squares of this side, in
+    # pixels, a multiple of 32.
+    "MODEL.VIT.IMAGE_SIZE": 1024,
+    # Width, number of blocks, and heads of each; those of ViT-B.
+    "MODEL.VIT.EMBED_DIM": 768,
+    "MODEL.VIT.DEPTH": 12,
+    "MODEL.VIT.NUM_HEADS": 12,
+    # Blocks with attention over the whole image, counted from 0; the others have windows.
+    "MODEL.VIT.GLOBAL_BLOCKS": [2, 5, 8, 11],
+    "MODEL.VIT.DROP_PATH_RATE": 0.1,
+    # Swin transformer (build_swin_fpn_backbone): width of its first stage, blocks and heads of
+    # each, side of its windows in cells; those of Swin-T.
+    "MODEL.SWIN.EMBED_DIM": 96,
+    "MODEL.SWIN.DEPTHS": [2, 2, 6, 2],
+    "MODEL.SWIN.NUM_HEADS": [3, 6, 12, 24],
+    "MODEL.SWIN.WINDOW_SIZE": 7,
+    "MODEL.SWIN.DROP_PATH_RATE": 0.2,
+    # MViTv2 (build_mvit_fpn_backbone): width of its first stage, and the last block of each,
+    # counted from 0; those of MViTv2-T.
+    "MODEL.MVIT.EMBED_DIM": 96,
+    "MODEL.MVIT.LAST_BLOCKS": [0, 2, 7, 9],
+    "MODEL.MVIT.DROP_PATH_RATE": 0.2,
+    # SGD with SOLVER.MOMENTUM, or ADAMW with betas of 0.9 and 0.999.
+    "SOLVER.OPTIMIZER": "SGD",
+    # Factor by which the learning rate falls from one block of MODEL.VIT to the one below it.
+    "SOLVER.LAYER_DECAY": 1.0,
+    # Last parts of the names of parameters without weight decay, such as pos_embed.
+    "SOLVER.NO_WEIGHT_DECAY": (),
     # Type of the computations with SOLVER.AMP.ENABLED and TEST.MIXED_PRECISION: float16 (training
     # scales the loss) or bfloat16.
     "SOLVER.AMP.DTYPE": "float16",

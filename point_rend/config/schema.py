@@ -135,6 +135,7 @@ def registered(registry: Registry, *further: str) -> Rule:
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 
 SHARE = number(0, 1)
+BELOW_ONE = Rule("from 0 to below 1", lambda x: SHARE.fits(x) and x < 1)
 WEIGHT = number(0)  # of a loss
 COUNT, POSITIVE_COUNT = whole(0), whole(1)
 WHOLE, FINITE, POSITIVE, NOT_NEGATIVE = whole(), number(), number(0, above=True), number(0)
@@ -220,9 +221,12 @@ TRAINING = {
     "TEST.VALIDATION_LOSS": FLAG,
     "TEST.BEST_METRIC": Rule("a metric, such as segm/AP, or empty", lambda x: isinstance(x, str)),
     "SOLVER.PATIENCE": COUNT,
+    "SOLVER.OPTIMIZER": one_of("SGD", "ADAMW"),
+    "SOLVER.LAYER_DECAY": number(0, 1, above=True),
+    "SOLVER.NO_WEIGHT_DECAY": TEXTS,
     "SOLVER.ACCUMULATION_STEPS": whole(1, LARGEST_BATCH),
     "MODEL_EMA.ENABLED": FLAG,
-    "MODEL_EMA.DECAY": Rule("from 0 to below 1", lambda x: SHARE.fits(x) and x < 1),
+    "MODEL_EMA.DECAY": BELOW_ONE,
     "LOGGING.WANDB": FLAG,
     "LOGGING.MLFLOW": FLAG,
     "LOGGING.PROJECT": TEXT,
@@ -392,7 +396,28 @@ DEEPLAB_RESNET = RESNET | {
 TIMM = {
     "MODEL.TIMM.NAME": TEXT,
     "MODEL.TIMM.NORM": one_of("BN", "FrozenBN", "SyncBN"),
-    "MODEL.TIMM.DROP_PATH_RATE": SHARE,
+    "MODEL.TIMM.DROP_PATH_RATE": BELOW_ONE,
+}
+BLOCKS = whole(0, MOST_LAYERS - 1)
+VIT = {
+    "MODEL.VIT.IMAGE_SIZE": whole(1, 16_384),
+    "MODEL.VIT.EMBED_DIM": whole(4, MOST_CHANNELS),  # the pyramid divides it by 4
+    "MODEL.VIT.DEPTH": SOME_LAYERS,
+    "MODEL.VIT.NUM_HEADS": whole(1, 1024),
+    "MODEL.VIT.GLOBAL_BLOCKS": list_of(BLOCKS, least=0),
+    "MODEL.VIT.DROP_PATH_RATE": BELOW_ONE,
+}
+SWIN = {
+    "MODEL.SWIN.EMBED_DIM": whole(1, 4096),
+    "MODEL.SWIN.DEPTHS": list_of(SOME_LAYERS, 4),
+    "MODEL.SWIN.NUM_HEADS": list_of(whole(1, 1024), 4),
+    "MODEL.SWIN.WINDOW_SIZE": whole(2, 64),
+    "MODEL.SWIN.DROP_PATH_RATE": BELOW_ONE,
+}
+MVIT = {
+    "MODEL.MVIT.EMBED_DIM": whole(1, 4096),
+    "MODEL.MVIT.LAST_BLOCKS": list_of(BLOCKS, 4),
+    "MODEL.MVIT.DROP_PATH_RATE": BELOW_ONE,
 }
 FPN = {
     "MODEL.FPN.IN_FEATURES": NAMES,
@@ -494,8 +519,10 @@ RESNETS = ("build_resnet_backbone", *RESNET_FPN)
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}  # of a backbone's feature maps
 DEEPLAB_RESNETS = ("build_resnet_deeplab_backbone",)
 TIMM_FPN = "build_timm_fpn_backbone"
-# Ours with a pyramid, and the rules of the keys that they alone read.
-OWN_FPN = {TIMM_FPN: TIMM}
+VITDET, SWIN_FPN = "build_vitdet_backbone", "build_swin_fpn_backbone"
+MVIT_FPN = "build_mvit_fpn_backbone"
+# Ours, all with a pyramid, and the rules of the keys that they alone read.
+OWN = {TIMM_FPN: TIMM, VITDET: VIT, SWIN_FPN: SWIN, MVIT_FPN: MVIT}
 BOX_HEADS = ("FastRCNNConvFCHead",)
 CASCADE_ROI_HEADS = ("CascadeROIHeads", "PointRendCascadeROIHeads")
 PYRAMID_ROI_HEADS = ("StandardROIHeads", "PointRendROIHeads", *CASCADE_ROI_HEADS)
@@ -525,9 +552,9 @@ def rules_in_use(cfg: CfgNode, *, training: bool) -> dict[str, Rule]:
     rules = dict(ALWAYS)
     if model.BACKBONE.NAME in RESNETS:
         rules |= RESNET
-    if model.BACKBONE.NAME in (*RESNET_FPN, *OWN_FPN):
+    if model.BACKBONE.NAME in (*RESNET_FPN, *OWN):
         rules |= FPN
-    rules |= OWN_FPN.get(model.BACKBONE.NAME, {})
+    rules |= OWN.get(model.BACKBONE.NAME, {})
     if model.BACKBONE.NAME in DEEPLAB_RESNETS:
         rules |= DEEPLAB_RESNET
     if task.has_roi_heads:

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 
 CONSTRUCTORS = {"point_rend", "detectron2", "fvcore", "torch", "torchvision"}
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
-TRAINING_SHARE = 3  # weights, gradients and momentum
+TRAINING_SHARES = {"SGD": 3, "ADAMW": 4}  # weights, gradients, and one or two momenta
 GIB = 2**30
 
 
@@ -54,7 +54,9 @@ def check_model(cfg: CfgNode, *, training: bool) -> None:
         ) from error
     size = sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
     on_cpu = str(cfg.MODEL.DEVICE) == "cpu"
-    needed, available = size * (TRAINING_SHARE if training and on_cpu else 1), memory_limit()
+    needed, available = size, memory_limit()
+    if training and on_cpu:
+        needed *= TRAINING_SHARES[cfg.SOLVER.OPTIMIZER]
     if needed > available:
         raise ValueError(
             f"the model of this config takes {needed / GIB:.1f} GiB"

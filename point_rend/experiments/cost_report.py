@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from point_rend.experiments.costs import Cost
+from point_rend.experiments.part_costs import Part
 
 UNITS = ((9, "G"), (6, "M"), (3, "k"))
 COLUMNS = ("head", "output", "FLOPs", "activations", "at once", "parameters", "points")
@@ -20,6 +21,7 @@ def format_markdown(report: Mapping[str, Any]) -> str:
         f"{report['points_per_image']} points evaluated per image"
         + (f" with {report['boxes']} boxes." if report["per_box"] else ".")
     ]
+    lines += ["", "Parts of the model, per image:", "", format_parts(report["parts"])]
     for key, title in (("per_box", "Mask heads, per box"), ("per_image", "Semantic, per image")):
         if report[key]:
             lines += ["", f"{title}:", "", format_costs(report[key])]
@@ -28,8 +30,21 @@ def format_markdown(report: Mapping[str, Any]) -> str:
 
 def format_json(report: Mapping[str, Any]) -> str:
     """Write a report of :func:`point_rend.experiments.costs.analyze` as JSON."""
-    tables = {key: list(map(asdict, report[key])) for key in ("per_box", "per_image")}
+    tables = {key: list(map(asdict, report[key])) for key in ("parts", "per_box", "per_image")}
     return json.dumps({**report, **tables}, indent=2)
+
+
+def format_parts(parts: Sequence[Part]) -> str:
+    """Lay out a Markdown table of the parts of a model, with their sum."""
+
+    def numbers(part: Part) -> tuple[int, int, int]:
+        return part.multiply_adds, part.activations, part.parameters
+
+    lines = ["| part | FLOPs | activations | parameters |", "|---|" + "---:|" * 3]
+    total = Part("all", *(sum(column) for column in zip(*map(numbers, parts), strict=True)))
+    for part in [*parts, total]:
+        lines.append(f"| {' | '.join([part.part, *map(with_unit, numbers(part))])} |")
+    return "\n".join(lines)
 
 
 def format_costs(costs: Sequence[Cost]) -> str:

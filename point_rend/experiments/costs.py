@@ -12,10 +12,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes, Instances
-from fvcore.nn import parameter_count
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -23,7 +22,8 @@ from point_rend import PointRendSemSegHead, SubdivisionPlan, load_config
 from point_rend.config.checks import check_config
 from point_rend.config.loading import COMMAND_LINE
 from point_rend.config.trial import check_model
-from point_rend.experiments.operation_counts import Count, count
+from point_rend.experiments.operation_counts import Count, count, count_parameters
+from point_rend.experiments.part_costs import count_masks, part_costs
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from point_rend.semantic_seg import coarse_logits
 
@@ -72,7 +72,8 @@ def analyze(
 
     Returns:
         ``image``, its size as the model sees it; ``parameters`` of the model; ``boxes``;
-        ``per_box`` and ``per_image``, lists of :class:`Cost`, empty without such a head;
+        ``parts`` of the model, for one image; ``per_box`` and ``per_image``, lists of
+        :class:`Cost`, empty without such a head;
         ``points_per_image`` of all heads together.
 
     Raises:
@@ -87,27 +88,31 @@ def analyze(
     num_boxes = cfg.TEST.DETECTIONS_PER_IMAGE if num_boxes is None else num_boxes
     if num_boxes < 1:
         raise ValueError(f"--boxes: expected 1 or more, got {num_boxes}")
-    with FakeTensorMode(), torch.no_grad():
+    # Some initializations draw until all values fit: they need a device that stores nothing, on
+    # which in turn nothing can be counted that depends on boxes.
+    with torch.device("meta"):
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).eval()
+    with FakeTensorMode(), torch.no_grad():
+        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         mask_head = getattr(getattr(model, "roi_heads", None), "mask_head", None)
         semantic_head = getattr(model, "sem_seg_head", None)
-        divisor = math.lcm(
-            model.backbone.size_divisibility or 1, getattr(semantic_head, "frame_stride", 1)
-        )
-        size = _size_in_model(cfg, image, divisor)
+        size = _size_in_model(cfg, image, model.backbone, getattr(semantic_head, "frame_stride", 1))
         shapes = model.backbone.output_shape()
         features = {
             name: torch.zeros(1, shape.channels, *(-(-side // shape.stride) for side in size))
             for name, shape in shapes.items()
         }
+        found = found_objects(size, num_boxes)
+        masks = count_masks(getattr(model, "roi_heads", None), features, found)
+        parts = part_costs(model, features, found, masks)
         per_box, per_image = [], []
         if mask_head is not None:
             channels = shapes[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
             agnostic = cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK
             num_classes = 1 if agnostic else cfg.MODEL.ROI_HEADS.NUM_CLASSES
             per_box += [conv_head_cost(channels, num_classes, side) for side in CONV_SIDES]
-        if isinstance(mask_head, (PointRendMaskHead, ImplicitPointRendMaskHead)):
-            per_box += mask_head_costs(mask_head, features, size, num_boxes)
+        if isinstance(mask_head, (PointRendMaskHead, ImplicitPointRendMaskHead)) and masks:
+            per_box += mask_head_costs(mask_head, masks, num_boxes)
         if semantic_head is not None:
             per_image += semantic_head_costs(semantic_head, features, size)
     if not per_box and not per_image:
@@ -119,13 +124,20 @@ def analyze(
         "parameters": count_parameters(model),
         "boxes": num_boxes,
         "points_per_image": points,
+        "parts": parts,
         "per_box": per_box,
         "per_image": per_image,
     }
 
 
-def _size_in_model(cfg: CfgNode, image: tuple[int, int], divisor: int) -> tuple[int, int]:
-    """Return the size of an image after the resizing of the config and padding to a multiple."""
+def _size_in_model(
+    cfg: CfgNode, image: tuple[int, int], backbone: Backbone, frame_stride: int
+) -> tuple[int, int]:
+    """Return the size of an image after the resizing of the config and the padding of the model."""
+    square = backbone.padding_constraints.get("square_size", 0)
+    if square:
+        return square, square
+    divisor = math.lcm(backbone.size_divisibility or 1, frame_stride)
     short_side = cfg.INPUT.MIN_SIZE_TEST
     resized = image
     if short_side:
@@ -144,17 +156,13 @@ def conv_head_cost(in_channels: int, num_classes: int, side: int) -> Cost:
 
 
 def mask_head_costs(
-    head: PointRendMaskHead | ImplicitPointRendMaskHead,
-    features: Mapping[str, Tensor],
-    image_size: tuple[int, int],
-    num_boxes: int,
+    head: PointRendMaskHead | ImplicitPointRendMaskHead, per_image: Count, num_boxes: int
 ) -> list[Cost]:
     """Count a mask head per box: its coarse part, and the whole head in both forms.
 
     Args:
         head: The head, in evaluation mode.
-        features: Features of one image by level.
-        image_size: Size of the image.
+        per_image: Cost of all masks of an image, as of :func:`count_masks`.
         num_boxes: Boxes in the image, which share what is computed once per image.
     """
     if isinstance(head, ImplicitPointRendMaskHead):
@@ -183,10 +191,6 @@ def mask_head_costs(
     points = points_of_steps(renderer.plan)
     by_definition = _definition_cost(costs[0], point_head, (side, side), inputs_at, points)
 
-    found = Instances(image_size)
-    found.pred_boxes = Boxes(torch.zeros(num_boxes, 4))
-    found.pred_classes = torch.zeros(num_boxes, dtype=torch.int64)
-    per_image = count(head, features, [found])
     per_box = Count(*(round(number / num_boxes) for number in per_image))
     rendered = Cost(
         f"PointRend, as rendered for {num_boxes} boxes",
@@ -197,6 +201,14 @@ def mask_head_costs(
         by_definition.points,
     )
     return [*costs, by_definition, rendered]
+
+
+def found_objects(image_size: tuple[int, int], number: int) -> Instances:
+    """Return boxes of an image with their classes, of which only the number matters."""
+    found = Instances(image_size)
+    found.pred_boxes = Boxes(torch.zeros(number, 4))
+    found.pred_classes = torch.zeros(number, dtype=torch.int64)
+    return found
 
 
 def semantic_head_costs(
@@ -261,8 +273,3 @@ def points_of_steps(plan: SubdivisionPlan) -> list[int]:
     """Return the points of a box in the first grid and in each step."""
     sides = [plan.start_side * 2**step for step in range(1, plan.steps + 1)]
     return [plan.start_side**2, *(min(side**2, plan.points_per_step) for side in sides)]
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Count the parameters of a module."""
-    return parameter_count(module)[""]

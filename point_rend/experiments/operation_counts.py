@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from fvcore.nn import parameter_count
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -44,7 +45,13 @@ def _gathered(args: Sequence[Any], _: Tensor) -> int:
     return indices.numel() * table.shape[1]
 
 
+def _attention(args: Sequence[Any], output: Tensor) -> int:
+    query, key = args[:2]
+    return (query.numel() + output.numel()) * key.shape[-2]
+
+
 LAYERS: dict[Any, Operation] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten.convolution: _convolution,
     aten.mm: lambda args, output: output.numel() * args[0].shape[-1],
     aten.bmm: lambda args, output: output.numel() * args[0].shape[-1],
@@ -99,3 +106,8 @@ def count(function: Callable[..., Any], *inputs: Any) -> Count:
     with OperationCounter() as counter:
         function(*inputs)
     return counter.total
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count the parameters of a module."""
+    return parameter_count(module)[""]

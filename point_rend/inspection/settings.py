@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from detectron2.config import CfgNode
 
-from point_rend.config.checks import feature_strides
+from point_rend.config.backbones import feature_strides
 from point_rend.config.defaults import pixel_format
 from point_rend.config.tasks import SEM_SEG, meta_architecture, model_outputs
 from point_rend.data.datasets.classes import class_names

@@ -274,7 +274,7 @@ def test_weights_that_timm_lacks_are_refused_with_those_that_it_has() -> None:
     model = build_model(timm_config())
     with pytest.raises(FileNotFoundError, match=r"expected timm://resnet18\.a1_in1k or timm://"):
         SafeDetectionCheckpointer(model).load("timm://resnet18.best")
-    with pytest.raises(FileNotFoundError, match="timm has no weights of this name$"):
+    with pytest.raises(FileNotFoundError, match=r"timm has no weights of this name$"):
         SafeDetectionCheckpointer(model).load("timm://nothing")
 
 

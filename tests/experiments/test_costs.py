@@ -11,6 +11,7 @@ from point_rend.experiments import costs
 INSTANCE = get_config_file("InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco.yaml")
 IMPLICIT = get_config_file("InstanceSegmentation/implicit_pointrend_R_50_FPN_1x_coco.yaml")
 BASELINE = get_config_file("InstanceSegmentation/mask_rcnn_R_50_FPN_1x_coco.yaml")
+FEW_BOXES = ["MODEL.RPN.POST_NMS_TOPK_TEST", "1", "TEST.DETECTIONS_PER_IMAGE", "1"]
 SEMANTIC = get_config_file("SemanticSegmentation/pointrend_semantic_R_50_FPN_1x_coco.yaml")
 
 
@@ -71,6 +72,39 @@ def test_the_instance_config_costs_the_sum_of_its_layers(instance_report: dict[s
     assert plain.activations == coarse.activations + plain.points * (3 * 256 + 80)
     assert plain.activations_at_once == coarse.activations + 28**2 * (3 * 256 + 80)
     assert plain.parameters == coarse.parameters + 3 * (336 + 1) * 256 + (336 + 1) * 80
+
+
+def test_the_parts_of_a_model_add_up_to_it(instance_report: dict[str, Any]):
+    parts = {part.part: part for part in instance_report["parts"]}
+    assert list(parts) == [
+        *("backbone, pyramid", "proposals", "boxes of 1000 proposals", "masks of 100 boxes"),
+    ]
+    assert sum(part.parameters for part in parts.values()) == instance_report["parameters"]
+    rendered = instance_report["per_box"][-1]
+    assert parts["masks of 100 boxes"].multiply_adds == pytest.approx(
+        100 * rendered.multiply_adds, rel=1e-6
+    )
+    # Two layers of 1024, 80 classes and the background, a box for each class.
+    of_box = 256 * 7**2 * 1024 + 1024 * 1024 + 1024 * (81 + 4 * 80)
+    assert parts["boxes of 1000 proposals"].multiply_adds == 1000 * of_box
+    # A convolution of 3 x 3, then three anchors with a score and four deltas each.
+    cells = sum((800 >> level) * -(-1088 >> level) for level in range(2, 6)) + 13 * 17
+    assert parts["proposals"].multiply_adds == cells * (256 * 256 * 9 + 256 * 15)
+
+
+def test_a_backbone_for_squares_is_counted_on_a_square():
+    path = get_config_file("pointrend_rcnn_ViTDet_B_100ep_LSJ_coco")
+    depth = ["MODEL.VIT.DEPTH", "1", "MODEL.VIT.GLOBAL_BLOCKS", "[]"]
+    deeper = ["MODEL.VIT.DEPTH", "2", "MODEL.VIT.GLOBAL_BLOCKS", "[]"]
+    reports = [costs.analyze(path, [*x, *FEW_BOXES], (480, 640)) for x in (depth, deeper)]
+    assert [report["image"] for report in reports] == [(1024, 1024)] * 2
+    one, two = (report["parts"][0] for report in reports)
+    # A block of windows: 4·d + 8·d layers at 70² padded cells of 14² windows, attention in each,
+    # and the positions along each axis.
+    cells, padded, dim = 64**2, 70**2, 768
+    layers = cells * 8 * dim**2 + padded * 4 * dim**2
+    attention = padded * 14**2 * dim * 2 + padded * 2 * 14 * dim
+    assert two.multiply_adds - one.multiply_adds == layers + attention
 
 
 def test_the_documents_state_these_costs(instance_report: dict[str, Any]):

@@ -7,6 +7,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from point_rend import StandardPointHead
 from point_rend.coarse_mask_head import CoarseMaskHead
@@ -70,3 +71,16 @@ def test_products_with_weights_of_each_box_are_counted():
 def test_a_product_added_in_place_is_counted():
     sums = torch.zeros(10, 8)
     assert count(sums.addmm_, torch.zeros(10, 6), torch.zeros(6, 8)) == (10 * 6 * 8, 80)
+
+
+def test_attention_costs_its_two_products_in_either_form():
+    query, key, value = torch.rand(2, 3, 5, 8), torch.rand(2, 3, 7, 8), torch.rand(2, 3, 7, 8)
+
+    def attend() -> None:
+        nn.functional.scaled_dot_product_attention(query, key, value)
+
+    products = 2 * (2 * 3 * 5 * 7 * 8)
+    with torch.no_grad():
+        assert count(attend).multiply_adds == products
+        with sdpa_kernel(SDPBackend.MATH):
+            assert count(attend).multiply_adds == products
