@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from point_rend.cli.inspect import main
 from point_rend.config.checks import check_config
@@ -35,8 +35,9 @@ from tests.tiny_datasets import (
     scene,
     write_coco,
 )
-from tests.tiny_semantic import CLASSES, write_sem_seg
+from tests.tiny_semantic import CLASSES, IGNORED, write_sem_seg
 
+PANOPTIC = "PanopticSegmentation/pointrend_panoptic_R_50_FPN_1x_coco.yaml"
 SEMANTIC = "SemanticSegmentation/pointrend_semantic_R_50_FPN_80k_cityscapes.yaml"
 
 
@@ -205,6 +206,29 @@ def test_label_maps_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[s
     # 1024 pixels from 64: enlarging such images shows nothing.
     assert "Size of the input" in [x["title"] for x in found["suggestions"]]
     assert "ignored pixels of training" in capsys.readouterr().out
+
+
+def test_a_panoptic_set_gets_both_reports(tmp_path: Path) -> None:
+    coco, maps = write_coco(tmp_path / "coco"), write_sem_seg(tmp_path / "maps")
+    register_coco("things", *coco)
+    records = DatasetCatalog.get("things")
+    for number, record in enumerate(records):
+        record["sem_seg_file_name"] = str(maps.label(number))
+    known = MetadataCatalog.get("things").as_dict() | {"name": "both"}
+    known |= {"evaluator_type": "coco_panoptic_seg", "ignore_label": IGNORED}
+    DatasetCatalog.register("both", lambda: records)
+    MetadataCatalog.get("both").set(**known, stuff_classes=list(CLASSES))
+    names = ["DATASETS.TRAIN", "('both',)", "DATASETS.TEST", "()"]
+    page = tmp_path / "page.html"
+    opts = [*names, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"]
+    found = report_of(tmp_path, PANOPTIC, ["--page", str(page)], *opts)
+    assert found["classes"]["train"] == {"objects": [2, 2, 2], "images": [2, 2, 2]}
+    assert found["semantic"]["train"]["images"] == [2, 2, 2, 2]
+    assert found["train"]["broken"] == []
+    assert found["test"] is None
+    text = page_text(page)
+    assert "Classes of instances" in text
+    assert "Classes of label maps" in text
 
 
 def test_without_images_no_file_is_opened(tmp_path: Path) -> None:
