@@ -41,6 +41,8 @@ LEFT: Color = (255, 200, 0)
 RIGHT: Color = (200, 60, 255)
 OTHER: Color = (255, 255, 255)
 TALLEST = 1.25  # height of a panel, over its width
+WIDEST = 36  # width of a panel, in percent of the page's
+DIMMED = 0.7  # brightness below boxes without masks
 NO_OBJECT = "no object"
 
 
@@ -126,7 +128,7 @@ def _cell(
     """Draw all panels of an image, under a caption."""
     height, wide = sample["image"].shape[-2:]
     number = 1 + ("instances" in sample) + ("sem_seg" in sample) + len(points)
-    panel = (width - GAP * (number - 1)) // number
+    panel = min((width - GAP * (number - 1)) // number, WIDEST * WIDTH // 100)
     scale = min(panel / wide, TALLEST * panel / height)
     parts = _parts(_Painter(sample, shown, scale), points)
     tallest = max(x.picture.shape[0] for x in parts)
@@ -190,7 +192,9 @@ class _Painter:
         instances: Instances = self.sample["instances"]
         colors = [color_of(i) for i in range(len(instances))]
         masks = self._masks(instances)
-        picture = overlay_masks(self.image, masks, colors[: len(masks)], outline=1)
+        picture = cv2.convertScaleAbs(self.image, alpha=DIMMED)
+        if masks:
+            picture = overlay_masks(self.image, masks, colors, outline=1)
         if instances.has("gt_boxes") and names:
             for box, color in zip(instances.gt_boxes.tensor.tolist(), colors, strict=True):
                 x0, y0, x1, y1 = (round(x * self.scale) for x in box)

@@ -17,7 +17,11 @@ from point_rend.data.loader.loaders import TrainLoader
 
 TRANSFORMS = "transforms"  # key of a sample in a dry run
 METHOD = "sample_training_points"  # of the heads that train on points
-FLIPS = {"HFlipTransform": "flipped left to right", "VFlipTransform": "flipped upside down"}
+SIMPLE = {
+    "HFlipTransform": "flipped left to right",
+    "VFlipTransform": "flipped upside down",
+    "PadTransform": "padded",
+}
 
 
 class Points(NamedTuple):
@@ -177,8 +181,8 @@ def describe(transform: Any) -> list[str]:
     name = type(transform).__name__
     if type(transform) is NoOpTransform:
         return []
-    if name in FLIPS:
-        return [FLIPS[name]]
+    if name in SIMPLE:
+        return [SIMPLE[name]]
     if hasattr(transform, "new_h"):
         if (transform.new_h, transform.new_w) == (transform.h, transform.w):
             return []
