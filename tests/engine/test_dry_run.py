@@ -26,6 +26,7 @@ from point_rend.cli import train
 from point_rend.color_augmentation import ColorAugSSD
 from point_rend.data.datasets.coco import register_coco
 from point_rend.data.loader.loaders import build_train_loader
+from point_rend.data.mapper import NamingDatasetMapper
 from point_rend.engine.dry_run import measuring, picture
 from point_rend.engine.dry_run import run as dry_run
 from point_rend.engine.dry_run.recording import Points, describe, of_boxes, of_labels
@@ -259,6 +260,23 @@ def test_keypoints_and_boxes_without_masks_are_shown(tmp_path: Path, drawn: list
     assert batches[0][0]["instances"].has("gt_keypoints")
     assert points[0] == [[], []]
     assert report(tmp_path / "o" / "check")["parameters"]["total"] > 0
+
+
+def test_the_loader_of_a_user_is_shown(
+    mixed: CocoSet, tmp_path: Path, drawn: list[Drawn], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Own(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg: CfgNode) -> Any:
+            mapper = NamingDatasetMapper(cfg, is_train=True)
+            return [[mapper(x)] for x in DatasetCatalog.get("mixed")]
+
+    argv = ["--check", *command(mixed, tmp_path / "output", *NO_TEST, "SOLVER.MAX_ITER", "3")[1:]]
+    train.main(argv, trainer=Own)
+    assert [[x["image_id"] for x in batch] for batch in drawn[0][0]] == [[1], [2], [3]]
+    found = report(tmp_path / "output" / "check")
+    assert (found["data"]["images"], found["length"]["epochs"]) == (None, None)
+    assert "length    3 iterations\n" in capsys.readouterr().out
 
 
 # --- several processes, and ends ------------------------------------------------------------------

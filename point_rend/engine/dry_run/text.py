@@ -95,7 +95,7 @@ def _losses(losses: list[dict[str, float]], start: int) -> str:
 def _memory(memory: Mapping[str, Any]) -> str:
     peak = format_bytes(memory["peak_bytes"])
     if memory["reserved_bytes"] is None:
-        return f"{peak} of this process at the peak of these steps, without those that read data"
+        return f"{peak} of a process at the peak of these steps, without those that read data"
     return (
         f"{peak} on the GPU at the peak of these steps, {format_bytes(memory['reserved_bytes'])} "
         f"with PyTorch's cache, of {format_bytes(memory['device_bytes'])}; larger images need more"
