@@ -54,5 +54,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         lines = [f"{args.output}: {args.points} points for each of {converted.annotations} objects"]
         if converted.left_out:
-            lines.append(f"{len(converted.left_out)} are left out, such as {converted.left_out[0]}")
+            lines.append(f"{converted.left_out} are left out, such as {converted.reasons[0]}")
         print_result("; ".join(lines))

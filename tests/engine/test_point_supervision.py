@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from point_rend.cli import train
 from point_rend.data.datasets.point_annotations import write_point_annotations
@@ -43,6 +44,39 @@ def test_a_model_is_trained_from_points_and_evaluated_on_masks(
     assert logged["loss_mask_point"] > 0
     assert logged["validation/loss_mask"] > 0
     assert "segm/AP" in logged
+
+
+HEADS = {
+    "standard": [],
+    "implicit": [
+        *("MODEL.ROI_MASK_HEAD.NAME", "ImplicitPointRendPointSupHead"),
+        *("MODEL.POINT_HEAD.NAME", "ImplicitPointHead", "MODEL.POINT_HEAD.SUBDIVISION_STEPS", "3"),
+    ],
+    "convolutional": [
+        *("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsamplePointSupHead"),
+        *("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1"),
+    ],
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_resumed_training_sees_the_same_points_and_ends_with_the_same_weights(
+    masks: CocoSet, points: CocoSet, tmp_path: Path, head: str
+) -> None:
+    drawn = ["INPUT.SAMPLE_POINTS", "3", "SOLVER.MAX_ITER", "3", "DATASETS.TEST", "()"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for output in (whole, parts):
+        argv = arguments(points, masks, output, *drawn, "SOLVER.CHECKPOINT_PERIOD", "1")
+        train.main([*argv, *HEADS[head]])
+        if output == parts:
+            (parts / "model_final.pth").unlink()
+            (parts / "last_checkpoint").write_text("model_0000000.pth")
+            train.main(["--resume", *argv, *HEADS[head]])
+    first, second = (
+        torch.load(x / "model_final.pth", weights_only=True)["model"] for x in (whole, parts)
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from 0, and "point_labels", 1 in the object and 0 outside of it, in place of "se
 """
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +20,17 @@ from point_rend.data.checks.annotations import clean_annotations
 from point_rend.data.checks.masks import CHUNK, compress_masks
 from point_rend.data.checks.points import FIELDS, MOST_POINTS
 from point_rend.data.checks.rle import Fault, Record, Size, decode_counts
-from point_rend.data.datasets.coco import add_coco_instances, read_coco
-from point_rend.data.datasets.packed_coco import CocoLoader
+from point_rend.data.datasets.coco import add_coco_instances
+from point_rend.data.datasets.coco_checks import CocoChecks
+from point_rend.data.datasets.packed_coco import MAX_STREAMED_BYTES, CocoLoader, naming_errors
 from point_rend.utils.files import atomic_file, check_output
+from point_rend.utils.json_stream import Kind, iterate_list, iterate_pieces
 
 # The set that configs of the PointSup project name; `prepare-point-annotations` writes its file.
 COCO_POINTS = "coco_2017_train_points_n10_v1_without_masks"
 COCO_POINTS_FILE = "coco/annotations/instances_train2017_n10_v1_without_masks.json"
+ROLE = "annotation file"
+MOST_REASONS = 3
 Annotation = dict[str, Any]
 
 
@@ -34,11 +39,13 @@ class Converted(NamedTuple):
 
     Attributes:
         annotations: Number of annotations in the new file.
-        left_out: Reasons why others are not in it.
+        left_out: Number of the others.
+        reasons: Why the first of these are left out.
     """
 
     annotations: int
-    left_out: list[str]
+    left_out: int
+    reasons: list[str]
 
 
 def register_point_annotations() -> None:
@@ -59,7 +66,8 @@ def write_point_annotations(
     """Draw points from the masks of a file in COCO's format, and write them in place of the masks.
 
     The points of an object are uniform in its box and depend on the seed and its id alone. Objects
-    that cannot be used, such as those without a mask, are left out.
+    that cannot be used, such as those without a mask, are left out. The annotations are read one by
+    one, twice, so that they take no memory.
 
     Args:
         source: The file with masks.
@@ -78,35 +86,59 @@ def write_point_annotations(
     check_output(target, inputs=[source])
     if os.path.lexists(target) and not overwrite:
         raise ValueError(f"--output: {target} exists: choose another name, or pass --overwrite")
-    content = read_coco(str(source))
-    annotations = content.pop("annotations")
+    content, total = _read_all_but_annotations(source)
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    left_out: list[str] = []
+    reasons: list[str] = []
     written = 0
     with atomic_file(target) as file:
         file.write(json.dumps(content)[:-1].encode() + b', "annotations": [')
-        for annotation in _with_points(annotations, sizes, points, seed, left_out):
+        annotations = iterate_list(source, "annotations", what=ROLE) if total else iter(())
+        for annotation in _with_points(annotations, sizes, points, seed, reasons):
             file.write((",\n" if written else "\n").encode() + json.dumps(annotation).encode())
             written += 1
         file.write(b"\n]}\n")
         if not written:
             raise ValueError(
-                f"{source}: no mask of its {len(annotations)} annotations can be used"
-                + (f", such as {left_out[0]}" if left_out else "")
+                f"{source}: no mask of its {total} annotations can be used"
+                + (f", such as {reasons[0]}" if reasons else "")
             )
-    return Converted(written, left_out)
+    return Converted(written, total - written, reasons)
+
+
+def _read_all_but_annotations(source: Path) -> tuple[dict[str, Any], int]:
+    """Check a file, and return its content without annotations, and their number."""
+    checks = CocoChecks(str(source))
+    content: Any = None
+    total = 0
+    with naming_errors(str(source)):
+        for kind, key, value in iterate_pieces(source, what=ROLE, max_bytes=MAX_STREAMED_BYTES):
+            if kind is Kind.OBJECT:
+                content = {}
+            elif key is None:
+                content = [] if kind is not Kind.VALUE else value
+            elif kind is Kind.ITEM:
+                if key in checks.lists:
+                    checks.lists[key](value)
+                if key == "annotations":
+                    total += 1
+                else:
+                    content[key].append(value)
+            else:
+                content[key] = [] if kind is Kind.LIST else value
+    checks.finish(content)
+    content.pop("annotations", None)
+    return content, total
 
 
 def _with_points(
-    annotations: Sequence[Annotation],
+    annotations: Iterator[Annotation],
     sizes: Mapping[Any, Size],
     points: int,
     seed: int,
-    left_out: list[str],
+    reasons: list[str],
 ) -> Iterator[Annotation]:
-    """Yield usable annotations with points; append the reasons for the others."""
-    for start in range(0, len(annotations), CHUNK):
-        chunk = annotations[start : start + CHUNK]
+    """Yield usable annotations with points; append the reasons for some of the others."""
+    while chunk := list(itertools.islice(annotations, CHUNK)):
         usable = []
         all_sizes = [sizes[x["image_id"]] for x in chunk]
         for original, cleaned in zip(
@@ -114,20 +146,25 @@ def _with_points(
         ):
             if cleaned.annotation is None:
                 reason = "; ".join(fault.text for fault in cleaned.faults)
-                left_out.append(f"annotation {original['id']}: {reason}")
+                _append(reasons, f"annotation {original['id']}: {reason}")
             else:
                 usable.append(cleaned.annotation)
         usable_sizes = [sizes[x["image_id"]] for x in usable]
         masks = compress_masks([x["segmentation"] for x in usable], usable_sizes)
         for annotation, mask, size in zip(usable, masks, usable_sizes, strict=True):
             if isinstance(mask, Fault):
-                left_out.append(f"annotation {annotation['id']}: {mask.text}")
+                _append(reasons, f"annotation {annotation['id']}: {mask.text}")
                 continue
             pixels = _draw(annotation["bbox"], size, points, _generator(seed, annotation["id"]))
             fields = (pixels.tolist(), _read(mask, pixels).tolist())
             yield {k: v for k, v in annotation.items() if k != "segmentation"} | dict(
                 zip(FIELDS, fields, strict=True)
             )
+
+
+def _append(reasons: list[str], reason: str) -> None:
+    if len(reasons) < MOST_REASONS:
+        reasons.append(reason)
 
 
 def _generator(seed: int, identity: int | str) -> np.random.Generator:

@@ -68,7 +68,7 @@ def test_labels_are_those_of_the_mask_at_the_pixels(tmp_path: Path, form: str) -
     box = {"bbox": [20.0, 0.0, 30.0, 30.0], "area": 800.0}
     given = mask if form == "compressed" else uncompressed(mask)
     (found,), converted = convert(write(tmp_path, [{**box, "segmentation": given}]))
-    assert converted == (1, [])
+    assert converted == (1, 0, [])
     assert found.keys() == {
         *("id", "image_id", "category_id", "iscrowd", "bbox", "area"),
         *("point_coords", "point_labels"),
@@ -138,11 +138,11 @@ def test_the_rest_of_the_file_stays_and_unusable_objects_are_left_out_with_their
     assert [x["id"] for x in found] == [4, 11]
     assert found[0]["keypoints"] == [1, 2, 2]
     assert found[1]["iscrowd"] == 1
-    assert converted.annotations == 2
-    assert [x.split(":")[0] for x in converted.left_out] == [
+    assert converted[:2] == (2, 3)
+    assert [x.split(":")[0] for x in converted.reasons] == [
         f"annotation {identity}" for identity in (20, 21, 12)
     ]
-    assert "bbox of size 0.0 x 5.0" in converted.left_out[2]
+    assert "bbox of size 0.0 x 5.0" in converted.reasons[2]
     before, after = (json.loads(x.read_text()) for x in (source, source.with_name("points.json")))
     for content in (before, after):
         del content["annotations"]
