@@ -25,9 +25,9 @@ from point_rend.evaluation.evaluators import (
     InstanceEvaluator,
     LabelMapEvaluator,
     LvisInstanceEvaluator,
-    PanopticEvaluator,
 )
 from point_rend.evaluation.limits import coco_limit, lvis_limit
+from point_rend.evaluation.panoptic_evaluator import PanopticEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -137,14 +137,14 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
                 LabelMapEvaluator(dataset_name, output_dir=folder),
                 build_instance_evaluator(),
             ]
-            if importlib.util.find_spec("panopticapi") is None:
+            if MetadataCatalog.get(dataset_name).get("panoptic_json"):
+                evaluators.append(PanopticEvaluator(dataset_name, folder))
+            else:
                 logger.warning(
                     "%s: mIoU and AP are computed, but panoptic quality is not; it needs "
-                    "panopticapi (pip install git+https://github.com/cocodataset/panopticapi.git)",
+                    "panoptic_json and panoptic_root in the metadata of the data set",
                     dataset_name,
                 )
-            else:
-                evaluators.append(PanopticEvaluator(dataset_name, folder))
         case _:
             raise ValueError(_unknown(dataset_name))
     if boundaries and "sem_seg" in EVALUATIONS[evaluator_type].outputs:

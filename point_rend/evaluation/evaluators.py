@@ -1,6 +1,5 @@
 """Evaluators for Detectron2's evaluation loop, extended by boundary metrics."""
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
-    COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     LVISEvaluator,
@@ -17,7 +15,6 @@ from detectron2.evaluation import (
 )
 from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from pycocotools.cocoeval import COCOeval
 
@@ -231,36 +228,6 @@ class LabelMapEvaluator(SemSegEvaluator):
         if results is not None:
             self._files.save_json("sem_seg_predictions.json", self._predictions)
             self._files.save_tensors("sem_seg_evaluation.pth", results["sem_seg"])
-            self._files.finish()
-        return results
-
-
-class PanopticEvaluator(COCOPanopticEvaluator):
-    """Detectron2's evaluator of panoptic quality.
-
-    Args:
-        dataset_name: A registered name.
-        output_dir: Folder for the predictions.
-    """
-
-    def __init__(self, dataset_name: str, output_dir: str) -> None:
-        super().__init__(dataset_name)
-        self._files = FileSaver(output_dir)
-
-    def evaluate(self) -> Any:
-        """Evaluate the images of all processes.
-
-        Returns:
-            Metrics in percent under "panoptic_seg"; None in all processes but the first.
-
-        Raises:
-            NotSavedError: If the predictions could not be saved; the metrics have been logged.
-        """
-        results = super().evaluate()
-        if results is not None:
-            with PathManager.open(self._metadata.panoptic_json) as file:
-                content = json.load(file)
-            self._files.save_json("predictions.json", content | {"annotations": self._predictions})
             self._files.finish()
         return results
 

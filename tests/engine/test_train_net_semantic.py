@@ -13,7 +13,6 @@ from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 from point_rend import get_config_file
 from point_rend.checkpoint.class_metadata import read_metadata
 from point_rend.cli import train
-from point_rend.data.datasets.coco import register_coco
 from point_rend.engine import trainer
 from point_rend.evaluation.metric_names import build_metric_names
 from tests.runs import evaluate, metrics, refusal, set_up
@@ -24,6 +23,7 @@ from tests.tiny_datasets import (
     write_cityscapes,
     write_coco,
 )
+from tests.tiny_panoptic import write_panoptic
 from tests.tiny_semantic import (
     CLASSES,
     IGNORED,
@@ -297,25 +297,15 @@ def test_the_name_of_another_data_set_is_refused(
 # Panoptic models
 
 
-def test_a_panoptic_model_is_trained_and_evaluated_on_both_kinds_of_labels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    coco, maps = write_coco(tmp_path / "coco"), write_sem_seg(tmp_path / "maps")
-    register_coco("things", *coco)
-    records = DatasetCatalog.get("things")
-    for number, record in enumerate(records):
-        record["sem_seg_file_name"] = str(maps.label(number))
-    DatasetCatalog.register("both", lambda: records)
-    known = MetadataCatalog.get("things").as_dict() | {"name": "both"}
-    known |= {"evaluator_type": "coco_panoptic_seg", "ignore_label": IGNORED}
-    MetadataCatalog.get("both").set(**known, stuff_classes=list(CLASSES))
-    monkeypatch.setattr("point_rend.evaluation.build.importlib.util.find_spec", lambda _: None)
-    names = ["DATASETS.TRAIN", "('both',)", "DATASETS.TEST", "('both',)"]
+def test_a_panoptic_model_is_trained_and_evaluated_on_all_kinds_of_labels(tmp_path: Path) -> None:
+    name = write_panoptic(tmp_path / "data").name
+    names = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
     small = ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.SEM_SEG_HEAD.POINT_HEAD.FC_DIM", "16"]
-    counts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "OUTPUT_DIR", str(tmp_path / "output")]
+    counts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3", "OUTPUT_DIR", str(tmp_path / "output")]
     train.main(["--config-file", PANOPTIC, *TINY_MODEL, *names, *small, *counts])
     training, evaluation = metrics(tmp_path / "output")
     assert {"loss_mask_point", "loss_sem_seg_point"} <= training.keys()
     assert {"sem_seg/mIoU", "bbox/AP", "segm/AP"} <= evaluation.keys()
+    assert {"panoptic_seg/PQ", "panoptic_seg/PQ_th", "panoptic_seg/RQ_st"} <= evaluation.keys()
     settings = yaml.safe_load((tmp_path / "output" / "config.yaml").read_text())
     assert settings["MODEL"]["ROI_HEADS"]["NUM_CLASSES"] == 3

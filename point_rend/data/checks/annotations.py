@@ -45,8 +45,9 @@ from point_rend.data.datasets.coco import (
 )
 from point_rend.data.datasets.cocofied_lvis import read_lvis
 from point_rend.data.datasets.loading import load_records
-from point_rend.data.datasets.packed import LazyList, Packed
+from point_rend.data.datasets.packed import GroupedLists, LazyList, Packed
 from point_rend.data.datasets.packed_coco import PackedCoco, read_packed_coco
+from point_rend.utils.garbage import cycles_uncollected
 from point_rend.utils.json_files import shown
 from point_rend.utils.pixel_format import PLAIN, PixelFormat
 
@@ -306,9 +307,10 @@ def leave_out_impossible_annotations(name: str, *, masks: bool, points: bool = F
                 position,
                 record.get("height"),
                 record.get("width"),
-                record.setdefault("annotations", []),
+                record["annotations"],
             )
             for position, record in enumerate(records)
+            if not _is_known_as_good(record.setdefault("annotations", []), (masks, points))
         ]
         for owned in _chunks(images):
             changed = {int(x.image.image_id) for x in owned if not is_repaired(x.annotation)}
@@ -333,6 +335,14 @@ def leave_out_impossible_annotations(name: str, *, masks: bool, points: bool = F
         return records
 
     DatasetCatalog[name] = load_clean
+
+
+def _is_known_as_good(annotations: Sequence[Annotation], checked: tuple[bool, bool]) -> bool:
+    """Return whether a check of the same things has found nothing in a lazy list."""
+    if not isinstance(annotations, LazyList):
+        return False
+    found = getattr(annotations.lists, "found", {}).get(checked)
+    return found is not None and annotations.number not in found
 
 
 class Cleaned(NamedTuple):
@@ -444,8 +454,12 @@ def examine(
         observe: Receives each annotation and its result, in the order of the images.
     """
     examination = _Examination(masks=masks, points=points, observe=observe)
-    for owned in _chunks(data.images):
-        examination.add(owned)
+    with cycles_uncollected():
+        for owned in _chunks(data.images):
+            examination.add(owned)
+    lists = getattr(data.images[0].annotations, "lists", None) if data.images else None
+    if isinstance(lists, GroupedLists):
+        lists.found[masks, points] = examination.found
     return examination.findings(data.categories)
 
 
@@ -498,6 +512,7 @@ class _Examination:
         self._total = self._usable = self._crowds = 0
         self._replaced: dict[str, Counter[str]] = {"iscrowd": Counter(), "area": Counter()}
         self._of_class: Counter[Any] = Counter()
+        self.found: set[int] = set()  # of the lists of annotations, if they are lazy
         self._impossible, self._fatal = Examples(), Examples()
         self._holes, self._astray = Examples(), Examples()
         # Of the annotations with a usable mask:
@@ -515,6 +530,9 @@ class _Examination:
     def add(self, owned: Sequence[_Owned]) -> None:
         """Check some annotations."""
         annotations = [x.annotation for x in owned]
+        for own in owned:
+            if not is_repaired(own.annotation):
+                self._note(own)
         for field, values in repair_fields(annotations).items():
             self._replaced[field].update(values)
         self._of_class.update(x["category_id"] for x in annotations if "category_id" in x)
@@ -543,6 +561,7 @@ class _Examination:
                 if self._points and is_far_outside(annotation, _absolute_box(annotation)):
                     self._astray.add(own.name)
             if faults:
+                self._note(own)
                 self._add_faults(own, faults)
             if mask.box is not None and not is_crowd:
                 if mask.has_hole:
@@ -557,6 +576,10 @@ class _Examination:
             self._add_alone(alone)
         if compared:
             self._add_compared(compared, boxes, areas)
+
+    def _note(self, own: _Owned) -> None:
+        if isinstance(own.image.annotations, LazyList):
+            self.found.add(own.image.annotations.number)
 
     def _add_faults(self, own: _Owned, faults: Sequence[Fault]) -> None:
         def text() -> str:
@@ -848,7 +871,8 @@ def load_data_set(name: str) -> DataSet:
     if json_file and evaluator_type == "coco_panoptic_seg":
         read_coco(json_file)
     if metadata.get("panoptic_json"):
-        check_panoptic_file(metadata.panoptic_json)
+        numbered = evaluator_type == "coco_panoptic_seg"
+        check_panoptic_file(metadata.panoptic_json, numbered=numbered)
     # Any other loader, such as that of Cityscapes, may take minutes: it runs once.
     loaded = load_records(name)
     DatasetCatalog[name] = lambda: copy.deepcopy(loaded)

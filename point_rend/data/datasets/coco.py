@@ -39,8 +39,74 @@ def read_coco(json_file: str, *, image_name: str = "file_name") -> dict[str, Any
     return content
 
 
-def check_panoptic_file(json_file: str) -> None:
+def read_panoptic(json_file: str) -> dict[str, Any]:
+    """Read a file in COCO's panoptic format whose segments are compared with others.
+
+    Returns:
+        The content; "iscrowd" of the segments is 0 or 1.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: As :func:`check_panoptic_file`, or if a category or a segment is incomplete or
+            given twice.
+    """
+    content = check_panoptic_file(json_file, numbered=False)
+    categories = content.get("categories")
+    if not isinstance(categories, list) or not all(
+        isinstance(x, dict)
+        and type(x.get("id")) is int
+        and isinstance(x.get("name"), str)
+        and x.get("isthing") in (0, 1)
+        for x in categories
+    ):
+        raise ValueError(
+            f"{json_file}: expected 'categories', each with an id, a name and isthing 0 or 1"
+        )
+    known = {x["id"] for x in categories}
+    if len(known) < len(categories):
+        raise ValueError(f"{json_file}: two categories have one id")
+    images: set[str] = set()
+    for annotation in content["annotations"]:
+        where = f"{json_file}: image {shown(annotation['image_id'])}"
+        if str(annotation["image_id"]) in images:
+            raise ValueError(f"{where} is given twice")
+        images.add(str(annotation["image_id"]))
+        if not is_within(annotation["file_name"]):
+            raise ValueError(
+                f"{where}: its labels are {shown(annotation['file_name'])}, expected a file within "
+                "the folder of the labels"
+            )
+        ids: set[int] = set()
+        for segment in annotation["segments_info"]:
+            identity, crowd = segment.get("id"), crowd_flag(segment.get("iscrowd", 0))
+            if type(identity) is not int or not 0 < identity < 256**3 or crowd is None:
+                raise ValueError(
+                    f"{where}: segment {shown(segment)} needs an id from 1 to {256**3 - 1}, and "
+                    "iscrowd 0 or 1"
+                )
+            if identity in ids or segment["category_id"] not in known:
+                reason = "is given twice" if identity in ids else "has an unknown category"
+                raise ValueError(f"{where}: segment {identity} {reason}")
+            ids.add(identity)
+            segment["iscrowd"] = crowd
+    return content
+
+
+def is_within(name: str) -> bool:
+    """Return whether the path of a file is relative and has no `..`."""
+    return not os.path.isabs(name) and ".." not in name.replace(os.sep, "/").split("/")
+
+
+def check_panoptic_file(json_file: str, *, numbered: bool = True) -> dict[str, Any]:
     """Refuse a file that is not in COCO's panoptic format, before Detectron2 reads it.
+
+    Args:
+        json_file: Path of the file.
+        numbered: Whether the ids of its images have to be numbers, as Detectron2 needs those of
+            COCO; those of Cityscapes are names.
+
+    Returns:
+        Its content.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -57,15 +123,18 @@ def check_panoptic_file(json_file: str) -> None:
         known = record if isinstance(record, dict) else {}
         identity, segments = known.get("image_id"), known.get("segments_info")
         if (
-            not (type(identity) is int or (isinstance(identity, str) and identity.isdecimal()))
+            not (type(identity) is int or isinstance(identity, str))
+            or (numbered and isinstance(identity, str) and not identity.isdecimal())
             or not isinstance(known.get("file_name"), str)
             or not isinstance(segments, list)
             or not all(isinstance(x, dict) and type(x.get("category_id")) is int for x in segments)
         ):
+            digits = " of digits" if numbered else ""
             raise ValueError(
-                f"{json_file}: annotation at position {position} needs an image_id of digits, a "
+                f"{json_file}: annotation at position {position} needs an image_id{digits}, a "
                 f"file_name and segments_info, each with a category_id; got {shown(record)}"
             )
+    return content
 
 
 def register_coco(name: str, json_file: str, image_root: str) -> int:

@@ -34,8 +34,8 @@ def loading_lazily() -> Iterator[None]:
 class Lists(Protocol):
     """Lists by their index."""
 
-    def __getitem__(self, index: int) -> list[Any]:
-        """Return a list; every call creates it anew."""
+    def __getitem__(self, index: int) -> Iterable[Any]:
+        """Return the items of a list, which every call creates anew."""
         ...
 
 
@@ -100,21 +100,25 @@ class GroupedLists:
         packed: The objects.
         owners: Index of the owner of each object; those of one keep their order.
         number: Number of owners.
+
+    Attributes:
+        found: Indices of the lists in which a check has found faults, by what it has checked.
     """
 
     def __init__(self, packed: Packed, owners: np.ndarray, number: int) -> None:
+        self.found: dict[Any, set[int]] = {}
         self._packed = packed
         self._order = np.argsort(owners, kind="stable")
         self._starts = np.searchsorted(owners[self._order], np.arange(number + 1))
 
-    def __getitem__(self, index: int) -> list[Any]:
+    def __getitem__(self, index: int) -> Iterator[Any]:
         own = self._order[self._starts[index] : self._starts[index + 1]]
-        return [self._packed[number] for number in own.tolist()]
+        return (self._packed[number] for number in own.tolist())
 
 
 def list_of(lists: Lists, number: int) -> Sequence[Any]:
     """Return a list; within :func:`loading_lazily` one that is read when it is used."""
-    return LazyList(lists, number) if _is_lazy.get() else lists[number]
+    return LazyList(lists, number) if _is_lazy.get() else [*lists[number]]
 
 
 class LazyList(Sequence[Any]):
@@ -133,7 +137,7 @@ class LazyList(Sequence[Any]):
 
     def read(self) -> list[Any]:
         """Return the list."""
-        return self.lists[self.number]
+        return [*self.lists[self.number]]
 
     def __len__(self) -> int:
         return len(self.read())
@@ -146,7 +150,7 @@ class LazyList(Sequence[Any]):
         return self.read()[key]
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.read())
+        return iter(self.lists[self.number])
 
     def __eq__(self, other: object) -> bool:
         return self.read() == (other.read() if isinstance(other, LazyList) else other)

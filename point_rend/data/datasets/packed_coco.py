@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from point_rend.data.checks.points import FIELDS as POINT_FIELDS
 from point_rend.data.datasets.coco_checks import CocoChecks
-from point_rend.data.datasets.packed import GroupedLists, Lists, Packed, list_of
+from point_rend.data.datasets.packed import GroupedLists, Packed, list_of
 from point_rend.utils.json_stream import Kind, iterate_pieces
 
 logger = logging.getLogger(__name__)
@@ -164,16 +164,17 @@ class CocoLoader:
 class _TrainingLists:
     """The annotations of images in Detectron2's format."""
 
-    def __init__(self, annotations: Lists, numbers: dict[int, int]) -> None:
+    def __init__(self, annotations: GroupedLists, numbers: dict[int, int]) -> None:
+        self.found = annotations.found
         self._annotations = annotations
         self._numbers = numbers
 
-    def __getitem__(self, index: int) -> list[dict[str, Any]]:
-        return [
+    def __getitem__(self, index: int) -> Iterator[dict[str, Any]]:
+        return (
             converted
             for annotation in self._annotations[index]
             if (converted := _in_detectron2_format(annotation, self._numbers)) is not None
-        ]
+        )
 
 
 def _in_detectron2_format(

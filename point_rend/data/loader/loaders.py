@@ -40,6 +40,7 @@ from point_rend.data.loader.samples import (
 from point_rend.data.loader.together import BatchStream
 from point_rend.data.loader.transport import PackedSample, pack, unpack
 from point_rend.utils.errors import USER_ERROR, TrainingStop
+from point_rend.utils.garbage import cycles_uncollected
 from point_rend.utils.seeding import random_numbers_of
 from point_rend.utils.signals import SIGNALS, end_with_parent, signals_wait
 
@@ -221,7 +222,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Record], Record]) -> Trai
     def arguments(seed: int, dataset: Any = None) -> dict[str, Any]:
         # Detectron2's samplers take SEED or a number that NumPy draws.
         seeded.SEED = seed
-        with random_numbers_of(seed), proposals_as_data(), loading_lazily():
+        with random_numbers_of(seed), proposals_as_data(), loading_lazily(), cycles_uncollected():
             return build_detection_train_loader.from_config(seeded, mapper=mapper, dataset=dataset)
 
     first = arguments(seed)

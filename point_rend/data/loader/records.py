@@ -44,5 +44,5 @@ class PackedRecords(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         record: dict[str, Any] = self._records[index]
         if (source := self._source_of[index]) >= 0:
-            record[ANNOTATIONS] = self._sources[source][self._index_of[index]]
+            record[ANNOTATIONS] = [*self._sources[source][self._index_of[index]]]
         return record
