@@ -188,7 +188,7 @@ class BestEvaluation(InterruptibleEvaluation):
         former = self.best_so_far
         if self._is_better(value):
             self._save(value, iteration)
-            logger.info("%s %.5g is better than %s", self.metric, value, former)
+            logger.info("%s %.5g is the best so far, better than %s", self.metric, value, former)
             self.value, self.iteration, self.since = value, iteration, 0
         else:
             self.since += 1
