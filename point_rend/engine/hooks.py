@@ -3,12 +3,14 @@
 One more notices an output folder that is removed.
 """
 
+import os
 from typing import Any
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
+from point_rend.checkpoint.checkpointer import FINAL
 from point_rend.engine.averaging import WeightAverage
 from point_rend.engine.output_folder import WatchedFolder
 from point_rend.engine.signals import StopSignals
@@ -41,6 +43,24 @@ class StopWithoutFolder(HookBase):
         """Record that the iteration is complete, then look for the folder."""
         self.trainer.last_complete_iter = self.trainer.iter
         self._folder.check()
+
+
+class CompletingCheckpointer(hooks.PeriodicCheckpointer):
+    """Detectron2's hook that saves checkpoints; the last one is saved even after a kill before it.
+
+    The last iteration may be saved twice, by its number and as the final one, and a process may be
+    killed in between. When it is resumed, nothing is left to train, and only the latter to save.
+    """
+
+    def before_train(self) -> None:
+        """Save the final checkpoint if a training that is complete lacks it."""
+        super().before_train()
+        trainer = self.trainer
+        final = os.path.join(self.checkpointer.save_dir, f"{FINAL}.pth")
+        if trainer.start_iter == trainer.max_iter and not os.path.exists(final):
+            trainer.iter = trainer.max_iter - 1
+            self.checkpointer.save(FINAL, iteration=trainer.iter)
+            trainer.iter = trainer.start_iter
 
 
 class StopOnSignal(HookBase):

@@ -49,6 +49,7 @@ from point_rend.engine.averaging import (
 )
 from point_rend.engine.best import FinishedEarly, build_evaluation_hooks, check_results
 from point_rend.engine.hooks import (
+    CompletingCheckpointer,
     InterruptibleEvaluation,
     RepeatablePreciseBN,
     SeedEachIteration,
@@ -197,7 +198,7 @@ class Trainer(DefaultTrainer):
             AverageWeights(self.average) if self.average is not None else None,
             self._build_precise_bn(self.cfg.clone()),
             StopWithoutFolder(self.folder) if self.folder is not None else None,
-            hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
+            CompletingCheckpointer(self.checkpointer, period) if is_main else None,
             StopOnSignal(self.signals),
             evaluation,
             self._build_samples(),
