@@ -259,6 +259,8 @@ COCO_PANOPTIC = COCO | {
     "MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER": True,
 }
 
+TRIPLE = {"SOLVER.STEPS": (210000, 250000), "SOLVER.MAX_ITER": 270000}
+
 PLUS_POINTREND = pointrend(2, "DeepLabV3PlusHead", "res2")
 PUBLISHED = {
     "semantic_R_101_FPN_1x_cityscapes": R101 | SEMANTIC_FPN | POINTREND_65K,
@@ -293,6 +295,8 @@ PUBLISHED = {
     "pointrend_semantic_R_50_FPN_160k_ade20k": R50 | SEMANTIC_FPN | pointrend(2) | ADE20K_160K,
     "pointrend_semantic_R_101_FPN_160k_ade20k": R101 | SEMANTIC_FPN | pointrend(2) | ADE20K_160K,
     PANOPTIC: R50 | COCO_PANOPTIC,
+    "pointrend_panoptic_R_50_FPN_3x_coco": R50 | COCO_PANOPTIC | TRIPLE,
+    "pointrend_panoptic_R_101_FPN_3x_coco": R101 | COCO_PANOPTIC | TRIPLE,
 }
 
 POINTREND_KEYS = {
@@ -400,8 +404,10 @@ def test_coco_stuff_adds_the_head_alone_to_the_recipe_of_detectron2():
     assert keys == POINTREND_KEYS | {"MODEL.BACKBONE.FREEZE_AT"}
 
 
-def test_panoptic_adds_the_two_heads_alone_to_the_recipe_of_detectron2():
-    ours, stock = load(PANOPTIC), zoo_cfg("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml")
+@pytest.mark.parametrize("recipe", ["R_50_FPN_1x", "R_50_FPN_3x", "R_101_FPN_3x"])
+def test_panoptic_adds_the_two_heads_alone_to_the_recipe_of_detectron2(recipe):
+    ours = load(f"pointrend_panoptic_{recipe}_coco")
+    stock = zoo_cfg(f"COCO-PanopticSegmentation/panoptic_fpn_{recipe.replace('_FPN', '')}.yaml")
     keys = differing_keys(ours, stock)
     prefix = "MODEL.SEM_SEG_HEAD.POINT_HEAD."
     assert {key.removeprefix(prefix) for key in keys if key.startswith(prefix)} == {
@@ -475,6 +481,7 @@ ARCHITECTURES = [
         "pointrend_semantic_R_101_FPN_80k_cityscapes",
         "pointrend_semantic_R_101_FPN_160k_ade20k",
         "pointrend_semantic_R_50_FPN_160k_ade20k",
+        "pointrend_panoptic_R_50_FPN_3x_coco",
     )
 ]
 
@@ -531,7 +538,7 @@ def test_a_config_trains_one_step_and_labels_every_pixel(name):
     expected = {"loss_sem_seg"}
     if name.startswith("pointrend"):
         expected |= {"loss_sem_seg_point"}
-    if name == PANOPTIC:
+    if "panoptic" in name:
         expected |= {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
         expected |= {"loss_mask", "loss_mask_point"}
     assert losses.keys() == expected
@@ -542,7 +549,7 @@ def test_a_config_trains_one_step_and_labels_every_pixel(name):
     assert logits.dtype == torch.float32
     assert logits.shape == (load(name).MODEL.SEM_SEG_HEAD.NUM_CLASSES, HEIGHT, WIDTH)
     assert torch.isfinite(logits).all()
-    if name == PANOPTIC:
+    if "panoptic" in name:
         assert outputs["panoptic_seg"][0].shape == (HEIGHT, WIDTH)
         assert outputs["instances"].pred_masks.shape[-2:] == (HEIGHT, WIDTH)
 
