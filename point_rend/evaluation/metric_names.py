@@ -31,17 +31,17 @@ class MetricNames(NamedTuple):
     Attributes:
         overall: Those over all classes.
         by_class: Those of single classes.
-        losses: Beginnings of the names of losses, which are known when they are computed.
+        beginnings: Of names that are known once they are computed: of losses, of PQ by class.
     """
 
     overall: list[str]
     by_class: list[str]
-    losses: list[str]
+    beginnings: list[str]
 
     def include(self, name: str) -> bool:
         """Return whether a metric may have this name."""
         known = (*self.overall, *self.by_class)
-        return name in known or any(name.startswith(x) and name != x for x in self.losses)
+        return name in known or any(name.startswith(x) and name != x for x in self.beginnings)
 
 
 def build_metric_names(cfg: CfgNode) -> MetricNames:
@@ -59,10 +59,12 @@ def build_metric_names(cfg: CfgNode) -> MetricNames:
         for task, metrics, by_class in _build_metrics(cfg, dataset):
             names.overall.extend(f"{start}{task}/{metric}" for metric in metrics)
             names.by_class.extend(f"{start}{task}/{metric}" for metric in by_class)
+            if task == "panoptic_seg":  # the file of the ground truth names its classes
+                names.beginnings.append(f"{start}{task}/PQ-")
         if cfg.TEST.VALIDATION_LOSS:
             losses = f"{VALIDATION}/{start}"
             names.overall.append(f"{losses}{TOTAL_LOSS}")
-            names.losses.append(losses)
+            names.beginnings.append(losses)
     if cfg.MODEL_EMA.ENABLED:
         for group in names:
             group.extend([f"{AVERAGED_RESULTS}/{name}" for name in group])

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 from torch import nn
@@ -398,6 +399,27 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=expected):
         set_up(command(mixed, tmp_path, *more))
+
+
+def test_a_panoptic_evaluation_gives_the_metrics_of_all_its_parts(
+    mixed: CocoSet, tmp_path: Path
+) -> None:
+    cfg = set_up(command(mixed, tmp_path)).cfg
+    known = {"thing_classes": ["disc"], "stuff_classes": ["things", "sky"]}
+    MetadataCatalog.get("panoptic").set(evaluator_type="coco_panoptic_seg", **known)
+    cfg = cfg.clone()
+    cfg.merge_from_list(["DATASETS.TEST", ("panoptic",), "TEST.BOUNDARY_METRICS", True])
+    names = build_metric_names(cfg)
+    found = ("bbox/AP", "segm/AP", "boundary/AP", "sem_seg/mIoU", "sem_seg/IoU-sky")
+    found += (
+        "boundary_sem_seg/mIoU",
+        "panoptic_seg/PQ",
+        "panoptic_seg/PQ_th",
+        "panoptic_seg/RQ_st",
+    )
+    assert all(map(names.include, (*found, "panoptic_seg/PQ-sky")))
+    others = ("panoptic_seg/PQ-", "panoptic/PQ", "ema/segm/AP", "segm/AP-disc")
+    assert not any(map(names.include, others))
 
 
 def test_losses_are_those_below_validation() -> None:
