@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from point_rend import add_pointrend_config, load_config
+from point_rend.acceleration.prepare import prepared_for_inference
 from point_rend.config.checks import check_config
 from point_rend.config.trial import check_model
 from tests.config import test_semantic_configs as semantic
@@ -352,6 +353,19 @@ def test_panoptic_and_semantic_models_take_vision_transformers_and_pad_to_square
         outputs = model.eval()([data])[0]
     assert seen == [(1, 3, 128, 128)] * 2
     assert outputs["sem_seg"].shape[1:] == (semantic.HEIGHT, semantic.WIDTH)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_faster_modules_give_the_same_maps(name: str) -> None:
+    backbone = build_model(tiny(name)).backbone.eval()
+    images = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        expected = backbone(images)
+        with prepared_for_inference(backbone):
+            found = backbone(images)
+    assert found.keys() == expected.keys()
+    for level, maps in expected.items():
+        torch.testing.assert_close(found[level], maps, rtol=1e-4, atol=1e-5)
 
 
 def test_every_leaf_lies_in_a_folder_of_its_task() -> None:
