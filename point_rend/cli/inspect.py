@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from point_rend.inspection.text import format_text
 
         inputs = [args.config_file, *(x[1] for x in args.register_coco)]
+        if args.json and args.page and args.json.absolute() == args.page.absolute():
+            raise ValueError(f"--json and --page name the same file, {args.page}")
         if args.json:
             check_output(args.json, flag="--json", inputs=inputs, may_replace=is_json_report)
         if args.page:

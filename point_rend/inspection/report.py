@@ -25,6 +25,7 @@ from point_rend.inspection.semantic import Labels, SemanticReport, compare_label
 from point_rend.inspection.settings import Settings
 from point_rend.inspection.sizes import Sizes, measure_sizes
 from point_rend.inspection.suggestions import Suggestion, suggest
+from point_rend.utils.errors import shorten
 from point_rend.utils.reading import open_regular_file
 
 FORMAT = "pointrend inspect 1"
@@ -235,7 +236,7 @@ def _measure(read: _Set, settings: Settings, *, training: bool) -> Split:
         else count_in_images(
             objects,
             detections=settings.detections,
-            filters_empty=settings.filters_empty or not training,
+            filters_empty=settings.filters_empty and training,
         ),
         [x for x in sizes if x is not None],
         measure_shapes(read.sizes, testing[0]),
@@ -362,7 +363,7 @@ def _of_classes(report: ClassReport | SemanticReport, unit: str) -> list[str]:
 def _listed(names: Sequence[str], count: int = LISTED) -> str:
     """Join the first few names, and count the others."""
     more = [f"and {len(names) - count} more"] if len(names) > count else []
-    return ", ".join([*names[:count], *more])
+    return ", ".join([*(shorten(name) for name in names[:count]), *more])
 
 
 def is_json_report(file: Path) -> bool:

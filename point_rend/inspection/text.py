@@ -47,7 +47,8 @@ def format_text(report: Report) -> str:
     blocks.append(["Suggestions", *(_suggestions(report) or ["  none: the config fits the data"])])
     if report.fitting:
         blocks.append(["Fits", *(f"  - {text}" for text in report.fitting)])
-    return "\n\n".join("\n".join(block) for block in blocks)
+    # Names of files and classes may hold any characters.
+    return "\n\n".join("\n".join(shorten(x, len(x)) for x in block) for block in blocks)
 
 
 def config_name(config_file: str) -> str:

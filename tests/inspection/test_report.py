@@ -251,6 +251,23 @@ def test_a_set_on_both_sides_is_named(tmp_path: Path) -> None:
     assert found["findings"][0].startswith("one is both trained on and evaluated")
 
 
+def test_names_reach_the_terminal_without_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_coco(tmp_path / "a")
+    content = data.read()
+    content["categories"].append({"id": 99, "name": "\x1b[31mred\n" + 300 * "x"})
+    content["images"][0]["file_name"] = "a\n\x1b[2Jb.png"
+    data.rewrite(content)
+    only_trained = ["DATASETS.TRAIN", "('one',)", "DATASETS.TEST", "()"]
+    report_of(tmp_path, POINTREND, _words("one", data), *only_trained)
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert "/a??[2Jb.png does not exist" in text
+    assert "they are never learned: ?[31mred?xxx" in text
+    assert 101 * "x" not in text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -258,6 +275,7 @@ def test_a_set_on_both_sides_is_named(tmp_path: Path) -> None:
         (["--json", "{json}"], "--json: {json} exists, and this command has not written it"),
         (["--json", "{annotations}"], "--json: {annotations} is the input {annotations}"),
         (["--page", "{folder}"], "--page {folder} cannot be written: it is a folder"),
+        (["--page", "new", "--json", "./new"], "--json and --page name the same file, new"),
     ],
 )
 def test_errors_of_the_user_are_one_line(

@@ -92,7 +92,10 @@ def _pack(json_file: str, path: str) -> PackedCoco:
     for kind, key, value in pieces:
         if kind is Kind.ITEM:
             if key in keep and checks.lists[key](value):
-                keep[key](value)
+                try:
+                    keep[key](value)
+                except RecursionError:  # parsed, but too deep to be packed
+                    raise ValueError(f"annotation file {path} is nested too deeply") from None
         elif kind is Kind.OBJECT:
             content = {}
         else:

@@ -20,7 +20,6 @@ METHOD = "sample_training_points"  # of the heads that train on points
 SIMPLE = {
     "HFlipTransform": "flipped left to right",
     "VFlipTransform": "flipped upside down",
-    "PadTransform": "padded",
 }
 
 
@@ -188,7 +187,15 @@ def describe(transform: Any) -> list[str]:
             return []
         return [f"resized to {transform.new_w}×{transform.new_h}"]
     if name == "CropTransform":
-        return [f"cropped to {transform.w}×{transform.h}"]
+        # Large-scale jitter crops to more than a small image has, and pads by nothing.
+        sizes = [(transform.w, transform.orig_w), (transform.h, transform.orig_h)]
+        width, height = (min(size, before or size) for size, before in sizes)
+        if (width, height) == (transform.orig_w, transform.orig_h):
+            return []
+        return [f"cropped to {width}×{height}"]
+    if name == "PadTransform":
+        sides = (transform.x0, transform.y0, transform.x1, transform.y1)
+        return ["padded"] if any(sides) else []
     if name == "RotationTransform":
         return [f"rotated by {transform.angle:.0f}°"]
     if "Color" in name or name == "BlendTransform":

@@ -196,6 +196,21 @@ def test_a_file_is_read_again_only_after_a_change(tiny: CocoSet) -> None:
     assert len(DatasetCatalog.get("tiny")) == 1
 
 
+def test_records_of_any_depth_are_read_or_refused(tiny: CocoSet) -> None:
+    text = Path(tiny.json_file).read_text()
+    assert '"iscrowd"' in text
+    errors = set()
+    for levels in range(100, 5000, 70):  # the parser accepts more than can be packed
+        deep = "[" * levels + "]" * levels
+        changed = text.replace('"iscrowd"', f'"extra": {deep}, "iscrowd"', 1)
+        Path(tiny.json_file).write_text(changed)
+        try:
+            read_packed_coco(tiny.json_file)
+        except ValueError as error:
+            errors.add(str(error))
+    assert errors == {f"annotation file {tiny.json_file} is nested too deeply"}
+
+
 def test_spawned_workers_share_the_buffer_of_the_main_process() -> None:
     items = [{"k": [number, "text" * number]} for number in range(200)]
     records = PackedRecords(items)
