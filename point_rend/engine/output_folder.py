@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from point_rend.checkpoint.checkpointer import TAG, saved_by_training
+from point_rend.checkpoint.checkpointer import AVERAGED, BEST, FINAL, TAG, saved_by_training
+from point_rend.config.checks import AVERAGED_RESULTS
 from point_rend.config.dumping import CONFIG_NAME
 from point_rend.utils.errors import USER_ERROR, say_error
 from point_rend.utils.files import NotSavedError, check_output, check_writable
@@ -16,6 +17,10 @@ METRICS_NAME = "metrics.json"
 RUNS_NAME = "tracking.json"  # identities of the training's runs in trackers
 LOG_NAME = "log.txt"
 EVENTS = "events.out.tfevents.*"  # of TensorBoard
+# All that a run writes under names of its own; the first are opened, the others replaced.
+OPENED = (LOG_NAME, METRICS_NAME, LOCK_NAME)
+FILES = (*OPENED, CONFIG_NAME, RUNS_NAME, *(f"{name}.pth" for name in (FINAL, AVERAGED, BEST)))
+FOLDERS = ("inference", AVERAGED_RESULTS)
 # Raised by a full disk, a quota, a file size limit and a read-only disk.
 OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 MAX_LENGTH = 3000  # characters of a path, to which the names of files are added
@@ -77,18 +82,18 @@ def _fault_of_name(output_dir: str) -> str:
 
 def _fault_of_files(folder: Path) -> str:
     """Return what stands in the place of a file or a folder of a run, or nothing."""
-    for path in (folder / name for name in (LOG_NAME, METRICS_NAME, LOCK_NAME, "inference")):
+    for path in (folder / name for name in (*OPENED, *FOLDERS)):
         if path.is_symlink() and not path.exists():
             return f"cannot be used: {path} is a link to {os.readlink(path)}, which does not exist"
     if (folder / TAG).is_dir():
         return f"cannot be used: {folder / TAG} is a folder, expected a file or nothing"
-    for name in (CONFIG_NAME, LOG_NAME, METRICS_NAME, LOCK_NAME):
-        path = folder / name
+    for path in (folder / name for name in FILES):
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "a device or a pipe"
             return f"cannot be used: {path} is {kind}, expected a file or nothing"
-    if (folder / "inference").exists() and not (folder / "inference").is_dir():
-        return f"cannot be used: {folder / 'inference'} is a file, expected a folder or nothing"
+    for path in (folder / name for name in FOLDERS):
+        if path.exists() and not path.is_dir():
+            return f"cannot be used: {path} is a file, expected a folder or nothing"
     return ""
 
 

@@ -62,7 +62,7 @@ from point_rend.engine.output_folder import FolderGoneError, WatchedFolder, outp
 from point_rend.engine.preflight import check_best_metric
 from point_rend.engine.signals import StopSignals
 from point_rend.engine.tracking.samples import put_samples
-from point_rend.engine.tracking.writer import StartTrackers, build_tracker_writers
+from point_rend.engine.tracking.writer import TrackedRuns, build_tracker_writers
 from point_rend.engine.train_step import NonFiniteError, build_train_step
 from point_rend.engine.validation import build_validation
 from point_rend.engine.writers import build_writers
@@ -140,6 +140,8 @@ class Trainer(DefaultTrainer):
         self.signals = StopSignals()
         loader.interruptible = self.signals.soon
         self.folder = WatchedFolder(cfg.OUTPUT_DIR) if comm.is_main_process() else None
+        trackers = build_tracker_writers(cfg) if comm.is_main_process() else {}
+        self.trackers = TrackedRuns(trackers, cfg.OUTPUT_DIR)
         self.last_complete_iter = -1
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -182,7 +184,6 @@ class Trainer(DefaultTrainer):
         """Build Detectron2's hooks together with ours, in the order in which they run."""
         is_main = comm.is_main_process()
         period = self.cfg.SOLVER.CHECKPOINT_PERIOD
-        trackers = build_tracker_writers(self.cfg) if is_main else {}
         evaluation, *end = build_evaluation_hooks(
             self.cfg,
             self.signals,
@@ -191,7 +192,7 @@ class Trainer(DefaultTrainer):
             averaged=None if self.average is None else self.average.applied,
         )
         return [
-            StartTrackers(trackers, self.cfg.OUTPUT_DIR) if trackers else None,
+            self.trackers,
             hooks.IterationTimer(),
             SeedEachIteration(),
             hooks.LRScheduler(),
@@ -203,7 +204,9 @@ class Trainer(DefaultTrainer):
             evaluation,
             self._build_samples(),
             # The writer of TensorBoard's events removes the pictures, so the trackers come first.
-            hooks.PeriodicWriter([*trackers.values(), *self.build_writers()]) if is_main else None,
+            hooks.PeriodicWriter([*self.trackers.writers.values(), *self.build_writers()])
+            if is_main
+            else None,
             *end,
         ]
 
@@ -346,7 +349,7 @@ class Trainer(DefaultTrainer):
         Raises:
             SystemExit: If the training stops early; the last line on stderr gives the reason.
         """
-        with self.signals.listening():
+        with self.trackers.ending(), self.signals.listening():
             try:
                 with self._explaining_errors():
                     return super().train()

@@ -111,7 +111,10 @@ NAMES = [
             after(in_place(name, Path.mkdir), training("--resume")),
             f"OUTPUT_DIR 'out' cannot be used: out/{name} is a folder, expected a file",
         )
-        for name in ("config.yaml", "log.txt", "metrics.json", "run.lock", "last_checkpoint")
+        for name in (
+            *("config.yaml", "log.txt", "metrics.json", "run.lock", "last_checkpoint"),
+            *("tracking.json", "model_final.pth", "model_final_ema.pth", "model_best.pth"),
+        )
     ),
     *(
         Row(
@@ -129,10 +132,13 @@ NAMES = [
         )
         for name in ("config.yaml", "log.txt", "metrics.json", "run.lock")
     ),
-    Row(
-        "file inference in it",
-        after(in_place("inference", touch), training()),
-        "cannot be used: out/inference is a file, expected a folder",
+    *(
+        Row(
+            f"file {name} in it",
+            after(in_place(name, touch), training()),
+            f"cannot be used: out/{name} is a file, expected a folder",
+        )
+        for name in ("inference", "ema")
     ),
     Row(
         "folder with spaces and letters",

@@ -5,6 +5,7 @@ packages are imported when a run starts.
 """
 
 import logging
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ PARAMS_AT_ONCE = 100  # MLflow's limit, like those of the lengths
 LONGEST_VALUE = 6000
 METRICS_AT_ONCE = 1000
 FORBIDDEN = re.compile(r"[^\w.\- :/]")  # in MLflow's names
+BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}  # seconds
 SIGNALED = 128  # exit codes from here on are those of signals
 
 logger = logging.getLogger(__name__)
@@ -150,6 +152,9 @@ class MLflowTracker:
         """Start a run, or continue one that the tracking server knows."""
         from mlflow import MlflowClient
 
+        # By default a call to a server that does not answer takes 4 minutes, or 18.
+        for variable, value in BOUNDS.items():
+            os.environ.setdefault(variable, value)
         self._client = client = MlflowClient()
         if run and self._continues(run):
             self._id = run
@@ -169,20 +174,22 @@ class MLflowTracker:
         return self._id
 
     def _continues(self, run: str) -> bool:
+        from mlflow.entities import LifecycleStage
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client.get_run(run)
+            if self._client.get_run(run).info.lifecycle_stage == LifecycleStage.ACTIVE:
+                return True
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            logger.warning(
-                "MLflow has no run %s in %s, where this training began: it continues as a new run",
-                run,
-                self._client.tracking_uri,
-            )
-            return False
-        return True
+        logger.warning(
+            "MLflow has no run %s in %s, where this training began, or it is deleted: it continues "
+            "as a new run",
+            run,
+            self._client.tracking_uri,
+        )
+        return False
 
     def _log_params(self) -> None:
         from mlflow.entities import Param

@@ -4,7 +4,8 @@ import json
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 class TrackerWriter(EventWriter):
     """Sends a tracker the metrics of metrics.json, and the pictures of the storage.
 
+    While a training stops nothing is sent: its checkpoint has to be saved first, and a server that
+    does not answer takes its time.
+
     Args:
         tracker: The tracker, not started.
     """
@@ -34,7 +38,9 @@ class TrackerWriter(EventWriter):
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
         self._is_running = False
-        self._last = -1  # iteration that was sent
+        self._last = -1  # iteration of the last metrics
+        self._last_picture = -1
+        self._held: list[tuple[int, dict[str, float], dict[str, np.ndarray]]] = []
 
     def start(self, run: str | None) -> str:
         """Start a run or continue one, and return its identity.
@@ -55,7 +61,7 @@ class TrackerWriter(EventWriter):
         return identity
 
     def write(self) -> None:
-        """Send what is new."""
+        """Send the news, or hold them if the training is stopping."""
         if not self._is_running:
             return
         storage = get_event_storage()
@@ -63,29 +69,30 @@ class TrackerWriter(EventWriter):
         for name, (value, iteration) in storage.latest_with_smoothing_hint(WINDOW).items():
             if iteration > self._last:
                 news[iteration][name] = float(value)
-        pictures = pictures_of(storage)
-        for iteration in pictures:
-            news.setdefault(iteration, {})
-        for iteration in sorted(news):
-            self._send(iteration, news[iteration], pictures.get(iteration, {}))
-            self._last = max(self._last, iteration)
+        found = pictures_of(storage)  # the writer of TensorBoard's events removes them, if any does
+        pictures = {i: found[i] for i in found if i > self._last_picture}
+        for iteration in sorted({*news, *pictures}):
+            self._held.append((iteration, news.get(iteration, {}), pictures.get(iteration, {})))
+        self._last = max([self._last, *news])
+        self._last_picture = max([self._last_picture, *pictures])
+        if not isinstance(sys.exc_info()[1], TrainingStop):  # this is called while it is handled
+            self._send()
 
-    def _send(
-        self, iteration: int, metrics: Mapping[str, float], pictures: Mapping[str, np.ndarray]
-    ) -> None:
-        if self._is_running:
-            try:
+    def _send(self) -> None:
+        held, self._held = self._held, []
+        try:
+            for iteration, metrics, pictures in held:
                 self.tracker.log(iteration, metrics, pictures)
-            except Exception as error:  # of any kind, as at the start
-                self._give_up(error)
+        except Exception as error:  # of any kind, as at the start
+            self._give_up(error)
 
-    def close(self) -> None:
-        """End the run, with the exit code of the training."""
+    def finish(self, exit_code: int) -> None:
+        """Send what is held and end the run; the exit code is that of the training."""
+        if self._is_running:
+            self._send()
         if not self._is_running:
             return
         self._is_running = False
-        stop = sys.exc_info()[1]  # this is called while it is handled
-        exit_code = 0 if stop is None else getattr(stop, "exit_code", 1)
         try:
             self.tracker.finish(exit_code)
         except Exception as error:  # of any kind, as at the start
@@ -101,7 +108,7 @@ class TrackerWriter(EventWriter):
         )
 
 
-class StartTrackers(HookBase):
+class TrackedRuns(HookBase):
     """Starts the runs of the trackers before the training, or continues those of its folder.
 
     Args:
@@ -110,7 +117,7 @@ class StartTrackers(HookBase):
     """
 
     def __init__(self, writers: Mapping[str, TrackerWriter], output_dir: str) -> None:
-        self._writers = writers
+        self.writers = writers
         self._file = Path(output_dir, RUNS_NAME)
 
     def before_train(self) -> None:
@@ -119,12 +126,26 @@ class StartTrackers(HookBase):
         Raises:
             TrainingStop: If a tracker cannot start.
         """
-        runs = read_runs(self._file)
-        for package, writer in self._writers.items():
+        runs = read_runs(self._file) if self.writers else {}
+        for package, writer in self.writers.items():
             identity = writer.start(runs.get(package))
             if runs.get(package) != identity:
                 runs[package] = identity
                 write_text(self._file, f"{json.dumps(runs)}\n")
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """End the runs after a block, with its exit code, when everything else has been done."""
+        exit_code = 1
+        try:
+            yield
+            exit_code = 0
+        except SystemExit as end:
+            exit_code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            raise
+        finally:
+            for writer in self.writers.values():
+                writer.finish(exit_code)
 
 
 def build_tracker_writers(cfg: CfgNode) -> dict[str, TrackerWriter]:

@@ -1,6 +1,8 @@
 """Trackers: the real packages without a network, interrupted runs, trackers that fail."""
 
 import json
+import os
+import socket
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,12 +14,13 @@ from detectron2.utils.events import EventStorage
 
 from point_rend.cli import train
 from point_rend.engine import trainer
+from point_rend.engine.signals import STUCK_SECONDS
 from point_rend.engine.tracking import trackers, writer
 from point_rend.engine.tracking.trackers import allowed
-from point_rend.engine.tracking.writer import TrackerWriter
+from point_rend.engine.tracking.writer import TrackedRuns, TrackerWriter
 from point_rend.utils.errors import TrainingStop
 from tests.engine.killing import command
-from tests.runs import metrics, refusal
+from tests.runs import metrics, refusal, set_up
 from tests.tiny_datasets import CocoSet
 
 pytestmark = pytest.mark.usefixtures("_restored")
@@ -78,10 +81,8 @@ def test_an_interrupted_training_continues_the_same_runs_with_config_metrics_and
     output = tmp_path / "my run"
     more = ["LOGGING.WANDB", "True", "LOGGING.MLFLOW", "True", "LOGGING.PICTURES", "2"]
     argv = command(mixed, output, "SOLVER.MAX_ITER", "3", *more)
-    with monkeypatch.context() as patch:
-        patch.setattr("point_rend.engine.run.Trainer", Interrupting)
-        with pytest.raises(SystemExit):
-            train.main(argv)
+    with pytest.raises(SystemExit):
+        train.main(argv, trainer=Interrupting)
     runs = json.loads((output / "tracking.json").read_text())
     client = MlflowClient()
     assert client.get_run(runs["mlflow"]).info.status == "KILLED"
@@ -201,7 +202,7 @@ def test_each_value_is_sent_once_in_the_order_of_the_iterations() -> None:
         storage.step()
         storage.put_scalar("a", 3.0, smoothing_hint=False)
         sending.write()
-    sending.close()
+    sending.finish(0)
     assert tracker.sent == [(0, {"a": 1.0}, ["p"]), (1, {"b": 2.0}, []), (2, {"a": 3.0}, [])]
     assert tracker.exit_code == 0
 
@@ -217,11 +218,79 @@ def test_a_tracker_that_fails_later_is_named_once_and_gets_nothing_more(
             storage.put_scalar("a", value, smoothing_hint=False)
             sending.write()
             storage.step()
-    sending.close()
+    sending.finish(0)
     assert [x[0] for x in tracker.sent] == [0]
     assert tracker.exit_code is None
     (message,) = [x for x in caplog.messages if "Planted" in x]
     assert "failed and gets nothing more (the server); the training goes on" in message
+
+
+def test_a_training_that_stops_saves_before_it_sends_the_rest_and_ends_the_runs(
+    tmp_path: Path,
+) -> None:
+    done: list[Any] = []
+
+    class Slow(Planted):
+        def log(self, *sent: Any) -> None:
+            done.append(sent[0])
+
+        def finish(self, exit_code: int) -> None:
+            done.append(exit_code)
+
+    sending = TrackerWriter(Slow())
+    tracked = TrackedRuns({"planted": sending}, str(tmp_path))
+
+    def train_and_stop() -> None:
+        try:
+            with EventStorage(7) as storage:
+                storage.put_scalar("a", 1.0)
+                raise TrainingStop("stopped", exit_code=143)
+        except TrainingStop:
+            with EventStorage(7) as storage:
+                storage.put_scalar("a", 1.0)
+                sending.write()
+        done.append("saved")
+        raise SystemExit(143)
+
+    tracked.before_train()
+    with pytest.raises(SystemExit), tracked.ending():
+        train_and_stop()
+    assert done == ["saved", 7, 143]
+
+
+@pytest.mark.parametrize(
+    ("end", "exit_code"),
+    [(SystemExit(130), 130), (SystemExit(None), 0), (ValueError(), 1), (KeyboardInterrupt(), 1)],
+)
+def test_a_run_ends_with_the_exit_code_of_its_training(
+    end: BaseException, exit_code: int, tmp_path: Path
+) -> None:
+    sending = TrackerWriter(tracker := Planted())
+    tracked = TrackedRuns({"planted": sending}, str(tmp_path))
+    tracked.before_train()
+    with pytest.raises(type(end)), tracked.ending():
+        raise end
+    assert tracker.exit_code == exit_code
+
+
+def test_a_server_that_does_not_answer_is_given_up_soon(
+    mixed: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # it does not listen, so that connections are refused
+        uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        for name in ("BACKOFF_FACTOR", "BACKOFF_JITTER"):  # each retry would wait
+            monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", "0")
+        for name in trackers.BOUNDS:
+            monkeypatch.delenv(name, raising=False)
+        cfg = set_up(command(mixed, tmp_path, "LOGGING.MLFLOW", "True")).cfg
+        sending = TrackerWriter(trackers.build_trackers(cfg)["mlflow"])
+        with pytest.raises(TrainingStop, match=r"MLflow cannot start \(.*127.0.0.1") as stop:
+            sending.start(None)
+    assert (stop.value.exit_code, stop.value.saves) == (2, False)
+    retries, seconds = (int(os.environ[name]) for name in trackers.BOUNDS)
+    assert seconds * (1 + retries) < STUCK_SECONDS  # after which a signal ends without saving
 
 
 @pytest.mark.parametrize("content", ["[", "[1]", '{"wandb": 1}'])
@@ -245,3 +314,26 @@ def test_a_file_of_runs_that_is_damaged_ends_the_training_in_one_line(
 )
 def test_names_become_those_that_mlflow_allows(name: str, expected: str) -> None:
     assert allowed(name) == expected
+
+
+def test_a_run_of_mlflow_that_is_gone_or_deleted_is_followed_by_a_new_one(
+    mixed: CocoSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    cfg = set_up(command(mixed, tmp_path / "output", "LOGGING.MLFLOW", "True")).cfg
+
+    def started(run: str | None) -> str:
+        return trackers.build_trackers(cfg)["mlflow"].start(run)
+
+    first = started("0" * 32)
+    assert first != "0" * 32
+    assert started(first) == first
+    MlflowClient().delete_run(first)
+    assert started(first) != first
+    assert capsys.readouterr().out.count("or it is deleted: it continues as a new run") == 2
