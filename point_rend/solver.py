@@ -15,6 +15,8 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from point_rend.config.defaults import with_defaults
+
 ADAMW = "ADAMW"  # of SOLVER.OPTIMIZER
 
 
@@ -24,9 +26,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Unlike Detectron2's clipping, it passes over parameters without a gradient.
 
     Args:
-        cfg: The config of the run.
+        cfg: The config of the run; one of Detectron2 may lack our keys.
         model: The model, not wrapped.
     """
+    cfg = with_defaults(cfg)
     solver = cfg.SOLVER
     groups = get_default_optimizer_params(
         model,

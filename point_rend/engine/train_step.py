@@ -36,7 +36,7 @@ def build_train_step(
         data_loader,
         optimizer,
         precision=precision,
-        accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+        accumulation_steps=cfg.SOLVER.get("ACCUMULATION_STEPS", 1),
     )
 
 

@@ -238,7 +238,7 @@ def test_a_whole_model_keeps_its_names(tmp_path: Path) -> None:
         (["NAME", "hiera_tiny_224"], "takes images of one size only"),
         (["NAME", "mvitv2_tiny"], "timm does not name the parts of MultiScaleVit: expected 0"),
         (["NORM", "GN"], "MODEL.TIMM.NORM must be BN, FrozenBN or SyncBN, got 'GN'"),
-        (["DROP_PATH_RATE", "2.0"], "MODEL.TIMM.DROP_PATH_RATE must be from 0 to 1, got 2.0"),
+        (["DROP_PATH_RATE", "2.0"], "MODEL.TIMM.DROP_PATH_RATE must be from 0 to below 1, got 2.0"),
     ],
     ids=lambda x: x[1] if isinstance(x, list) else "",
 )
