@@ -308,7 +308,8 @@ def _findings(
     for read in sets:
         for source in (read.objects, read.labels) if read else ():
             found += [f"{text}." for text in source.warnings] if source is not None else []
-    found += _of_shift(splits)
+    if not settings.points:  # the objects of training have boxes, but no areas of masks
+        found += _of_shift(splits)
     for report, unit in ((classes, "objects"), (semantic, "pixels")):
         if report is not None and (report.train is not None or report.test is not None):
             found += _of_classes(report, unit)

@@ -243,12 +243,12 @@ def _repeats(advice: Advice, settings: Settings, objects: Objects, classes: Clas
 
 
 def _empty_images(advice: Advice, settings: Settings, found: Objectness, images: int) -> None:
-    if settings.filters_empty and found.left_out >= MANY * images:
+    if settings.filters_empty and found.empty >= MANY * images:
         advice.suggestions.append(
             Suggestion(
                 "Images without objects",
-                f"{found.left_out} of {images} training images have no object and are left out; if "
-                "they are background that the model will meet, training on them prevents false "
+                f"{found.empty} of {images} training images have no annotation and are left out; "
+                "if they are background that the model will meet, training on them prevents false "
                 "detections.",
                 "DATALOADER.FILTER_EMPTY_ANNOTATIONS False",
             )

@@ -24,7 +24,7 @@ from point_rend.inspection.images import count_in_images
 from point_rend.inspection.records import read_objects
 from point_rend.inspection.settings import build_settings
 from point_rend.inspection.suggestions import Advice, round_up, suggest, suggested_epochs
-from tests.inspection.test_classes import objects_of
+from tests.inspection.test_classes import PLANTED, objects_of
 from tests.tiny_datasets import (
     HEIGHT,
     KINDS,
@@ -186,6 +186,8 @@ def test_annotated_points_take_the_place_of_masks_in_training(tmp_path: Path) ->
     found = report_of(tmp_path, POINTREND, words, *SETS, "INPUT.POINT_SUP", "True")
     assert found["train"]["objects"]["objects"] == 5
     assert found["test"]["objects"]["objects"] == 6
+    # Areas of boxes are not compared with those of masks.
+    assert not [text for text in found["findings"] if "after the resize in tests, but" in text]
     found = report_of(tmp_path, POINTREND, words, *SETS)
     assert found["train"]["objects"]["objects"] == 0
     assert "There is no object in the sets of training." in found["findings"]
@@ -390,6 +392,20 @@ def test_every_suggestion_can_be_pasted_and_then_disappears(tmp_path: Path) -> N
     again = report_of(tmp_path, POINTREND, words, *opts, *pasted)
     left = [x["title"] for x in again["suggestions"]]
     assert left == []
+
+
+def test_images_whose_objects_cannot_be_used_are_no_background() -> None:
+    planted = objects_of(PLANTED)
+    found = count_in_images(planted, detections=5, filters_empty=True)
+    classes = compare_classes(["a", "b", "c"], count_objects(planted, 3), None)
+
+    def is_suggested(empty: int, without_objects: int) -> bool:
+        images = found._replace(empty=empty, without_objects=without_objects)
+        advised = advice(config(), objects=planted, classes=classes, in_train=images)
+        return "Images without objects" in [x.title for x in advised.suggestions]
+
+    assert is_suggested(empty=1, without_objects=1)
+    assert not is_suggested(empty=0, without_objects=2)
 
 
 def test_classes_with_few_objects_share_one_mask() -> None:

@@ -83,9 +83,9 @@ def write_point_annotations(
     """
     if not 1 <= points <= MOST_POINTS:
         raise ValueError(f"--points: expected 1 to {MOST_POINTS}, got {points}")
-    check_output(target, inputs=[source])
+    check_output(target, flag="output", inputs=[source])
     if os.path.lexists(target) and not overwrite:
-        raise ValueError(f"--output: {target} exists: choose another name, or pass --overwrite")
+        raise ValueError(f"output: {target} exists: choose another name, or pass --overwrite")
     content, total = _read_all_but_annotations(source)
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     reasons: list[str] = []
