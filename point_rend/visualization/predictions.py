@@ -66,7 +66,7 @@ def draw(image: np.ndarray, output: Output, metadata: Metadata, *, by_class: boo
     Args:
         image: (H, W, 3) uint8.
         output: The model's result for it.
-        metadata: The classes.
+        metadata: The classes; those without a color get one, those without a name their number.
         by_class: Whether instances have the colors of their classes, not all different ones.
 
     Returns:
@@ -108,12 +108,14 @@ def draw_segments(
     colors, names = [], []
     for i, segment in enumerate(segments):
         kind = "thing" if segment.is_thing else "stuff"
-        color = metadata.get(f"{kind}_colors")[segment.category][::-1]
+        category = segment.category
+        given = (metadata.get(f"{kind}_colors") or ())[category : category + 1]
+        color = tuple(given[0][::-1]) if given else color_of(category)
         if segment.is_thing and numbers is not None:
             color = color_of(numbers[i])
         colors.append(color)
-        name = metadata.get(f"{kind}_classes")[segment.category]
-        name = legible(name, f"class {segment.category}")
+        given = (metadata.get(f"{kind}_classes") or ())[category : category + 1]
+        name = legible(given[0] if given else f"class {category}", f"class {category}")
         names.append(name if segment.score is None else f"{name} {segment.score:.0%}")
     outline = max(1, min(image.shape[:2]) // 400)
     return write_names(overlay_masks(image, masks, colors, outline=outline), masks, names)
