@@ -46,7 +46,7 @@ def check_timm(cfg: CfgNode) -> None:
             f"MODEL.TIMM.NAME must be a model of timm, got {shortened(repr(name))}{hint}"
         )
     try:
-        trained = timm.get_pretrained_cfg(name)
+        timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         expected = f"expected {' or '.join(tags)}, or no tag" if tags else "expected no tag"
@@ -56,10 +56,11 @@ def check_timm(cfg: CfgNode) -> None:
     if not cfg.MODEL.WEIGHTS.startswith(WEIGHTS):
         return
     try:
-        trained = timm.get_pretrained_cfg(cfg.MODEL.WEIGHTS.removeprefix(WEIGHTS)) or trained
-    except RuntimeError:  # a name without weights is refused where they are looked for
-        return
-    _check_pixels(cfg, trained)
+        trained = timm.get_pretrained_cfg(cfg.MODEL.WEIGHTS.removeprefix(WEIGHTS))
+    except RuntimeError:
+        trained = None
+    if trained is not None:  # a name without weights is refused where they are looked for
+        _check_pixels(cfg, trained)
 
 
 def _check_pixels(cfg: CfgNode, trained: Any) -> None:

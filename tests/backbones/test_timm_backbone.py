@@ -270,6 +270,11 @@ def test_pixels_must_be_those_of_the_weights() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["timm://", "timm://nothing", "timm://resnet18.best"])
+def test_nothing_is_claimed_of_pixels_of_weights_that_timm_lacks(name: str) -> None:
+    check_config(timm_config("MODEL.WEIGHTS", name), training=True)
+
+
 def test_weights_that_timm_lacks_are_refused_with_those_that_it_has() -> None:
     model = build_model(timm_config())
     with pytest.raises(FileNotFoundError, match=r"expected timm://resnet18\.a1_in1k or timm://"):
