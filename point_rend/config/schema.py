@@ -257,8 +257,10 @@ ROI_HEADS = {
 BOX_REGRESSION = {"MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": BOX_WEIGHTS}
 CASCADE = {
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": list_of(BOX_WEIGHTS),
-    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": THRESHOLDS,
-    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": one_of(True),
+    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": list_of(number(0, 1, above=True)),
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": Rule(
+        "True, because a cascade refines each box before its class is known", lambda x: x is True
+    ),
 }
 BOX_HEAD = {"MODEL.ROI_BOX_HEAD.NAME": registered(ROI_BOX_HEAD_REGISTRY)}
 FAST_RCNN_HEAD = {

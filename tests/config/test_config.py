@@ -688,6 +688,21 @@ class TestCheckConfig:
         with pytest.raises(ValueError, match=f"must be float16 or bfloat16, got '{precision}'"):
             check_config(cfg, training=False)
 
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6, 1.7)", "IOUS must .* above 0, at most 1, got"),
+            ("ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6)", "IOUS must be a list of 3 values"),
+            ("ROI_BOX_CASCADE_HEAD.IOUS", "(0.6, 0.6, 0.7)", "IOUS must begin with MODEL.ROI_HE"),
+            ("ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "False", "REG must be True, because a cascade"),
+        ],
+    )
+    def test_a_cascade_that_cannot_learn_is_refused(self, key, value, message):
+        file = get_config_file("pointrend_cascade_rcnn_R_50_FPN_1x_coco")
+        cfg = load_config(file, [f"MODEL.{key}", value])
+        with pytest.raises(ValueError, match=message):
+            check_config(cfg, training=True)
+
     @pytest.mark.parametrize("prefix", ["", "pointrend_"])
     @pytest.mark.parametrize(
         ("opts", "message"),
