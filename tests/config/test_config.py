@@ -691,7 +691,11 @@ class TestCheckConfig:
     @pytest.mark.parametrize(
         ("key", "value", "message"),
         [
-            ("ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6, 1.7)", "IOUS must .* above 0, at most 1, got"),
+            (
+                "ROI_BOX_CASCADE_HEAD.IOUS",
+                "(0.5, 0.6, 1.7)",
+                "IOUS must .* above 0, at most 1, ",
+            ),
             ("ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6)", "IOUS must be a list of 3 values"),
             ("ROI_BOX_CASCADE_HEAD.IOUS", "(0.6, 0.6, 0.7)", "IOUS must begin with MODEL.ROI_HE"),
             ("ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "False", "REG must be True, because a cascade"),

@@ -129,6 +129,10 @@ def other_names(content: dict[str, Any]) -> None:
     content["categories"][1]["keypoints"] = ["a", "b", "c"]
 
 
+def repeated(content: dict[str, Any]) -> None:
+    content["categories"][0]["keypoints"] = ["end", "end", "top"]
+
+
 def missing(content: dict[str, Any]) -> None:
     discs = [x for x in content["annotations"] if "keypoints" in x and not x["iscrowd"]]
     discs[0].pop("keypoints")
@@ -138,6 +142,7 @@ def missing(content: dict[str, Any]) -> None:
     ("spoil", "more", "message"),
     [
         (other_names, (), "or several name different ones"),
+        (repeated, (), "or a name occurs twice: expected one list"),
         (missing, (), "1 annotations have no 3 keypoints of 3 numbers"),
         (None, ("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "4"), "names 3 keypoints, but MODEL"),
         (None, ("TEST.KEYPOINT_OKS_SIGMAS", "[0.1]"), "OKS_SIGMAS has 1 numbers, but"),

@@ -820,7 +820,8 @@ def _check_keypoints(name: str, data: DataSet, number: int) -> None:
     if not names:
         raise ValueError(
             f"{describe(name)}: MODEL.KEYPOINT_ON is True, but no category of the file names its "
-            "keypoints, or several name different ones: expected one list 'keypoints' of names"
+            "keypoints, or several name different ones, or a name occurs twice: expected one list "
+            "'keypoints' of different names"
         )
     if len(names) != number:
         raise ValueError(f"{describe(name)} names {len(names)} keypoints, but {key} is {number}")
