@@ -87,6 +87,8 @@ class _BoxMaskHead(RemovedHooks, nn.Module):
         "_subdivision_inference": "forward",
     }
 
+    loss_weight = 1.0  # PanopticFPN sets it to MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT
+
     def __init__(
         self, coarse_reader: BoxFeatureReader, coarse_pooler_side: int, uncertainty: Uncertainty
     ) -> None:
@@ -141,7 +143,8 @@ class _BoxMaskHead(RemovedHooks, nn.Module):
             probabilities in the box.
         """
         if self.training:
-            return self._losses(features, instances)
+            losses = self._losses(features, instances)
+            return {name: self.loss_weight * loss for name, loss in losses.items()}
         for detected, masks in zip(instances, self._masks(features, instances), strict=True):
             detected.pred_masks = masks
         return instances

@@ -77,6 +77,9 @@ class PointRendPanopticFPN(PanopticFPN):
         """Read the arguments from a config."""
         parts = super().from_config(cfg)
         _check_head(parts["sem_seg_head"], cls.__name__)
+        weight = cfg.MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT
+        if weight != 1.0:  # Detectron2 leaves the classes of boxes out
+            parts["roi_heads"].box_predictor.loss_weight.setdefault("loss_cls", weight)
         return parts
 
     def forward(self, batched_inputs: Inputs) -> dict[str, Tensor] | list[dict[str, Any]]:

@@ -61,6 +61,7 @@ GROUPS = {
         "demo-semantic": "the same for semantic segmentation",
         "prepare-ade20k": "write the label maps of ADE20K as Detectron2 reads them",
         "prepare-cocofied-lvis": "write the LVIS annotations of COCO's classes, for AP*",
+        "prepare-panoptic": "write the label maps of stuff for panoptic training",
         "prepare-point-annotations": "draw points from masks, for point supervision",
         "install-detectron2": "install Detectron2 into this environment",
     },

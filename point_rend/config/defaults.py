@@ -70,6 +70,9 @@ OWN_DEFAULTS: dict[str, Any] = {
     # Bits of an integer in an image: 8, 10, 12, 14 or 16. The largest one, 2^BITS - 1, becomes 255,
     # so that MODEL.PIXEL_MEAN and PIXEL_STD are on the scale from 0 to 255 for any number of bits.
     "INPUT.BITS": EIGHT_BITS,
+    # Whether the crops of instance and panoptic models are taken from resized images, as those of
+    # semantic models always are, or from images as they are, as in Detectron2.
+    "INPUT.CROP.AFTER_RESIZE": False,
     # Large-scale jitter of training images: they are resized to fit into a random multiple of SIZE,
     # then cut or padded to SIZE. It replaces MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and CROP.
     "INPUT.LSJ.ENABLED": False,

@@ -572,6 +572,7 @@ def rules_in_use(cfg: CfgNode, *, training: bool) -> dict[str, Rule]:
         rules |= SCHEDULES.get(solver.LR_SCHEDULER_NAME, {})
         if cfg.INPUT.CROP.ENABLED:
             rules["INPUT.CROP.TYPE"] = one_of(*CROPS)
+            rules["INPUT.CROP.AFTER_RESIZE"] = FLAG
             rules["INPUT.CROP.SINGLE_CATEGORY_MAX_AREA"] = NOT_NEGATIVE
         if cfg.INPUT.LSJ.ENABLED:
             rules |= LARGE_SCALE_JITTER

@@ -25,8 +25,9 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
 
     Semantic models are trained on resized, cropped, color-augmented, flipped images, in this order;
     a crop with one category on more than INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is redrawn, at most
-    ten times. Other models crop first, as in Detectron2. With INPUT.LSJ.ENABLED, all of them are
-    trained on images that are resized, color-augmented, cut or padded to one size, and flipped.
+    ten times. Other models crop first, as in Detectron2, or with INPUT.CROP.AFTER_RESIZE resize
+    first. With INPUT.LSJ.ENABLED, all of them are trained on images that are resized,
+    color-augmented, cut or padded to one size, and flipped.
 
     Args:
         cfg: The config.
@@ -54,7 +55,9 @@ def build_augmentations(cfg: CfgNode, *, is_train: bool) -> list[Augmentation]:
     if not crop.ENABLED:
         return [resize, *color, *flip]
     if not semantic:
-        return [RandomCrop(crop.TYPE, crop.SIZE), resize, *color, *flip]
+        free_crop = RandomCrop(crop.TYPE, crop.SIZE)
+        in_order = [resize, free_crop] if crop.AFTER_RESIZE else [free_crop, resize]
+        return [*in_order, *color, *flip]
     bounded_crop = RandomCrop_CategoryAreaConstraint(
         crop.TYPE,
         crop.SIZE,

@@ -21,6 +21,7 @@ from point_rend.config.tasks import model_outputs
 from point_rend.config.trial import check_model
 from point_rend.data.checks.annotations import check_datasets
 from point_rend.data.checks.label_maps import check_semantic_datasets
+from point_rend.data.datasets.cityscapes_panoptic import register_cityscapes_panoptic
 from point_rend.data.datasets.classes import CLASS_COUNTS, check_class_count, fill_class_count
 from point_rend.data.datasets.coco import register_coco
 from point_rend.data.datasets.cocofied_lvis import register_cocofied_lvis
@@ -244,6 +245,7 @@ def register_datasets(args: argparse.Namespace) -> None:
     """
     register_cocofied_lvis()
     register_point_annotations()
+    register_cityscapes_panoptic()
     for dataset in args.register_coco:
         register_coco(*dataset)
     for dataset in args.register_sem_seg:

@@ -51,6 +51,7 @@ EVALUATIONS = {  # by the `evaluator_type` of a data set
     "sem_seg": Evaluation(SEM_SEG),
     "cityscapes_sem_seg": Evaluation(SEM_SEG, ("cityscapesscripts",)),
     "coco_panoptic_seg": Evaluation(PANOPTIC),
+    "cityscapes_panoptic_separated": Evaluation(PANOPTIC, ("cityscapesscripts", "shapely")),
 }
 
 
@@ -145,6 +146,14 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
                     "panoptic_json and panoptic_root in the metadata of the data set",
                     dataset_name,
                 )
+        case "cityscapes_panoptic_separated":
+            evaluators = [
+                LabelMapEvaluator(dataset_name, output_dir=folder),
+                TidyCityscapesInstanceEvaluator(dataset_name),
+                PanopticEvaluator(dataset_name, folder),
+            ]
+            if boundaries:
+                evaluators.append(CityscapesBoundaryEvaluator(dataset_name))
         case _:
             raise ValueError(_unknown(dataset_name))
     if boundaries and "sem_seg" in EVALUATIONS[evaluator_type].outputs:

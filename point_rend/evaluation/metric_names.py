@@ -107,15 +107,15 @@ def _build_metrics(
     elif kind == "lvis":
         for task in tasks:
             yield task, LVIS, aps
-    elif kind == "cityscapes_instance":
+    elif kind in ("cityscapes_instance", "cityscapes_panoptic_separated"):
         yield "segm", CITYSCAPES, ()
         if BOUNDARY in tasks:
             yield BOUNDARY, CITYSCAPES, [f"AP-{name}" for name in things]
-    if kind in ("sem_seg", "coco_panoptic_seg"):
+    if kind in ("sem_seg", "coco_panoptic_seg", "cityscapes_panoptic_separated"):
         yield "sem_seg", LABEL_MAPS, [f"{x}-{name}" for x in ("IoU", "ACC") for name in stuff]
     if kind == "cityscapes_sem_seg":
         yield "sem_seg", CITYSCAPES_LABEL_MAPS, ()
-    if kind == "coco_panoptic_seg":
+    if kind in ("coco_panoptic_seg", "cityscapes_panoptic_separated"):
         yield "panoptic_seg", SEGMENTS, ()
     maps = kind in EVALUATIONS and "sem_seg" in EVALUATIONS[kind].outputs
     if maps and cfg.TEST.BOUNDARY_METRICS:

@@ -16,12 +16,12 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from point_rend.data.datasets.coco import read_panoptic
+from point_rend.data.datasets.panoptic import segment_ids
 from point_rend.data.loader.samples import UnusableDataError
 from point_rend.evaluation.panoptic_quality import (
     Counts,
     as_quality_results,
     compare_segments,
-    segment_ids,
     total,
 )
 from point_rend.evaluation.saving import FileSaver

@@ -174,11 +174,6 @@ def mean_quality(of_classes: Sequence[Quality]) -> Quality:
     return Quality(*np.mean(known, axis=0).tolist())
 
 
-def segment_ids(colors: np.ndarray) -> np.ndarray:
-    """Return the ids (H, W) of panoptic labels (H, W, 3) as RGB: R + 256 G + 256² B."""
-    return colors.astype(np.int64) @ np.array([1, 256, 256**2])
-
-
 def as_quality_results(
     counts: Mapping[int, Counts], categories: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:

@@ -16,6 +16,7 @@ from detectron2.utils.events import EventStorage
 
 from point_rend import add_pointrend_config, get_config_file, load_config
 from point_rend.config.checks import check_config
+from point_rend.data.datasets.cityscapes_panoptic import register_cityscapes_panoptic
 from point_rend.semantic_seg import coarse_logits
 from point_rend.solver import build_lr_scheduler
 from tests.config.test_published_configs import (
@@ -26,7 +27,7 @@ from tests.config.test_published_configs import (
     flat,
 )
 from tests.runs import without_finite_gradient
-from tests.tiny_datasets import REPOSITORY
+from tests.tiny_datasets import REPOSITORY, process_state_restored
 
 CONFIGS = REPOSITORY / "configs"
 FOLDERS = ("SemanticSegmentation", "PanopticSegmentation")
@@ -259,6 +260,31 @@ COCO_PANOPTIC = COCO | {
     "MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER": True,
 }
 
+# Kirillov et al., Panoptic Feature Pyramid Networks, section 4.1 and Table 2d; sizes of images in
+# tests, and numbers of training points, are those of PointRend's recipes for Cityscapes.
+CITYSCAPES_PANOPTIC = COCO_PANOPTIC | {
+    "DATASETS.TRAIN": ("cityscapes_fine_panoptic_separated_train",),
+    "DATASETS.TEST": ("cityscapes_fine_panoptic_separated_val",),
+    "INPUT.MIN_SIZE_TRAIN": (512, 2048),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "range",
+    "INPUT.MAX_SIZE_TRAIN": 4096,
+    "INPUT.MIN_SIZE_TEST": 1024,
+    "INPUT.MAX_SIZE_TEST": 2048,
+    "INPUT.CROP.ENABLED": True,
+    "INPUT.CROP.TYPE": "absolute",
+    "INPUT.CROP.SIZE": [512, 1024],
+    "INPUT.CROP.AFTER_RESIZE": True,
+    "MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT": 0.5,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 8,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 12,
+    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": 1.0,
+    "MODEL.SEM_SEG_HEAD.POINT_HEAD.TRAIN_NUM_POINTS": 2048,
+    "SOLVER.IMS_PER_BATCH": 32,
+    "SOLVER.BASE_LR": 0.01,
+    "SOLVER.STEPS": (40000, 55000),
+    "SOLVER.MAX_ITER": 65000,
+}
+
 TRIPLE = {"SOLVER.STEPS": (210000, 250000), "SOLVER.MAX_ITER": 270000}
 
 PLUS_POINTREND = pointrend(2, "DeepLabV3PlusHead", "res2")
@@ -297,6 +323,8 @@ PUBLISHED = {
     PANOPTIC: R50 | COCO_PANOPTIC,
     "pointrend_panoptic_R_50_FPN_3x_coco": R50 | COCO_PANOPTIC | TRIPLE,
     "pointrend_panoptic_R_101_FPN_3x_coco": R101 | COCO_PANOPTIC | TRIPLE,
+    "pointrend_panoptic_R_50_FPN_65k_cityscapes": R50 | CITYSCAPES_PANOPTIC,
+    "pointrend_panoptic_R_101_FPN_65k_cityscapes": R101 | CITYSCAPES_PANOPTIC,
 }
 
 POINTREND_KEYS = {
@@ -372,9 +400,11 @@ def test_detectron2_reads_a_config_alike(name):
 def test_the_data_sets_are_registered_and_have_the_classes_of_the_config(name, monkeypatch):
     monkeypatch.chdir(os.path.dirname(__file__))  # the registered paths are relative
     cfg = load(name)
-    for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        classes = MetadataCatalog.get(dataset).stuff_classes
-        assert len(classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    with process_state_restored():
+        register_cityscapes_panoptic()
+        for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            classes = MetadataCatalog.get(dataset).stuff_classes
+            assert len(classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
 
 
 @pytest.mark.parametrize(("name", "keys"), PAIRS.items())
@@ -482,6 +512,8 @@ ARCHITECTURES = [
         "pointrend_semantic_R_101_FPN_160k_ade20k",
         "pointrend_semantic_R_50_FPN_160k_ade20k",
         "pointrend_panoptic_R_50_FPN_3x_coco",
+        "pointrend_panoptic_R_101_FPN_3x_coco",
+        "pointrend_panoptic_R_101_FPN_65k_cityscapes",
     )
 ]
 
@@ -508,10 +540,12 @@ def sample(cfg: CfgNode) -> dict[str, object]:
 
 
 @cache
-def step_and_inference(name: str) -> tuple[dict[str, float], list[str], tuple, dict]:
+def step_and_inference(
+    name: str, opts: tuple[str, ...] = ()
+) -> tuple[dict[str, float], list[str], tuple, dict]:
     """Losses, parameters without a finite gradient, size of the coarse logits, outputs."""
     torch.manual_seed(0)
-    cfg = load(name, SMALL)
+    cfg = load(name, (*SMALL, *opts))
     model = build_model(cfg)
     data = sample(cfg)
     with EventStorage():
@@ -552,6 +586,16 @@ def test_a_config_trains_one_step_and_labels_every_pixel(name):
     if "panoptic" in name:
         assert outputs["panoptic_seg"][0].shape == (HEIGHT, WIDTH)
         assert outputs["instances"].pred_masks.shape[-2:] == (HEIGHT, WIDTH)
+
+
+def test_the_weight_of_instances_is_that_of_boxes_and_masks():
+    name, key = "pointrend_panoptic_R_50_FPN_65k_cityscapes", "INSTANCE_LOSS_WEIGHT"
+    weighted = step_and_inference(name)[0]
+    plain_losses = step_and_inference(name, (f"MODEL.PANOPTIC_FPN.{key}", "1.0"))[0]
+    of_instances = {"loss_cls", "loss_box_reg", "loss_mask", "loss_mask_point"}
+    assert weighted == {
+        name: loss * (0.5 if name in of_instances else 1) for name, loss in plain_losses.items()
+    }
 
 
 @pytest.mark.parametrize(("name", "size"), COARSE_SIZES.items())

@@ -199,6 +199,16 @@ def test_other_models_crop_first():
     assert names(recipe(meta_arch="GeneralizedRCNN")) == order
 
 
+def test_other_models_may_resize_first():
+    order = ["ResizeToPixels", "RandomCrop", "ColorAugSSD", "RandomFlip"]
+    for meta_arch in ("GeneralizedRCNN", "PanopticFPN"):
+        cfg = recipe("INPUT.CROP.AFTER_RESIZE", "True", meta_arch=meta_arch)
+        assert names(cfg) == order
+        sample = AugInput(np.zeros((30, 60, 3), np.uint8))
+        AugmentationList(build_augmentations(cfg, is_train=True))(sample)
+        assert sample.image.shape == (32, 48, 3)
+
+
 def test_augmentations_that_are_off_are_not_built():
     off = ["INPUT.CROP.ENABLED", "False", "INPUT.COLOR_AUG_SSD", "False"]
     assert names(recipe(*off, "INPUT.RANDOM_FLIP", "none")) == ["ResizeToPixels"]

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from point_rend.data.datasets.panoptic import segment_ids
 from point_rend.evaluation.panoptic_quality import (
     Counts,
     as_quality_results,
     compare_segments,
     quality_of,
-    segment_ids,
     total,
 )
 

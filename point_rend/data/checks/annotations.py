@@ -47,6 +47,7 @@ from point_rend.data.datasets.cocofied_lvis import read_lvis
 from point_rend.data.datasets.loading import load_records
 from point_rend.data.datasets.packed import GroupedLists, LazyList, Packed
 from point_rend.data.datasets.packed_coco import PackedCoco, read_packed_coco
+from point_rend.data.datasets.panoptic import check_panoptic_labels, check_stuff_labels
 from point_rend.utils.garbage import cycles_uncollected
 from point_rend.utils.json_files import shown
 from point_rend.utils.pixel_format import PLAIN, PixelFormat
@@ -197,6 +198,8 @@ def check_dataset(
             leaves the folder of the images, if the annotation file is invalid, or if a broken
             annotation cannot be removed.
     """
+    check_panoptic_labels(name, evaluated=not training)
+    check_stuff_labels(name)
     data = load_data_set(name)
     check_image_files(name, data.images, skip_broken=skip_broken_images, pixel_format=pixel_format)
     where = describe(name)
