@@ -164,7 +164,7 @@ class BestEvaluation(InterruptibleEvaluation):
         resumed = trainer.start_iter - 1
         is_due = self._period > 0 and trainer.start_iter % self._period == 0
         if is_due and self.evaluated < resumed < trainer.max_iter - 1:
-            logger.info("Iteration %d was not evaluated before the interruption", resumed)
+            logger.info("Iteration %d has no %s yet: it is evaluated first", resumed, self.metric)
             trainer.iter = trainer.storage.iter = resumed
             self._do_eval()
             trainer.iter = trainer.storage.iter = trainer.start_iter
