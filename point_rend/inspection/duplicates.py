@@ -217,5 +217,8 @@ def _count_bits(values: np.ndarray) -> np.ndarray:
 def _agree(first: np.ndarray, second: np.ndarray) -> bool:
     """Return whether two small pictures are equal but for noise and brightness."""
     one, other = (x.astype(np.float32) - x.mean(dtype=np.float32) for x in (first, second))
+    contrasts = float(one.std()), float(other.std())
+    if max(contrasts) <= FLAT and abs(float(first.mean()) - float(second.mean())) > FLAT:
+        return False  # of empty pictures, brightness is all there is
     residual = float(np.sqrt(np.mean((one - other) ** 2)))
-    return residual <= max(FLAT, MAX_RESIDUAL * min(float(one.std()), float(other.std())))
+    return residual <= max(FLAT, MAX_RESIDUAL * min(contrasts))

@@ -74,10 +74,13 @@ def test_images_without_structure_are_copies_only_of_their_own_shade(tmp_path: P
     ramp = np.linspace(0, 60, 96, dtype=np.uint8)
     slope = np.broadcast_to(ramp[:, None, None], (96, 96, 3)).copy()  # no gradient along rows
     flat = np.full((96, 96, 3), 90, np.uint8)
-    paths = write(tmp_path / "all", flat_png=flat, slope_png=slope)
+    shades = {"darker_png": flat - 50, "same_png": cv2.resize(flat, (48, 48))}
+    paths = write(tmp_path / "all", flat_png=flat, slope_png=slope, **shades)
     hashes = [file.gradients for _, file in read(paths)]
-    assert hashes == [0, 0]
-    assert find_copies(read(paths[:1]), read(paths[1:])).near_between == 0
+    assert hashes == [0, 0, 0, 0]
+    found = find_copies(read(paths[:1]), read(paths[1:]))
+    assert (found.near_between, found.near_test) == (1, 0)
+    assert found.between == [("flat.png", "same.png", "near")]
 
 
 @pytest.mark.parametrize("bucket", [4096, 7])
