@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 
 from point_rend.engine.output_folder import RUNS_NAME
@@ -121,11 +122,21 @@ class TrackedRuns(HookBase):
         self._file = Path(output_dir, RUNS_NAME)
 
     def before_train(self) -> None:
-        """Start all runs.
+        """Start all runs; all processes call this, and stop together.
 
         Raises:
             TrainingStop: If a tracker cannot start.
         """
+        stop = None
+        try:
+            self._start()
+        except TrainingStop as cause:
+            stop = cause
+        reason = comm.all_gather(stop and stop.reason)[0]
+        if reason:
+            raise TrainingStop(reason, exit_code=USER_ERROR, saves=False, together=True) from stop
+
+    def _start(self) -> None:
         runs = read_runs(self._file) if self.writers else {}
         for package, writer in self.writers.items():
             identity = writer.start(runs.get(package))

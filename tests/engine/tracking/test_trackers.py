@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from point_rend.cli import train
@@ -337,3 +338,12 @@ def test_a_run_of_mlflow_that_is_gone_or_deleted_is_followed_by_a_new_one(
     MlflowClient().delete_run(first)
     assert started(first) != first
     assert capsys.readouterr().out.count("or it is deleted: it continues as a new run") == 2
+
+
+def test_all_processes_stop_together_where_a_tracker_cannot_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comm, "all_gather", lambda own: ["the reason", own])
+    with pytest.raises(TrainingStop, match="the reason") as stop:
+        TrackedRuns({}, str(tmp_path)).before_train()  # of a process other than the first
+    assert (stop.value.exit_code, stop.value.saves, stop.value.together) == (2, False, True)
