@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from point_rend.config.files import config_file_option
-from point_rend.utils.arguments import add_data_set_options
+from point_rend.utils.arguments import add_data_set_options, add_settings
 from point_rend.utils.errors import print_result, user_errors
 from point_rend.utils.files import check_output, write_bytes, write_text
 from point_rend.utils.program import program
@@ -45,12 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="do not open the image files: no broken files, no copies (label maps are read)",
     )
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="config keys and their values, after all options",
-    )
+    add_settings(parser)
     return parser
 
 

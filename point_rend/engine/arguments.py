@@ -7,7 +7,11 @@ import argparse
 import re
 
 from point_rend.config.files import config_file_option
-from point_rend.utils.arguments import add_data_set_options, add_exported_options
+from point_rend.utils.arguments import (
+    add_data_set_options,
+    add_exported_options,
+    add_settings,
+)
 from point_rend.utils.program import program
 
 AUTO = "auto"  # a rendezvous that only this machine knows
@@ -134,10 +138,5 @@ def build_parser(
         action="store_true",
         help="load a checkpoint even if it can run code; only for files you trust",
     )
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="config keys and their values, after all options",
-    )
+    add_settings(parser)
     return parser

@@ -143,3 +143,13 @@ def check_min_score(number: float) -> None:
     """
     if not 0 <= number <= 1:
         raise ValueError(f"--min-score: expected 0 to 1, got {number}")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the keys and values of the config, which take the rest of the command line."""
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys and their values, after all options",
+    )
