@@ -117,7 +117,7 @@ def own_waits(cuda: Record) -> list[str]:
     """Return the waits of this package, without those of Detectron2 and of backward passes."""
     lines = [wait.line for wait in cuda.waits.elements()]
     return [
-        x for x in lines if x.startswith("point_rend/") and " > " not in x and "run_step" not in x
+        x for x in lines if x.startswith("point_rend/") and " > " not in x and "_backward" not in x
     ]
 
 

@@ -147,14 +147,17 @@ class CheckedTrainer(SimpleTrainer):
             _divergence_as_nan(self.model) as messages,
         ):
             losses = self.model(inputs)
-        total = sum(losses.values())
-        if self.accumulation_steps > 1:
-            total = total / self.accumulation_steps
-        self.grad_scaler.scale(total).backward()
+        self._backward(sum(losses.values()))
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         detached = {name: loss.detach().float() for name, loss in losses.items()}
         # The 2-norm is fast everywhere. It overflows from 1e19 on, which counts as infinite, too.
         return _Part(batch, detached, messages, get_total_norm(gradients))
+
+    def _backward(self, total: Any) -> None:
+        """Add the gradient of the share that a batch has in the step."""
+        if self.accumulation_steps > 1:
+            total = total / self.accumulation_steps
+        self.grad_scaler.scale(total).backward()
 
     def _restore_buffers(self) -> None:
         """Give the floating-point buffers the values from before the step."""

@@ -289,7 +289,8 @@ def _findings(
             continue
         if split.broken:
             found.append(
-                f"{len(split.broken)} files of {role} cannot be used: {_listed(split.broken, 2)}."
+                f"{len(split.broken)} files of {role} cannot be used: "
+                f"{_listed(split.broken, 2, longest=1000)}."
             )
         if split.objects is not None:
             if split.objects.impossible:
@@ -361,10 +362,10 @@ def _of_classes(report: ClassReport | SemanticReport, unit: str) -> list[str]:
     return found
 
 
-def _listed(names: Sequence[str], count: int = LISTED) -> str:
-    """Join the first few names, and count the others."""
+def _listed(names: Sequence[str], count: int = LISTED, longest: int = 100) -> str:
+    """Join the first few names, of so many characters at most, and count the others."""
     more = [f"and {len(names) - count} more"] if len(names) > count else []
-    return ", ".join([*(shorten(name) for name in names[:count]), *more])
+    return ", ".join([*(shorten(name, longest) for name in names[:count]), *more])
 
 
 def is_json_report(file: Path) -> bool:

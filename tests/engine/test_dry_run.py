@@ -282,6 +282,7 @@ def test_the_loader_of_a_user_is_shown(
 # --- several processes, and ends ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_of_several_processes_reports(mixed: CocoSet, tmp_path: Path) -> None:
     argv = ["--check", *command(mixed, tmp_path / "output", *NO_TEST, "SOLVER.MAX_ITER", "3")[1:]]
     runs = start_two("torchrun", argv, tmp_path)

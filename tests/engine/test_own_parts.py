@@ -136,7 +136,14 @@ class Stateful:
 # --- trainings ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [with_function, with_list, with_ours, Stateful])
+@pytest.mark.parametrize(
+    "build",
+    [
+        with_function,
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (with_list, with_ours)),
+        Stateful,
+    ],
+)
 def test_a_resumed_training_with_parts_of_a_user_is_that_of_an_uninterrupted_one(
     build: Callable[[CfgNode], Any], mixed: CocoSet, tmp_path: Path
 ) -> None:

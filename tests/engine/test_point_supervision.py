@@ -59,7 +59,10 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "head",
+    [pytest.param(x, marks=[pytest.mark.slow] * (x != "standard")) for x in HEADS],
+)
 def test_a_resumed_training_sees_the_same_points_and_ends_with_the_same_weights(
     masks: CocoSet, points: CocoSet, tmp_path: Path, head: str
 ) -> None:

@@ -11,7 +11,13 @@ from tests.commands import ENVIRONMENT
 from tests.tiny_datasets import REPOSITORY
 
 # Neither imports PyTorch: one starts train_net.py, the other pip.
-WITHOUT_TORCH = {"check_pythons.py", "fuzz.py", "rehearse_two_nodes.py", "install_detectron2.py"}
+WITHOUT_TORCH = {
+    "check_pythons.py",
+    "fuzz.py",
+    "install_detectron2.py",
+    "rehearse_large_coco.py",
+    "rehearse_two_nodes.py",
+}
 DOORS = [
     script
     for script in (
