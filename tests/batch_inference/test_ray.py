@@ -170,6 +170,7 @@ def _refuse() -> None:
 # The command
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_the_command_completes_the_shards_of_one_process_with_the_same_bytes(
     tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]

@@ -213,6 +213,7 @@ def test_warnings_of_third_parties_are_hidden_by_name_and_ours_are_shown(
     assert "torch.jit.script" in asked.stdout
 
 
+@pytest.mark.slow
 def test_the_command_trains_in_two_processes_without_foreign_warnings(tmp_path: Path) -> None:
     tiny: CocoSet = write_coco(tmp_path / "tiny", images=4)
     script = tmp_path / "bin" / "pointrend"  # as pip writes it

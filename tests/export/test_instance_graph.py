@@ -240,6 +240,7 @@ def test_lower_precision_is_that_of_all_layers_of_backbone_and_box_head_and_no_o
     assert ((masks >= 0) & (masks <= 1)).all()
 
 
+@pytest.mark.slow
 def test_an_exported_program_finds_the_objects_of_the_model(exported: Exported):
     path = exported.folder.parent / "model.pt2"
     with torch.no_grad():
