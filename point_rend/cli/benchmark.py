@@ -3,13 +3,16 @@
     pointrend benchmark masks --boxes 100 --classes 80     # some of the mask head's cases
     pointrend benchmark all --threads 2 --output output/benchmark
 
+`pointrend benchmark overview` measures a choice of cases of all kinds in a few minutes.
+
 Both sides of a case have the same weights and the same inputs, from a seed, and run in turn in one
 process: ours, baseline, ours, baseline, … after a warm-up. In each round a side runs for as long as
 one run of the slower side takes; otherwise the faster one would only ever be seen in the wake of
 the other. The time of a round is the median of its runs, that of a side the median of its rounds.
 The ratio is the median of the ratios of all rounds, since other load on the machine affects both
-sides of a round alike. The baseline is the PointRend project that Detectron2 ships ("stock"), or a
-part of Detectron2: its convolutional mask head, its pasting of masks.
+sides of a round alike; in parentheses, and as bars in the plot, are the smallest and the largest of
+them. The baseline is the PointRend project that Detectron2 ships ("stock"), or a part of
+Detectron2: its convolutional mask head, its pasting of masks.
 
 Agreement is the share of pixels whose decision differs (probability above 0.5, or best class), and
 the largest difference of a probability; of training steps, the largest relative difference of a
@@ -41,7 +44,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from point_rend.experiments.benchmark.settings import AMP_TYPES, FILES, Settings
+from point_rend.experiments.benchmark.settings import AMP_TYPES, FILES, OVERVIEW, Settings
 from point_rend.utils.errors import user_errors
 from point_rend.utils.files import check_output
 from point_rend.utils.program import program
@@ -69,12 +72,16 @@ def build_parser() -> argparse.ArgumentParser:
         description="Measure time, memory and agreement against the heads that Detectron2 ships.",
         epilog="cases: "
         + "; ".join(f"{name}: {text}" for name, text in CASES.items())
-        + f"; {END_TO_END}, on its own: CPU seconds of the R50-FPN model by stage, from the image "
+        + f"; {OVERVIEW}: a choice of them, in minutes"
+        f"; {END_TO_END}, on its own: CPU seconds of the R50-FPN model by stage, from the image "
         "to RLEs, for the stock project, for our model and for the one that Predictor prepares; "
         f"{TILES}, on its own: objects planted across the tiles of a huge image",
     )
     parser.add_argument(
-        "cases", nargs="+", choices=[*CASES, "all", END_TO_END, TILES], help="see below"
+        "cases",
+        nargs="+",
+        choices=[*CASES, "all", OVERVIEW, END_TO_END, TILES],
+        help="see below",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default cpu)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")

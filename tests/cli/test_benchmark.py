@@ -49,6 +49,7 @@ def test_options_are_settings_and_each_case_runs_once(
     ("words", "message"),
     [
         (["everything"], "invalid choice: 'everything'"),
+        (["overview", "--classes", "3"], "--boxes and --classes: expected none, since overview"),
         (["masks", "--boxes", "0"], "expected a whole number of 1 or more, got '0'"),
         (["masks", "--repeat", "-1"], "expected a whole number of 1 or more, got '-1'"),
         (["masks", "--busy-processes", "0"], "expected a whole number of 1 or more, got '0'"),

@@ -7,7 +7,7 @@ command reads the files of the finished runs, if options and inputs are the same
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from point_rend.config.dumping import dump_config
 from point_rend.engine.arguments import build_parser
 from point_rend.engine.setup import read_config, register_datasets
-from point_rend.utils.files import atomic_file, write_text
+from point_rend.utils.files import write_text
 from point_rend.utils.json_files import read_json
 
 Metrics = dict[str, float]
@@ -139,26 +139,3 @@ def metric_of(metrics: Metrics, name: str) -> float:
     if name not in metrics:
         raise ValueError(f"--metric {name}: expected one of {', '.join(sorted(metrics))}")
     return metrics[name]
-
-
-def plot_panels(
-    metrics: Sequence[str], plot: Callable[[Any, str], object], file: Path, *, width: float = 6.0
-) -> None:
-    """Plot a panel for each metric.
-
-    Args:
-        metrics: Names of the metrics, which label the axes.
-        plot: Plots a metric on the axes of its panel.
-        file: PNG file.
-        width: Width of a panel in inches.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * len(metrics), 4), layout="constrained")
-    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
-    for axes, metric in zip(panels, metrics, strict=True):
-        plot(axes, metric)
-        axes.set_ylabel(metric)
-        axes.grid(alpha=0.3)
-    with atomic_file(file) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=120)

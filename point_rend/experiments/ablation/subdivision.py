@@ -26,10 +26,10 @@ from point_rend.experiments.ablation.results import (
     Provenance,
     load_metrics,
     metric_of,
-    plot_panels,
     provenance_of,
     save_metrics,
 )
+from point_rend.experiments.plots import plot_panels
 from point_rend.utils.errors import user_errors
 
 MASK_HEAD = "PointRendMaskHead"

@@ -15,10 +15,10 @@ from point_rend.experiments.ablation.results import (
     Metrics,
     load_metrics,
     metric_of,
-    plot_panels,
     provenance_of,
     save_metrics,
 )
+from point_rend.experiments.plots import plot_panels
 from point_rend.utils.children import run_child
 from point_rend.utils.errors import signal_exit_code
 from point_rend.utils.json_files import parse_json

@@ -33,6 +33,7 @@ from point_rend.experiments.benchmark.model_cases import model_pair
 from point_rend.experiments.benchmark.random_inputs import random_image, randomize
 from point_rend.experiments.benchmark.report import describe_machine
 from point_rend.experiments.benchmark.settings import FILES, Settings
+from point_rend.experiments.plots import plot_panels
 from point_rend.export.build import build_graph
 from point_rend.export.quantization import quantize
 from point_rend.export.writers import write_onnx
@@ -87,6 +88,12 @@ class Timing:
         """Median of the whole."""
         return statistics.median(seconds["whole"] for seconds in self.rounds)
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest value of the whole over the rounds."""
+        wholes = [seconds["whole"] for seconds in self.rounds]
+        return min(wholes), max(wholes)
+
 
 def check_end_to_end(names: Sequence[str], settings: Settings) -> None:
     """Refuse settings that do not apply to this benchmark.
@@ -109,7 +116,7 @@ def run_end_to_end(settings: Settings, folder: Path | None, stem: str) -> list[T
 
     Args:
         settings: The settings.
-        folder: Folder of the Markdown and the JSON file, if they are to be saved.
+        folder: Folder of the Markdown file, the JSON file and the plot, if they are to be saved.
         stem: Name of the files, without suffix.
 
     Raises:
@@ -134,6 +141,7 @@ def run_end_to_end(settings: Settings, folder: Path | None, stem: str) -> list[T
         }
         write_text(folder / f"{stem}.md", text + "\n")
         write_text(folder / f"{stem}.json", json.dumps(content, indent=2) + "\n")
+        plot_timings(timings, folder / f"{stem}.png")
     return timings
 
 
@@ -321,6 +329,8 @@ def format_timings(timings: Sequence[Timing], *, reference: str = "as built") ->
     for stage in stages:
         medians = [timing.median(stage) for timing in timings]
         rows.append([stage, *("–" if value is None else f"{value:.2f}" for value in medians)])
+    ranges = ("–".join(f"{x:.2f}" for x in timing.range) for timing in timings)
+    rows.append(["smallest–largest whole", *ranges])
     ratios = [f"{compared.whole / timing.whole:.2f}" for timing in timings]
     rows.append([f"{reference} / this", *ratios])
     found = [differences(timing.instances, compared.instances) for timing in timings]
@@ -329,3 +339,26 @@ def format_timings(timings: Sequence[Timing], *, reference: str = "as built") ->
     rows.append(["boxes differ by (pixels)", *(f"{largest:.1e}" for _, largest, _ in found)])
     rows.append(["pixels that differ", *(f"{share:.1e}" for _, _, share in found)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def plot_timings(timings: Sequence[Timing], file: Path) -> None:
+    """Plot the CPU seconds of each way: its stages, and the range of the whole over the rounds."""
+
+    def plot(axes: Any, _: str) -> None:
+        names = dict.fromkeys(name for timing in timings for name in timing.rounds[0])
+        ends = [0.0] * len(timings)
+        for stage in (name for name in names if name != "whole"):
+            seconds = [timing.median(stage) or 0.0 for timing in timings]
+            axes.barh(rows, seconds, left=ends, label=stage)
+            ends = [end + x for end, x in zip(ends, seconds, strict=True)]
+        for row, timing in enumerate(timings):
+            if timing.rounds[0].keys() == {"whole"}:
+                axes.barh(row, timing.whole, color="lightgray")
+            errors = [[timing.whole - timing.range[0]], [timing.range[1] - timing.whole]]
+            axes.errorbar(timing.whole, row, xerr=errors, fmt="o", capsize=4, color="black")
+        axes.set_yticks(rows, [timing.name for timing in timings])
+        axes.legend()
+
+    rows = range(len(timings))
+    height = 1.5 + 0.5 * len(timings)
+    plot_panels(("CPU seconds",), plot, file, width=9, height=height, values="x")

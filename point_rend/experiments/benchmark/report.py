@@ -8,7 +8,7 @@ import json
 import math
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 
 from point_rend.experiments.benchmark.measuring import Measurement, Record
 from point_rend.experiments.benchmark.settings import Settings
-from point_rend.utils.files import atomic_file, write_text
+from point_rend.experiments.plots import plot_panels
+from point_rend.utils.files import write_text
 from point_rend.utils.waiting import describe_wait
 
 HEADINGS = (
@@ -59,7 +60,10 @@ def format_markdown(
         f"torch {machine['torch']}",
         f"Detectron2 {machine['detectron2']}",
     ]
-    notes += [f"medians of {settings.repeat} rounds", f"seed {settings.seed}"]
+    rounds = f"medians of {settings.repeat} rounds"
+    if settings.repeat > 1:
+        rounds += " (the smallest and the largest ratio)"
+    notes += [rounds, f"seed {settings.seed}"]
     if settings.busy_processes:
         notes.append(f"alongside {settings.busy_processes} busy process(es)")
     if settings.amp != "none":
@@ -108,9 +112,16 @@ def _with_unit(value: float, unit: str) -> str:
 
 
 def _ratio(baseline: Sequence[float | None], ours: Sequence[float | None]) -> str:
-    """Write the median of the ratios of all rounds."""
-    ratios = [b / a for b, a in zip(baseline, ours, strict=True) if b and a]
-    return f"{statistics.median(ratios):.1f}" if ratios else "–"
+    """Write the median of the ratios of all rounds and, of several, the smallest and largest."""
+    ratios = _ratios(baseline, ours)
+    if not ratios:
+        return "–"
+    spread = f" ({min(ratios):.1f}–{max(ratios):.1f})" if len(ratios) > 1 else ""
+    return f"{statistics.median(ratios):.1f}{spread}"
+
+
+def _ratios(baseline: Sequence[float | None], ours: Sequence[float | None]) -> list[float]:
+    return [b / a for b, a in zip(baseline, ours, strict=True) if b and a]
 
 
 def format_json(records: Sequence[Record], machine: Mapping[str, Any], settings: Settings) -> str:
@@ -152,31 +163,55 @@ def _finite(content: Any) -> Any:
 
 
 def save_plot(records: Sequence[Record], file: Path) -> None:
-    """Plot time and peak memory of both sides, a pair of bars for each record."""
-    from matplotlib.figure import Figure
+    """Plot how many times as fast as the baseline each case is, and the memory of both sides.
 
-    figure = Figure(figsize=(12, 1.5 + 0.5 * len(records)), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    quantities: list[tuple[str, Callable[[Measurement], float]]] = [
-        ("time, ms", lambda side: side.median * 1e3),
-        ("peak memory, MiB", lambda side: (side.peak_bytes or 0) / 2**20),
-    ]
-    for panel, (title, quantity) in zip(panels, quantities, strict=True):
-        for label, offset, sides in (
-            ("ours", -0.2, [record.ours for record in records]),
-            ("baseline", 0.2, [record.baseline for record in records]),
-        ):
-            values = [quantity(side) if side else 0 for side in sides]
-            panel.barh([i + offset for i in range(len(sides))], values, height=0.4, label=label)
-        if panel.dataLim.minposx < math.inf:  # a logarithmic axis needs a positive value
-            panel.set_xscale("log")
-        panel.set_xlabel(title)
-        panel.grid(axis="x", alpha=0.3)
-        panel.legend()
-    panels[0].set_yticks(range(len(records)), [f"{x.name}, {x.baseline_name}" for x in records])
-    panels[0].invert_yaxis()
-    with atomic_file(file) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=120)
+    A bar of errors reaches from the smallest ratio of a round to the largest. The memory of a
+    baseline that does not fit is the estimated one.
+    """
+    from matplotlib.ticker import LogLocator
+
+    speed, memory = "time of the baseline / ours", "peak memory, MiB"
+    if not all(record.baseline for record in records):
+        memory += " (hatched: estimated)"
+    rows = range(len(records))
+
+    def plot_speed(axes: Any) -> None:
+        axes.axvline(1, color="gray", linewidth=1)
+        for row, record in enumerate(records):
+            if record.baseline is None:
+                axes.annotate("no baseline", (1, row), va="center", bbox={"fc": "w", "ec": "none"})
+            elif ratios := _ratios(record.baseline.seconds, record.ours.seconds):
+                median = statistics.median(ratios)
+                errors = [[median - min(ratios)], [max(ratios) - median]]
+                axes.errorbar(median, row, xerr=errors, fmt="o", capsize=4, color="C0")
+
+    def plot_memory(axes: Any) -> None:
+        sizes = [[_baseline_bytes(x) for x in records], [x.ours.peak_bytes for x in records]]
+        bars = zip(("baseline", "ours"), (0.2, -0.2), ("C1", "C0"), sizes, strict=True)
+        for label, offset, color, values in bars:
+            mebibytes = [(value or 0) / 2**20 for value in values]
+            places = [row + offset for row in rows]
+            drawn = axes.barh(places, mebibytes, height=0.4, color=color, label=label)
+            for bar, record in zip(drawn, records, strict=True):
+                if label == "baseline" and record.baseline is None:
+                    bar.set(hatch="///", alpha=0.5)
+        axes.legend(loc="lower right")
+
+    def plot(axes: Any, title: str) -> None:
+        (plot_speed if title == speed else plot_memory)(axes)
+        if axes.dataLim.minposx < math.inf:  # a logarithmic axis needs a positive value
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if title == speed else (1,)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+        axes.set_yticks(rows, [f"{x.name}, {x.baseline_name}" for x in records])
+
+    height = 1.5 + 0.5 * len(records)
+    plot_panels((speed, memory), plot, file, width=7, height=height, values="x")
+
+
+def _baseline_bytes(record: Record) -> int | None:
+    return record.baseline.peak_bytes if record.baseline else record.baseline_bytes_estimated
 
 
 def save_report(folder: Path, stem: str, records: Sequence[Record], text: str, data: str) -> None:

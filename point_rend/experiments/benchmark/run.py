@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from point_rend.experiments.benchmark.report import (
     table_row,
 )
 from point_rend.experiments.benchmark.semantic_cases import semantic_cases
-from point_rend.experiments.benchmark.settings import Settings
+from point_rend.experiments.benchmark.settings import OVERVIEW, Settings
 from point_rend.experiments.benchmark.training_cases import train_cases
 from point_rend.utils.errors import user_errors
 
@@ -46,17 +47,42 @@ def make_cases(names: Sequence[str], settings: Settings) -> list[Case]:
     """Return the cases of several names, after a check of the settings.
 
     Args:
-        names: Keys of ``CASES``.
+        names: Keys of ``CASES``, or ``OVERVIEW``.
         settings: The settings.
 
     Raises:
-        ValueError: If this machine or a config does not support the settings.
+        ValueError: If this machine or a config does not support the settings, or if they have
+            boxes or classes for the overview.
     """
     check_device(settings.device, option="--device")
     if torch.device(settings.device).type not in ("cpu", "cuda"):
         raise ValueError(f"--device is {settings.device}: expected cpu, cuda or cuda:N")
+    if OVERVIEW in names and (settings.boxes or settings.classes):
+        raise ValueError(f"--boxes and --classes: expected none, since {OVERVIEW} has its own")
     instance_config(POINTREND, 1, settings.opts)
-    return [case for name in names for case in CASES[name](settings)]
+    makers = {**CASES, OVERVIEW: overview_cases}
+    return [case for name in names for case in makers[name](settings)]
+
+
+def overview_cases(settings: Settings) -> list[Case]:
+    """Return a choice of cases of all kinds, which take minutes; only the slowest are left out."""
+    frequent = replace(settings, boxes=(20, 100), classes=(80,))
+    crowded = replace(settings, boxes=(300,), classes=(1203,))  # an image of LVIS
+    *_, pasting = pasting_cases(settings)
+    semantic_head, *_ = semantic_cases(settings)
+    *_, semantic_model = model_cases(settings)
+    labels, roi_heads_step, _ = train_cases(settings)
+    return [
+        *masks_cases(frequent),
+        *masks_cases(crowded),
+        *conv_cases(settings),
+        *implicit_cases(settings),
+        semantic_head,
+        semantic_model,
+        pasting,
+        labels,
+        roi_heads_step,
+    ]
 
 
 def run_cases(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+OVERVIEW = "overview"  # name of a choice of cases of all kinds
 AMP_TYPES = ("none", "bfloat16", "float16")
 # Exported files: the runtime of each, and the precision of backbone and box head.
 FILES = {

@@ -5,6 +5,7 @@ import itertools
 import json
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
@@ -123,6 +124,7 @@ def test_the_table_has_a_row_for_each_stage_and_a_column_for_each_way() -> None:
     table = {row[0]: row[1:] for row in rows[2:]}
     assert table["ResNet"] == ["2.00", "–"]
     assert table["whole"] == ["3.00", "1.50"]
+    assert table["smallest–largest whole"] == ["2.00–4.00", "1.50–1.50"]
     assert table["as built / this"] == ["1.00", "2.00"]
     assert table["instances"] == ["2", "2"]
 
@@ -143,6 +145,7 @@ def test_the_ways_of_the_benchmark_compute_the_same(
         assert set(timing.rounds[0]) == stages
     table = (tmp_path / "name.md").read_text()
     assert table in capsys.readouterr().out + "\n"
+    assert cv2.imread(str(tmp_path / "name.png")).std() > 0
     saved = json.loads((tmp_path / "name.json").read_text())
     assert saved["ways"]["prepared"] == list(timings[2].rounds)
 

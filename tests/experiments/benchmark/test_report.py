@@ -8,18 +8,19 @@ from typing import Any, BinaryIO
 import cv2
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from point_rend.experiments.benchmark import report
 from point_rend.experiments.benchmark.case import Agreement
 from point_rend.experiments.benchmark.measuring import Measurement, Record
 from point_rend.experiments.benchmark.settings import Settings
-from tests.experiments.benchmark.planted import MACHINE, record
+from tests.experiments.benchmark.planted import MACHINE, MIB, record
 
 
 def test_a_row_has_the_ratios_of_the_baseline_to_ours() -> None:
     row = report.table_row(record(2.0, 16.0))
     assert len(row) == len(report.HEADINGS)
-    assert row[2:8] == ["2000 ms", "16000 ms", "8.0", "2 MiB", "16 MiB", "8.0"]
+    assert row[2:8] == ["2000 ms", "16000 ms", "8.0 (8.0–8.0)", "2 MiB", "16 MiB", "8.0"]
     assert row[8:10] == ["1.0e-06", "2.5e-01"]
 
 
@@ -29,14 +30,45 @@ def test_the_ratio_is_that_of_the_rounds_and_not_of_the_medians() -> None:
         for seconds in ((1.0, 2.0, 3.0), (8.0, 10.0, 30.0))  # 8, 5 and 10 times
     ]
     measured = Record("a head", {}, "stock", sides[0], sides[1], 5, None)
-    assert report.table_row(measured)[2:5] == ["2000 ms", "10000 ms", "8.0"]
+    assert report.table_row(measured)[2:5] == ["2000 ms", "10000 ms", "8.0 (5.0–10.0)"]
+
+
+def test_the_plot_has_the_range_of_the_ratios_and_the_memory_of_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
+        figures.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    sides = [
+        Measurement(seconds, peak_bytes=mebibytes * MIB)
+        for seconds, mebibytes in (((1.0, 2.0, 3.0), 6), ((8.0, 10.0, 30.0), 60))
+    ]
+    measured = Record("a head", {}, "stock", sides[0], sides[1], 5, None)
+    missing = dataclasses.replace(measured, baseline=None, baseline_bytes_estimated=900 * MIB)
+    report.save_plot([measured, missing], tmp_path / "plot.png")
+    speed, memory = figures[0].axes
+    (bar,) = speed.containers
+    (horizontal,) = bar.lines[2]
+    (ends,) = horizontal.get_segments()
+    assert ends.tolist() == [[5, 0], [10, 0]]
+    assert bar.lines[0].get_xydata().tolist() == [[8, 0]]
+    baseline, ours = ([patch.get_width() for patch in bars] for bars in memory.containers)
+    assert (baseline, ours) == ([60, 900], [6, 6])
+    assert [patch.get_hatch() for patch in memory.containers[0]] == [None, "///"]
+    assert [label.get_text() for label in speed.get_yticklabels()] == ["a head, stock"] * 2
 
 
 def test_the_table_is_markdown_and_names_the_machine() -> None:
     text = report.format_markdown([record(1.0, 2.0)] * 2, MACHINE, Settings(repeat=3))
     notes, empty, *rows = text.splitlines()
     assert notes.startswith(
-        "a CPU, 2 thread(s), passive wait, torch 1, Detectron2 0, medians of 3 rounds"
+        "a CPU, 2 thread(s), passive wait, torch 1, Detectron2 0, medians of 3 rounds "
+        "(the smallest and the largest ratio)"
     )
     assert empty == ""
     assert len(rows) == 4

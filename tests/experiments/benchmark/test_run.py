@@ -13,7 +13,7 @@ import torch
 from point_rend.experiments.benchmark import run
 from point_rend.experiments.benchmark.load import busy_processes
 from point_rend.experiments.benchmark.run import make_cases, run_cases
-from point_rend.experiments.benchmark.settings import Settings
+from point_rend.experiments.benchmark.settings import OVERVIEW, Settings
 from tests.experiments.benchmark.planted import TINY, case
 
 pytest.importorskip("detectron2.projects.point_rend")
@@ -82,6 +82,18 @@ def test_options_that_change_the_weights_are_refused(capsys: pytest.CaptureFixtu
     assert stopped.value.code == 2
     message = "error: --opts change the weights, e.g. point_head.fc3.bias"
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_overview_has_cases_of_all_kinds_that_differ() -> None:
+    cases = make_cases([OVERVIEW], TINY)
+    titles = [(case.name, case.baseline) for case in cases]
+    assert len(set(titles)) == len(titles)
+    every = {x.name for kind in run.CASES for x in run.CASES[kind](TINY)}
+    assert {name for name, _ in titles} <= every
+    for kind in run.CASES:
+        assert {x.name for x in run.CASES[kind](TINY)} & {name for name, _ in titles}, kind
+    with pytest.raises(ValueError, match="--boxes and --classes: expected none, since overview"):
+        make_cases([OVERVIEW], replace(TINY, boxes=(1,)))
 
 
 def test_a_gpu_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
