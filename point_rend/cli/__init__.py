@@ -54,7 +54,7 @@ GROUPS = {
     "study the method": {
         "analyze": "FLOPs, activations, parameters and points of the heads",
         "benchmark": "time and memory, compared with the heads in Detectron2",
-        "ablate": "the ablations of the paper: subdivision, sampling",
+        "ablate": "ablations: subdivision, sampling, heads, recipes",
     },
     "set up": {
         "demo": "train on drawn shapes in minutes, on a CPU",

@@ -1,4 +1,4 @@
-"""`pointrend ablate`: the paper's ablations (Tables 3 and 4), and several configs, on any data set.
+"""`pointrend ablate`: the paper's ablations, several heads and several configs, on any data set.
 
     pointrend ablate subdivision --output output/subdivision -- \
         --config-file output/demo/pointrend/config.yaml \
@@ -14,6 +14,15 @@ evaluates a model with more or fewer points and steps, without any training.
         output/demo/shapes/annotations/instances_val.json output/demo/shapes/val
 
 trains a model with every choice of the training points and every seed.
+
+    pointrend ablate heads --output output/heads --seeds 1,2,3 -- \
+        --config-file Demo/pointrend_shapes.yaml \
+        --register-coco shapes_train output/demo/shapes/annotations/instances_train.json \
+        output/demo/shapes/train --register-coco shapes_val \
+        output/demo/shapes/annotations/instances_val.json output/demo/shapes/val
+
+trains a PointRend model with its own head, with a residual one, and with the dense head of its
+baseline. `--iterations 200,600` makes trainings of several lengths, and plots learning curves.
 
     pointrend ablate recipes --output output/recipes --seeds 1,2,3 \
         --recipes Demo/pointrend_shapes.yaml,Demo/mask_rcnn_shapes.yaml -- \
@@ -32,11 +41,12 @@ plotted.
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from point_rend.experiments.ablation.settings import (
+    HEADS,
     POINT_SIDES,
     SAMPLING_SETTINGS,
     SEEDS,
@@ -63,7 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--metric",
         type=_words,
         default=[],
-        help="metrics to show, separated by commas (default segm/AP, or else sem_seg/mIoU)",
+        help="metrics to show, separated by commas, such as sem_seg/mIoU,sem_seg/IoU-*; quote a * "
+        "(default segm/AP, or else sem_seg/mIoU; of heads also the boundary metric)",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     subdivision = commands.add_parser(
@@ -83,17 +94,34 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sampling.add_argument(
         "--settings",
-        type=_settings,
+        type=_names_from(SAMPLING_SETTINGS),
         default=list(SAMPLING_SETTINGS),
         help=f"some of {_listed(SAMPLING_SETTINGS)} (default all)",
+    )
+    heads = commands.add_parser(
+        "heads", parents=[shared], help="the heads of a PointRend model, and of its baseline"
+    )
+    heads.add_argument(
+        "--heads",
+        type=_names_from(HEADS),
+        default=list(HEADS[:3]),
+        help=f"some of {_listed(HEADS)} (default {_listed(HEADS[:3])}); baseline is the 4×conv "
+        "head of instances, and the coarse head alone in semantic segmentation",
     )
     recipes = commands.add_parser("recipes", parents=[shared], help="the models of several configs")
     recipes.add_argument(
         "--recipes", type=_words, required=True, help="config files, separated by commas"
     )
-    for command in (sampling, recipes):
+    for command in (sampling, heads, recipes):
         command.add_argument(
             "--seeds", type=_numbers, default=SEEDS, help=f"(default {_listed(SEEDS)})"
+        )
+        command.add_argument(
+            "--iterations",
+            type=_numbers,
+            default=[],
+            help="lengths of trainings, for learning curves; SOLVER.STEPS are scaled with "
+            "SOLVER.MAX_ITER (default: the length of the config)",
         )
     return parser
 
@@ -118,7 +146,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("expected -- and then options of `pointrend train`")
     with user_errors():
         check_output(args.output, folder=True)
-        run = {"subdivision": _subdivision, "sampling": _sampling, "recipes": _recipes}
+        run = {
+            "subdivision": _subdivision,
+            "sampling": _sampling,
+            "heads": _heads,
+            "recipes": _recipes,
+        }
         table = run[args.command](args, options, args.output / f"{args.command}.png")
         print(f"\n{table}")
         write_text(args.output / f"{args.command}.md", f"{table}\n")
@@ -139,9 +172,33 @@ def _sampling(args: argparse.Namespace, options: list[str], plot: Path) -> str:
     """Run the ablation of Table 4, save its plot and return its table."""
     from point_rend.experiments.ablation.sampling import sampling_ablation
 
-    measured = sampling_ablation(options, args.output, args.settings, args.seeds)
+    measured = sampling_ablation(
+        options,
+        args.output,
+        args.settings,
+        args.seeds,
+        lengths=args.iterations,
+        metrics=args.metric,
+    )
     titles = {setting: SAMPLING_SETTINGS[setting].title for setting in args.settings}
     return _trainings(measured, titles, args.metric, plot, "training points")
+
+
+def _heads(args: argparse.Namespace, options: list[str], plot: Path) -> str:
+    """Train a model with several heads, save the plot and return the table."""
+    from point_rend.experiments.ablation.heads import head_ablation, head_settings
+
+    settings = head_settings(options, args.heads)
+    measured = head_ablation(
+        options,
+        args.output,
+        settings,
+        args.seeds,
+        lengths=args.iterations,
+        metrics=args.metric,
+    )
+    titles = {head: setting.title for head, setting in settings.items()}
+    return _trainings(measured, titles, args.metric, plot, "head", boundary=True)
 
 
 def _recipes(args: argparse.Namespace, options: list[str], plot: Path) -> str:
@@ -149,19 +206,33 @@ def _recipes(args: argparse.Namespace, options: list[str], plot: Path) -> str:
     from point_rend.experiments.ablation.recipes import recipe_ablation, with_averaged_weights
 
     measured = with_averaged_weights(
-        recipe_ablation(options, args.output, args.recipes, args.seeds)
+        recipe_ablation(
+            options,
+            args.output,
+            args.recipes,
+            args.seeds,
+            lengths=args.iterations,
+            metrics=args.metric,
+        )
     )
     titles = {run.setting: run.setting for run in measured}
     return _trainings(measured, titles, args.metric, plot, "config")
 
 
 def _trainings(
-    measured: "Results", titles: dict[str, str], requested: list[str], plot: Path, heading: str
+    measured: "Results",
+    titles: dict[str, str],
+    requested: list[str],
+    plot: Path,
+    heading: str,
+    *,
+    boundary: bool = False,
 ) -> str:
     """Save the plot of trainings and return their table."""
     from point_rend.experiments.ablation import results, trainings
 
-    metrics = results.shown_metrics(requested, next(iter(measured.values())))
+    of_first = next(iter(measured.values()))
+    metrics = results.shown_metrics(requested, of_first, boundary=boundary)
     trainings.plot_trainings(measured, list(titles), metrics, plot)
     return trainings.format_trainings(measured, titles, metrics, heading=heading)
 
@@ -177,14 +248,18 @@ def _numbers(text: str) -> list[int]:
     return sorted({int(word) for word in words})
 
 
-def _settings(text: str) -> list[str]:
-    words = _words(text)
-    if not all(word in SAMPLING_SETTINGS for word in words):
-        names = ", ".join(SAMPLING_SETTINGS)
-        raise argparse.ArgumentTypeError(
-            f"expected some of {names}, separated by commas, got {text!r}"
-        )
-    return words
+def _names_from(known: Collection[str]) -> Callable[[str], list[str]]:
+    """Return a parser of names from a list, separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        words = _words(text)
+        if not all(word in known for word in words):
+            raise argparse.ArgumentTypeError(
+                f"expected some of {', '.join(known)}, separated by commas, got {text!r}"
+            )
+        return words
+
+    return parse
 
 
 def _listed(values: Iterable[object]) -> str:

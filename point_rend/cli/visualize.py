@@ -24,7 +24,7 @@ from point_rend.inference import options
 from point_rend.utils import errors
 
 FIGURES = ("steps", "training-points", "uncertainty", "coarse-fine")
-SAMPLING = ("grid", "1,0", "3,0.75", "10,0.75")  # table 4 of the paper
+SAMPLING = ("grid", "1,0", "3,0.75", "10,1")  # table 4 of the paper
 FORMATS = ("png", "gif", "pdf")
 
 

@@ -155,17 +155,24 @@ def check_distribution(cfg: CfgNode, num_processes: int) -> None:
 
 
 def check_best_metric(cfg: CfgNode) -> None:
-    """Refuse a TEST.BEST_METRIC that no evaluation of a training gives.
+    """Refuse a TEST.BEST_METRIC that no evaluation of a training gives, as :func:`check_metric`."""
+    if cfg.TEST.BEST_METRIC:
+        check_metric(cfg, cfg.TEST.BEST_METRIC, "TEST.BEST_METRIC")
+
+
+def check_metric(cfg: CfgNode, metric: str, setting: str) -> None:
+    """Refuse a metric that no evaluation of a training gives.
 
     Args:
         cfg: The finished config of a training with the evaluators of this package.
+        metric: Its name in metrics.json.
+        setting: Config key or flag that names it, for the message.
 
     Raises:
         ValueError: If it is not among the metrics; the message names what to set, or similar ones.
     """
-    metric = cfg.TEST.BEST_METRIC
     names = build_metric_names(cfg)
-    if not metric or names.include(metric):
+    if names.include(metric):
         return
     if lacking := _build_keys_that_give(metric, cfg):
         advice = f"set {' and '.join(f'{key} True' for key in lacking)}"
@@ -176,8 +183,7 @@ def check_best_metric(cfg: CfgNode) -> None:
             nearest = f"; did you mean {' or '.join(of_sets)}?"
         advice = f"expected one of {', '.join(names.overall)}{nearest}"
     raise ValueError(
-        f"TEST.BEST_METRIC is {metric!r:.100}, which the evaluations of this config do not give: "
-        f"{advice}"
+        f"{setting} is {metric!r:.100}, which the evaluations of this config do not give: {advice}"
     )
 
 

@@ -94,7 +94,7 @@ class PointSampler:
 
     It draws ``oversample_ratio`` · P candidates uniformly, keeps the most uncertain
     ``importance_sample_ratio`` · P of them and draws the remaining points uniformly. With (1, 0)
-    sampling is uniform, with (3, 0.75) mildly biased and with (10, 0.75) heavily biased;
+    sampling is uniform, with (3, 0.75) mildly biased and with (10, 1) heavily biased;
     ``on_regular_grid`` takes a fixed grid of √P × √P points instead, without randomness.
 
     Args:

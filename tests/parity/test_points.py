@@ -42,7 +42,7 @@ SAMPLING = {  # (points, k, β), side and channels of the logits, as the recipes
     "cityscapes": ((196, 3, 0.75), 7, 8),
     "class-agnostic": ((196, 3, 0.75), 7, 1),
     "uniform": ((196, 1, 0.0), 7, 8),
-    "heavily-biased": ((196, 10, 0.75), 7, 8),
+    "heavily-biased": ((196, 10, 1.0), 7, 8),
     "only-important": ((100, 2, 1.0), 7, 8),
     "rounded": ((99, 2.5, 0.7), 14, 8),
     "semantic": ((2048, 3, 0.75), 64, 1),

@@ -136,7 +136,7 @@ def test_coordinates_of_another_shape_are_refused(shape):
 SETTINGS = {
     "uniform": PointSampler(64, 1, 0.0),
     "mild": PointSampler(64, 3, 0.75),
-    "heavy": PointSampler(64, 10, 0.75),
+    "heavy": PointSampler(64, 10, 1.0),
     "all-important": PointSampler(64, 2, 1.0),
 }
 

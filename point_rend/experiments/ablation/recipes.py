@@ -13,7 +13,13 @@ AVERAGED = "ema/"  # prefix of the metrics of averaged weights
 
 
 def recipe_ablation(
-    options: Sequence[str], output: Path, recipes: Sequence[str], seeds: Sequence[int]
+    options: Sequence[str],
+    output: Path,
+    recipes: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    lengths: Sequence[int] = (),
+    metrics: Sequence[str] = (),
 ) -> Results:
     """Train and evaluate the models of several configs, except for the finished runs.
 
@@ -22,6 +28,7 @@ def recipe_ablation(
         output: Folder for the trainings and their metrics.
         recipes: Config files.
         seeds: Seeds.
+        lengths, metrics: As of :func:`train_settings`.
 
     Returns:
         The metrics of the runs, whose settings are the names of the files without folder and
@@ -39,7 +46,8 @@ def recipe_ablation(
                 f"--recipes has two files of the name {name}: expected names that differ"
             )
         shared[name] = ["--config-file", recipe, *options]
-    return train_settings(shared, dict.fromkeys(shared, ()), output, seeds)
+    selecting = dict.fromkeys(shared, ())
+    return train_settings(shared, selecting, output, seeds, lengths=lengths, metrics=metrics)
 
 
 def with_averaged_weights(results: Mapping[TrainingRun, Metrics]) -> Results:
@@ -60,5 +68,5 @@ def with_averaged_weights(results: Mapping[TrainingRun, Metrics]) -> Results:
             if x.startswith(AVERAGED)
         }
         if averaged:
-            shown[TrainingRun(f"{run.setting}, averaged", run.seed)] = averaged
+            shown[run._replace(setting=f"{run.setting}, averaged")] = averaged
     return shown

@@ -5,6 +5,7 @@ files that they name, and the metrics, which are null while the run is unfinishe
 command reads the files of the finished runs, if options and inputs are the same.
 """
 
+import fnmatch
 import hashlib
 import json
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ from point_rend.utils.json_files import read_json
 
 Metrics = dict[str, float]
 ANNOTATIONS = ("json_file", "panoptic_json", "panoptic_root", "sem_seg_root", "gt_dir")  # metadata
-USUAL_METRICS = ("segm/AP", "sem_seg/mIoU")  # the first that was measured is shown by default
+# The first of these that was measured is shown by default.
+USUAL_METRICS = ("segm/AP", "sem_seg/mIoU", "sem_seg/IoU")
+BOUNDARY_METRICS = ("boundary/AP", "boundary_sem_seg/mIoU")
 
 
 class Provenance(NamedTuple):
@@ -124,10 +127,25 @@ def _is_result(content: Any) -> bool:
     )
 
 
-def shown_metrics(requested: Sequence[str], metrics: Metrics) -> list[str]:
-    """Return the requested metrics, by default the first usual one that was measured."""
+def shown_metrics(
+    requested: Sequence[str], metrics: Metrics, *, boundary: bool = False
+) -> list[str]:
+    """Return the metrics to show.
+
+    Args:
+        requested: Their names; one with a ``*`` stands for all names that match it.
+        metrics: Metrics of a run.
+        boundary: Whether the default includes a boundary metric.
+
+    Returns:
+        Their names; by default the first usual metric that was measured, and the first boundary
+        metric.
+    """
+    if requested:
+        matching = {x: fnmatch.filter(metrics, x) if "*" in x else [] for x in requested}
+        return [name for x in requested for name in matching[x] or [x]]
     usual = next((name for name in USUAL_METRICS if name in metrics), USUAL_METRICS[0])
-    return list(requested) or [usual]
+    return [usual, *[name for name in BOUNDARY_METRICS if name in metrics][: int(boundary)]]
 
 
 def metric_of(metrics: Metrics, name: str) -> float:

@@ -14,7 +14,13 @@ MASK_HEAD, SEMANTIC_HEAD = "PointRendMaskHead", "PointRendSemSegHead"  # that sa
 
 
 def sampling_ablation(
-    options: Sequence[str], output: Path, settings: Sequence[str], seeds: Sequence[int]
+    options: Sequence[str],
+    output: Path,
+    settings: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    lengths: Sequence[int] = (),
+    metrics: Sequence[str] = (),
 ) -> Results:
     """Train and evaluate a model with all settings and seeds, except for the finished runs.
 
@@ -23,6 +29,7 @@ def sampling_ablation(
         output: Folder for the trainings and their metrics.
         settings: Keys of ``SAMPLING_SETTINGS``.
         seeds: Seeds.
+        lengths, metrics: As of :func:`train_settings`.
 
     Returns:
         The metrics of the runs.
@@ -32,7 +39,15 @@ def sampling_ablation(
     """
     selecting = {setting: SAMPLING_SETTINGS[setting].options for setting in settings}
     shared = dict.fromkeys(settings, options)
-    return train_settings(shared, selecting, output, seeds, check=check_sampling)
+    return train_settings(
+        shared,
+        selecting,
+        output,
+        seeds,
+        lengths=lengths,
+        metrics=metrics,
+        check=check_sampling,
+    )
 
 
 def check_sampling(cfg: CfgNode) -> None:

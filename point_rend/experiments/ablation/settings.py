@@ -1,5 +1,6 @@
 """Settings that the ablations compare."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # Table 3 of the paper: sides of the rendered masks, and square roots of the points per step.
@@ -30,7 +31,12 @@ class SamplingSetting(NamedTuple):
             "OVERSAMPLE_RATIO": self.k,
             "IMPORTANCE_SAMPLE_RATIO": self.beta,
         }
-        return [word for key in values for word in (f"MODEL.POINT_HEAD.{key}", str(values[key]))]
+        return as_options({f"MODEL.POINT_HEAD.{key}": value for key, value in values.items()})
+
+
+def as_options(values: Mapping[str, object]) -> list[str]:
+    """Return keys of a config and their values as words of a command line."""
+    return [word for key, value in values.items() for word in (key, str(value))]
 
 
 # Table 4 of the paper.
@@ -38,6 +44,8 @@ SAMPLING_SETTINGS = {
     "regular": SamplingSetting("regular grid", on_regular_grid=True),
     "uniform": SamplingSetting("uniform (k = 1, β = 0)"),
     "mild": SamplingSetting("mildly biased (k = 3, β = 0.75)", k=3, beta=0.75),
-    "heavy": SamplingSetting("heavily biased (k = 10, β = 0.75)", k=10, beta=0.75),
+    "heavy": SamplingSetting("heavily biased (k = 10, β = 1)", k=10, beta=1.0),
 }
 SEEDS = (1, 2, 3)
+# Heads of one model; the first three by default.
+HEADS = ("baseline", "standard", "residual", "implicit")

@@ -10,7 +10,8 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from point_rend.engine.arguments import build_parser
-from point_rend.engine.setup import setup
+from point_rend.engine.preflight import check_metric
+from point_rend.engine.setup import read_config, setup
 from point_rend.experiments.ablation.results import (
     Metrics,
     load_metrics,
@@ -18,6 +19,7 @@ from point_rend.experiments.ablation.results import (
     provenance_of,
     save_metrics,
 )
+from point_rend.experiments.ablation.settings import as_options
 from point_rend.experiments.plots import plot_panels
 from point_rend.utils.children import run_child
 from point_rend.utils.errors import signal_exit_code
@@ -33,15 +35,18 @@ class TrainingRun(NamedTuple):
     Attributes:
         setting: Name of the setting.
         seed: Seed of the weights, the order of the data and the points.
+        iterations: Number of iterations; None for that of the config.
     """
 
     setting: str
     seed: int
+    iterations: int | None = None
 
     @property
     def name(self) -> str:
         """Name of its files."""
-        return f"{self.setting}_seed{self.seed}"
+        length = "" if self.iterations is None else f"_{self.iterations}it"
+        return f"{self.setting}{length}_seed{self.seed}"
 
     def command_line(self, options: Sequence[str], output: Path) -> list[str]:
         """Return the options of this training.
@@ -62,15 +67,21 @@ def train_settings(
     output: Path,
     seeds: Sequence[int],
     *,
+    lengths: Sequence[int] = (),
+    metrics: Sequence[str] = (),
     check: Callable[[CfgNode], None] | None = None,
 ) -> Results:
     """Train and evaluate a model with all settings and seeds, except for the finished runs.
+
+    Commands for different settings, seeds or lengths can share a folder at the same time.
 
     Args:
         shared: By setting, the options of `pointrend train` on which its metrics depend.
         selecting: By setting, the keys and values that follow them.
         output: Folder for the trainings and their metrics.
         seeds: Seeds.
+        lengths: Numbers of iterations; by default the one of the config.
+        metrics: Names of metrics that the evaluation has to give; those with a ``*`` are ignored.
         check: Refuses the config of a setting whose training would be meaningless.
 
     Returns:
@@ -81,29 +92,57 @@ def train_settings(
             is checked for all settings before the first training.
         SystemExit: If a training failed or was interrupted.
     """
-    runs = [TrainingRun(setting, seed) for seed in seeds for setting in shared]
+    runs = [
+        TrainingRun(setting, seed, length)
+        for seed in seeds
+        for length in lengths or (None,)
+        for setting in shared
+    ]
     files = {run: output / f"{run.name}.json" for run in runs}
-    provenances = {x: provenance_of(options, training=True) for x, options in shared.items()}
-    results = {run: load_metrics(files[run], provenances[run.setting]) for run in runs}
-    missing = [run for run in runs if results[run] is None]
-    commands = {
-        run: run.command_line([*shared[run.setting], *selecting[run.setting]], output)
-        for run in missing
+    of_settings = {
+        setting: provenance_of([*options, *selecting[setting]], training=True)
+        for setting, options in shared.items()
     }
-    iterations = {}
+    provenances = {}
+    for run in runs:
+        former = of_settings[run.setting]
+        schedule = scaled_schedule(former.options, run.iterations)
+        provenances[run] = former._replace(options=[*former.options, *schedule])
+    results = {run: load_metrics(files[run], provenances[run]) for run in runs}
+    missing = [run for run in runs if results[run] is None]
+    commands = {run: run.command_line(provenances[run].options, output) for run in missing}
+    last: dict[tuple[str, int | None], int] = {}  # iteration, by setting and length
     for run in missing:
-        if run.setting not in iterations:
+        if (run.setting, run.iterations) not in last:
             cfg = check_training(commands[run])
+            for metric in metrics:
+                if "*" not in metric:
+                    check_metric(cfg, metric, "--metric")
             if check is not None:
                 check(cfg)
-            iterations[run.setting] = cfg.SOLVER.MAX_ITER
+            last[run.setting, run.iterations] = cfg.SOLVER.MAX_ITER
     for run in missing:
-        provenance = provenances[run.setting]
-        save_metrics(files[run], provenance, None)
+        save_metrics(files[run], provenances[run], None)
         train(commands[run])
-        results[run] = final_metrics(output / run.name, iterations[run.setting])
-        save_metrics(files[run], provenance, results[run])
-    return {run: metrics for run, metrics in results.items() if metrics is not None}
+        results[run] = final_metrics(output / run.name, last[run.setting, run.iterations])
+        save_metrics(files[run], provenances[run], results[run])
+    return {run: found for run, found in results.items() if found is not None}
+
+
+def scaled_schedule(options: Sequence[str], iterations: int | None) -> list[str]:
+    """Return the keys and values that give the schedule of a training another length.
+
+    SOLVER.STEPS keep their shares of the training; all else, such as the warm-up, stays.
+
+    Args:
+        options: Options of `pointrend train`.
+        iterations: Length; None for that of the config, which needs no key.
+    """
+    if iterations is None:
+        return []
+    solver = read_config(build_parser().parse_args(options)).SOLVER
+    steps = tuple(round(step * iterations / max(solver.MAX_ITER, 1)) for step in solver.STEPS)
+    return as_options({"SOLVER.MAX_ITER": iterations, "SOLVER.STEPS": steps})
 
 
 def check_training(command: Sequence[str]) -> CfgNode:
@@ -165,13 +204,19 @@ def final_metrics(training: Path, iterations: int) -> Metrics:
     return last
 
 
-def values_of(results: Mapping[TrainingRun, Metrics], setting: str, metric: str) -> list[float]:
-    """Return a metric of a setting for each seed.
+def values_of(
+    results: Mapping[TrainingRun, Metrics],
+    setting: str,
+    metric: str,
+    iterations: int | None = None,
+) -> list[float]:
+    """Return a metric of a setting, trained for some iterations, for each seed.
 
     Raises:
         ValueError: If it was not measured.
     """
-    return [metric_of(results[run], metric) for run in results if run.setting == setting]
+    chosen = [x for x in results if (x.setting, x.iterations) == (setting, iterations)]
+    return [metric_of(results[run], metric) for run in chosen]
 
 
 def sample_deviation(values: Sequence[float]) -> float:
@@ -192,22 +237,24 @@ def format_trainings(
     *,
     heading: str,
 ) -> str:
-    """Lay out a Markdown table, a line for each setting: mean ± standard deviation over seeds.
+    """Lay out a Markdown table of the mean ± standard deviation over seeds.
 
     Args:
         results: Metrics of the runs.
-        titles: Settings to show, with their titles.
+        titles: Settings to show, with their titles: a line for each of them and each length.
         metrics: Metrics to show.
         heading: Heading of the first column.
     """
-    lines = [
-        f"| {heading} | {' | '.join(metrics)} | seeds |",
-        "|---|" + "---:|" * (len(metrics) + 1),
-    ]
-    for setting, title in titles.items():
-        columns = [values_of(results, setting, metric) for metric in metrics]
-        numbers = [*map(mean_and_deviation, columns), str(len(columns[0]))]
-        lines.append(f"| {' | '.join([title, *numbers])} |")
+    lengths = list(dict.fromkeys(run.iterations for run in results))
+    columns = [*metrics, "seeds"] if lengths == [None] else ["iterations", *metrics, "seeds"]
+    lines = [f"| {heading} | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for length in lengths:
+        for setting, title in titles.items():
+            measured = [values_of(results, setting, metric, length) for metric in metrics]
+            cells = [title, *map(mean_and_deviation, measured), str(len(measured[0]))]
+            if length is not None:
+                cells.insert(1, str(length))
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -217,9 +264,37 @@ def plot_trainings(
     metrics: Sequence[str],
     file: Path,
 ) -> None:
-    """Plot each training as a dot, and next to it the mean and deviation of its setting."""
+    """Plot the trainings as dots, with the mean and the standard deviation over seeds.
 
-    def plot(axes: Any, metric: str) -> None:
+    Of trainings of several lengths, a line for each setting joins the means over the iterations.
+    """
+    lengths = [x for x in dict.fromkeys(run.iterations for run in results) if x is not None]
+    spread = 1.02  # factor by which the settings stand apart
+
+    def plot_curves(axes: Any, metric: str) -> None:
+        for number, setting in enumerate(settings):
+            color, shift = f"C{number}", spread ** (number - (len(settings) - 1) / 2)
+            samples = [values_of(results, setting, metric, length) for length in lengths]
+            places = [length * shift for length in lengths]
+            for place, values in zip(places, samples, strict=True):
+                axes.scatter([place] * len(values), values, s=12, alpha=0.35, color=color)
+            axes.errorbar(
+                places,
+                [np.mean(values) for values in samples],
+                [sample_deviation(values) for values in samples],
+                fmt="o-",
+                markersize=4,
+                capsize=4,
+                color=color,
+                label=setting,
+            )
+        axes.set_xscale("log")
+        axes.set_xticks(lengths, map(str, lengths))
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel("iterations")
+        axes.legend()
+
+    def plot_dots(axes: Any, metric: str) -> None:
         for x, setting in enumerate(settings):
             values = values_of(results, setting, metric)
             axes.scatter([x] * len(values), values, s=16, alpha=0.6, color=f"C{x}")
@@ -230,4 +305,7 @@ def plot_trainings(
         if sum(map(len, settings)) > 40:
             axes.tick_params(axis="x", labelrotation=30)
 
-    plot_panels(metrics, plot, file, width=max(4.5, 0.9 * len(settings)))
+    if lengths:
+        plot_panels(metrics, plot_curves, file)
+    else:
+        plot_panels(metrics, plot_dots, file, width=max(4.5, 0.9 * len(settings)))

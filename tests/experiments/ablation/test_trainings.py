@@ -4,16 +4,14 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import pytest
 import yaml
 
 from point_rend.cli import ablate
-from point_rend.engine.arguments import build_parser
 from point_rend.experiments.ablation import trainings as module
 from point_rend.experiments.ablation.recipes import with_averaged_weights
 from point_rend.experiments.ablation.settings import SAMPLING_SETTINGS, SamplingSetting
@@ -23,7 +21,12 @@ from point_rend.experiments.ablation.trainings import (
     format_trainings,
     plot_trainings,
 )
-from tests.experiments.ablation.tiny import refusal, semantic_options, training_options
+from tests.experiments.ablation.tiny import (
+    PlantedTrainings,
+    refusal,
+    semantic_options,
+    training_options,
+)
 from tests.tiny_datasets import POINTREND
 
 METRICS = {
@@ -46,58 +49,13 @@ def options(tmp_path: Path) -> list[str]:
     return training_options(tmp_path)
 
 
-class PlantedTrainings:
-    """Replaces `trainings.train`: records the trainings and writes planted metrics.
-
-    Args:
-        metric: Name of the metric; its value is the seed plus a tenth of k.
-        failing: Trainings, by number from 1, that end without metrics.
-        others: Further metrics, the same in all trainings.
-    """
-
-    def __init__(
-        self,
-        metric: str = "segm/AP",
-        failing: Sequence[int] = (),
-        others: dict[str, float] | None = None,
-    ) -> None:
-        self.metric, self.failing, self.others = metric, failing, others or {}
-        self.folders: list[str] = []
-
-    def __call__(self, options: Sequence[str]) -> None:
-        args = build_parser().parse_args(options)
-        values = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
-        folder = Path(values["OUTPUT_DIR"])
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folders.append(folder.name)
-        if len(self.folders) in self.failing:
-            raise SystemExit(143)
-        k = int(values.get("MODEL.POINT_HEAD.OVERSAMPLE_RATIO", 0))
-        value = int(values["SEED"]) + k / 10
-        lines = [
-            {"iteration": 0, "total_loss": 1.0},
-            {"iteration": int(values["SOLVER.MAX_ITER"]), self.metric: value, **self.others},
-        ]
-        (folder / "metrics.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-
-
-@pytest.fixture
-def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PlantedTrainings]:
-    def plant(**arguments: Any) -> PlantedTrainings:
-        trainings = PlantedTrainings(**arguments)
-        monkeypatch.setattr(module, "train", trainings)
-        return trainings
-
-    return plant
-
-
 def command(output: Path, options: list[str], *own: str) -> list[str]:
     return ["sampling", "--output", str(output), *own, "--", *options]
 
 
 def test_the_settings_are_those_of_the_paper():
     chosen = [(s.k, s.beta, s.on_regular_grid) for s in SAMPLING_SETTINGS.values()]
-    assert chosen == [(1, 0.0, True), (1, 0.0, False), (3, 0.75, False), (10, 0.75, False)]
+    assert chosen == [(1, 0.0, True), (1, 0.0, False), (3, 0.75, False), (10, 1.0, False)]
 
 
 def test_the_options_of_a_setting_set_all_three_keys():
@@ -141,7 +99,7 @@ def test_every_setting_is_trained_with_every_seed_and_shown(
     deviation = f"{statistics.stdev([2, 5]):.2f}"
     assert table.splitlines()[2:] == [
         f"| uniform (k = 1, β = 0) | 3.60 ± {deviation} | 2 |",
-        f"| heavily biased (k = 10, β = 0.75) | 4.50 ± {deviation} | 2 |",
+        f"| heavily biased (k = 10, β = 1) | 4.50 ± {deviation} | 2 |",
     ]
     assert table in capsys.readouterr().out
     assert cv2.imread(str(output / "sampling.png")).shape == (480, 540, 3)
