@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from point_rend.point_head import (
         POINT_HEAD_REGISTRY,
         ImplicitPointHead,
+        ResidualPointHead,
         StandardPointHead,
         build_point_head,
     )
@@ -66,6 +67,7 @@ __all__ = [
     "PointRendSemanticSegmentor",
     "PointSampler",
     "Predictor",
+    "ResidualPointHead",
     "SafeDetectionCheckpointer",
     "StandardPointHead",
     "SubdivisionPlan",
@@ -105,6 +107,7 @@ _NAMES = {
     "point_head": (
         "POINT_HEAD_REGISTRY",
         "ImplicitPointHead",
+        "ResidualPointHead",
         "StandardPointHead",
         "build_point_head",
     ),

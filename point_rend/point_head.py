@@ -25,6 +25,7 @@ from point_rend.rendering.bound_head import (
     BoundImplicitHead,
     BoundPointHead,
     BoundStandardHead,
+    SplitLayer,
 )
 from point_rend.rendering.dynamic_mlp import MLPLayout, apply_mlp, fourier_features
 from point_rend.rendering.features import FineGrainedFeatures
@@ -128,18 +129,82 @@ class StandardPointHead(BindableHead):
                 x = torch.cat((x, coarse_features), dim=1)
         return self.predictor(x)
 
+    def split_layers(self) -> list[SplitLayer]:
+        """Return the hidden layers and the predictor, by which rendering evaluates the head."""
+        each, channels = self.coarse_pred_each_layer, self.coarse_channels
+        return [
+            SplitLayer.of(layer, channels if each or number == 0 else 0)
+            for number, layer in enumerate([*self.hidden_layers, self.predictor])
+        ]
+
     def bind(
         self, fine: FineGrainedFeatures, num_regions: int, points_per_region: int
     ) -> BoundPointHead:
         """Bind the head for rendering, see :func:`point_rend.bind_point_head`."""
         return BoundStandardHead(
-            [*self.hidden_layers, self.predictor],
-            coarse_channels=self.coarse_channels,
-            coarse_pred_each_layer=self.coarse_pred_each_layer,
+            self.split_layers(),
             fine=fine,
             num_regions=num_regions,
             points_per_region=points_per_region,
         )
+
+
+@POINT_HEAD_REGISTRY.register()
+class ResidualPointHead(StandardPointHead):
+    """A standard point head whose output is a correction, added to the coarse prediction.
+
+    The last layer starts at zero: an untrained head returns the coarse prediction. All other
+    weights, and the random numbers drawn, are those of :class:`StandardPointHead`, and so are the
+    names and shapes of the parameters. The weights of one head are of no use to the other, though.
+
+    Args:
+        in_channels, fc_dim, num_fc, coarse_pred_each_layer: as for :class:`StandardPointHead`.
+        coarse_channels: K; C, or 1 for a class-agnostic coarse prediction, to which the correction
+            of every class is added.
+        num_classes: C, 1 for class-agnostic masks.
+
+    Raises:
+        ValueError: if K is neither C nor 1, or the number of layers is negative.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        coarse_channels: int,
+        num_classes: int,
+        fc_dim: int = 256,
+        num_fc: int = 3,
+        coarse_pred_each_layer: bool = True,
+    ) -> None:
+        if coarse_channels not in (1, num_classes):
+            raise ValueError(
+                f"ResidualPointHead: a correction with {num_classes} channel(s) cannot be added to "
+                f"a coarse prediction with {coarse_channels}: expected as many. Set "
+                "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK to False, or, for one mask for all classes, "
+                "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK to True, too"
+            )
+        super().__init__(
+            in_channels=in_channels,
+            coarse_channels=coarse_channels,
+            num_classes=num_classes,
+            fc_dim=fc_dim,
+            num_fc=num_fc,
+            coarse_pred_each_layer=coarse_pred_each_layer,
+        )
+        nn.init.zeros_(self.predictor.weight)
+
+    def forward(self, fine_grained_features: Tensor, coarse_features: Tensor) -> Tensor:
+        """Map (N, D, P) and (N, K, P) to logits (N, C, P)."""
+        return coarse_features + super().forward(fine_grained_features, coarse_features)
+
+    def split_layers(self) -> list[SplitLayer]:
+        """Return the layers with the addition as a part of the predictor."""
+        *hidden, predictor = super().split_layers()
+        return [*hidden, predictor.adding_coarse(self.coarse_channels)]
+
+    bind = StandardPointHead.bind  # it evaluates split_layers, and so fits the forward above
 
 
 @POINT_HEAD_REGISTRY.register()

@@ -396,6 +396,7 @@ PUBLIC = [
     "PointRendSemanticSegmentor",
     "PointSampler",
     "Predictor",
+    "ResidualPointHead",
     "SafeDetectionCheckpointer",
     "StandardPointHead",
     "SubdivisionPlan",

@@ -10,10 +10,10 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
 from examples import (
     entropy_uncertainty,
+    gated_point_head,
     own_augmentation,
     own_network,
     point_supervision,
-    residual_point_head,
 )
 from point_rend import (
     FineGrainedFeatures,
@@ -174,7 +174,7 @@ def test_an_example_has_less_than_60_lines_and_stands_whole_in_its_page(example)
 
 def test_all_examples_are_tested_here():
     tested = {entropy_uncertainty, own_augmentation, own_network, point_supervision}
-    tested |= {residual_point_head}
+    tested |= {gated_point_head}
     assert {Path(module.__file__) for module in tested} == set(EXAMPLES)
 
 
@@ -198,19 +198,19 @@ def test_the_example_of_an_uncertainty_renders_at_other_points(capsys):
     assert capsys.readouterr().out.startswith("points in common: 100%, ")
 
 
-def residual_head() -> residual_point_head.ResidualPointHead:
+def gated_head() -> gated_point_head.GatedPointHead:
     cfg = load_config(
         get_config_file(COCO),
-        ["MODEL.POINT_HEAD.NAME", "ResidualPointHead", "MODEL.POINT_HEAD.FC_DIM", "8"],
+        ["MODEL.POINT_HEAD.NAME", "GatedPointHead", "MODEL.POINT_HEAD.FC_DIM", "8"],
     )
-    return build_point_head(cfg, residual_point_head.ShapeSpec(channels=6), num_classes=4)
+    return build_point_head(cfg, gated_point_head.ShapeSpec(channels=6), num_classes=4)
 
 
 @pytest.mark.parametrize("of_classes", [False, True])
 @pytest.mark.parametrize("in_boxes", [False, True])
 @pytest.mark.parametrize("num_points", [1, 10**6])  # which decides what is done in advance
 def test_the_example_of_a_point_head_binds_what_its_forward_says(of_classes, in_boxes, num_points):
-    head = residual_head()
+    head = gated_head()
     randomize(head)
     generator = torch.Generator().manual_seed(0)
     regions = 3
@@ -223,18 +223,19 @@ def test_the_example_of_a_point_head_binds_what_its_forward_says(of_classes, in_
     coords = torch.rand(regions, 50, 2, generator=generator)
     with torch.no_grad():
         bound = bind_point_head(head, fine, regions, num_points)
-        assert isinstance(bound, residual_point_head.BoundResidual)
+        assert isinstance(bound, gated_point_head.BoundGated)
         logits = bound.at(coarse, boxes, classes)(coords)
         plain = _BoundForward(head, fine).at(coarse, boxes, classes)(coords)
     assert logits.shape == (regions, 1 if of_classes else 4, 50)
     torch.testing.assert_close(logits, plain, rtol=0, atol=1e-5)
 
 
-def test_the_example_of_a_point_head_starts_from_the_coarse_mask(capsys):
-    fine, coarse = torch.rand(2, 6, 30), torch.randn(2, 4, 30)
-    with torch.no_grad():
-        assert (residual_head()(fine, coarse) - coarse).abs().max() < 0.02
-    residual_point_head.main()
+def test_the_gate_of_the_example_chooses_between_the_coarse_logits_and_the_mlp(capsys):
+    fine, coarse, head = torch.rand(2, 6, 30), torch.randn(2, 4, 30), gated_head()
+    for bias, expected in ((-1e3, coarse), (1e3, head.mlp(fine, coarse))):
+        torch.nn.init.constant_(head.gate.predictor.bias, bias)
+        torch.testing.assert_close(head(fine, coarse), expected)
+    gated_point_head.main()
     assert capsys.readouterr().out.startswith("logits (1, 80, 784), largest difference ")
 
 

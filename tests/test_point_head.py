@@ -7,9 +7,23 @@ from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from point_rend import POINT_HEAD_REGISTRY, ImplicitPointHead, StandardPointHead, build_point_head
+from point_rend import (
+    POINT_HEAD_REGISTRY,
+    ImplicitPointHead,
+    ResidualPointHead,
+    StandardPointHead,
+    build_point_head,
+)
 from point_rend.point_head import roi_mask_point_loss
-from tests.synthetic import randomize, small_head_config
+from tests.synthetic import (
+    as_detections,
+    random_features,
+    random_mask_head,
+    random_proposals,
+    randomize,
+    small_head_config,
+)
+from tests.synthetic_semantic import pointwise_head
 
 FEATURES, POINTS = 6, 5
 
@@ -110,6 +124,117 @@ def test_disabled_inputs_do_not_change_the_logits():
     assert torch.equal(head(features, coords, parameters), head(features, 1 - coords, parameters))
 
 
+# --- the residual head --------------------------------------------------------------------------
+
+
+class CoarseAlone(nn.Module):
+    """A point head that returns the coarse logits at the points."""
+
+    def forward(self, _, coarse_features):
+        return coarse_features
+
+
+def residual(num_classes: int, **changes) -> ResidualPointHead:
+    return ResidualPointHead(
+        in_channels=FEATURES,
+        num_classes=num_classes,
+        **{"coarse_channels": num_classes, "fc_dim": 4} | changes,
+    ).requires_grad_(False)
+
+
+@pytest.mark.parametrize("each_layer", [True, False])
+@pytest.mark.parametrize("num_fc", [0, 2])
+def test_an_untrained_residual_head_returns_the_coarse_logits(each_layer, num_fc):
+    head = residual(4, num_fc=num_fc, coarse_pred_each_layer=each_layer)
+    features, coarse = standard_inputs(head)
+    assert torch.equal(head(features, coarse), coarse)
+
+
+def test_a_residual_head_adds_the_logits_of_the_standard_head_to_the_coarse_ones():
+    head, correction = residual(4), standard(4)
+    head.load_state_dict(correction.state_dict())
+    features, coarse = standard_inputs(head)
+    assert torch.equal(head(features, coarse), coarse + correction(features, coarse))
+
+
+def test_a_class_agnostic_coarse_logit_is_added_to_the_correction_of_every_class():
+    head = residual(4, coarse_channels=1)
+    coarse = torch.randn(3, 1, POINTS)
+    logits = head(torch.randn(3, FEATURES, POINTS), coarse)
+    assert torch.equal(logits, coarse.expand(3, 4, POINTS))
+
+
+def test_a_class_agnostic_correction_of_the_logits_of_several_classes_is_refused():
+    keys = r"MODEL\.POINT_HEAD\.CLS_AGNOSTIC_MASK.*MODEL\.ROI_MASK_HEAD\.CLS_AGNOSTIC_MASK"
+    with pytest.raises(ValueError, match=rf"1 channel.* with 7.*{keys}"):
+        residual(1, coarse_channels=7)
+
+
+def test_the_sum_of_a_residual_head_is_as_precise_as_the_coarse_logits():
+    head = residual(4)
+    features, coarse = standard_inputs(head)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = head(features, coarse)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, coarse)
+
+
+def test_a_residual_head_draws_the_random_weights_of_the_standard_head():
+    states, following = [], []
+    for head_class in (StandardPointHead, ResidualPointHead):
+        torch.manual_seed(0)
+        head = head_class(in_channels=FEATURES, num_classes=4, coarse_channels=4, fc_dim=4)
+        states.append(head.state_dict())
+        following.append(torch.rand(1))
+    ours, residuals = states
+    assert following[0] == following[1]
+    assert list(ours) == list(residuals)
+    for name, value in residuals.items():
+        expected = torch.zeros_like(value) if name.startswith("predictor") else ours[name]
+        assert torch.equal(value, expected)
+
+
+@pytest.fixture
+def at_points_only(monkeypatch):
+    """Sample the coarse logits, where rendering would sample products with them."""
+    sampling = "point_rend.rendering.projected_sampling"
+    for threshold in ("POINTS_PER_PROJECTED_POSITION", "POINTS_PER_COPIED_POSITION"):
+        monkeypatch.setattr(f"{sampling}.{threshold}", float("inf"))
+
+
+@pytest.mark.usefixtures("at_points_only")
+@pytest.mark.parametrize("each_layer", [True, False])
+def test_an_untrained_residual_head_renders_the_interpolated_coarse_masks(each_layer):
+    name = ("MODEL.POINT_HEAD.NAME", "ResidualPointHead")
+    head = random_mask_head(*name, "MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER", each_layer).eval()
+    nn.init.zeros_(head.point_head.predictor.weight)
+    nn.init.zeros_(head.point_head.predictor.bias)
+    masks = []
+    with torch.no_grad():
+        for point_head in (head.point_head, CoarseAlone()):
+            head.point_head = point_head
+            detected = head(random_features(2), as_detections(random_proposals([3, 2])))
+            masks.append(torch.cat([x.pred_masks for x in detected]))
+    assert masks[0].shape == (5, 1, 224, 224)
+    assert masks[0].std() > 0.01
+    assert torch.equal(*masks)
+
+
+def test_an_untrained_residual_head_renders_the_interpolated_coarse_labels():
+    head = pointwise_head().eval()
+    features = random_features(2)
+    logits = []
+    with torch.no_grad():
+        for point_head in (
+            ResidualPointHead(in_channels=16, coarse_channels=6, num_classes=6),
+            CoarseAlone(),
+        ):
+            head.point_head = point_head
+            logits.append(head(features)[0])
+    assert logits[0].shape == (2, 6, 64, 96)
+    assert torch.equal(*logits)
+
+
 # --- the loss under its historical name ---------------------------------------------------------
 
 
@@ -184,7 +309,7 @@ def test_a_head_is_built_by_its_registered_name_without_changing_the_config():
 
 def test_a_head_built_by_itself_cannot_inherit_its_class_count():
     cfg = small_head_config()
-    for name in ("StandardPointHead", "ImplicitPointHead"):
+    for name in ("StandardPointHead", "ResidualPointHead", "ImplicitPointHead"):
         head_class = POINT_HEAD_REGISTRY.get(name)
         with pytest.raises(ValueError, match=r"MODEL\.POINT_HEAD\.NUM_CLASSES is -1"):
             head_class(cfg, ShapeSpec(channels=9))

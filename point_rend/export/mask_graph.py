@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from point_rend.export.graph import MAX_BATCH, MAX_SIDE, DynamicShapes, Graph, check_kind
 from point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from point_rend.point_features import BoxFeatureReader
-from point_rend.point_head import ImplicitPointHead, StandardPointHead
+from point_rend.point_head import ImplicitPointHead, ResidualPointHead, StandardPointHead
+from point_rend.rendering.bound_head import SplitLayer
 from point_rend.rendering.coordinates import box_to_image_coords, regular_grid
 from point_rend.rendering.dynamic_mlp import fourier_features
 from point_rend.rendering.mask_renderer import MaskRenderer
@@ -83,18 +84,16 @@ class _Layer(nn.Module):
     """The weights of a layer of a :class:`StandardPointHead`.
 
     Args:
-        layer: the layer, whose last input channels are those of the coarse prediction.
-        coarse_channels: K; 0 if the layer does not read it.
+        layer: the layer.
     """
 
-    def __init__(self, layer: nn.Conv1d, coarse_channels: int) -> None:
+    def __init__(self, layer: SplitLayer) -> None:
         super().__init__()
-        assert layer.bias is not None  # Conv1d has one by default
-        weight, bias = layer.weight.detach()[:, :, 0], layer.bias.detach()[:, None]
-        inputs = weight.shape[1] - coarse_channels
-        self.register_buffer("inner", weight[:, :inputs].contiguous())
-        self.register_buffer("coarse", torch.cat((weight[:, inputs:], bias), dim=1))
-        self.reads_coarse = coarse_channels > 0
+        inner, bias = layer.inner.detach(), layer.bias.detach()[:, None]
+        coarse = bias[:, :0] if layer.coarse is None else layer.coarse.detach()
+        self.register_buffer("inner", inner.contiguous())
+        self.register_buffer("coarse", torch.cat((coarse, bias), dim=1))
+        self.reads_coarse = layer.coarse is not None
 
     inner: Tensor  # (outputs, inputs)
     coarse: Tensor  # (outputs, K + 1) with the bias, or the bias (outputs, 1) alone
@@ -108,7 +107,7 @@ class _Layer(nn.Module):
 
 
 class StandardPoints(nn.Module):
-    """The predictor of a :class:`StandardPointHead`.
+    """The predictor of a :class:`StandardPointHead` or a :class:`ResidualPointHead`.
 
     Args:
         point_head: the head.
@@ -116,11 +115,9 @@ class StandardPoints(nn.Module):
 
     def __init__(self, point_head: StandardPointHead) -> None:
         super().__init__()
-        each, channels = point_head.coarse_pred_each_layer, point_head.coarse_channels
-        layers = [*point_head.hidden_layers, point_head.predictor]
-        split = [_Layer(x, channels if each or n == 0 else 0) for n, x in enumerate(layers)]
-        self.hidden: Sequence[_Layer] = nn.ModuleList(split[:-1])  # type: ignore[assignment]
-        self.predictor = split[-1]
+        *hidden, predictor = map(_Layer, point_head.split_layers())
+        self.hidden: Sequence[_Layer] = nn.ModuleList(hidden)  # type: ignore[assignment]
+        self.predictor = predictor
 
     def bind(self, levels: Sequence[StackedMaps], coarse: Tensor, boxes: Boxes) -> PointPredictor:
         """Bind the head to levels, to coarse logits (M, K, s, s) and to boxes."""
@@ -252,7 +249,8 @@ class MaskRendering(nn.Module):
             assert isinstance(head, PointRendMaskHead)
             self.coarse_head = head.coarse_head
             if head.refinement is not None:
-                check_kind("MODEL.POINT_HEAD.NAME", head.point_head, StandardPointHead)
+                kinds = (StandardPointHead, ResidualPointHead)
+                check_kind("MODEL.POINT_HEAD.NAME", head.point_head, *kinds)
                 assert isinstance(head.point_head, StandardPointHead)
                 refinement = head.refinement
                 points = StandardPoints(head.point_head)

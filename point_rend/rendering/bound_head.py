@@ -121,19 +121,55 @@ class _BoundForward:
         return predict
 
 
-class _Layer(NamedTuple):
+class SplitLayer(NamedTuple):
     """A layer split by its inputs: ``inner · x + coarse · coarse prediction + bias``."""
 
     inner: Tensor  # (outputs, inputs), or per region (N, outputs, inputs)
     coarse: Tensor | None  # (outputs, K), or per region (N, outputs, K)
     bias: Tensor  # (outputs,), or per region (N, outputs)
 
-    def of_classes(self, classes: Tensor) -> "_Layer":
+    @classmethod
+    def of(cls, layer: nn.Conv1d, coarse_channels: int) -> "SplitLayer":
+        """Split a layer with a kernel of size 1.
+
+        Args:
+            layer: the layer; the coarse prediction is the last of its inputs.
+            coarse_channels: K, or 0 if the layer does not read it.
+        """
+        assert layer.bias is not None  # Conv1d has a bias by default
+        weight = layer.weight[:, :, 0]
+        if not coarse_channels:
+            return cls(weight, None, layer.bias)
+        inner, coarse = weight.tensor_split([weight.shape[1] - coarse_channels], dim=1)
+        return cls(inner, coarse, layer.bias)
+
+    def adding_coarse(self, coarse_channels: int) -> "SplitLayer":
+        """Return the layer that adds the coarse prediction to its outputs.
+
+        Args:
+            coarse_channels: K, the number of outputs; or 1, the channel that is added to all.
+        """
+        if self.coarse is None:
+            coarse = self.inner.new_zeros(self.inner.shape[0], coarse_channels)
+        else:
+            coarse = self.coarse.clone(memory_format=torch.contiguous_format)
+        added = coarse if coarse_channels == 1 else coarse.diagonal()
+        added.add_(1)
+        return self._replace(coarse=coarse)
+
+    def prepared(self, dtype: torch.dtype) -> "SplitLayer":
+        """Convert the weights to the type in which they are used."""
+        inner, coarse = self.inner.to(dtype), None if self.coarse is None else self.coarse.to(dtype)
+        if coarse is not None and inner.device.type == "cpu":  # which reads contiguous rows faster
+            inner, coarse = inner.contiguous(), coarse.contiguous()
+        return SplitLayer(inner, coarse, self.bias.to(dtype))
+
+    def of_classes(self, classes: Tensor) -> "SplitLayer":
         """Keep one output per region, that of its class."""
         if self.bias.shape[0] == 1:  # class-agnostic
             classes = torch.zeros_like(classes)
         coarse = None if self.coarse is None else self.coarse[classes, None]
-        return _Layer(self.inner[classes, None], coarse, self.bias[classes, None])
+        return SplitLayer(self.inner[classes, None], coarse, self.bias[classes, None])
 
     def apply_inner(self, x: Tensor, tile: "_Tile", bias: Tensor | None = None) -> Tensor:
         """Return ``inner · x + bias`` for the rows of a tile, (rows, outputs)."""
@@ -175,38 +211,23 @@ class BoundStandardHead:
     have to be computed at every point.
 
     Args:
-        layers: the hidden layers and the predictor, with kernels of size 1.
-        coarse_channels: K, the last input channels of each layer that reads the coarse prediction.
-        coarse_pred_each_layer: whether all layers read it or only the first.
+        layers: the hidden layers and the predictor.
         fine, num_regions, points_per_region: as for :func:`bind_point_head`.
     """
 
     def __init__(
         self,
-        layers: Sequence[nn.Conv1d],
+        layers: Sequence[SplitLayer],
         *,
-        coarse_channels: int,
-        coarse_pred_each_layer: bool,
         fine: FineGrainedFeatures,
         num_regions: int,
         points_per_region: int,
     ) -> None:
-        device = layers[0].weight.device.type
+        device, dtype = layers[0].inner.device.type, layers[0].inner.dtype
         in_autocast = torch.is_autocast_enabled(device)
-        self.dtype = torch.get_autocast_dtype(device) if in_autocast else layers[0].weight.dtype
+        self.dtype = torch.get_autocast_dtype(device) if in_autocast else dtype
         self.points_per_region = points_per_region
-        self.hidden = []
-        for number, layer in enumerate(layers):
-            assert layer.bias is not None  # Conv1d has a bias by default
-            weight, bias = layer.weight[:, :, 0].to(self.dtype), layer.bias.to(self.dtype)
-            split = [weight.shape[1] - coarse_channels, coarse_channels]
-            if number > 0 and not coarse_pred_each_layer:
-                self.hidden.append(_Layer(weight, None, bias))
-            else:
-                inner, outer = weight.split(split, dim=1)
-                if weight.device.type == "cpu":  # which reads contiguous rows faster
-                    inner, outer = inner.contiguous(), outer.contiguous()
-                self.hidden.append(_Layer(inner, outer, bias))
+        self.hidden = [layer.prepared(self.dtype) for layer in layers]
         self.predictor = self.hidden.pop()
         first = self.hidden[0].inner if self.hidden else None
         self.fine = fine.linear(first, num_regions * points_per_region)
@@ -238,7 +259,7 @@ class BoundStandardHead:
         return predict
 
     def _logits(
-        self, predictor: _Layer, tile: _Tile, fine: Tensor, terms: Iterator[Tensor]
+        self, predictor: SplitLayer, tile: _Tile, fine: Tensor, terms: Iterator[Tensor]
     ) -> Tensor:
         """Return the logits of the rows of a tile, (rows, C).
 

@@ -22,6 +22,10 @@ VARIANTS = {
     "one logit a point": ("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", True),
     "one coarse mask": ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True),
     "coarse prediction once": ("MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER", False),
+    "residual, coarse prediction once": (
+        *("MODEL.POINT_HEAD.NAME", "ResidualPointHead"),
+        *("MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER", False),
+    ),
     "no hidden layer": ("MODEL.POINT_HEAD.NUM_FC", 0),
     "coarse only": ("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", False),
     "implicit": (),

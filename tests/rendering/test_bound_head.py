@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from point_rend import ImplicitPointHead, StandardPointHead
+from point_rend import ImplicitPointHead, ResidualPointHead, StandardPointHead
 from point_rend.rendering.bound_head import BoundImplicitHead, BoundStandardHead, bind_point_head
 from point_rend.rendering.coordinates import box_to_image_coords
 from point_rend.rendering.features import FineGrainedFeatures
@@ -76,8 +76,13 @@ def assert_equal_to_plain(head, levels, coarse, num_classes, points_per_region):
     torch.testing.assert_close(one, oracle, **tolerance)
 
 
-def standard(num_classes: int, levels: int = 1, **changes) -> StandardPointHead:
-    head = StandardPointHead(
+HEADS = [StandardPointHead, ResidualPointHead]
+
+
+def standard(
+    num_classes: int, levels: int = 1, head_class: type = StandardPointHead, **changes
+) -> StandardPointHead:
+    head = head_class(
         in_channels=CHANNELS * levels,
         **{"num_classes": num_classes, "coarse_channels": num_classes, "fc_dim": 4} | changes,
     )
@@ -95,11 +100,13 @@ IN_EACH_ORDER = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize(
-    ("points_per_region", "levels", "num_fc", "each_layer"),
-    pairwise_rows(ORDERS, [1, 2, 3, 4], [0, 1, 2, 3, 5], [True, False]),
+    ("points_per_region", "levels", "num_fc", "each_layer", "head_class"),
+    pairwise_rows(ORDERS, [1, 2, 3, 4], [0, 1, 2, 3, 5], [True, False], HEADS),
 )
-def test_a_bound_standard_head_equals_its_forward(points_per_region, levels, num_fc, each_layer):
-    head = standard(4, levels, num_fc=num_fc, coarse_pred_each_layer=each_layer)
+def test_a_bound_standard_head_equals_its_forward(
+    points_per_region, levels, num_fc, each_layer, head_class
+):
+    head = standard(4, levels, head_class, num_fc=num_fc, coarse_pred_each_layer=each_layer)
     assert_equal_to_plain(head, levels, coarse_logits(4), 4, points_per_region)
 
 
@@ -113,9 +120,19 @@ def test_it_does_so_for_any_number_of_classes(points_per_region, num_classes, ag
     assert_equal_to_plain(head, 1, coarse, num_classes, points_per_region)
 
 
+@pytest.mark.parametrize(
+    ("points_per_region", "num_classes", "each_layer"),
+    pairwise_rows(ORDERS, [1, 2, 80], [True, False]),
+)
+def test_a_bound_residual_head_does_so(points_per_region, num_classes, each_layer):
+    head = standard(num_classes, head_class=ResidualPointHead, coarse_pred_each_layer=each_layer)
+    assert_equal_to_plain(head, 1, coarse_logits(num_classes), num_classes, points_per_region)
+
+
 @IN_EACH_ORDER
-def test_it_does_so_over_a_class_agnostic_coarse_prediction(points_per_region):
-    head = standard(5, coarse_channels=1)
+@pytest.mark.parametrize("head_class", HEADS)
+def test_it_does_so_over_a_class_agnostic_coarse_prediction(points_per_region, head_class):
+    head = standard(5, head_class=head_class, coarse_channels=1)
     assert_equal_to_plain(head, 1, coarse_logits(1), 5, points_per_region)
 
 
@@ -167,8 +184,9 @@ def test_regions_that_are_whole_images_need_no_boxes(points_per_region):
 
 
 @IN_EACH_ORDER
-def test_mixed_precision_keeps_the_interpolation_exact(points_per_region):
-    head = standard(4)
+@pytest.mark.parametrize("head_class", HEADS)
+def test_mixed_precision_keeps_the_interpolation_exact(points_per_region, head_class):
+    head = standard(4, head_class=head_class)
     fine, boxes, coords, coarse = some_levels(1), some_boxes(), some_coords(), coarse_logits(4)
     exact = plain(head, fine, boxes, coarse, coords)
     with torch.autocast("cpu", torch.bfloat16):
@@ -276,7 +294,9 @@ def of_class(head_class: type[StandardPointHead]) -> StandardPointHead:
 
 def test_our_heads_use_their_bind():
     fine = some_levels(1)
-    assert isinstance(bind_point_head(standard(4), fine, REGIONS, MANY), BoundStandardHead)
+    for head_class in HEADS:
+        head = standard(4, head_class=head_class)
+        assert isinstance(bind_point_head(head, fine, REGIONS, MANY), BoundStandardHead)
     head = ImplicitPointHead(in_channels=CHANNELS, num_classes=4, fc_dim=4)
     assert isinstance(bind_point_head(head, fine, REGIONS, MANY), BoundImplicitHead)
 
