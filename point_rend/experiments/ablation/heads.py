@@ -7,7 +7,13 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 
 from point_rend.config.backbones import feature_strides
-from point_rend.config.schema import OWN, RESNET_FPN, VITDET, semantic_head_name
+from point_rend.config.schema import (
+    MASK_RCNN_HEADS,
+    OWN,
+    RESNET_FPN,
+    VITDET,
+    semantic_head_name,
+)
 from point_rend.config.tasks import meta_architecture, model_outputs
 from point_rend.engine.arguments import build_parser
 from point_rend.engine.setup import read_config
@@ -20,11 +26,6 @@ TITLES = {
     "standard": "PointRend",
     "residual": "PointRend, residual",
     "implicit": "Implicit PointRend",
-}
-# The ROI heads of a model whose mask head is Detectron2's.
-PLAIN_ROI_HEADS = {
-    "PointRendROIHeads": "StandardROIHeads",
-    "PointRendCascadeROIHeads": "CascadeROIHeads",
 }
 PREDICTED_BOXES = "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES"
 BOUNDARY_METRICS = "TEST.BOUNDARY_METRICS"
@@ -135,11 +136,9 @@ def _mask_head_values(cfg: CfgNode, head: str) -> dict[str, object]:
             "MODEL.POINT_HEAD.SUBDIVISION_STEPS": 3,  # from 28 to 224
             "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS": 784,
         }
-    roi_heads = cfg.MODEL.ROI_HEADS.NAME
-    return {
+    values: dict[str, object] = {
         PREDICTED_BOXES: False,
-        "MODEL.ROI_HEADS.NAME": PLAIN_ROI_HEADS.get(roi_heads, roi_heads),
-        f"{section}.NAME": "MaskRCNNConvUpsampleHead",
+        f"{section}.NAME": MASK_RCNN_HEADS[int(cfg.INPUT.POINT_SUP)],
         f"{section}.POINT_HEAD_ON": False,
         f"{section}.POOLER_TYPE": "ROIAlignV2",
         f"{section}.POOLER_RESOLUTION": 14,
@@ -147,6 +146,9 @@ def _mask_head_values(cfg: CfgNode, head: str) -> dict[str, object]:
         # PointRend's head has no normalization that could be kept.
         f"{section}.NORM": cfg.MODEL.ROI_MASK_HEAD.NORM or cfg.MODEL.ROI_BOX_HEAD.NORM,
     }
+    if cfg.MODEL.ROI_HEADS.NAME == "PointRendROIHeads":
+        values["MODEL.ROI_HEADS.NAME"] = "StandardROIHeads"
+    return values
 
 
 def _semantic_head_values(cfg: CfgNode, head: str, *, has_boxes: bool) -> dict[str, object]:
