@@ -49,6 +49,7 @@ VARIANTS = {
     "standard": (False, ()),
     "two-levels": (False, ("MODEL.POINT_HEAD.IN_FEATURES", "('p2', 'p3')")),
     "class-agnostic": (False, ("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", True)),
+    "residual": (False, ("MODEL.POINT_HEAD.NAME", "ResidualPointHead")),
     "coarse-only": (False, ("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", False)),
     "implicit": (True, ()),
 }

@@ -127,6 +127,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
     Attributes:
         source: The file that was loaded last.
         keys_in_file: The keys of its model, in their order there, which is that of its parameters.
+        config_in_file: The config of its training as YAML; None if it has none.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         self.source = "the checkpoint"
         self._resuming = False
         self.keys_in_file: list[str] = []
+        self.config_in_file: str | None = None
 
     # Loading
 
@@ -367,9 +369,10 @@ class SafeDetectionCheckpointer(DetectionCheckpointer):
         return read_torch_file(f, allow_unsafe=self.allow_unsafe)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        stored = metadata_in(checkpoint, self.source)
+        self.config_in_file = stored.config
         if self.check_classes is not None:
-            stored = metadata_in(checkpoint, self.source).classes
-            self.check_classes(self.source, stored, resuming=self._resuming)
+            self.check_classes(self.source, stored.classes, resuming=self._resuming)
         upgrade_state_dict(checkpoint["model"])
         check_numbers(self.source, checkpoint["model"], self.model.state_dict())
         if checkpoint.get("matching_heuristics", False):

@@ -12,7 +12,8 @@ the other. The time of a round is the median of its runs, that of a side the med
 The ratio is the median of the ratios of all rounds, since other load on the machine affects both
 sides of a round alike; in parentheses, and as bars in the plot, are the smallest and the largest of
 them. The baseline is the PointRend project that Detectron2 ships ("stock"), or a part of
-Detectron2: its convolutional mask head, its pasting of masks.
+Detectron2: its convolutional mask head, its pasting of masks; for the residual point head it is our
+standard one.
 
 Agreement is the share of pixels whose decision differs (probability above 0.5, or best class), and
 the largest difference of a probability; of training steps, the largest relative difference of a
@@ -58,6 +59,7 @@ CASES = {
     "conv": "PointRend at 224×224 against Detectron2's convolutional head at 28×28, with pooling",
     "pasting": "masks of boxes to RLEs of the image, against Detectron2's pasting and encoding",
     "semantic": "the semantic head from given coarse logits to the label map",
+    "residual": "the residual point head against the standard one, in the mask and semantic head",
     "model": "whole models from the image to masks or the label map, and their heads' share of it",
     "train": "labels of masks, a training step of the ROI heads, and one of the R50-FPN model",
 }

@@ -25,6 +25,7 @@ COMMON_KEYS = (
     "MODEL.RESNETS.RES5_MULTI_GRID",
     "MODEL.FPN.FUSE_TYPE",
     "MODEL.POINT_HEAD.IN_FEATURES",
+    "MODEL.POINT_HEAD.NAME",  # the residual head has the parameters of the standard one
 )
 INSTANCE_KEYS = (
     "MODEL.ANCHOR_GENERATOR.SIZES",
@@ -40,11 +41,12 @@ INSTANCE_KEYS = (
 SEMANTIC_KEYS = (
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE",
     "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS",
+    "MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME",
 )
 
 
 def warn_if_trained_otherwise(cfg: CfgNode, stored: str | None, source: str) -> None:
-    """Warn if a model runs with a config by which the results of its weights change silently.
+    """Warn if a model has a config by which the results of its weights change silently.
 
     Args:
         cfg: The config of the model.

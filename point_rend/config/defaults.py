@@ -196,6 +196,7 @@ DEEPLAB_DEFAULTS: dict[str, Any] = {
     # Stem of build_resnet_deeplab_backbone: deeplab (three 3x3 convolutions) or basic (one 7x7).
     "MODEL.RESNETS.STEM_TYPE": "deeplab",
 }
+STOCK_POINT_HEADS = ("ImplicitPointHead", "StandardPointHead")
 # A point head for the semantic head alone, for models that have two. Its keys are those of
 # MODEL.POINT_HEAD; without a NAME it does not exist, and the semantic head takes MODEL.POINT_HEAD.
 OWN_DEFAULTS |= {

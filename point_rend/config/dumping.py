@@ -5,6 +5,7 @@ from detectron2.config import CfgNode
 from point_rend.config.defaults import (
     DEEPLAB_DEFAULTS,
     OWN_DEFAULTS,
+    STOCK_POINT_HEADS,
     explicit_point_head,
     value_of,
 )
@@ -47,6 +48,9 @@ def dump_config(cfg: CfgNode) -> str:
             f"MODEL.META_ARCHITECTURE {name} needs `import point_rend`;",
             f"Detectron2's {stock_name} takes the same weights.",
         ]
+    point_head = written.MODEL.POINT_HEAD.NAME
+    if point_head not in STOCK_POINT_HEADS:
+        comments += [f"MODEL.POINT_HEAD.NAME {point_head}: Detectron2 has no such point head."]
     return "".join(f"# {line}\n" for line in comments) + written.dump()
 
 

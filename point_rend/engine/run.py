@@ -10,7 +10,6 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch import nn
 
-from point_rend.checkpoint.class_metadata import metadata_in
 from point_rend.checkpoint.complete_model import CompleteModelCheckpointer
 from point_rend.config.agreement import warn_if_trained_otherwise
 from point_rend.data.checks.annotations import leave_out_impossible_annotations
@@ -176,9 +175,8 @@ def load_evaluated_model(
         allow_unsafe=args.allow_unsafe_checkpoint,
         check_classes=classes.check,
     )
-    rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    stored = metadata_in(rest, checkpointer.source)
-    warn_if_trained_otherwise(cfg, stored.config, checkpointer.source)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    warn_if_trained_otherwise(cfg, checkpointer.config_in_file, checkpointer.source)
     return classes.order
 
 

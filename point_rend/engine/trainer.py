@@ -28,6 +28,7 @@ from point_rend.checkpoint.checkpointer import FINAL
 from point_rend.checkpoint.class_metadata import CONFIG
 from point_rend.checkpoint.finite import check_finite_state
 from point_rend.checkpoint.optimizer_state import match_by_name, name_groups, with_names
+from point_rend.config.agreement import warn_if_trained_otherwise
 from point_rend.config.checks import AVERAGED_RESULTS
 from point_rend.config.defaults import pixel_format
 from point_rend.config.dumping import dump_config
@@ -272,6 +273,8 @@ class Trainer(DefaultTrainer):
             FileNotFoundError, ValueError: As SafeDetectionCheckpointer.resume_or_load.
         """
         super().resume_or_load(resume)
+        loaded = self.checkpointer
+        warn_if_trained_otherwise(self.cfg, loaded.config_in_file, loaded.source)
         if self.average is not None and not self.average.updates:
             self.average.restart()
         if self.start_iter >= self.max_iter:

@@ -11,6 +11,7 @@ import os
 from detectron2.config import CfgNode
 
 from point_rend import stock_heads
+from point_rend.config.defaults import STOCK_POINT_HEADS, value_of
 from point_rend.config.tasks import model_outputs
 from point_rend.engine.output_folder import output_errors
 from point_rend.engine.run import load_evaluated_model
@@ -48,8 +49,16 @@ def check_stock_config(cfg: CfgNode) -> None:
     """Check that Detectron2's heads can hold the weights of a config's model.
 
     Raises:
-        ValueError: If the coarse masks are class-agnostic, which Detectron2's coarse head ignores.
+        ValueError: If Detectron2 has no such point head, or if the coarse masks are class-agnostic,
+            which its coarse head ignores.
     """
+    for section in ("MODEL.POINT_HEAD", "MODEL.SEM_SEG_HEAD.POINT_HEAD"):
+        name = value_of(cfg, f"{section}.NAME")
+        if name and name not in STOCK_POINT_HEADS:
+            raise ValueError(
+                f"{section}.NAME is {name}: Detectron2 has no such point head, only "
+                f"{' and '.join(STOCK_POINT_HEADS)}"
+            )
     head, num_classes = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ROI_HEADS.NUM_CLASSES
     instances = model_outputs(cfg) != {"sem_seg"} and head.NAME == "PointRendMaskHead"
     if instances and head.CLS_AGNOSTIC_MASK and num_classes > 1:

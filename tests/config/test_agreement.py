@@ -30,6 +30,7 @@ def warnings(config: str, trained: list[str], now: list[str]) -> list[str]:
         ("INPUT.FORMAT", "RGB"),
         ("MODEL.PIXEL_STD", "[57.375, 57.12, 58.395]"),
         ("MODEL.RESNETS.STRIDE_IN_1X1", "False"),
+        ("MODEL.POINT_HEAD.NAME", "ResidualPointHead"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [32], [64], [128], [256]]"),
     ],
 )

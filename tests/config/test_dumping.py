@@ -97,6 +97,13 @@ def test_the_meta_architecture_of_this_package_is_named_with_that_of_detectron2(
     assert "Detectron2's SemanticSegmentor takes the same weights" in text
 
 
+def test_a_point_head_that_the_stock_project_lacks_is_named():
+    residual = ["MODEL.POINT_HEAD.NAME", "ResidualPointHead"]
+    assert comments(dump_config(load_config(COCO_1X, residual))) == (
+        "# MODEL.POINT_HEAD.NAME ResidualPointHead: Detectron2 has no such point head.\n"
+    )
+
+
 def test_steps_that_fit_the_image_are_written_out():
     name = "SemanticSegmentation/pointrend_semantic_R_101_FPN_P3-P5_1x_cityscapes.yaml"
     cfg = load_config(name, ["MODEL.POINT_HEAD.SUBDIVISION_STEPS", "-1"])

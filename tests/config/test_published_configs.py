@@ -160,6 +160,7 @@ POINTREND = POINT_MASKS | {
     "MODEL.POINT_HEAD.SUBDIVISION_STEPS": 5,
     "MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER": True,
 }
+RESIDUAL = {"MODEL.POINT_HEAD.NAME": "ResidualPointHead"}
 # Detectron2's Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml, and its defaults.
 CASCADE = POINTREND | {
     "MODEL.ROI_HEADS.NAME": "PointRendCascadeROIHeads",
@@ -239,6 +240,7 @@ PUBLISHED = {
     "pointrend_rcnn_R_50_FPN_1x_lvis_v1.yaml": R50 | POINTREND | LVIS,
     "pointrend_rcnn_R_50_FPN_3x_coco.yaml": R50 | POINTREND | COCO_3X,
     "pointrend_rcnn_X_101_32x8d_FPN_3x_coco.yaml": X101 | POINTREND | COCO_3X,
+    "residual_pointrend_rcnn_R_50_FPN_1x_coco.yaml": R50 | POINTREND | RESIDUAL | COCO,
 } | {
     f"pointrend_rcnn_R_{depth}_FPN_{epochs}ep_LSJ_coco.yaml": resnet | POINTREND | LSJ | schedule
     for depth, resnet in ((50, R50), (101, R101))
@@ -389,6 +391,15 @@ def test_pointrend_and_its_baseline_differ_in_the_mask_head_alone(data):
     pointrend = load(f"pointrend_rcnn_R_50_FPN_1x_{data}.yaml")
     baseline = load(f"mask_rcnn_R_50_FPN_1x_{data}.yaml")
     assert differing_keys(pointrend, baseline) == HEAD_KEYS
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.rglob("residual_*.yaml")), ids=lambda path: path.name
+)
+def test_a_residual_config_differs_in_the_name_of_the_point_head_alone(path):
+    base = path.parent / yaml.safe_load(path.read_text())["_BASE_"]
+    differing = differing_keys(load_config(str(path)), load_config(str(base)))
+    assert differing - {"OUTPUT_DIR"} == RESIDUAL.keys()
 
 
 def test_the_lvis_config_adds_the_mask_head_alone_to_the_recipe_of_detectron2():

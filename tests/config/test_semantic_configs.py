@@ -299,6 +299,14 @@ PUBLISHED = {
     "pointrend_semantic_R_101_FPN_P3-P5_1x_cityscapes": (
         R101 | SEMANTIC_FPN | P3_P5 | pointrend(3) | POINTREND_65K
     ),
+    "residual_pointrend_semantic_R_101_FPN_P3-P5_1x_cityscapes": (
+        R101
+        | SEMANTIC_FPN
+        | P3_P5
+        | pointrend(3)
+        | {"MODEL.POINT_HEAD.NAME": "ResidualPointHead"}
+        | POINTREND_65K
+    ),
     "deeplab_v3_R_103_os16_90k_cityscapes": OS16 | DEEPLAB_90K,
     "pointrend_deeplab_v3_R_103_os16_90k_cityscapes": (
         OS16 | WITH_RES2 | pointrend(4, "DeepLabV3Head", "res2") | DEEPLAB_90K
@@ -570,7 +578,7 @@ def step_and_inference(
 def test_a_config_trains_one_step_and_labels_every_pixel(name):
     losses, without_gradient, _, outputs = step_and_inference(name)
     expected = {"loss_sem_seg"}
-    if name.startswith("pointrend"):
+    if "pointrend" in name:
         expected |= {"loss_sem_seg_point"}
     if "panoptic" in name:
         expected |= {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}

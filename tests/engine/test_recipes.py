@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("_restored")
 
 NAMES = ["left_end", "right_end", "top"]
 MORE = {
-    "pointrend_cascade_rcnn_R_50_FPN_1x_coco": [],
+    "pointrend_cascade_rcnn_R_50_FPN_1x_coco": ["MODEL.POINT_HEAD.NAME", "ResidualPointHead"],
     "pointrend_rcnn_R_50_FPN_100ep_LSJ_coco": [
         *("INPUT.LSJ.SIZE", "[64, 96]", "MODEL.ROI_BOX_HEAD.CONV_DIM", "16"),
     ],

@@ -161,15 +161,18 @@ def test_invalid_annotations_are_logged_and_left_out(tiny: CocoSet, tmp_path: Pa
     assert (output / "model_final.pth").is_file()
 
 
-def test_a_training_may_start_from_a_model_with_other_classes(
+def test_a_training_may_start_from_a_model_with_other_classes_and_another_point_head(
     tiny: CocoSet, tmp_path: Path
 ) -> None:
     pair = write_coco(tmp_path / "pair", categories=(1, 2))
     train.main(command(tiny, tmp_path / "three", "DATASETS.TEST", "()"))
     weights = ["MODEL.WEIGHTS", str(tmp_path / "three" / "model_final.pth")]
+    weights += ["MODEL.POINT_HEAD.NAME", "ResidualPointHead"]
     argv = command(pair, tmp_path / "two", "DATASETS.TEST", "('pair',)", *weights)
     argv = [word.replace("tiny", "pair") if "/" not in word else word for word in argv]
     train.main(argv)
+    log = (tmp_path / "two" / "log.txt").read_text()
+    assert "MODEL.POINT_HEAD.NAME StandardPointHead (now ResidualPointHead)" in log
     assert predictions(tmp_path / "two", "pair")
     stored = [read_metadata(str(tmp_path / x / "model_final.pth")) for x in ("three", "two")]
     assert [x["thing_classes"] for x in stored] == [list(KINDS), list(KINDS[:2])]

@@ -84,6 +84,13 @@ def test_a_metric_that_only_one_side_has_is_a_difference() -> None:
     assert compare_results({"a": {"segm": {"AP": nan}}}, {"a": {"segm": {"AP": 1.0}}})[1] > 1e6
 
 
+@pytest.mark.parametrize("section", ["MODEL.POINT_HEAD", "MODEL.SEM_SEG_HEAD.POINT_HEAD"])
+def test_a_point_head_that_the_stock_project_lacks_is_refused(section: str) -> None:
+    cfg = load_config(POINTREND, [f"{section}.NAME", "ResidualPointHead"])
+    with pytest.raises(ValueError, match=rf"{section}\.NAME is ResidualPointHead: .*Standard"):
+        check_stock_config(cfg)
+
+
 def test_class_agnostic_masks_are_refused_which_the_stock_head_does_not_support() -> None:
     agnostic = ["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True"]
     one, three = (["MODEL.ROI_HEADS.NUM_CLASSES", n] for n in ("1", "3"))

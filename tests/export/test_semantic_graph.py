@@ -26,11 +26,12 @@ LABELS_DECIDED_OTHERWISE = 5e-5  # by a runtime
 POINT_REND = PointRendSemanticSegmentor
 VARIANTS = {
     "semantic FPN": (POINT_REND, small_semantic_config()),
-    "two levels, coarse logits in each layer": (
+    "residual, two levels, coarse logits in each layer": (
         POINT_REND,
         small_semantic_config(
             *("MODEL.POINT_HEAD.IN_FEATURES", ["p2", "p3"]),
             *("MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER", True),
+            *("MODEL.POINT_HEAD.NAME", "ResidualPointHead"),
         ),
     ),
     "DeepLabV3": (POINT_REND, small_deeplab_config("DeepLabV3Head")),

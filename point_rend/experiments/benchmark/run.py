@@ -27,6 +27,7 @@ from point_rend.experiments.benchmark.report import (
     save_report,
     table_row,
 )
+from point_rend.experiments.benchmark.residual_cases import residual_cases
 from point_rend.experiments.benchmark.semantic_cases import semantic_cases
 from point_rend.experiments.benchmark.settings import OVERVIEW, Settings
 from point_rend.experiments.benchmark.training_cases import train_cases
@@ -38,6 +39,7 @@ CASES: dict[str, Callable[[Settings], list[Case]]] = {
     "conv": conv_cases,
     "pasting": pasting_cases,
     "semantic": semantic_cases,
+    "residual": residual_cases,
     "model": model_cases,
     "train": train_cases,
 }

@@ -69,37 +69,69 @@ def semantic_configs(
     )
 
 
-def _semantic_case(stride: int, num_classes: int, image_size: tuple[int, int]) -> Case:
-    height, width = image_size
-    coarse_size = (height // stride, width // stride)
-    fine_size = (height // PYRAMID["p2"], width // PYRAMID["p2"])
+def given_coarse_logits(stride: int) -> list[str]:
+    """Return the options of a semantic head on given coarse logits of a stride."""
+    return [
+        *("MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME", GivenCoarseLogits.__name__),
+        *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", str(stride.bit_length() - 1)),
+    ]
 
+
+def given_shapes(stride: int, num_classes: int, settings: Settings) -> dict[str, ShapeSpec]:
+    """Return the shapes of the features of :func:`given_features`, for building a head."""
+    return {
+        "p2": ShapeSpec(channels=settings.sizes.pyramid_channels, stride=PYRAMID["p2"]),
+        "coarse": ShapeSpec(channels=num_classes, stride=stride),
+    }
+
+
+def case_name(stride: int, num_classes: int, image_size: tuple[int, int]) -> str:
+    """Return the title of a case."""
+    (height, width), (rows, columns) = image_size, (side // stride for side in image_size)
+    return f"semantic head, {rows}×{columns} → {height}×{width}, {num_classes} classes"
+
+
+def given_features(
+    stride: int, num_classes: int, settings: Settings, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Draw the features of an image and its coarse logits of a stride."""
+
+    def noise(channels: int, stride: int) -> Tensor:
+        height, width = (side // stride for side in settings.sizes.semantic_image)
+        return smooth_noise(channels, (height, width), generator).to(settings.device)
+
+    return {
+        "p2": noise(settings.sizes.pyramid_channels, PYRAMID["p2"]),
+        "coarse": noise(num_classes, stride),
+    }
+
+
+def labels(
+    head: nn.Module, features: Mapping[str, Tensor], image_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return the logits (K, H, W) of one of our heads, and the label map."""
+    logits = resize_logits(head(features, None, [image_size])[0][0], *image_size)
+    return logits, label_map(logits)
+
+
+def _semantic_case(stride: int, num_classes: int, image_size: tuple[int, int]) -> Case:
     def build(settings: Settings) -> Comparison:
-        channels = settings.sizes.pyramid_channels
         ours, stock = _semantic_head_pair(stride, num_classes, settings)
         generator = torch.Generator().manual_seed(settings.seed)
         randomize(ours, generator)
         ours.to(settings.device).eval()
         share_weights(ours, stock)
         stock.to(settings.device).eval()
-        features = {
-            "p2": smooth_noise(channels, fine_size, generator).to(settings.device),
-            "coarse": smooth_noise(num_classes, coarse_size, generator).to(settings.device),
-        }
-
-        def our_run() -> tuple[Tensor, Tensor]:
-            logits = resize_logits(ours(features, None, [image_size])[0][0], height, width)
-            return logits, label_map(logits)
+        features = given_features(stride, num_classes, settings, generator)
 
         def stock_run() -> tuple[Tensor, Tensor]:
-            logits = sem_seg_postprocess(stock(features)[0][0], image_size, height, width)
+            logits = sem_seg_postprocess(stock(features)[0][0], image_size, *image_size)
             return logits, logits.argmax(dim=0)
 
-        return Comparison(our_run, stock_run, label_agreement)
+        return Comparison(lambda: labels(ours, features, image_size), stock_run, label_agreement)
 
-    rows, columns = coarse_size
     return Case(
-        name=f"semantic head, {rows}×{columns} → {height}×{width}, {num_classes} classes",
+        name=case_name(stride, num_classes, image_size),
         parameters={"stride": stride, "classes": num_classes},
         baseline="stock",
         build=build,
@@ -110,15 +142,8 @@ def _semantic_head_pair(
     stride: int, num_classes: int, settings: Settings
 ) -> tuple[nn.Module, nn.Module]:
     """Build our semantic head and the stock project's on given coarse logits of a stride."""
-    shapes = {
-        "p2": ShapeSpec(channels=settings.sizes.pyramid_channels, stride=PYRAMID["p2"]),
-        "coarse": ShapeSpec(channels=num_classes, stride=stride),
-    }
-    opts = [
-        *("MODEL.POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME", GivenCoarseLogits.__name__),
-        *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", str(stride.bit_length() - 1)),
-    ]
-    our_cfg, stock_cfg = semantic_configs(num_classes, settings, opts)
+    shapes = given_shapes(stride, num_classes, settings)
+    our_cfg, stock_cfg = semantic_configs(num_classes, settings, given_coarse_logits(stride))
     ours = build_sem_seg_head(our_cfg, shapes)
     with stock_heads():
         return ours, build_sem_seg_head(stock_cfg, shapes)

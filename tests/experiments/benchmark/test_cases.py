@@ -16,6 +16,7 @@ from point_rend.experiments.benchmark.instance_cases import (
 )
 from point_rend.experiments.benchmark.measuring import Record, measure
 from point_rend.experiments.benchmark.pasting_cases import pasting_cases
+from point_rend.experiments.benchmark.residual_cases import residual_cases
 from point_rend.experiments.benchmark.semantic_cases import semantic_cases
 from point_rend.experiments.benchmark.settings import Settings
 from tests.experiments.benchmark.planted import TINY, TINY_SEMANTIC
@@ -94,6 +95,18 @@ def test_label_maps_equal_the_stock_heads_at_both_strides() -> None:
     for differing, boundary in map(agreement_of, records):
         assert differing <= 1e-3  # eight pixels
         assert boundary > 0.005
+
+
+def test_the_residual_head_is_measured_with_the_weights_of_the_standard_head() -> None:
+    settings = replace(TINY_SEMANTIC, boxes=(3,), classes=(5,))
+    cases = residual_cases(settings)
+    assert [case.baseline for case in cases] == ["standard"] * 3
+    for case in (cases[0], cases[2]):
+        comparison = case.build(settings)
+        with torch.no_grad():
+            residual, standard = (run() for run in (comparison.ours, comparison.baseline))
+        pairs = zip(residual, standard, strict=True)
+        assert all(a.shape == b.shape and not torch.equal(a, b) for a, b in pairs)
 
 
 def test_whole_models_agree_on_the_given_number_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
