@@ -5,7 +5,8 @@
         --register-coco shapes_val output/demo/shapes/annotations/instances_val.json \
         output/demo/shapes/val MODEL.WEIGHTS output/demo/pointrend/model_final.pth
 
-evaluates a model with more or fewer points and steps, without any training.
+evaluates a model with more or fewer points and steps, without any training; a semantic model also
+with its coarse logits alone, and with every pixel predicted by its point head.
 
     pointrend ablate sampling --output output/sampling --seeds 1,2,3 -- \
         --config-file Demo/pointrend_shapes.yaml \
@@ -46,7 +47,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from point_rend.experiments.ablation.settings import (
+    ALL_PIXELS,
     HEADS,
+    MAP_POINTS,
     POINT_SIDES,
     SAMPLING_SETTINGS,
     SEEDS,
@@ -87,7 +90,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--point-sides",
         type=_numbers,
         default=POINT_SIDES,
-        help=f"square roots of the points per step (default {_listed(POINT_SIDES)})",
+        help=f"square roots of the points per step of masks (default {_listed(POINT_SIDES)})",
+    )
+    subdivision.add_argument(
+        "--points",
+        type=_map_points,
+        default=MAP_POINTS,
+        help="points per step in the maps of a semantic model; 0 leaves the coarse logits, all "
+        "predicts every pixel (default 0,512,2048,8192,all)",
     )
     sampling = commands.add_parser(
         "sampling", parents=[shared], help="Table 4: choice of the training points"
@@ -159,13 +169,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _subdivision(args: argparse.Namespace, options: list[str], plot: Path) -> str:
     """Run the ablation of Table 3, save its plot and return its table."""
-    from point_rend.experiments.ablation import results, subdivision
+    from point_rend.experiments.ablation import subdivision
+    from point_rend.experiments.ablation.results import shown_metrics
+    from point_rend.experiments.ablation.subdivision import SubdivisionSetting
 
-    measured = subdivision.subdivision_ablation(options, args.output, args.sides, args.point_sides)
-    metrics = results.shown_metrics(args.metric, next(iter(measured.values())))
-    table = subdivision.format_subdivision(measured, args.sides, args.point_sides, metrics)
-    subdivision.plot_subdivision(measured, args.sides, args.point_sides, metrics, plot)
-    return table
+    if subdivision.renders_maps(options):
+        settings = [SubdivisionSetting(None, points) for points in args.points]
+        measured = subdivision.subdivision_ablation(options, args.output, settings)
+        metrics = shown_metrics(args.metric, next(iter(measured.values())))
+        subdivision.plot_map_points(measured, metrics, plot)
+        return subdivision.format_map_points(measured, metrics)
+    sides, roots = args.sides, args.point_sides
+    settings = [SubdivisionSetting.of(side, root**2) for side in sides for root in roots]
+    measured = subdivision.subdivision_ablation(options, args.output, settings)
+    metrics = shown_metrics(args.metric, next(iter(measured.values())))
+    subdivision.plot_subdivision(measured, sides, roots, metrics, plot)
+    return subdivision.format_subdivision(measured, sides, roots, metrics)
 
 
 def _sampling(args: argparse.Namespace, options: list[str], plot: Path) -> str:
@@ -246,6 +265,15 @@ def _numbers(text: str) -> list[int]:
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}")
     return sorted({int(word) for word in words})
+
+
+def _map_points(text: str) -> list[int]:
+    words = text.split(",")
+    if not all(word == "all" or (word.isdecimal() and int(word) < ALL_PIXELS) for word in words):
+        raise argparse.ArgumentTypeError(
+            f"expected numbers from 0 to {ALL_PIXELS - 1} or all, separated by commas, got {text!r}"
+        )
+    return sorted({ALL_PIXELS if word == "all" else int(word) for word in words})
 
 
 def _names_from(known: Collection[str]) -> Callable[[str], list[str]]:

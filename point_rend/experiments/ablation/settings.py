@@ -6,6 +6,9 @@ from typing import NamedTuple
 # Table 3 of the paper: sides of the rendered masks, and square roots of the points per step.
 SIDES = (28, 56, 112, 224)
 POINT_SIDES = (14, 28, 56, 112)
+# Points per step in a map.
+ALL_PIXELS = 10_000_000  # the most points that a config allows
+MAP_POINTS = (0, 512, 2048, 8192, ALL_PIXELS)
 
 
 class SamplingSetting(NamedTuple):

@@ -2,6 +2,9 @@
 
 Once the points cover the whole grid of the last step, more points change nothing: such settings
 share one evaluation.
+
+The maps of a semantic model always have the size of their image. Without any points they show what
+the coarse head has learned, and with all pixels what the point head has learned.
 """
 
 import argparse
@@ -19,7 +22,13 @@ from point_rend.engine.arguments import build_parser
 from point_rend.engine.launch import launch
 from point_rend.engine.output_folder import output_errors
 from point_rend.engine.run import load_evaluated_model
-from point_rend.engine.setup import begin_run, register_datasets, setup, write_config
+from point_rend.engine.setup import (
+    begin_run,
+    read_config,
+    register_datasets,
+    setup,
+    write_config,
+)
 from point_rend.engine.trainer import Trainer
 from point_rend.experiments.ablation.results import (
     Metrics,
@@ -29,76 +38,109 @@ from point_rend.experiments.ablation.results import (
     provenance_of,
     save_metrics,
 )
+from point_rend.experiments.ablation.settings import ALL_PIXELS, as_options
 from point_rend.experiments.plots import plot_panels
 from point_rend.utils.errors import user_errors
 
-MASK_HEAD = "PointRendMaskHead"
+MASK_HEAD, SEMANTIC_HEAD = "PointRendMaskHead", "PointRendSemSegHead"
 
 
 class SubdivisionSetting(NamedTuple):
     """A setting of the subdivision at inference.
 
     Attributes:
-        side: Side of the rendered masks.
-        points: Points per step, at most ``side²``.
+        side: Side of the rendered masks; None for maps, which have the size of their image.
+        points: Points per step, at most ``side²``. 0 leaves the bilinear coarse logits of maps.
     """
 
-    side: int
+    side: int | None
     points: int
 
     @classmethod
     def of(cls, side: int, points: int) -> "SubdivisionSetting":
-        """Return the setting without the points that exceed the grid."""
+        """Return the setting of masks without the points that exceed the grid."""
         return cls(side, min(points, side**2))
 
     @property
     def name(self) -> str:
         """Name of its files."""
-        return f"side{self.side}_points{self.points}"
+        return ("" if self.side is None else f"side{self.side}_") + f"points{self.points}"
 
 
 def subdivision_ablation(
-    options: Sequence[str], output: Path, sides: Sequence[int], point_sides: Sequence[int]
+    options: Sequence[str], output: Path, settings: Sequence[SubdivisionSetting]
 ) -> dict[SubdivisionSetting, Metrics]:
-    """Evaluate a model with all sides and numbers of points, except for the finished settings.
+    """Evaluate a model with all settings, except for the finished ones.
 
     Args:
         options: Options of `pointrend train`.
         output: Folder for the metrics.
-        sides: Sides of the rendered masks.
-        point_sides: Square roots of the points per step.
+        settings: Settings, all of masks or all of maps; repeated ones are evaluated once.
 
     Returns:
         The metrics of the settings, by task and metric (with several data sets also by data set).
 
     Raises:
-        FileNotFoundError, ValueError: If options, config, machine or data do not fit together.
+        FileNotFoundError, ValueError: If options, config, machine or data do not fit together, or
+            the model has no such subdivision.
     """
-    settings = list(
-        dict.fromkeys(SubdivisionSetting.of(side, p**2) for side in sides for p in point_sides)
-    )
     files = {setting: output / f"{setting.name}.json" for setting in settings}
     args = build_parser().parse_args([*options, "OUTPUT_DIR", str(output)])
     args.eval_only = True
     if args.num_machines > 1:
         raise ValueError(f"--num-machines is {args.num_machines}: expected one machine")
     provenance = provenance_of(options, training=False)
-    missing = [x for x in settings if load_metrics(files[x], provenance) is None]
+    missing = [x for x in files if load_metrics(files[x], provenance) is None]
     if missing:
         job = setup(args)
-        head = job.cfg.MODEL.ROI_MASK_HEAD
-        if "instances" not in model_outputs(job.cfg) or head.NAME != MASK_HEAD:
-            raise ValueError(f"MODEL.ROI_MASK_HEAD.NAME is {head.NAME}: expected {MASK_HEAD}")
         for setting in missing:
-            steps_to(setting.side, head.OUTPUT_SIDE_RESOLUTION)
+            subdivision_values(job.cfg, setting)
         launch(
             evaluate_settings,
             (args, job.cfg, missing, provenance, output),
             device=job.cfg.MODEL.DEVICE,
             num_local=args.num_gpus,
         )
-    measured = {setting: load_metrics(files[setting], provenance) for setting in settings}
+    measured = {setting: load_metrics(files[setting], provenance) for setting in files}
     return {setting: metrics for setting, metrics in measured.items() if metrics is not None}
+
+
+def renders_maps(options: Sequence[str]) -> bool:
+    """Return whether a model renders the maps of semantic segmentation and no masks.
+
+    Args:
+        options: Options of `pointrend train`.
+
+    Raises:
+        FileNotFoundError, ValueError: If there is no such config, or the model renders neither.
+    """
+    cfg = read_config(build_parser().parse_args(options))
+    outputs, head = model_outputs(cfg), cfg.MODEL.ROI_MASK_HEAD
+    if "instances" in outputs and cfg.MODEL.MASK_ON and head.NAME == MASK_HEAD:
+        return False
+    if "sem_seg" in outputs and cfg.MODEL.SEM_SEG_HEAD.NAME == SEMANTIC_HEAD:
+        return True
+    raise ValueError(
+        f"MODEL.ROI_MASK_HEAD.NAME is {head.NAME}: expected {MASK_HEAD}, or a model with "
+        f"MODEL.SEM_SEG_HEAD.NAME {SEMANTIC_HEAD}"
+    )
+
+
+def subdivision_values(cfg: CfgNode, setting: SubdivisionSetting) -> dict[str, int]:
+    """Return the values of the config, by dotted key, that make a model render with a setting.
+
+    Raises:
+        ValueError: If no number of doublings leads to the side.
+    """
+    if setting.side is None:
+        own = cfg.MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME
+        section = "MODEL.SEM_SEG_HEAD.POINT_HEAD" if own else "MODEL.POINT_HEAD"
+        return {f"{section}.SUBDIVISION_NUM_POINTS": max(setting.points, 1)}
+    steps = steps_to(setting.side, cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION)
+    return {
+        "MODEL.POINT_HEAD.SUBDIVISION_STEPS": steps,
+        "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS": setting.points,
+    }
 
 
 def steps_to(side: int, start_side: int) -> int:
@@ -139,14 +181,14 @@ def evaluate_settings(
     for setting in settings:
         own_cfg = cfg.clone()
         own_cfg.defrost()
-        start_side = cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION
-        own_cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS = steps_to(setting.side, start_side)
-        own_cfg.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS = setting.points
+        own_cfg.merge_from_list(as_options(subdivision_values(cfg, setting)))
         own_cfg.OUTPUT_DIR = str(output / setting.name)
         own_cfg.freeze()
         with user_errors():
             model = Trainer.build_model(own_cfg)
             class_order = load_evaluated_model(args, own_cfg, model)
+        if setting.points == 0:
+            model.sem_seg_head.points_per_step = 0  # no config has a head without points
         with output_errors(str(output)):
             results = Trainer.test(own_cfg, model, class_order=class_order)
             if comm.is_main_process():
@@ -191,5 +233,34 @@ def plot_subdivision(
         axes.set_xticks(sides, [f"{side}×{side}" for side in sides])
         axes.set_xlabel("output")
         axes.legend()
+
+    plot_panels(metrics, plot, file)
+
+
+def format_map_points(results: Mapping[SubdivisionSetting, Metrics], metrics: Sequence[str]) -> str:
+    """Lay out a Markdown table of maps, a line for each number of points."""
+    lines = [f"| points per step | {' | '.join(metrics)} |", "|---|" + "---:|" * len(metrics)]
+    for setting, measured in results.items():
+        values = [f"{metric_of(measured, metric):.2f}" for metric in metrics]
+        lines.append(f"| {' | '.join([points_title(setting.points), *values])} |")
+    return "\n".join(lines)
+
+
+def points_title(points: int) -> str:
+    """Return the title of a number of points in a map."""
+    return {0: "none: coarse logits", ALL_PIXELS: "all pixels"}.get(points, str(points))
+
+
+def plot_map_points(
+    results: Mapping[SubdivisionSetting, Metrics], metrics: Sequence[str], file: Path
+) -> None:
+    """Plot metrics of maps over the number of points."""
+    titles = [points_title(setting.points).replace(": ", "\n") for setting in results]
+
+    def plot(axes: Any, metric: str) -> None:
+        values = [metric_of(measured, metric) for measured in results.values()]
+        axes.plot(range(len(values)), values, marker="o")
+        axes.set_xticks(range(len(values)), titles)
+        axes.set_xlabel("points per step")
 
     plot_panels(metrics, plot, file)

@@ -6,8 +6,12 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+import torch.nn.functional as F
+from detectron2.modeling import build_model
 
 from point_rend.cli import ablate
+from point_rend.engine.arguments import build_parser
+from point_rend.engine.setup import read_config
 from point_rend.engine.trainer import Trainer
 from point_rend.experiments.ablation.subdivision import (
     SubdivisionSetting,
@@ -15,8 +19,10 @@ from point_rend.experiments.ablation.subdivision import (
     steps_to,
 )
 from point_rend.rendering.subdivision import SubdivisionPlan
-from tests.experiments.ablation.tiny import evaluation_options, refusal
+from tests.experiments.ablation.tiny import evaluation_options, refusal, semantic_options
 from tests.tiny_datasets import BASELINE, POINTREND
+
+SIDES = {"p2": 4, "p3": 8}  # strides
 
 
 def command(output: Path, options: list[str], *own: str) -> list[str]:
@@ -105,6 +111,53 @@ def test_settings_are_evaluated_once_and_shown(
     message = refusal(command(output, options), capsys)
     assert f"measured with other contents of MODEL.WEIGHTS {weights}: expected the same" in message
     assert len(rendered) == 3 + 1
+
+
+def test_maps_are_rendered_with_no_points_some_and_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = [*semantic_options(tmp_path), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"]
+    cfg = read_config(build_parser().parse_args(options))
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
+    options += ["MODEL.WEIGHTS", str(tmp_path / "model.pth")]
+    rendered = []
+
+    def evaluate(_: object, model: torch.nn.Module, **__: object) -> dict[str, dict[str, float]]:
+        head = model.sem_seg_head
+        features = {name: torch.rand(1, 16, 32 // side, 48 // side) for name, side in SIDES.items()}
+        with torch.no_grad():
+            coarse = head.coarse_sem_seg_head.layers(features)
+            logits, _ = head.eval()(features)
+        rendered.append((coarse, logits))
+        return {"sem_seg": {"mIoU": float(len(rendered))}}
+
+    monkeypatch.setattr(Trainer, "test", evaluate)
+    output = tmp_path / "output"
+    ablate.main(["subdivision", "--output", str(output), "--points", "all,0,9", "--", *options])
+    assert (output / "subdivision.md").read_text().splitlines() == [
+        "| points per step | sem_seg/mIoU |",
+        "|---|---:|",
+        "| none: coarse logits | 1.00 |",
+        "| 9 | 2.00 |",
+        "| all pixels | 3.00 |",
+    ]
+    assert cv2.imread(str(output / "subdivision.png")) is not None
+    changed = []
+    for coarse, logits in rendered:
+        while coarse.shape != logits.shape:
+            coarse = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+        changed.append((logits != coarse).any(dim=1).float().mean().item())
+    assert changed[0] == 0 < changed[1] < 0.5
+    assert changed[2] == 1
+
+
+@pytest.mark.parametrize("points", ["-1", "8192,every", str(10**7)])
+def test_numbers_of_points_are_checked(points: str, capsys: pytest.CaptureFixture[str]):
+    message = refusal(["subdivision", "--output", "x", "--points", points, "--", "SEED"], capsys)
+    assert f"expected numbers from 0 to 9999999 or all, separated by commas, got {points!r}" in (
+        message
+    )
 
 
 def test_a_model_without_subdivision_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
