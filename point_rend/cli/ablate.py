@@ -22,8 +22,9 @@ trains a model with every choice of the training points and every seed.
         output/demo/shapes/train --register-coco shapes_val \
         output/demo/shapes/annotations/instances_val.json output/demo/shapes/val
 
-trains a PointRend model with its own head, with a residual one, and with the dense head of its
-baseline. `--iterations 200,600` makes trainings of several lengths, and plots learning curves.
+trains a PointRend model with the standard point head, with a residual one, and with the dense head
+of its baseline. `--iterations 200,600` makes trainings of several lengths, and plots learning
+curves.
 
     pointrend ablate recipes --output output/recipes --seeds 1,2,3 \
         --recipes Demo/pointrend_shapes.yaml,Demo/mask_rcnn_shapes.yaml -- \
@@ -84,18 +85,16 @@ def build_parser() -> argparse.ArgumentParser:
         "subdivision", parents=[shared], help="Table 3: output side and points at inference"
     )
     subdivision.add_argument(
-        "--sides", type=_numbers, default=SIDES, help=f"of the masks (default {_listed(SIDES)})"
+        "--sides", type=_numbers, help=f"of the masks (default {_listed(SIDES)})"
     )
     subdivision.add_argument(
         "--point-sides",
         type=_numbers,
-        default=POINT_SIDES,
         help=f"square roots of the points per step of masks (default {_listed(POINT_SIDES)})",
     )
     subdivision.add_argument(
         "--points",
         type=_map_points,
-        default=MAP_POINTS,
         help="points per step in the maps of a semantic model; 0 leaves the coarse logits, all "
         "predicts every pixel (default 0,512,2048,8192,all)",
     )
@@ -173,15 +172,22 @@ def _subdivision(args: argparse.Namespace, options: list[str], plot: Path) -> st
     from point_rend.experiments.ablation.results import shown_metrics
     from point_rend.experiments.ablation.subdivision import SubdivisionSetting
 
-    if subdivision.renders_maps(options):
-        settings = [SubdivisionSetting(None, points) for points in args.points]
-        measured = subdivision.subdivision_ablation(options, args.output, settings)
+    renders_maps = subdivision.renders_maps(options)
+    of_others = ("sides", "point_sides") if renders_maps else ("points",)
+    for flag in (f"--{x.replace('_', '-')}" for x in of_others if getattr(args, x)):
+        kind = "the maps of semantic segmentation" if renders_maps else "masks"
+        raise ValueError(f"{flag}: expected none, since the model renders {kind}")
+    if renders_maps:
+        settings = [SubdivisionSetting(None, points) for points in args.points or MAP_POINTS]
+        measured = subdivision.subdivision_ablation(
+            options, args.output, settings, metrics=args.metric
+        )
         metrics = shown_metrics(args.metric, next(iter(measured.values())))
         subdivision.plot_map_points(measured, metrics, plot)
         return subdivision.format_map_points(measured, metrics)
-    sides, roots = args.sides, args.point_sides
+    sides, roots = args.sides or SIDES, args.point_sides or POINT_SIDES
     settings = [SubdivisionSetting.of(side, root**2) for side in sides for root in roots]
-    measured = subdivision.subdivision_ablation(options, args.output, settings)
+    measured = subdivision.subdivision_ablation(options, args.output, settings, metrics=args.metric)
     metrics = shown_metrics(args.metric, next(iter(measured.values())))
     subdivision.plot_subdivision(measured, sides, roots, metrics, plot)
     return subdivision.format_subdivision(measured, sides, roots, metrics)
@@ -263,7 +269,9 @@ def _words(text: str) -> list[str]:
 def _numbers(text: str) -> list[int]:
     words = text.split(",")
     if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected numbers from 1, separated by commas, got {text!r}"
+        )
     return sorted({int(word) for word in words})
 
 

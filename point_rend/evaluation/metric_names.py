@@ -1,6 +1,7 @@
 """Names of the metrics that the evaluations of a training can give."""
 
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
@@ -42,6 +43,13 @@ class MetricNames(NamedTuple):
         """Return whether a metric may have this name."""
         known = (*self.overall, *self.by_class)
         return name in known or any(name.startswith(x) and name != x for x in self.beginnings)
+
+    def match(self, pattern: str) -> bool:
+        """Return whether a metric may have a name in which each ``*`` stands for any letters."""
+        start = pattern.partition("*")[0]
+        return any(fnmatchcase(x, pattern) for x in (*self.overall, *self.by_class)) or any(
+            x.startswith(start) or start.startswith(x) for x in self.beginnings
+        )
 
 
 def build_metric_names(cfg: CfgNode) -> MetricNames:

@@ -11,7 +11,10 @@ from tests.experiments.ablation.tiny import refusal
     ("words", "message"),
     [
         (["subdivision"], "expected -- and then options of `pointrend train`"),
-        (["subdivision", "--sides", "28,x"], "expected numbers separated by commas, got '28,x'"),
+        (
+            ["subdivision", "--sides", "28,x"],
+            "expected numbers from 1, separated by commas, got '28,x'",
+        ),
         (
             ["sampling", "--settings", "mild,wild", "--", "x"],
             "expected some of regular, uniform, mild, heavy, separated by commas, got 'mild,wild'",

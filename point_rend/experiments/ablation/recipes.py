@@ -6,10 +6,12 @@ If a config keeps averaged weights, they make a line of their own.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from point_rend.config.checks import AVERAGED_RESULTS
+from point_rend.engine.arguments import build_parser
 from point_rend.experiments.ablation.results import Metrics
 from point_rend.experiments.ablation.trainings import Results, TrainingRun, train_settings
 
-AVERAGED = "ema/"  # prefix of the metrics of averaged weights
+AVERAGED = f"{AVERAGED_RESULTS}/"  # prefix of the metrics of averaged weights
 
 
 def recipe_ablation(
@@ -36,8 +38,17 @@ def recipe_ablation(
 
     Raises:
         FileNotFoundError, ValueError, SystemExit: As :func:`train_settings`; ValueError also if two
-            files have the same name.
+            files have the same name, the options have a config file of their own, or a metric is
+            one of averaged weights.
     """
+    if config_file := build_parser().parse_args(options).config_file:
+        raise ValueError(f"--config-file {config_file}: expected config files in --recipes alone")
+    for metric in metrics:
+        if metric.startswith(AVERAGED):
+            raise ValueError(
+                f"--metric {metric}: expected {metric.removeprefix(AVERAGED)}, since averaged "
+                "weights have lines of their own"
+            )
     shared = {}
     for recipe in recipes:
         name = Path(recipe).stem

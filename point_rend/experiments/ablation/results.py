@@ -12,11 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from point_rend.config.checks import AVERAGED_RESULTS
 from point_rend.config.dumping import dump_config
 from point_rend.engine.arguments import build_parser
+from point_rend.engine.preflight import check_metric
 from point_rend.engine.setup import read_config, register_datasets
+from point_rend.evaluation.metric_names import build_metric_names
 from point_rend.utils.files import write_text
 from point_rend.utils.json_files import read_json
 
@@ -127,6 +131,26 @@ def _is_result(content: Any) -> bool:
     )
 
 
+def check_metrics(cfg: CfgNode, requested: Sequence[str]) -> None:
+    """Refuse metrics that no evaluation of a config gives, before any work.
+
+    Args:
+        cfg: The finished config.
+        requested: Their names, as of :func:`shown_metrics`.
+
+    Raises:
+        ValueError: If one of them is not among the metrics, or matches none.
+    """
+    for metric in requested:
+        if "*" not in metric:
+            check_metric(cfg, metric, "--metric")
+        elif not build_metric_names(cfg).match(metric):
+            raise ValueError(
+                f"--metric is {metric!r:.100}, which matches no metric of the evaluations of this "
+                "config"
+            )
+
+
 def shown_metrics(
     requested: Sequence[str], metrics: Metrics, *, boundary: bool = False
 ) -> list[str]:
@@ -138,14 +162,21 @@ def shown_metrics(
         boundary: Whether the default includes a boundary metric.
 
     Returns:
-        Their names; by default the first usual metric that was measured, and the first boundary
-        metric.
+        Their names, each once; by default the first usual metric that was measured, and the first
+        boundary metric, of each data set.
     """
     if requested:
         matching = {x: fnmatch.filter(metrics, x) if "*" in x else [] for x in requested}
-        return [name for x in requested for name in matching[x] or [x]]
-    usual = next((name for name in USUAL_METRICS if name in metrics), USUAL_METRICS[0])
-    return [usual, *[name for name in BOUNDARY_METRICS if name in metrics][: int(boundary)]]
+        return list(dict.fromkeys(name for x in requested for name in matching[x] or [x]))
+    shown = _of_data_sets(USUAL_METRICS, metrics) or [USUAL_METRICS[0]]
+    return shown + (_of_data_sets(BOUNDARY_METRICS, metrics) if boundary else [])
+
+
+def _of_data_sets(names: Sequence[str], metrics: Metrics) -> list[str]:
+    """Return the first of several metrics that was measured, for each data set."""
+    measured = [x for x in metrics if not x.startswith(f"{AVERAGED_RESULTS}/")]
+    found = ([x for x in measured if x == name or x.endswith(f"/{name}")] for name in names)
+    return next(filter(None, found), [])
 
 
 def metric_of(metrics: Metrics, name: str) -> float:

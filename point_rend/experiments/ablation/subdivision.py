@@ -33,6 +33,7 @@ from point_rend.engine.trainer import Trainer
 from point_rend.experiments.ablation.results import (
     Metrics,
     Provenance,
+    check_metrics,
     load_metrics,
     metric_of,
     provenance_of,
@@ -68,7 +69,11 @@ class SubdivisionSetting(NamedTuple):
 
 
 def subdivision_ablation(
-    options: Sequence[str], output: Path, settings: Sequence[SubdivisionSetting]
+    options: Sequence[str],
+    output: Path,
+    settings: Sequence[SubdivisionSetting],
+    *,
+    metrics: Sequence[str] = (),
 ) -> dict[SubdivisionSetting, Metrics]:
     """Evaluate a model with all settings, except for the finished ones.
 
@@ -76,6 +81,7 @@ def subdivision_ablation(
         options: Options of `pointrend train`.
         output: Folder for the metrics.
         settings: Settings, all of masks or all of maps; repeated ones are evaluated once.
+        metrics: Names of metrics that the evaluation has to give.
 
     Returns:
         The metrics of the settings, by task and metric (with several data sets also by data set).
@@ -93,6 +99,7 @@ def subdivision_ablation(
     missing = [x for x in files if load_metrics(files[x], provenance) is None]
     if missing:
         job = setup(args)
+        check_metrics(job.cfg, metrics)
         for setting in missing:
             subdivision_values(job.cfg, setting)
         launch(

@@ -10,10 +10,10 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from point_rend.engine.arguments import build_parser
-from point_rend.engine.preflight import check_metric
 from point_rend.engine.setup import read_config, setup
 from point_rend.experiments.ablation.results import (
     Metrics,
+    check_metrics,
     load_metrics,
     metric_of,
     provenance_of,
@@ -22,9 +22,10 @@ from point_rend.experiments.ablation.results import (
 from point_rend.experiments.ablation.settings import as_options
 from point_rend.experiments.plots import plot_panels
 from point_rend.utils.children import run_child
-from point_rend.utils.errors import signal_exit_code
+from point_rend.utils.errors import DIVERGED, signal_exit_code
 from point_rend.utils.json_files import parse_json
 from point_rend.utils.locks import unlock_folders
+from point_rend.utils.program import program
 
 TRAIN = (sys.executable, "-m", "point_rend", "train")
 
@@ -81,7 +82,7 @@ def train_settings(
         output: Folder for the trainings and their metrics.
         seeds: Seeds.
         lengths: Numbers of iterations; by default the one of the config.
-        metrics: Names of metrics that the evaluation has to give; those with a ``*`` are ignored.
+        metrics: Names of metrics that the evaluation has to give.
         check: Refuses the config of a setting whose training would be meaningless.
 
     Returns:
@@ -90,7 +91,7 @@ def train_settings(
     Raises:
         FileNotFoundError, ValueError: If options, config, machine or data do not fit together; this
             is checked for all settings before the first training.
-        SystemExit: If a training failed or was interrupted.
+        SystemExit: If a training failed or was interrupted; if one diverged, after the others.
     """
     runs = [
         TrainingRun(setting, seed, length)
@@ -103,6 +104,7 @@ def train_settings(
         setting: provenance_of([*options, *selecting[setting]], training=True)
         for setting, options in shared.items()
     }
+    _warn_of_replaced(shared, selecting)
     provenances = {}
     for run in runs:
         former = of_settings[run.setting]
@@ -115,24 +117,54 @@ def train_settings(
     for run in missing:
         if (run.setting, run.iterations) not in last:
             cfg = check_training(commands[run])
-            for metric in metrics:
-                if "*" not in metric:
-                    check_metric(cfg, metric, "--metric")
+            check_metrics(cfg, metrics)
             if check is not None:
                 check(cfg)
             last[run.setting, run.iterations] = cfg.SOLVER.MAX_ITER
+    diverged = []
     for run in missing:
         save_metrics(files[run], provenances[run], None)
-        train(commands[run])
+        try:
+            train(commands[run])
+        except SystemExit as ended:
+            if ended.code != DIVERGED:
+                print(f"{run.name} has not ended; results of others are kept.", file=sys.stderr)
+                raise
+            diverged.append(run.name)
+            continue
         results[run] = final_metrics(output / run.name, last[run.setting, run.iterations])
         save_metrics(files[run], provenances[run], results[run])
+    if diverged:
+        print(
+            f"{program()}: {', '.join(diverged)} diverged; the results of all others are kept, and "
+            "shown with choices and seeds that leave these out",
+            file=sys.stderr,
+        )
+        raise SystemExit(DIVERGED)
     return {run: found for run, found in results.items() if found is not None}
+
+
+def _warn_of_replaced(
+    shared: Mapping[str, Sequence[str]], selecting: Mapping[str, Sequence[str]]
+) -> None:
+    """Name the keys among the options whose values an ablation replaces."""
+    replaced: dict[str, list[str]] = {}
+    for setting, options in shared.items():
+        given = build_parser().parse_args(options).opts[::2]
+        for key in ("SEED", "OUTPUT_DIR", *selecting[setting][::2]):
+            if key in given:
+                replaced.setdefault(key, []).append(setting)
+    for key, settings in replaced.items():
+        where = "" if len(settings) == len(shared) else f" for {', '.join(settings)}"
+        message = f"{key} among the options has no effect{where}: the ablation sets it"
+        print(f"{program()}: {message}", file=sys.stderr)
 
 
 def scaled_schedule(options: Sequence[str], iterations: int | None) -> list[str]:
     """Return the keys and values that give the schedule of a training another length.
 
-    SOLVER.STEPS keep their shares of the training; all else, such as the warm-up, stays.
+    SOLVER.STEPS keep their shares of the training, without those that rounding moves to its start
+    or its end, or onto another; all else, such as the warm-up, stays.
 
     Args:
         options: Options of `pointrend train`.
@@ -141,7 +173,8 @@ def scaled_schedule(options: Sequence[str], iterations: int | None) -> list[str]
     if iterations is None:
         return []
     solver = read_config(build_parser().parse_args(options)).SOLVER
-    steps = tuple(round(step * iterations / max(solver.MAX_ITER, 1)) for step in solver.STEPS)
+    scaled = (round(step * iterations / max(solver.MAX_ITER, 1)) for step in solver.STEPS)
+    steps = tuple(dict.fromkeys(step for step in scaled if step not in (0, iterations)))
     return as_options({"SOLVER.MAX_ITER": iterations, "SOLVER.STEPS": steps})
 
 

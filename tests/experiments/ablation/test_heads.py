@@ -184,7 +184,15 @@ def test_a_star_stands_for_all_classes():
     shown = shown_metrics(["sem_seg/mIoU", "sem_seg/IoU-*"], measured)
     assert shown == ["sem_seg/mIoU", "sem_seg/IoU-box", "sem_seg/IoU-disc"]
     assert shown_metrics(["sem_seg/PQ-*"], measured) == ["sem_seg/PQ-*"]  # which has no value
+    assert shown_metrics(["sem_seg/mIoU", "sem_seg/m*"], measured) == ["sem_seg/mIoU"]
     assert shown_metrics([], measured, boundary=True) == ["sem_seg/mIoU", "boundary_sem_seg/mIoU"]
+
+
+def test_each_data_set_has_its_metrics():
+    sets, metrics = ("a", "b/c"), ("segm/AP50", "segm/AP", "boundary/AP")
+    measured = {f"{x}{name}/{y}": 1.0 for x in ("", "ema/") for name in sets for y in metrics}
+    assert shown_metrics([], measured) == ["a/segm/AP", "b/c/segm/AP"]
+    assert shown_metrics([], measured, boundary=True)[2:] == ["a/boundary/AP", "b/c/boundary/AP"]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +201,12 @@ def test_a_star_stands_for_all_classes():
         ([], ["MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", "False"], "expected the config of a PointRend"),
         ([], ["MODEL.MASK_ON", "False"], "expected the config of a PointRend model"),
         (["--metric", "segm/APx"], [], "--metric is 'segm/APx', which the evaluations"),
-        (["--iterations", "0"], [], "--iterations: expected numbers separated by commas, got '0'"),
+        (["--metric", "segm/A*,x/*"], [], "--metric is 'x/*', which matches no metric of the"),
+        (
+            ["--iterations", "0"],
+            [],
+            "--iterations: expected numbers from 1, separated by commas, got '0'",
+        ),
         (["--heads", "conv"], [], "expected some of baseline, standard, residual, implicit"),
     ],
 )

@@ -1,6 +1,7 @@
 """The ablation of Table 3: settings, tables, a tiny model on a tiny data set."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -19,7 +20,12 @@ from point_rend.experiments.ablation.subdivision import (
     steps_to,
 )
 from point_rend.rendering.subdivision import SubdivisionPlan
-from tests.experiments.ablation.tiny import evaluation_options, refusal, semantic_options
+from tests.experiments.ablation.tiny import (
+    evaluation_options,
+    refusal,
+    semantic_options,
+    training_options,
+)
 from tests.tiny_datasets import BASELINE, POINTREND
 
 SIDES = {"p2": 4, "p3": 8}  # strides
@@ -150,6 +156,25 @@ def test_maps_are_rendered_with_no_points_some_and_all(
         changed.append((logits != coarse).any(dim=1).float().mean().item())
     assert changed[0] == 0 < changed[1] < 0.5
     assert changed[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("make_options", "own", "message"),
+    [
+        (semantic_options, ["--sides", "28"], "--sides: expected none, since the model renders th"),
+        (training_options, ["--points", "0"], "--points: expected none, since the model renders m"),
+        (semantic_options, ["--metric", "sem_seg/x"], "--metric is 'sem_seg/x', which the evaluat"),
+    ],
+)
+def test_flags_for_another_model_are_refused_before_the_first_evaluation(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make_options: Callable[[Path], list[str]],
+    own: list[str],
+    message: str,
+):
+    argv = ["subdivision", "--output", str(tmp_path / "output"), *own]
+    assert message in refusal([*argv, "--", *make_options(tmp_path)], capsys)
 
 
 @pytest.mark.parametrize("points", ["-1", "8192,every", str(10**7)])

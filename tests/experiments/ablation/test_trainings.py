@@ -20,6 +20,7 @@ from point_rend.experiments.ablation.trainings import (
     final_metrics,
     format_trainings,
     plot_trainings,
+    scaled_schedule,
 )
 from tests.experiments.ablation.tiny import (
     PlantedTrainings,
@@ -118,6 +119,49 @@ def test_an_interrupted_training_is_continued_and_finished_ones_are_kept(
     assert ended.value.code == 143
     ablate.main(argv)
     assert trainings.folders[2:] == ["uniform_seed2", "uniform_seed2", "mild_seed2"]
+
+
+def test_a_training_that_diverges_is_named_after_the_others_are_finished(
+    tmp_path: Path,
+    options: list[str],
+    planted: Callable[..., PlantedTrainings],
+    capsys: pytest.CaptureFixture[str],
+):
+    trainings, output = planted(failing=[1], code=3), tmp_path / "output"
+    with pytest.raises(SystemExit) as ended:
+        ablate.main(command(output, options, "--settings", "uniform,mild", "--seeds", "1,2"))
+    assert ended.value.code == 3
+    assert len(trainings.folders) == 4
+    assert "uniform_seed1 diverged; the results of all others" in capsys.readouterr().err
+    ablate.main(command(output, options, "--settings", "mild", "--seeds", "1,2"))
+    assert len(trainings.folders) == 4
+    assert "| 2 |" in (output / "sampling.md").read_text()
+
+
+def test_keys_that_the_ablation_sets_are_named(
+    tmp_path: Path,
+    options: list[str],
+    planted: Callable[..., PlantedTrainings],
+    capsys: pytest.CaptureFixture[str],
+):
+    trainings = planted()
+    given = [*options, "SEED", "9", "MODEL.POINT_HEAD.OVERSAMPLE_RATIO", "7"]
+    ablate.main(command(tmp_path / "output", given, "--settings", "mild", "--seeds", "4"))
+    assert trainings.options[0]["SEED"] == "4"
+    named = [line.split()[-11] for line in capsys.readouterr().err.splitlines()]
+    assert named == ["SEED", "MODEL.POINT_HEAD.OVERSAMPLE_RATIO"]
+
+
+@pytest.mark.parametrize(
+    ("iterations", "steps"),
+    [(1, "()"), (2, "(1,)"), (5, "(3, 4)"), (90, "(60, 80)"), (900, "(600, 800)")],
+)
+def test_a_short_training_keeps_the_steps_that_rounding_leaves(
+    options: list[str], iterations: int, steps: str
+):
+    schedule = ["SOLVER.MAX_ITER", "90", "SOLVER.STEPS", "(60, 80)"]
+    expected = ["SOLVER.MAX_ITER", str(iterations), "SOLVER.STEPS", steps]
+    assert scaled_schedule([*options, *schedule], iterations) == expected
 
 
 def test_an_unfinished_training_is_not_continued_with_other_options(
@@ -278,6 +322,24 @@ def test_recipes_are_trained_with_every_seed_and_averaged_weights_have_a_line(
         f"| other | 1.50 ± {statistics.stdev([1, 2]):.2f} | 2 |",
         "| other, averaged | 7.50 ± 0.00 | 2 |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "message"),
+    [
+        ([], ["--config-file", "b.yaml"], "--config-file b.yaml: expected config files in --rec"),
+        (["--metric", "ema/segm/AP"], [], "--metric ema/segm/AP: expected segm/AP, since averaged"),
+    ],
+)
+def test_what_no_recipe_can_have_is_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    own: list[str],
+    shared: list[str],
+    message: str,
+):
+    argv = ["recipes", "--output", str(tmp_path / "output"), "--recipes", POINTREND, *own]
+    assert message in refusal([*argv, "--", *shared, "MODEL_EMA.ENABLED", "True"], capsys)
 
 
 def test_metrics_of_averaged_weights_belong_to_a_run_of_their_own():

@@ -58,6 +58,7 @@ class PlantedTrainings:
     Args:
         metric: Name of the metric; its value is the seed plus a tenth of k.
         failing: Trainings, by number from 1, that end without metrics.
+        code: Exit code of these.
         others: Further metrics, the same in all trainings.
 
     Attributes:
@@ -69,9 +70,10 @@ class PlantedTrainings:
         self,
         metric: str = "segm/AP",
         failing: Sequence[int] = (),
+        code: int = 143,
         others: dict[str, float] | None = None,
     ) -> None:
-        self.metric, self.failing, self.others = metric, failing, others or {}
+        self.metric, self.failing, self.code, self.others = metric, failing, code, others or {}
         self.folders: list[str] = []
         self.options: list[dict[str, str]] = []
 
@@ -83,7 +85,7 @@ class PlantedTrainings:
         self.folders.append(folder.name)
         self.options.append(values)
         if len(self.folders) in self.failing:
-            raise SystemExit(143)
+            raise SystemExit(self.code)
         k = int(values.get("MODEL.POINT_HEAD.OVERSAMPLE_RATIO", 0))
         value = int(values["SEED"]) + k / 10
         lines = [
