@@ -43,17 +43,30 @@ SEMANTIC_KEYS = (
     "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS",
     "MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME",
 )
+# A head with the parameters of another one, and the keys that may name it.
+RESIDUAL = "ResidualPointHead"
+POINT_HEADS = ("MODEL.POINT_HEAD.NAME", "MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME")
 
 
-def warn_if_trained_otherwise(cfg: CfgNode, stored: str | None, source: str) -> None:
+def warn_if_trained_otherwise(
+    cfg: CfgNode, stored: str | None, source: str, *, has_point_head: bool = True
+) -> None:
     """Warn if a model has a config by which the results of its weights change silently.
 
     Args:
         cfg: The config of the model.
         stored: The config of the training as YAML, as a checkpoint stores it; None if unknown.
-        source: The checkpoint, for the message.
+        source: The checkpoint, for the message; empty without one.
+        has_point_head: Whether the checkpoint has weights of a point head.
     """
     if stored is None:
+        if source and has_point_head and any(value_of(cfg, x) == RESIDUAL for x in POINT_HEADS):
+            logger.warning(
+                "%s has no config of its training: %s expects weights that were trained with it, "
+                "not those of StandardPointHead",
+                source,
+                RESIDUAL,
+            )
         return
     try:
         trained = parse_config(stored, f"the config in {source}")

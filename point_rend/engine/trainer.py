@@ -274,7 +274,12 @@ class Trainer(DefaultTrainer):
         """
         super().resume_or_load(resume)
         loaded = self.checkpointer
-        warn_if_trained_otherwise(self.cfg, loaded.config_in_file, loaded.source)
+        warn_if_trained_otherwise(
+            self.cfg,
+            loaded.config_in_file,
+            loaded.source,
+            has_point_head=any("point_head." in key for key in loaded.keys_in_file),
+        )
         if self.average is not None and not self.average.updates:
             self.average.restart()
         if self.start_iter >= self.max_iter:

@@ -60,9 +60,23 @@ def test_a_checkpoint_without_a_config_or_with_that_of_another_program_is_none_e
     with log_of("point_rend.config.agreement") as messages:
         warn_if_trained_otherwise(cfg, None, "m.pth")
         warn_if_trained_otherwise(cfg, "epochs: 12", "m.pth")
+        residual = load_config(INSTANCE, ["MODEL.POINT_HEAD.NAME", "ResidualPointHead"])
+        warn_if_trained_otherwise(residual, None, "R-50.pkl", has_point_head=False)
+        warn_if_trained_otherwise(residual, None, "")
     assert messages == []
 
 
 @pytest.mark.parametrize("key", [*COMMON_KEYS, *INSTANCE_KEYS, *SEMANTIC_KEYS])
 def test_every_compared_key_exists(key: str):
     value_of(load_config(INSTANCE), key)
+
+
+@pytest.mark.parametrize("section", ["MODEL.POINT_HEAD", "MODEL.SEM_SEG_HEAD.POINT_HEAD"])
+def test_a_residual_head_with_weights_of_an_unknown_head_is_a_warning(section: str):
+    cfg = load_config(INSTANCE, [f"{section}.NAME", "ResidualPointHead"])
+    with log_of("point_rend.config.agreement") as messages:
+        warn_if_trained_otherwise(cfg, None, "m.pkl")
+    (message,) = messages
+    assert message.startswith(
+        "WARNING m.pkl has no config of its training: ResidualPointHead expec"
+    )

@@ -136,8 +136,8 @@ def train_settings(
         save_metrics(files[run], provenances[run], results[run])
     if diverged:
         print(
-            f"{program()}: {', '.join(diverged)} diverged; the results of all others are kept, and "
-            "shown with choices and seeds that leave these out",
+            f"{program()}: {', '.join(diverged)} diverged; the results of all others are kept; "
+            "leave these out to see a table",
             file=sys.stderr,
         )
         raise SystemExit(DIVERGED)
