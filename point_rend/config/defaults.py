@@ -28,7 +28,7 @@ STOCK_DEFAULTS: dict[str, Any] = {
     "MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION": 7,
     # Whether the point head refines the coarse mask; if not, the coarse head is trained alone.
     "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": False,
-    # Registered name of the point head.
+    # Registered name of the point head: StandardPointHead, ResidualPointHead, ImplicitPointHead, …
     "MODEL.POINT_HEAD.NAME": "StandardPointHead",
     # Number of classes K; -1 takes the number of the head that uses the point head.
     "MODEL.POINT_HEAD.NUM_CLASSES": INHERIT,
