@@ -170,7 +170,7 @@ def load_exported_settings(
         of_config = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST  # not below the file's
         _set_confidence_threshold(cfg, max(confidence_threshold, of_config))
     given = None if class_names is None else class_fields(model_outputs(cfg), class_names)
-    stored = StoredMetadata(run_config.class_fields(description))
+    stored = StoredMetadata(run_config.class_fields(description), description.config)
     return _finish(cfg, stored, given, None, opts, by_position=ignore_class_names)
 
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from point_rend.inference.settings import load_exported_settings
 from point_rend.runtime.exported_model import ExportedModel, build_exported_model
 from point_rend.runtime.files import read_description
 from point_rend.runtime.run_config import build_run_config
 from point_rend.runtime.sessions import open_session
+from tests.checkpoint.nets import log_of
 from tests.runtime.planted import SIDE, description, planted, redescribed
 
 RUNTIMES = [
@@ -83,6 +85,14 @@ def test_a_stricter_threshold_and_fewer_detections_choose_among_the_instances():
     assert scores("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.5") == [0.75]
     assert scores("TEST.DETECTIONS_PER_IMAGE", "1") == [0.75]
     assert scores("TEST.DETECTIONS_PER_IMAGE", "0") == []
+
+
+def test_the_config_in_a_file_is_that_of_its_training(tmp_path: Path):
+    residual = description("instances", "MODEL.POINT_HEAD.NAME", "ResidualPointHead")
+    path = redescribed(tmp_path / "residual.onnx", planted(), residual)
+    with log_of("point_rend.config.agreement") as messages:
+        load_exported_settings(path)
+    assert messages == []
 
 
 def test_an_image_beyond_the_limits_of_the_graph_is_refused():
