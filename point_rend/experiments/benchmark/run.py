@@ -74,11 +74,13 @@ def overview_cases(settings: Settings) -> list[Case]:
     semantic_head, *_ = semantic_cases(settings)
     *_, semantic_model = model_cases(settings)
     labels, roi_heads_step, _ = train_cases(settings)
+    residual, *_ = residual_cases(settings)
     return [
         *masks_cases(frequent),
         *masks_cases(crowded),
         *conv_cases(settings),
         *implicit_cases(settings),
+        residual,
         semantic_head,
         semantic_model,
         pasting,
