@@ -131,7 +131,7 @@ SHIPPED = [path for path in CONFIGS.rglob("*pointrend_*.yaml") if not path.name.
 
 @pytest.mark.parametrize("path", sorted(SHIPPED), ids=lambda path: path.stem)
 def test_every_shipped_config_builds_the_stock_project_inside_the_context(path):
-    """The class count is filled in, which our configs leave to the head; our point heads fail there."""
+    """The class count is filled in, which our configs leave to the head; our point heads fail."""
     stock_project()
     cfg = load_config(str(path), () if path.parent.name == "Demo" else SMALL)
     cfg.freeze()
