@@ -278,6 +278,12 @@ def point_head_num_classes(cfg: CfgNode, inherited: int, inherited_key: str) -> 
     return inherited
 
 
+def semantic_point_head_section(cfg: CfgNode) -> str:
+    """Return the section of a finished config that describes the semantic point head."""
+    own = cfg.MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME
+    return "MODEL.SEM_SEG_HEAD.POINT_HEAD" if own else "MODEL.POINT_HEAD"
+
+
 def with_semantic_point_head(cfg: CfgNode) -> CfgNode:
     """Return a config whose MODEL.POINT_HEAD is that of the semantic head: itself or a copy.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 
 from point_rend.config.backbones import feature_strides
+from point_rend.config.defaults import semantic_point_head_section
 from point_rend.config.schema import (
     MASK_RCNN_HEADS,
     OWN,
@@ -154,9 +155,7 @@ def _mask_head_values(cfg: CfgNode, head: str) -> dict[str, object]:
 def _semantic_head_values(cfg: CfgNode, head: str, *, has_boxes: bool) -> dict[str, object]:
     """Return the values that give a semantic or panoptic model a head."""
     if head in POINT_HEADS:
-        own = cfg.MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME
-        section = "MODEL.SEM_SEG_HEAD.POINT_HEAD" if own else "MODEL.POINT_HEAD"
-        return {f"{section}.NAME": POINT_HEADS[head]}
+        return {f"{semantic_point_head_section(cfg)}.NAME": POINT_HEADS[head]}
     name = meta_architecture(cfg).stock_name or cfg.MODEL.META_ARCHITECTURE
     values = {"MODEL.META_ARCHITECTURE": name, "MODEL.SEM_SEG_HEAD.NAME": semantic_head_name(cfg)}
     return values if has_boxes else values | _levels_in_use(cfg)

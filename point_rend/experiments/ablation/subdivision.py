@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
+from point_rend.config.defaults import semantic_point_head_section
 from point_rend.config.tasks import model_outputs
 from point_rend.engine.arguments import build_parser
 from point_rend.engine.launch import launch
@@ -140,8 +141,7 @@ def subdivision_values(cfg: CfgNode, setting: SubdivisionSetting) -> dict[str, i
         ValueError: If no number of doublings leads to the side.
     """
     if setting.side is None:
-        own = cfg.MODEL.SEM_SEG_HEAD.POINT_HEAD.NAME
-        section = "MODEL.SEM_SEG_HEAD.POINT_HEAD" if own else "MODEL.POINT_HEAD"
+        section = semantic_point_head_section(cfg)
         return {f"{section}.SUBDIVISION_NUM_POINTS": max(setting.points, 1)}
     steps = steps_to(setting.side, cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION)
     return {
